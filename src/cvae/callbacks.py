@@ -1,0 +1,139 @@
+"""What Lightning lacks: pictures while training, a moving average, progress in figures."""
+
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from cvae import figures
+from cvae.data import MNISTDataModule, Rows
+from cvae.lightning_module import VAEModule
+
+log = logging.getLogger(__name__)
+
+
+class EMA(WeightAveraging):
+    """An exponential moving average of the weights; validation, checkpoints and test use it.
+
+    Args:
+        decay: share of the average kept at each optimizer step.
+        every_n_steps: steps between updates; each then keeps decay ** every_n_steps, which gives
+            the same average to within its own lag at a fraction of the memory traffic.
+    """
+
+    def __init__(self, decay: float, every_n_steps: int = 1) -> None:
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay**every_n_steps))
+        self.every_n_steps = every_n_steps
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and (step_idx + 1) % self.every_n_steps == 0
+
+
+class Figures(Callback):
+    """Draws the pictures of :mod:`cvae.figures` into a folder and into the loggers.
+
+    It must come before :class:`EMA` in the list, to see the averaged weights.
+
+    Args:
+        folder: where the PNG files go; each drawing replaces the last.
+        every_n_epochs: how often while training; 0 for the end alone.
+        num_test_images: how many the latent plane and the traversals are drawn from.
+    """
+
+    def __init__(
+        self, folder: str | Path, every_n_epochs: int = 10, num_test_images: int = 2000
+    ) -> None:
+        self.folder = Path(folder)
+        self.every_n_epochs = every_n_epochs
+        self.num_test_images = num_test_images
+
+    def on_validation_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._draw(trainer, pl_module)
+
+    def on_test_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        self._draw(trainer, pl_module)
+
+    @rank_zero_only
+    def _draw(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, MNISTDataModule) or not isinstance(module, VAEModule):
+            raise TypeError("Figures draws a VAEModule on an MNISTDataModule")
+        assert data.test is not None
+        index = torch.arange(min(self.num_test_images, len(data.test)))
+        batches = data.examples(), data.test[Rows(0, index, len(index))]
+        examples, many = (
+            b._replace(x=b.x.to(module.device), y=b.y.to(module.device)) for b in batches
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, picture in figures.draw(module.model, examples, many).items():
+            picture.save(self.folder / f"{name}.png", optimize=True)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"figures/{name}", [picture], step=trainer.global_step)
+                elif isinstance(logger, TensorBoardLogger):
+                    pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+                    logger.experiment.add_image(
+                        f"figures/{name}", pixels, trainer.global_step, dataformats="HWC"
+                    )
+
+
+class Progress(RichProgressBar):
+    """A bar with the figures that matter in a terminal; a line an epoch in every log."""
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        super().__init__(refresh_rate=refresh_rate if sys.stdout.isatty() else 0, leave=False)
+        self._start, self._first_step = 0.0, 0
+
+    def get_metrics(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        shown = ("train/loss", "val/elbo", "val/reconstruction", "train/images_per_second")
+        known = trainer.callback_metrics
+        return {k.rpartition("/")[2]: f"{float(known[k]):,.1f}" for k in shown if k in known}
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._start, self._first_step = time.perf_counter(), trainer.global_step
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        super().on_validation_end(trainer, pl_module)
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fitting and trainer.is_global_zero:
+            log.info(self._line(trainer))
+
+    def _line(self, trainer: lightning.Trainer) -> str:
+        known = trainer.callback_metrics
+        epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        parts = [f"epoch {trainer.current_epoch + 1}{epochs}"]
+        parts += [
+            f"{key} {float(known[key]):.2f}"
+            for key in ("val/elbo", "val/reconstruction", "val/kl")
+            if key in known
+        ]
+        if "train/images_per_second" in known:
+            parts.append(f"{float(known['train/images_per_second']):,.0f} images/s")
+        total, done = trainer.estimated_stepping_batches, trainer.global_step
+        if math.isfinite(total) and done > self._first_step:
+            elapsed = time.perf_counter() - self._start
+            left = elapsed * (total - done) / (done - self._first_step)
+            parts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
+        return "  ".join(parts)

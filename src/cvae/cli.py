@@ -1,0 +1,225 @@
+"""The command line: paths as people type them, and errors in at most three lines. No torch here.
+
+Hydra composes. What a person typed is checked when the config is composed and before any folder is
+made, so a bad word costs a second and leaves nothing behind.
+"""
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cvae import runs
+from cvae.schema import ConfigError, leaf_keys, nearest_key, validate
+
+CONF = runs.ROOT / "conf"
+BAD_INPUT = 2  # exit code
+_MAX_LINES = 3
+_PATH_KEYS = re.compile(
+    r"^(?P<key>\+{0,2}(?:run|runs|resume|output|data\.data_dir"
+    r"|hydra\.(?:run\.dir|sweep\.dir|sweep\.subdir|runtime\.output_dir)))=(?P<value>.*)$",
+    re.DOTALL,
+)
+_NOT_FILES = re.compile(r"^(latest|null|)$")
+
+
+def quote_paths(arguments: list[str], cwd: Path) -> list[str]:
+    """Overrides whose values are paths, absolute and quoted for Hydra's grammar.
+
+    A relative path is looked up from where the person stands. Spaces, commas, '=', brackets and any
+    alphabet are taken as they are; ``${...}`` stays an interpolation.
+    """
+    return [_quote_path(argument, cwd) for argument in arguments]
+
+
+def _quote_path(argument: str, cwd: Path) -> str:
+    match = _PATH_KEYS.match(argument)
+    if match is None:
+        return argument
+    key, value = match["key"], match["value"]
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]  # quoted for Hydra by the person
+    if _NOT_FILES.match(value):
+        return argument
+    if not key.endswith("subdir") and not value.startswith("${"):
+        value = str(cwd / Path(value).expanduser())
+    escaped = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)
+    escaped = re.sub(r"(\\+)$", lambda m: m[1] * 2, escaped)
+    return f"{key}='{escaped}'"
+
+
+class Checks(Callback):
+    """Hydra's callback that checks a composed config before Hydra makes a folder for it.
+
+    Args:
+        entry_point: whose rules to apply.
+    """
+
+    def __init__(self, entry_point: str) -> None:
+        self.entry_point = entry_point
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with reported():
+            self.check(config)
+            if self.entry_point == "train":
+                run_dir = Path(str(config.hydra.run.dir))
+                if runs.holds_run(run_dir):
+                    raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; name another")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Every job of a plain sweep is checked before the first starts."""
+        sweeper = str(config.hydra.sweeper._target_)
+        if not sweeper.endswith("BasicSweeper"):
+            return
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        with reported():
+            overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+            loader = GlobalHydra.instance().config_loader()
+            for batch in BasicSweeper.split_arguments(overrides, None):
+                for i, job in enumerate(batch):
+                    composed = loader.load_configuration(
+                        config.hydra.job.config_name,
+                        [*config.hydra.overrides.hydra, *job],
+                        RunMode.RUN,
+                    )
+                    try:
+                        self.check(composed)
+                    except ConfigError as error:
+                        raise ConfigError(f"job {i} ({' '.join(job)}): {error}") from None
+
+    def check(self, config: DictConfig) -> None:
+        plain = {k: v for k, v in _resolved(config).items() if k != "hydra"}
+        if problems := validate(plain, self.entry_point):
+            raise ConfigError("\n".join(problems))
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    plain = OmegaConf.to_container(task, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make a task function the main function of a script, on conf/CONFIG_NAME.yaml."""
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def checked(cfg: DictConfig) -> Any:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                return task(cfg)  # Hydra notes what went wrong with a job and goes on
+            with reported(config_name):
+                return task(cfg)
+
+        @functools.wraps(task)
+        def main() -> None:
+            runs.register_resolvers()
+            arguments = sys.argv[1:]
+            sys.argv[1:] = quote_paths(arguments, Path.cwd())
+            make_main = hydra.main(
+                version_base="1.3", config_path=str(CONF), config_name=config_name
+            )
+            with reported(config_name, arguments), _hydra_raises():
+                make_main(checked)()
+
+        return main
+
+    return decorate
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Let exceptions out of hydra.main as they are: it prints its own traceback otherwise."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextmanager
+def reported(config_name: str = "train", arguments: list[str] | None = None) -> Iterator[None]:
+    """Turn what a person can mend into a short message and exit code 2."""
+    try:
+        yield
+    except ConfigError as error:
+        _refuse(str(error))
+    except runs.RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("CVAE_TRACEBACK") == "1":
+            raise
+        _refuse(_translated(error, config_name, arguments or []))
+
+
+def _refuse(message: str) -> NoReturn:
+    lines = message.splitlines()
+    if len(lines) > _MAX_LINES:
+        lines = [*lines[: _MAX_LINES - 1], f"and {len(lines) - _MAX_LINES + 1} more"]
+    print("error: " + "\n".join(lines), file=sys.stderr)
+    raise SystemExit(BAD_INPUT)
+
+
+def _translated(error: Exception, config_name: str, arguments: list[str]) -> str:
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1].split("@")[0]
+        typed = next((a for a in arguments if a.lstrip("+~").startswith(key)), key)
+        near = nearest_key(key, _known_keys(config_name, arguments))
+        hint = f"; did you mean {near}?" if near else "; --help lists the keys"
+        return f"{typed}: there is no key {key}{hint}"
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, option = match[1].rpartition("/")
+        options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+        near = nearest_key(option, options)
+        hint = f" (did you mean {near}?)" if near else ""
+        return f"{group}={option}: must be one of {', '.join(options)}{hint}"
+    cause = error.__cause__
+    details = f" ({_first_line(str(cause))})" if cause is not None else ""
+    first = _first_line(text)
+    wrong = re.search(r"Error parsing override '(.*)'", text)
+    if wrong:
+        return (
+            f"{wrong[1]}: not of the form key=value; quote values that hold , = [ ] {{ }} or spaces"
+        )
+    return f"{first}{details}"
+
+
+def _first_line(text: str) -> str:
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+def _known_keys(config_name: str, arguments: list[str]) -> list[str]:
+    """Keys and groups that a person may have meant, for the groups that they chose."""
+    chosen = [a for a in arguments if re.fullmatch(r"[\w/]+=[\w/]+", a)]
+    chosen = [a for a in chosen if (CONF / "{}/{}.yaml".format(*a.split("="))).is_file()]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose(config_name, chosen)
+    groups = [p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()]
+    plain = OmegaConf.to_container(cfg)
+    assert isinstance(plain, Mapping)
+    return [*leaf_keys(plain), *groups]

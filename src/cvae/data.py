@@ -1,0 +1,311 @@
+"""The LightningDataModule: batches of (image, one-hot label), and nothing else, for the model.
+
+Pixels stay unsigned bytes in memory. A batch is one gather by index under an ordinary DataLoader;
+its order and its noise are functions of (seed, epoch, image) alone, so they do not depend on the
+number of processes and need no state to be resumed.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+
+from cvae import noise
+from cvae.digits import SETS, DataError, DigitSet, Pixels, load_digits
+from cvae.types import Batch
+
+_SPLIT_SEED = 0  # of the train/validation split and of the binarized evaluation sets: never a run's
+
+
+class Rows(NamedTuple):
+    """Which images one process takes of one global batch."""
+
+    epoch: int
+    index: Int64[Tensor, " batch"]
+    global_size: int
+
+
+class GlobalBatchSampler(Sampler[Rows]):
+    """Cuts an epoch into global batches and takes this process's rows of each.
+
+    The order is a function of (seed, epoch). No image is dropped, padded or seen twice: every
+    process gets as many batches as the others, and the last may differ by one row.
+
+    Args:
+        num_images: images in the split.
+        batch_size: images in a global batch, over all processes.
+        shuffle_seed: seed of the order, or None for the order of the split.
+        rank: this process, of ``world_size``.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        shuffle_seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.shuffle_seed = shuffle_seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.first_batch = 0  # where a resumed epoch goes on
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def __iter__(self) -> Iterator[Rows]:
+        if self.shuffle_seed is None:
+            order = torch.arange(self.num_images)
+        else:
+            seed = noise.derive_seed(self.shuffle_seed, noise.Stream.ORDER, self.epoch)
+            generator = torch.Generator().manual_seed(seed)
+            order = torch.randperm(self.num_images, generator=generator)
+        first, self.first_batch = self.first_batch, 0
+        for start in range(first * self.batch_size, self.num_images, self.batch_size):
+            whole = order[start : start + self.batch_size]
+            yield Rows(self.epoch, whole[self.rank :: self.world_size], len(whole))
+
+
+class FixedOrderSampler(GlobalBatchSampler, SequentialSampler):
+    """For trainer.overfit_batches: Lightning keeps a sampler only if it calls itself sequential."""
+
+
+class Digits(Dataset[Batch]):
+    """Images and labels in memory, fetched as whole batches.
+
+    Args:
+        pixels: unsigned bytes; of a binary set, 0 and 255.
+        labels: class of each image.
+        num_classes: length of the one-hot labels.
+        binarization_seed: draw every pixel anew at each visit, keyed by this seed; None to
+            give pixels / 255 as they are.
+    """
+
+    def __init__(
+        self,
+        pixels: UInt8[Tensor, "num_images channel height width"],
+        labels: Int64[Tensor, " num_images"],
+        num_classes: int,
+        binarization_seed: int | None = None,
+    ) -> None:
+        self.pixels = pixels
+        self.labels = labels
+        self.num_classes = num_classes
+        self.binarization_seed = binarization_seed
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, rows: Rows) -> Batch:
+        pixels = self.pixels[rows.index]
+        y = F.one_hot(self.labels[rows.index], self.num_classes).float()
+        if self.binarization_seed is None:
+            x = pixels.float() / 255.0
+        else:
+            seed = self.binarization_seed
+            x = noise.bernoulli(pixels.flatten(1), rows.index, seed=seed, epoch=rows.epoch)
+            x = x.float().view_as(pixels)
+        return Batch(x, y, rows.index, rows.global_size)
+
+    def binarized(self) -> "Digits":
+        """The same images with every pixel drawn once, the same for every run and machine."""
+        index = torch.arange(len(self))
+        # piece by piece: the bits of a whole split would take gigabytes
+        pieces = [
+            noise.bernoulli(self.pixels[i].flatten(1), i, seed=_SPLIT_SEED)
+            for i in index.split(1000)
+        ]
+        pixels = torch.cat(pieces).to(torch.uint8).view_as(self.pixels) * 255
+        return Digits(pixels, self.labels, self.num_classes)
+
+    def digest(self) -> str:
+        """Fingerprint of pixels and labels: equal digests, equal evaluation set."""
+        content = hashlib.sha256(self.pixels.numpy().tobytes())
+        content.update(self.labels.numpy().tobytes())
+        return content.hexdigest()[:16]
+
+
+class MNISTDataModule(lightning.LightningDataModule):
+    """MNIST, or a set of the same form, as :class:`cvae.types.Batch`.
+
+    x is float, (B, 1, 28, 28), in [0, 1] or, binarized, in {0, 1}; y is float one-hot, (B, 10).
+
+    Args:
+        data_dir: folder of the files; what is missing is made there.
+        name: MNIST, FashionMNIST, KMNIST or EMNIST (its digits).
+        batch_size: images in a global batch; each of n devices takes a share of batch_size / n.
+        eval_batch_size: the same for validation and test.
+        validation_size: images taken from the train split, the same ones whatever the seed.
+        binarization: "dynamic" draws training pixels anew at every visit, and validation and test
+            pixels once, with a seed that no setting changes; "none" leaves them grey.
+        num_workers: DataLoader processes; batches come from memory, so 0 is fastest.
+        num_classes: number of labels.
+        image_shape: (channels, height, width).
+        seed: seed of the order and of the binarization of the training images.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        name: str = "MNIST",
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        validation_size: int = 5000,
+        binarization: str = "dynamic",
+        num_workers: int = 0,
+        num_classes: int = 10,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        if binarization not in ("dynamic", "none"):
+            raise ValueError(f"binarization={binarization!r} is neither 'dynamic' nor 'none'")
+        self.data_dir = Path(data_dir)
+        self.name = name
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.validation_size = validation_size
+        self.binarization = binarization
+        self.num_workers = num_workers
+        self.num_classes = num_classes
+        self.image_shape = tuple(image_shape)
+        self.seed = seed
+        self.train: Digits | None = None
+        self.validation: Digits | None = None
+        self.test: Digits | None = None
+
+    def load_arrays(self) -> list[Pixels]:
+        """Train images, train labels, test images, test labels: what a data set of its own gives."""
+        return load_digits(self._digit_set(), self.data_dir)
+
+    def _digit_set(self) -> DigitSet:
+        return SETS[self.name]
+
+    def prepare_data(self) -> None:
+        """Make the files; Lightning calls this on one process of a node, the others wait."""
+        self.load_arrays()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load and split; every process does."""
+        if self.train is not None:
+            return
+        train_x, train_y, test_x, test_y = self.load_arrays()
+        if not 0 < self.validation_size < len(train_x):
+            raise DataError(
+                f"data.validation_size={self.validation_size}: between 1 and the "
+                f"{len(train_x) - 1} that leave an image to train on"
+            )
+        order = torch.randperm(len(train_x), generator=torch.Generator().manual_seed(_SPLIT_SEED))
+        taken, held_out = order[: -self.validation_size], order[-self.validation_size :]
+        pixels, labels = self._tensors(train_x, train_y)
+        dynamic = self.binarization == "dynamic"
+        self.train = Digits(
+            pixels[taken], labels[taken], self.num_classes, self.seed if dynamic else None
+        )
+        self.validation = Digits(pixels[held_out], labels[held_out], self.num_classes)
+        self.test = Digits(*self._tensors(test_x, test_y), self.num_classes)
+        if dynamic:
+            self.validation, self.test = self.validation.binarized(), self.test.binarized()
+
+    def _tensors(self, images: Pixels, labels: Pixels) -> tuple[Tensor, Tensor]:
+        if images.shape[1:] != self.image_shape[1:] or self.image_shape[0] != 1:
+            raise DataError(
+                f"data.image_shape={list(self.image_shape)}: the images are "
+                f"{' x '.join(map(str, images.shape[1:]))} pixels"
+            )
+        if labels.min(initial=0) < 0 or labels.max(initial=0) >= self.num_classes:
+            raise DataError(
+                f"data.num_classes={self.num_classes}: the labels go from {labels.min()} to "
+                f"{labels.max()}"
+            )
+        # copies: the arrays may be read-only views of a file's bytes
+        return torch.from_numpy(images[:, None].copy()), torch.from_numpy(labels.astype(np.int64))
+
+    @property
+    def mean_image(self) -> Float[Tensor, "channel height width"]:
+        """Mean of the training images in (0, 1), with half an image on and half off added."""
+        assert self.train is not None, "call setup() first"
+        total = self.train.pixels.sum(0, dtype=torch.float64) / 255.0
+        return ((total + 0.5) / (len(self.train) + 1)).float()
+
+    def examples(self) -> Batch:
+        """The first test image of every class: the same ones in every picture of every run."""
+        assert self.test is not None, "call setup() first"
+        classes = [torch.nonzero(self.test.labels == c)[:1, 0] for c in range(self.num_classes)]
+        index = torch.cat(classes)
+        return self.test[Rows(0, index, len(index))]
+
+    def _loader(
+        self, digits: Digits | None, batch_size: int, seed: int | None
+    ) -> DataLoader[Batch]:
+        assert digits is not None, "call setup() first"
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        if trainer is not None and trainer.overfit_batches:
+            sampler: GlobalBatchSampler = FixedOrderSampler(
+                len(digits), batch_size, None, rank, world_size
+            )
+        else:
+            sampler = GlobalBatchSampler(len(digits), batch_size, seed, rank, world_size)
+        return DataLoader(
+            digits,
+            batch_size=None,  # the sampler gives whole batches, the data set takes them
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.train, self.batch_size, self.seed)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.validation, self.eval_batch_size, None)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.test, self.eval_batch_size, None)
+
+
+class ImagesDataModule(MNISTDataModule):
+    """Images of your own, from the file NAME.npz in ``data_dir``.
+
+    It holds ``train_images`` and ``test_images``, (N, height, width) unsigned bytes, bright on
+    dark, and ``train_labels`` and ``test_labels``, (N,) integers from 0 on. The arguments are those
+    of :class:`MNISTDataModule`.
+    """
+
+    def load_arrays(self) -> list[Pixels]:
+        path = self.data_dir / f"{self.name}.npz"
+        keys = [f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")]
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = [archive[key] for key in keys]
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path}: {reason}; it must hold {', '.join(keys)}") from None
+        for (images, labels), split in zip(
+            (arrays[:2], arrays[2:]), ("train", "test"), strict=True
+        ):
+            if images.dtype != np.uint8 or images.ndim != 3 or labels.shape != images.shape[:1]:
+                raise DataError(
+                    f"{path}: {split}_images {images.dtype} {images.shape} with {split}_labels "
+                    f"{labels.shape}; they must be unsigned bytes (N, height, width) and (N,)"
+                )
+        return arrays

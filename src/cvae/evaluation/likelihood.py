@@ -1,0 +1,52 @@
+"""How likely the model finds images it has not seen: the importance-weighted bound."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from cvae import noise
+from cvae.models import VAE
+from cvae.types import Image, ImageIndex, Nats, OneHot
+
+_EVALUATION_SEED = 0  # never a run's: all runs are scored with the same noise
+_MAX_ROWS = 8192  # decoder rows at a time: bounds the memory, changes no result
+
+
+@torch.no_grad()
+def importance_weighted_nll(
+    model: VAE,
+    x: Image,
+    y: OneHot | None,
+    index: ImageIndex,
+    num_samples: int,
+    max_rows: int = _MAX_ROWS,
+) -> Nats:
+    r"""An upper bound on :math:`-\log p(x|y)` in nats per image, tighter with more samples.
+
+    .. math:: -\log \frac1K \sum_{k=1}^K \frac{p(x|z_k,y)\,p(z_k)}{q(z_k|x,y)},\quad z_k \sim q
+
+    (Burda, Grosse and Salakhutdinov 2016, equation 8), in log space. The noise is keyed by image
+    and sample, so an image's value does not depend on the batch or on ``max_rows``.
+
+    Args:
+        index: position of each image in its split, the key of its noise.
+        num_samples: K.
+        max_rows: decoder evaluations held in memory at a time.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples}: at least 1")
+    chunk = max(2, max_rows // max(1, len(x)) // 2 * 2)  # even: noise comes in pairs
+    total: Tensor | None = None
+    for start in range(0, num_samples, chunk):
+        eps = noise.standard_normal(
+            index,
+            (min(chunk, num_samples - start), model.latent_dim),
+            seed=_EVALUATION_SEED,
+            stream=noise.Stream.IMPORTANCE,
+            start=start * model.latent_dim,
+        )
+        part = model.log_weights(x, y, eps).logsumexp(dim=1)
+        total = part if total is None else torch.logaddexp(total, part)
+    assert total is not None
+    return math.log(num_samples) - total

@@ -1,0 +1,228 @@
+"""The LightningModule around any of the three systems: it turns the bound into steps."""
+
+import inspect
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torchmetrics import MeanMetric
+
+from cvae import noise
+from cvae.evaluation.likelihood import importance_weighted_nll
+from cvae.models import VAE, Autoencoder
+from cvae.types import Batch, Latent, Nats, OneHot
+
+_EVALUATION_SEED = 0  # validation and test see the same noise in every epoch and every run
+
+
+def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float) -> LambdaLR:
+    """A linear rise over the first share of the steps, then half a cosine down to 0.
+
+    A pure function of the step, so that a resumed run goes on exactly where it stopped.
+    """
+    warmup_steps = max(1, round(warmup_fraction * total_steps))
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+    return LambdaLR(optimizer, factor)
+
+
+class VAEModule(lightning.LightningModule):
+    """Trains an :class:`~cvae.models.Autoencoder`, :class:`~cvae.models.VAE` or CVAE.
+
+    The loss of a process is its sum over rows divided by the size of the global batch, and the
+    noise of an image is keyed by (seed, epoch, image): any number of devices takes the same steps.
+
+    Args:
+        model: the system to train.
+        optimizer: makes the optimizer from parameter groups.
+        scheduler: makes the learning-rate schedule from the optimizer, stepped every batch; it is
+            given ``total_steps`` where it takes them. None for a constant rate.
+        seed: seed of the noise.
+        test_num_samples: K of test/nll_kK, the importance-weighted bound; 0 to leave it out.
+        config: plain data kept in every checkpoint, from which the model can be built again.
+    """
+
+    def __init__(
+        self,
+        model: Autoencoder,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler] | None = None,
+        seed: int = 1,
+        test_num_samples: int = 100,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.seed = seed
+        self.test_num_samples = test_num_samples
+        self.config = config
+        self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
+        self._means: dict[str, MeanMetric] = {}
+        self._window: Tensor | None = None  # sums over the images since the last logged step
+        self._window_names: list[str] = []
+        self._logged_step = 0
+        self.images_seen = 0  # over all devices, since the run began
+        self.train_seconds = 0.0  # spent on training batches by this process
+        self._clock = (0, 0.0)  # images seen and seconds, when the rate was last reported
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        matrices = [p for p in parameters if p.ndim > 1 and p is not self.model.output_bias]
+        chosen = {id(p) for p in matrices}
+        vectors = [p for p in parameters if id(p) not in chosen]  # biases and gains: not decayed
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = self._make_optimizer(groups)
+        if self._make_scheduler is None:
+            return optimizer
+        arguments = {}
+        if "total_steps" in inspect.signature(self._make_scheduler).parameters:
+            total_steps = self.trainer.estimated_stepping_batches
+            if not math.isfinite(total_steps):
+                raise ValueError("the schedule needs an end: set trainer.max_epochs or max_steps")
+            arguments["total_steps"] = int(total_steps)
+        scheduler = self._make_scheduler(optimizer, **arguments)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config
+        checkpoint["images_seen"] = self.images_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.images_seen = checkpoint["images_seen"]
+
+    # what every step shares
+
+    def _label(self, batch: Batch) -> OneHot | None:
+        return batch.y if self.model.conditional else None
+
+    def _eps(self, batch: Batch, seed: int, epoch: int) -> Latent:
+        size = (self.model.latent_dim,)
+        stream = noise.Stream.POSTERIOR
+        return noise.standard_normal(batch.index, size, seed=seed, stream=stream, epoch=epoch)
+
+    # training
+
+    def on_train_epoch_start(self) -> None:
+        self._start_clock()
+
+    def on_train_epoch_end(self) -> None:
+        self._stop_clock()
+
+    def on_validation_start(self) -> None:
+        self._stop_clock()
+
+    def on_validation_end(self) -> None:
+        self._start_clock()
+
+    def _start_clock(self) -> None:
+        """Count training time from here: validation and pictures are none."""
+        self._clock = (self.images_seen, time.perf_counter())
+
+    def _stop_clock(self) -> float:
+        """Images per second since the clock was started."""
+        images, start = self._clock
+        seconds = time.perf_counter() - start
+        self.train_seconds += seconds
+        return (self.images_seen - images) / max(seconds, 1e-9)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # layers that draw, such as dropout in a network of your own: by rank, and resumable
+        seed = noise.derive_seed(
+            self.seed, noise.Stream.LAYERS, self.current_epoch, batch_idx, self.global_rank
+        )
+        generator = torch.default_generator
+        if self.device.type == "cuda":
+            generator = torch.cuda.default_generators[self.device.index or 0]
+        generator.manual_seed(seed)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        eps = self._eps(batch, self.seed, self.current_epoch)
+        terms = self.model.terms(batch.x, self._label(batch), eps)
+        losses = self.model.loss(terms, self.global_step)
+        self._add_to_window({"loss": losses, **self.model.metrics(terms)})
+        self.images_seen += batch.global_size
+        # the strategy averages gradients over processes, hence the factor
+        return losses.sum() * (self.trainer.world_size / batch.global_size)
+
+    def _add_to_window(self, values: dict[str, Nats]) -> None:
+        self._window_names = list(values)
+        count = torch.ones_like(values["loss"])
+        sums = torch.stack((*values.values(), count)).detach().sum(dim=1)
+        self._window = sums if self._window is None else self._window + sums
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = every and self.global_step % every == 0 and self.global_step > self._logged_step
+        if not due or self._window is None:
+            return
+        window = self.trainer.strategy.reduce(self._window, reduce_op="sum")
+        assert isinstance(window, Tensor)
+        *sums, count = window.tolist()
+        self._window, self._logged_step = None, self.global_step
+        row = {f"train/{name}": s / count for name, s in zip(self._window_names, sums, strict=True)}
+        row["train/images_per_second"] = self._stop_clock()
+        row["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self._start_clock()
+        self._log(row)
+
+    def _log(self, row: dict[str, float]) -> None:
+        axes = {
+            "epoch": self.current_epoch,
+            "images_seen": self.images_seen,
+            "step": self.global_step,
+        }
+        # double: a float32 counts images up to 16.7 million. The values are global already:
+        # averaging them over processes changes nothing
+        exact = {k: torch.tensor(v, dtype=torch.float64) for k, v in {**row, **axes}.items()}
+        self.log_dict(exact, sync_dist=self.trainer.world_size > 1)
+
+    # validation and test
+
+    def _evaluate(self, batch: Batch) -> dict[str, Nats]:
+        eps = self._eps(batch, _EVALUATION_SEED, 0)
+        return self.model.metrics(self.model.terms(batch.x, self._label(batch), eps))
+
+    def _update_means(self, split: str, values: dict[str, Nats]) -> None:
+        for name, value in values.items():
+            key = f"{split}/{name}"
+            if key not in self._means:
+                self._means[key] = MeanMetric().to(self.device)
+            self._means[key].update(value)
+
+    def _write_means(self) -> None:
+        means = {key: float(mean.compute()) for key, mean in self._means.items()}
+        self._means = {}
+        self._log(means)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._update_means("val", self._evaluate(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self._write_means()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        values = self._evaluate(batch)
+        if isinstance(self.model, VAE) and self.test_num_samples:
+            values[f"nll_k{self.test_num_samples}"] = importance_weighted_nll(
+                self.model, batch.x, self._label(batch), batch.index, self.test_num_samples
+            )
+        self._update_means("test", values)
+
+    def on_test_epoch_end(self) -> None:
+        self._write_means()

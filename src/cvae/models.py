@@ -1,0 +1,233 @@
+"""The three systems of the article: autoencoder, VAE and conditional VAE. Pure PyTorch.
+
+All quantities are nats per image, summed over pixels and latent dimensions, never averaged here.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Independent, Normal
+
+from cvae.networks import Network
+from cvae.types import Image, Latent, Nats, OneHot, Terms
+
+NetworkFactory = Callable[..., Network]
+_MAX_LOG_STD = 5.0  # |log standard deviation| of the posterior stays below: e^5 is far from any use
+
+
+class Autoencoder(nn.Module):
+    r"""A deterministic code, trained to reconstruct: :math:`\max E\,\log p(x \mid z = f(x))`.
+
+    Nothing says how its codes are distributed, so decoding a random z need not give an image.
+
+    Args:
+        network: makes the encoder and decoder, see :class:`cvae.networks.Network`.
+        latent_dim: dimensions of the code z.
+        image_shape: (channels, height, width).
+        num_classes: number of labels of the data; only a conditional model sees them.
+    """
+
+    conditional = False
+    num_statistics = 1
+
+    def __init__(
+        self,
+        network: NetworkFactory,
+        latent_dim: int,
+        image_shape: Sequence[int] = (1, 28, 28),
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.num_classes = num_classes
+        self.image_shape = tuple(image_shape)
+        self.network = network(
+            image_shape=self.image_shape,
+            latent_dim=latent_dim,
+            num_statistics=self.num_statistics,
+            num_classes=num_classes if self.conditional else 0,
+        )
+        self.output_bias = nn.Parameter(torch.zeros(self.image_shape))
+
+    def initialize_output_bias(self, mean_image: Tensor) -> None:
+        """Start from the logits of the train mean, in (0, 1): worth about a nat, for free."""
+        with torch.no_grad():
+            self.output_bias.copy_(torch.logit(mean_image))
+
+    def _statistics(self, x: Image, y: OneHot | None) -> Tensor:
+        return self.network.encode(x, self._label(y, len(x))).float()  # float32 under autocast
+
+    def _logits(self, z: Latent, y: OneHot | None) -> Tensor:
+        return self.network.decode(z, self._label(y, len(z))).float() + self.output_bias
+
+    def _label(self, y: OneHot | None, size: int) -> OneHot | None:
+        if self.conditional and y is None:
+            raise ValueError(f"{type(self).__name__} is conditional: give the one-hot labels y")
+        if not self.conditional and y is not None:
+            raise ValueError(f"{type(self).__name__} is unconditional: it takes no label")
+        if y is not None and y.shape != (size, self.num_classes):
+            raise ValueError(f"y has shape {tuple(y.shape)}, not {(size, self.num_classes)}")
+        return y
+
+    def embed(self, x: Image, y: OneHot | None = None) -> Latent:
+        """The one z that stands for an image: its code, or its posterior mean."""
+        return self._statistics(x, y)
+
+    def encode(self, x: Image, y: OneHot | None = None) -> Latent | Independent:
+        """The code z of an image."""
+        return self.embed(x, y)
+
+    def decode(self, z: Latent, y: OneHot | None = None) -> Independent:
+        """p(x | z, y), a Bernoulli for every pixel; ``.mean`` is the image to look at."""
+        logits = self._logits(z, y)
+        return Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
+
+    def reconstruct(self, x: Image, y: OneHot | None = None) -> Image:
+        """The decoder's mean at the image's z."""
+        return self.decode(self.embed(x, y), y).mean
+
+    @torch.no_grad()
+    def sample(
+        self,
+        y: OneHot | Int[Tensor, " batch"] | Sequence[int] | int | None = None,
+        z: Latent | None = None,
+        *,
+        num_samples: int | None = None,
+        temperature: float = 1.0,
+        binary: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Image:
+        """Decode random points of the latent space.
+
+        The same z with ten labels gives ten digits in one style.
+
+        Args:
+            y: labels of a conditional model: one-hot, a label for each image, or one for all.
+            z: points to decode; drawn from N(0, temperature² I) if left out.
+            num_samples: how many, where neither y nor z says it.
+            temperature: standard deviation of the z drawn.
+            binary: draw the pixels instead of giving their means in [0, 1].
+            generator: source of the draws, for images that can be made again.
+        """
+        weight = self.output_bias
+        if y is not None and not isinstance(y, Tensor):
+            y = torch.as_tensor([y] * (num_samples or 1) if isinstance(y, int) else list(y))
+        if y is not None and y.ndim == 1:
+            y = nn.functional.one_hot(y.long(), self.num_classes).to(weight.dtype)
+        if z is None:
+            size = (1 if num_samples is None else num_samples) if y is None else len(y)
+            z = torch.randn(size, self.latent_dim, generator=generator) * temperature
+        z = z.to(weight)
+        mean = self.decode(z, None if y is None else y.to(weight)).mean
+        if not binary:
+            return mean
+        return torch.bernoulli(mean.cpu(), generator=generator).to(weight)
+
+    def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
+        """The reconstruction term alone: a code has no distribution and costs no nats."""
+        reconstruction = self.decode(self.embed(x, y), y).log_prob(x)
+        return Terms(reconstruction, torch.zeros_like(reconstruction))
+
+    def metrics(self, terms: Terms) -> dict[str, Nats]:
+        """What is logged, per image; the first is what a run is selected by."""
+        return {"reconstruction": terms.reconstruction}
+
+    def loss(self, terms: Terms, step: int) -> Nats:
+        """What is minimized, per image."""
+        return -terms.reconstruction
+
+
+class VAE(Autoencoder):
+    r"""Variational autoencoder with a diagonal Gaussian posterior and the prior N(0, I).
+
+    .. math:: \log p(x) \ge E_{q(z|x)} \log p(x|z) - KL(q(z|x) \,\|\, N(0, I))
+
+    in nats per image (Kingma and Welling 2014). The loss weights the KL term by beta (Higgins et
+    al. 2017); what is reported as elbo never does.
+
+    Args:
+        beta: weight of the KL term in the loss, 1 for the bound itself.
+        warmup_steps: optimizer steps over which that weight rises linearly from 0 to beta.
+    """
+
+    num_statistics = 2
+
+    def __init__(
+        self,
+        network: NetworkFactory,
+        latent_dim: int,
+        image_shape: Sequence[int] = (1, 28, 28),
+        num_classes: int = 10,
+        beta: float = 1.0,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__(network, latent_dim, image_shape, num_classes)
+        self.beta = beta
+        self.warmup_steps = warmup_steps
+
+    def _posterior(self, x: Image, y: OneHot | None) -> tuple[Latent, Latent]:
+        mean, raw = self._statistics(x, y).chunk(2, dim=-1)
+        return mean, _MAX_LOG_STD * torch.tanh(raw / _MAX_LOG_STD)
+
+    def embed(self, x: Image, y: OneHot | None = None) -> Latent:
+        return self._posterior(x, y)[0]
+
+    def encode(self, x: Image, y: OneHot | None = None) -> Independent:
+        """The posterior q(z | x, y)."""
+        mean, log_std = self._posterior(x, y)
+        return Independent(Normal(mean, log_std.exp(), validate_args=False), 1, validate_args=False)
+
+    def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
+        """Both terms of the bound at ``z = mean + std * eps``, with eps ~ N(0, I) from the caller."""
+        mean, log_std = self._posterior(x, y)
+        z = mean + log_std.exp() * eps
+        kl = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
+        return Terms(reconstruction=self.decode(z, y).log_prob(x), kl=kl.sum(-1))
+
+    def log_weights(
+        self, x: Image, y: OneHot | None, eps: Float[Tensor, "batch num_samples latent_dim"]
+    ) -> Float[Tensor, "batch num_samples"]:
+        """log p(x|z,y) + log p(z) - log q(z|x,y) at ``z = mean + std * eps``, per image and sample.
+
+        Their log-mean-exp over the samples is the importance-weighted bound (Burda et al. 2016).
+        """
+        num_samples = eps.shape[1]
+        mean, log_std = self._posterior(x, y)
+        z = mean[:, None] + log_std.exp()[:, None] * eps
+        # the two Gaussian densities share (2 pi)^(-d/2)
+        log_prior_minus_posterior = 0.5 * (eps**2 - z**2).sum(-1) + log_std.sum(-1)[:, None]
+        rows = None if y is None else y.repeat_interleave(num_samples, dim=0)
+        logits = self._logits(z.flatten(0, 1), rows).flatten(1).unflatten(0, eps.shape[:2])
+        # log Bernoulli(x | l) = x l - softplus(l), without copying x for every sample
+        log_likelihood = torch.einsum("bsp,bp->bs", logits, x.flatten(1))
+        log_likelihood = log_likelihood - nn.functional.softplus(logits).sum(-1)
+        return log_likelihood + log_prior_minus_posterior
+
+    def metrics(self, terms: Terms) -> dict[str, Nats]:
+        return {"elbo": terms.elbo, "reconstruction": terms.reconstruction, "kl": terms.kl}
+
+    def kl_weight(self, step: int) -> float:
+        """beta after ``warmup_steps`` optimizer steps, a linear ramp before."""
+        return self.beta * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+    def loss(self, terms: Terms, step: int) -> Nats:
+        return self.kl_weight(step) * terms.kl - terms.reconstruction
+
+
+class CVAE(VAE):
+    r"""Conditional VAE (Sohn, Lee and Yan 2015): the label y enters encoder and decoder.
+
+    .. math:: \log p(x|y) \ge E_{q(z|x,y)} \log p(x|z,y) - KL(q(z|x,y) \,\|\, N(0, I))
+
+    The prior does not depend on y, so z is free to hold what y does not say: the style.
+    """
+
+    conditional = True
+
+
+def bits_per_dimension(nats: float, num_dimensions: int) -> float:
+    """Nats per image as bits per pixel."""
+    return nats / (num_dimensions * math.log(2.0))

@@ -1,0 +1,210 @@
+"""Encoders and decoders. A network maps tensors to tensors; the model makes distributions of them.
+
+A network of your own is one class with the constructor arguments and the two methods of
+:class:`Network`, and one YAML file in conf/model/network/ that names it in ``_target_``.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvae.types import Image, Latent, Logits, OneHot, Statistics
+
+
+class Network(Protocol):
+    """What a model asks of its network.
+
+    Args of the constructor, which the model fills in (the rest comes from the YAML file):
+        image_shape: (channels, height, width) of an image.
+        latent_dim: dimensions of z.
+        num_statistics: numbers the encoder gives for each latent dimension: 2 for a Gaussian
+            posterior (mean, log standard deviation), 1 for the code of a plain autoencoder.
+        num_classes: length of the one-hot label, 0 for an unconditional model.
+    """
+
+    def encode(self, x: Image, y: OneHot | None) -> Statistics:
+        """The statistics of q(z | x, y), (batch, num_statistics * latent_dim)."""
+        ...
+
+    def decode(self, z: Latent, y: OneHot | None) -> Logits:
+        """The logits of p(x | z, y). The model adds a bias for each pixel of its own."""
+        ...
+
+
+class LabelledLinear(nn.Module):
+    """An affine map of (features, label): ``W h + V y + b``, with no V when unconditional."""
+
+    def __init__(self, in_features: int, out_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+        self.label = nn.Linear(num_classes, out_features, bias=False) if num_classes else None
+
+    def forward(self, h: Tensor, y: OneHot | None) -> Tensor:
+        return self.linear(h) if self.label is None else self.linear(h) + self.label(y)
+
+
+class ResidualBlock(nn.Module):
+    """``h + W2 silu(W1 norm(h) + V y)``, the identity at initialization."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = LabelledLinear(width, width, num_classes)
+        self.outer = nn.Linear(width, width)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, h: Tensor, y: OneHot | None) -> Tensor:
+        return h + self.outer(F.silu(self.inner(self.norm(h), y)))
+
+
+class ResidualMLP(nn.Module):
+    """Pre-norm residual perceptron that sees the label at every block."""
+
+    def __init__(
+        self, in_features: int, out_features: int, width: int, num_blocks: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.stem = LabelledLinear(in_features, width, num_classes)
+        self.blocks = nn.ModuleList(ResidualBlock(width, num_classes) for _ in range(num_blocks))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, out_features)
+        # near-zero outputs: training starts from q = N(0, I) and from the model's output bias
+        nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(width))
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, h: Tensor, y: OneHot | None) -> Tensor:
+        h = self.stem(h, y)
+        for block in self.blocks:
+            h = block(h, y)
+        return self.head(F.silu(self.norm(h)))
+
+
+class MLP(nn.Module):
+    """Residual perceptrons for encoder and decoder.
+
+    Args:
+        hidden_dim: width of every layer.
+        num_blocks: residual blocks, of two layers each, on either side.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        latent_dim: int,
+        num_statistics: int,
+        num_classes: int,
+        hidden_dim: int,
+        num_blocks: int,
+    ) -> None:
+        super().__init__()
+        self.image_shape = tuple(image_shape)
+        num_pixels = math.prod(self.image_shape)
+        self.encoder = ResidualMLP(
+            num_pixels, num_statistics * latent_dim, hidden_dim, num_blocks, num_classes
+        )
+        self.decoder = ResidualMLP(latent_dim, num_pixels, hidden_dim, num_blocks, num_classes)
+
+    def encode(self, x: Image, y: OneHot | None) -> Statistics:
+        return self.encoder(x.flatten(1), y)
+
+    def decode(self, z: Latent, y: OneHot | None) -> Logits:
+        return self.decoder(z, y).unflatten(1, self.image_shape)
+
+
+class ConvBlock(nn.Module):
+    """``h + conv2(silu(conv1(silu(norm(h))) + V y))`` on feature maps."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels)
+        self.inner = nn.Conv2d(channels, channels, 3, padding=1)
+        self.label = nn.Linear(num_classes, channels, bias=False) if num_classes else None
+        self.outer = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(torch.as_tensor(self.outer.bias))
+
+    def forward(self, h: Tensor, y: OneHot | None) -> Tensor:
+        u = self.inner(F.silu(self.norm(h)))
+        if self.label is not None:
+            u = u + self.label(y)[:, :, None, None]
+        return h + self.outer(F.silu(u))
+
+
+class Conv(nn.Module):
+    """Residual convolutional encoder and decoder.
+
+    The encoder halves the image between stages, the decoder doubles it, so height and width are
+    multiples of ``2 ** (len(channels) - 1)``.
+
+    Args:
+        channels: feature maps of each stage, from the image inwards.
+        num_blocks: residual blocks in each stage.
+        hidden_dim: width of the layer between feature maps and latent.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        latent_dim: int,
+        num_statistics: int,
+        num_classes: int,
+        channels: Sequence[int],
+        num_blocks: int,
+        hidden_dim: int,
+    ) -> None:
+        super().__init__()
+        image_channels, height, width = image_shape
+        factor = 2 ** (len(channels) - 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"channels={list(channels)} halve the image {len(channels) - 1} times: "
+                f"{height} x {width} pixels are not a multiple of {factor}"
+            )
+        self.inner_shape = (channels[-1], height // factor, width // factor)
+        inner_features = math.prod(self.inner_shape)
+
+        self.stem = nn.Conv2d(image_channels, channels[0], 3, padding=1)
+        self.encoder_stages = nn.ModuleList(
+            nn.ModuleList(ConvBlock(size, num_classes) for _ in range(num_blocks))
+            for size in channels
+        )
+        self.downs = nn.ModuleList(
+            nn.Conv2d(outer, inner, 3, stride=2, padding=1)
+            for outer, inner in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.to_statistics = ResidualMLP(
+            inner_features, num_statistics * latent_dim, hidden_dim, 0, num_classes
+        )
+        self.from_latent = LabelledLinear(latent_dim, hidden_dim, num_classes)
+        self.to_maps = nn.Linear(hidden_dim, inner_features)
+        self.decoder_stages = nn.ModuleList(
+            nn.ModuleList(ConvBlock(size, num_classes) for _ in range(num_blocks))
+            for size in reversed(channels)
+        )
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1)
+            for inner, outer in zip(channels[:0:-1], channels[-2::-1], strict=True)
+        )
+        self.head = nn.Conv2d(channels[0], image_channels, 3, padding=1)
+        nn.init.normal_(self.head.weight, std=0.01)
+
+    def encode(self, x: Image, y: OneHot | None) -> Statistics:
+        h = self.stem(x)
+        for i, stage in enumerate(self.encoder_stages):
+            h = self.downs[i - 1](h) if i else h
+            for block in stage:  # type: ignore[attr-defined]
+                h = block(h, y)
+        return self.to_statistics(h.flatten(1), y)
+
+    def decode(self, z: Latent, y: OneHot | None) -> Logits:
+        h = self.to_maps(F.silu(self.from_latent(z, y))).unflatten(1, self.inner_shape)
+        for i, stage in enumerate(self.decoder_stages):
+            h = self.ups[i - 1](h) if i else h
+            for block in stage:  # type: ignore[attr-defined]
+                h = block(h, y)
+        return self.head(F.silu(h))

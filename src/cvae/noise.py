@@ -1,0 +1,113 @@
+"""Randomness without state: every draw is a function of (seed, stream, epoch, image).
+
+A generator has a position, and a position is lost by a kill, differs between ranks and shifts with
+the batch size. Here the noise of an image is a hash of what the image is and when it is seen
+(SplitMix64, Steele, Lea and Flood 2014, in counter mode), so one process and two, a resumed run
+and an uninterrupted one, a small chunk and a large one all see the same noise.
+"""
+
+import math
+from enum import IntEnum
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from cvae.types import ImageIndex
+
+_GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's increment
+_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # and its two multipliers
+_SHIFTS = (30, 27, 31)
+_MASK = 2**64 - 1
+
+
+class Stream(IntEnum):
+    """What the noise is for: draws of different streams are independent."""
+
+    ORDER = 1
+    BINARIZATION = 2
+    POSTERIOR = 3
+    IMPORTANCE = 4
+    LAYERS = 5
+    FIGURES = 6
+
+
+def _signed(value: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit integer."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """SplitMix64's finalizer on int64, whose products wrap and whose shifts must be made logical."""
+    for shift, factor in zip(_SHIFTS, (*_FACTORS, None), strict=True):
+        bits = bits ^ ((bits >> shift) & (2 ** (64 - shift) - 1))
+        bits = bits if factor is None else bits * _signed(factor)
+    return bits
+
+
+def _mix_int(bits: int) -> int:
+    for shift, factor in zip(_SHIFTS, (*_FACTORS, 1), strict=True):
+        bits = ((bits ^ (bits >> shift)) * factor) & _MASK
+    return bits
+
+
+def derive_seed(*parts: int) -> int:
+    """One 64-bit seed from several non-negative integers, such as (seed, stream, epoch)."""
+    key = 0
+    for part in parts:
+        key = _mix_int((key + (part + 1) * _GOLDEN) & _MASK)
+    return key
+
+
+def random_bits(
+    index: ImageIndex, count: int, *, seed: int, stream: Stream, epoch: int = 0, start: int = 0
+) -> Int64[Tensor, "batch count"]:
+    """64 random bits for each of ``count`` positions of every image, from position ``start`` on."""
+    golden = _signed(_GOLDEN)
+    key = _signed(derive_seed(seed, stream, epoch))
+    image_key = _mix((index.long() + 1) * golden + key)
+    position = torch.arange(start + 1, start + count + 1, device=index.device)
+    return _mix(image_key[:, None] + position * golden)
+
+
+def standard_normal(
+    index: ImageIndex,
+    size: tuple[int, ...],
+    *,
+    seed: int,
+    stream: Stream,
+    epoch: int = 0,
+    start: int = 0,
+) -> Float[Tensor, "batch ..."]:
+    """Standard normal draws of shape (batch, *size) by the Box-Muller transform.
+
+    ``start`` skips as many draws of every image and must be even: each 64 bits give two.
+    """
+    if start % 2:
+        raise ValueError(f"start={start} must be even")
+    num_draws = math.prod(size)
+    num_pairs = (num_draws + 1) // 2
+    bits = random_bits(index, num_pairs, seed=seed, stream=stream, epoch=epoch, start=start // 2)
+    unit = 2.0**-32
+    low, high = bits & (2**32 - 1), (bits >> 32) & (2**32 - 1)
+    radius = torch.sqrt(-2.0 * torch.log((high.float() + 0.5) * unit))
+    angle = (2.0 * math.pi * unit) * low.float()
+    pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    return pairs.flatten(1)[:, :num_draws].reshape(-1, *size)
+
+
+def bernoulli(
+    pixels: UInt8[Tensor, "batch num_pixels"],
+    index: ImageIndex,
+    *,
+    seed: int,
+    epoch: int = 0,
+) -> Bool[Tensor, "batch num_pixels"]:
+    """Binarize: each pixel is on with probability pixel / 255 (Salakhutdinov and Murray 2008)."""
+    num_pixels = pixels.shape[1]
+    bits = random_bits(
+        index, (num_pixels + 1) // 2, seed=seed, stream=Stream.BINARIZATION, epoch=epoch
+    )
+    draws = bits.view(torch.int32)[:, :num_pixels]  # uniform over the signed 32-bit integers
+    threshold = pixels.to(torch.int32) * ((2**32 - 1) // 255) + -(2**31)
+    return draws < threshold

@@ -1,0 +1,254 @@
+"""One training run, from its archived config to its result."""
+
+import logging
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.errors import InstantiationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import Logger
+from omegaconf import DictConfig, OmegaConf
+from rich.logging import RichHandler
+
+from cvae import runs
+from cvae.data import MNISTDataModule
+from cvae.lightning_module import VAEModule
+from cvae.loggers import MetricsFile
+from cvae.schema import ConfigError, num_cpus
+
+log = logging.getLogger(__name__)
+
+_LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero")
+_KNOWN_WARNINGS = (
+    ".*does not have many workers.*",  # batches are gathered in memory
+    ".*`isinstance.treespec, LeafSpec.` is deprecated.*",  # Lightning's own
+    ".*The number of training batches .* is smaller than the logging interval.*",
+)
+
+
+def train(
+    module: VAEModule,
+    datamodule: MNISTDataModule,
+    trainer: lightning.Trainer,
+    best_checkpoint: Path | None = None,
+) -> dict[str, float]:
+    """Fit, then test the best weights. Knows nothing of configs: call it from a notebook.
+
+    Args:
+        best_checkpoint: what the callbacks save; the last weights are tested where it is not there.
+
+    Returns:
+        The metrics of validation and test.
+    """
+    datamodule.prepare_data()
+    datamodule.setup()
+    module.model.initialize_output_bias(datamodule.mean_image)
+    trainer.fit(module, datamodule=datamodule)
+    if best_checkpoint is not None and best_checkpoint.is_file():
+        module.model.load_state_dict(runs.model_weights(runs.load_checkpoint(best_checkpoint)))
+    validated = dict(trainer.callback_metrics)
+    trainer.test(module, datamodule=datamodule, verbose=False)
+    metrics = {**validated, **trainer.callback_metrics}
+    return {k: float(v) for k, v in metrics.items() if k.startswith(("val/", "test/"))}
+
+
+def run(run_dir: Path) -> None:
+    """Train what the config in a run folder describes, and write how it went."""
+    rank = int(os.environ.get("RANK", 0))
+    cfg = runs.load_config(run_dir)
+    with _logging(run_dir, rank), _recorded(run_dir, rank):
+        start = time.perf_counter()
+        log.info("run %s in %s", cfg.name, run_dir)
+        module, datamodule, trainer = build(cfg, run_dir, rank)
+        metrics = train(module, datamodule, trainer, run_dir / runs.BEST)
+        if rank == 0:
+            _finish(cfg, run_dir, module, datamodule, trainer, metrics, time.perf_counter() - start)
+
+
+def build(
+    cfg: DictConfig, run_dir: Path, rank: int = 0
+) -> tuple[VAEModule, MNISTDataModule, lightning.Trainer]:
+    """The three objects of a run, from its config."""
+    for message in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if processes > 1:
+        torch.set_num_threads(max(1, num_cpus() // processes))
+    lightning.seed_everything(cfg.seed, verbose=False)
+    plain = OmegaConf.to_container(cfg)
+    assert isinstance(plain, dict)
+    module = VAEModule(
+        runs.build_model(cfg),
+        optimizer=runs.instantiate(cfg.optimizer),
+        scheduler=runs.instantiate(cfg.scheduler) if cfg.scheduler else None,
+        seed=cfg.seed,
+        test_num_samples=cfg.test_num_samples,
+        config=plain,
+    )
+    arguments: dict[str, Any] = dict(plain["trainer"])
+    arguments["default_root_dir"] = arguments["default_root_dir"] or str(run_dir)
+    trainer = lightning.Trainer(
+        logger=_loggers(cfg, run_dir) if rank == 0 else False,
+        callbacks=_callbacks(cfg),
+        **arguments,
+    )
+    return module, runs.instantiate(cfg.data, seed=cfg.seed), trainer
+
+
+def _loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
+    loggers: list[Logger] = [MetricsFile(run_dir / runs.METRICS)]
+    loggers += [runs.instantiate(node) for node in (cfg.logger or {}).values() if node]
+    hyperparameters = runs.short_keys(cfg)
+    for logger in loggers:
+        logger.log_hyperparams(hyperparameters)
+    return loggers
+
+
+def _callbacks(cfg: DictConfig) -> list[Callback]:
+    callbacks = [runs.instantiate(node) for node in (cfg.callbacks or {}).values() if node]
+    off = {
+        ModelCheckpoint: cfg.trainer.enable_checkpointing,
+        lightning.pytorch.callbacks.ProgressBar: cfg.trainer.enable_progress_bar,
+    }
+    unwanted = tuple(kind for kind, wanted in off.items() if wanted is False)
+    return [c for c in callbacks if not isinstance(c, unwanted)]
+
+
+def _finish(
+    cfg: DictConfig,
+    run_dir: Path,
+    module: VAEModule,
+    datamodule: MNISTDataModule,
+    trainer: lightning.Trainer,
+    metrics: dict[str, float],
+    seconds: float,
+) -> None:
+    checkpoints = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]  # type: ignore[attr-defined]
+    best = next((c.best_model_score for c in checkpoints if c.best_model_score is not None), None)
+    assert datamodule.validation is not None
+    assert datamodule.test is not None
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes there, KiB elsewhere
+    runs.update_summary(
+        run_dir,
+        status="finished",
+        objective=None if best is None else float(best),
+        monitor=cfg.monitor,
+        metrics=metrics,
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        images_seen=module.images_seen,
+        seconds=round(seconds, 2),
+        train_seconds=round(module.train_seconds, 2),
+        images_per_second=round(module.images_seen / max(1e-9, module.train_seconds), 1),
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
+        device=_device_name(module.device),
+        devices=trainer.world_size,
+        num_parameters=sum(p.numel() for p in module.model.parameters()),
+        validation_digest=datamodule.validation.digest(),
+        test_digest=datamodule.test.digest(),
+    )
+    runs.point_latest(run_dir)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update({f"final/{k}": v for k, v in metrics.items()})
+    shown = "  ".join(f"{k} {v:.2f}" for k, v in metrics.items() if k.startswith("test/"))
+    log.info("test set %s: %s", datamodule.test.digest(), shown)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+@contextmanager
+def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
+    """Write into the summary, and tell W&B, how a run ended that did not finish."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        runs.update_summary(run_dir, status="interrupted")
+        _close_wandb(130)
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        runs.update_summary(run_dir, status="failed", error=reason)
+        _close_wandb(1)
+        if isinstance(error, ConfigError | InstantiationException):
+            log.debug("the run failed", exc_info=True)  # the terminal gets a line
+            raise
+        log.exception("the run failed")
+        raise runs.RunFailed(f"{run_dir}: {reason}") from error
+    _close_wandb(0)
+
+
+def _close_wandb(exit_code: int) -> None:
+    wandb = sys.modules.get("wandb")  # where no logger imported it, there is no run to close
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=exit_code)
+
+
+@contextmanager
+def _logging(run_dir: Path, rank: int) -> Iterator[None]:
+    """Messages to the terminal and to train.log, from one process; warnings from all."""
+    file = logging.FileHandler(run_dir / "train.log")
+    file.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+    )
+    handlers: list[logging.Handler] = [file]
+    if rank == 0:
+        if sys.stdout.isatty():
+            handlers.append(RichHandler(show_path=False, show_level=False, log_time_format="%X"))
+        else:
+            handlers.append(logging.StreamHandler(sys.stdout))
+        handlers[1].setLevel(logging.INFO)
+    loggers = {name: logging.getLogger(name) for name in ("", "cvae", *_LIGHTNING_LOGGERS)}
+    before = {k: (g.handlers, g.level, g.propagate) for k, g in loggers.items()}
+    for name, logger in loggers.items():
+        logger.handlers, logger.propagate = ([] if name else handlers), True
+    loggers[""].setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    loggers["cvae"].setLevel(logging.DEBUG if rank == 0 else logging.WARNING)
+    loggers[_LIGHTNING_LOGGERS[-1]].setLevel(logging.WARNING)  # which devices there are not
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for name, (handlers_before, level, propagate) in before.items():
+            logger = loggers[name]
+            logger.handlers, logger.propagate = handlers_before, propagate
+            logger.setLevel(level)
+        file.close()
+
+
+def _die_with_parent() -> None:
+    """On Linux, end this process when the one that started it is gone."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    _die_with_parent()
+    try:
+        run(Path(sys.argv[1]))
+    except (ConfigError, InstantiationException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except runs.RunFailed:
+        sys.exit(1)
