@@ -16,7 +16,9 @@ def main(cfg: DictConfig) -> None:
     model, archived = runs.load_model(checkpoint)
     data = runs.instantiate(archived.data, seed=archived.seed)
     scores = score(model, data, num_samples=cfg.num_samples)
-    print_table(scores, title=f"{archived.name}: {len(data.test):,} test images of {data.name}")
+    print_table(
+        scores, title=f"{archived.name}: {len(data.test):,} test images of {archived.data.name}"
+    )
     written = run_dir / "evaluation.json"
     runs.write_json(
         written, {"checkpoint": checkpoint.name, "num_samples": cfg.num_samples, **scores}

@@ -109,7 +109,7 @@ class Checks(Callback):
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
-    task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    task = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "hydra"])
     plain = OmegaConf.to_container(task, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

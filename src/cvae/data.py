@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from cvae import noise
-from cvae.digits import SETS, DataError, DigitSet, Pixels, load_digits
+from cvae.digits import SETS, DataError, Pixels, load_digits
 from cvae.types import Batch
 
 _SPLIT_SEED = 0  # of the train/validation split and of the binarized evaluation sets: never a run's
@@ -30,7 +30,7 @@ class Rows(NamedTuple):
     """Which images one process takes of one global batch."""
 
     epoch: int
-    index: Int64[Tensor, " batch"]
+    indices: Int64[Tensor, " batch"]
     global_size: int
 
 
@@ -83,7 +83,7 @@ class GlobalBatchSampler(Sampler[Rows]):
             yield Rows(self.epoch, whole[self.rank :: self.world_size], len(whole))
 
 
-class FixedOrderSampler(GlobalBatchSampler, SequentialSampler):
+class FixedOrderSampler(GlobalBatchSampler, SequentialSampler):  # type: ignore[misc]
     """For trainer.overfit_batches: Lightning keeps a sampler only if it calls itself sequential."""
 
 
@@ -114,15 +114,15 @@ class Digits(Dataset[Batch]):
         return len(self.pixels)
 
     def __getitem__(self, rows: Rows) -> Batch:
-        pixels = self.pixels[rows.index]
-        y = F.one_hot(self.labels[rows.index], self.num_classes).float()
+        pixels = self.pixels[rows.indices]
+        y = F.one_hot(self.labels[rows.indices], self.num_classes).float()
         if self.binarization_seed is None:
             x = pixels.float() / 255.0
         else:
             seed = self.binarization_seed
-            x = noise.bernoulli(pixels.flatten(1), rows.index, seed=seed, epoch=rows.epoch)
+            x = noise.bernoulli(pixels.flatten(1), rows.indices, seed=seed, epoch=rows.epoch)
             x = x.float().view_as(pixels)
-        return Batch(x, y, rows.index, rows.global_size)
+        return Batch(x, y, rows.indices, rows.global_size)
 
     def binarized(self) -> "Digits":
         """The same images with every pixel drawn once, the same for every run and machine."""
@@ -178,7 +178,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         if binarization not in ("dynamic", "none"):
             raise ValueError(f"binarization={binarization!r} is neither 'dynamic' nor 'none'")
         self.data_dir = Path(data_dir)
-        self.name = name
+        self.dataset = name
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.validation_size = validation_size
@@ -192,11 +192,8 @@ class MNISTDataModule(lightning.LightningDataModule):
         self.test: Digits | None = None
 
     def load_arrays(self) -> list[Pixels]:
-        """Train images, train labels, test images, test labels: what a data set of its own gives."""
-        return load_digits(self._digit_set(), self.data_dir)
-
-    def _digit_set(self) -> DigitSet:
-        return SETS[self.name]
+        """Train images, train labels, test images and test labels, as unsigned bytes."""
+        return load_digits(SETS[self.dataset], self.data_dir)
 
     def prepare_data(self) -> None:
         """Make the files; Lightning calls this on one process of a node, the others wait."""
@@ -258,7 +255,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         assert digits is not None, "call setup() first"
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        if trainer is not None and trainer.overfit_batches:
+        if trainer is not None and trainer.overfit_batches:  # type: ignore[attr-defined]
             sampler: GlobalBatchSampler = FixedOrderSampler(
                 len(digits), batch_size, None, rank, world_size
             )
@@ -292,7 +289,7 @@ class ImagesDataModule(MNISTDataModule):
     """
 
     def load_arrays(self) -> list[Pixels]:
-        path = self.data_dir / f"{self.name}.npz"
+        path = self.data_dir / f"{self.dataset}.npz"
         keys = [f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")]
         try:
             with np.load(path, allow_pickle=False) as archive:

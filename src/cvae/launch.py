@@ -114,7 +114,7 @@ def _start_several(run_dir: Path, count: int) -> None:
         runs.update_summary(run_dir, status="interrupted", error=f"signal {int(error.sigval)}")
         raise SystemExit(code) from None
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        _, failure = error.get_first_failure()
         raise _failure(run_dir, failure.exitcode) from None
     finally:
         os.environ.clear()

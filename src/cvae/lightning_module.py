@@ -114,7 +114,7 @@ class VAEModule(lightning.LightningModule):
     def _eps(self, batch: Batch, seed: int, epoch: int) -> Latent:
         size = (self.model.latent_dim,)
         stream = noise.Stream.POSTERIOR
-        return noise.standard_normal(batch.index, size, seed=seed, stream=stream, epoch=epoch)
+        return noise.standard_normal(batch.indices, size, seed=seed, stream=stream, epoch=epoch)
 
     # training
 
@@ -220,7 +220,7 @@ class VAEModule(lightning.LightningModule):
         values = self._evaluate(batch)
         if isinstance(self.model, VAE) and self.test_num_samples:
             values[f"nll_k{self.test_num_samples}"] = importance_weighted_nll(
-                self.model, batch.x, self._label(batch), batch.index, self.test_num_samples
+                self.model, batch.x, self._label(batch), batch.indices, self.test_num_samples
             )
         self._update_means("test", values)
 

@@ -7,7 +7,7 @@ import os
 import shlex
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
@@ -90,7 +90,7 @@ def wandb_logger(
     name: str,
     project: str,
     entity: str | None = None,
-    mode: str = "auto",
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto",
     group: str | None = None,
     job_type: str | None = None,
     tags: list[str] | None = None,
@@ -112,7 +112,7 @@ def wandb_logger(
 
     if mode == "auto":
         found = "online" if has_wandb_account() else "offline"
-        mode = os.environ.get("WANDB_MODE", found)
+        mode = cast(Literal["online", "offline", "disabled"], os.environ.get("WANDB_MODE", found))
     arguments: dict[str, Any] = {
         "dir": str(save_dir),
         "id": run_id,

@@ -9,13 +9,18 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Independent, Normal
+from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
 from cvae.networks import Network
 from cvae.types import Image, Latent, Nats, OneHot, Terms
 
 NetworkFactory = Callable[..., Network]
 _MAX_LOG_STD = 5.0  # |log standard deviation| of the posterior stays below: e^5 is far from any use
+
+
+def _full_precision(values: Tensor) -> Tensor:
+    """At least float32: sums over 784 pixels lose nats in bfloat16."""
+    return values.float() if values.itemsize < 4 else values
 
 
 class Autoencoder(nn.Module):
@@ -58,10 +63,10 @@ class Autoencoder(nn.Module):
             self.output_bias.copy_(torch.logit(mean_image))
 
     def _statistics(self, x: Image, y: OneHot | None) -> Tensor:
-        return self.network.encode(x, self._label(y, len(x))).float()  # float32 under autocast
+        return _full_precision(self.network.encode(x, self._label(y, len(x))))
 
     def _logits(self, z: Latent, y: OneHot | None) -> Tensor:
-        return self.network.decode(z, self._label(y, len(z))).float() + self.output_bias
+        return _full_precision(self.network.decode(z, self._label(y, len(z)))) + self.output_bias
 
     def _label(self, y: OneHot | None, size: int) -> OneHot | None:
         if self.conditional and y is None:
@@ -76,11 +81,11 @@ class Autoencoder(nn.Module):
         """The one z that stands for an image: its code, or its posterior mean."""
         return self._statistics(x, y)
 
-    def encode(self, x: Image, y: OneHot | None = None) -> Latent | Independent:
+    def encode(self, x: Image, y: OneHot | None = None) -> Latent | Distribution:
         """The code z of an image."""
         return self.embed(x, y)
 
-    def decode(self, z: Latent, y: OneHot | None = None) -> Independent:
+    def decode(self, z: Latent, y: OneHot | None = None) -> Distribution:
         """p(x | z, y), a Bernoulli for every pixel; ``.mean`` is the image to look at."""
         logits = self._logits(z, y)
         return Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
@@ -175,13 +180,13 @@ class VAE(Autoencoder):
     def embed(self, x: Image, y: OneHot | None = None) -> Latent:
         return self._posterior(x, y)[0]
 
-    def encode(self, x: Image, y: OneHot | None = None) -> Independent:
+    def encode(self, x: Image, y: OneHot | None = None) -> Distribution:
         """The posterior q(z | x, y)."""
         mean, log_std = self._posterior(x, y)
         return Independent(Normal(mean, log_std.exp(), validate_args=False), 1, validate_args=False)
 
     def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
-        """Both terms of the bound at ``z = mean + std * eps``, with eps ~ N(0, I) from the caller."""
+        """Both terms of the bound at ``z = mean + std * eps``; eps ~ N(0, I) is the caller's."""
         mean, log_std = self._posterior(x, y)
         z = mean + log_std.exp() * eps
         kl = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std

@@ -6,6 +6,7 @@ A network of your own is one class with the constructor arguments and the two me
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -174,8 +175,7 @@ class Conv(nn.Module):
             for size in channels
         )
         self.downs = nn.ModuleList(
-            nn.Conv2d(outer, inner, 3, stride=2, padding=1)
-            for outer, inner in zip(channels[:-1], channels[1:], strict=True)
+            nn.Conv2d(outer, inner, 3, stride=2, padding=1) for outer, inner in pairwise(channels)
         )
         self.to_statistics = ResidualMLP(
             inner_features, num_statistics * latent_dim, hidden_dim, 0, num_classes

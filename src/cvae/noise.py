@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from cvae.types import ImageIndex
+from cvae.types import ImageIndices
 
 _GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's increment
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # and its two multipliers
@@ -38,7 +38,7 @@ def _signed(value: int) -> int:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """SplitMix64's finalizer on int64, whose products wrap and whose shifts must be made logical."""
+    """SplitMix64's finalizer on int64: products wrap, shifts are made logical by masks."""
     for shift, factor in zip(_SHIFTS, (*_FACTORS, None), strict=True):
         bits = bits ^ ((bits >> shift) & (2 ** (64 - shift) - 1))
         bits = bits if factor is None else bits * _signed(factor)
@@ -60,7 +60,7 @@ def derive_seed(*parts: int) -> int:
 
 
 def random_bits(
-    index: ImageIndex, count: int, *, seed: int, stream: Stream, epoch: int = 0, start: int = 0
+    index: ImageIndices, count: int, *, seed: int, stream: Stream, epoch: int = 0, start: int = 0
 ) -> Int64[Tensor, "batch count"]:
     """64 random bits for each of ``count`` positions of every image, from position ``start`` on."""
     golden = _signed(_GOLDEN)
@@ -71,7 +71,7 @@ def random_bits(
 
 
 def standard_normal(
-    index: ImageIndex,
+    index: ImageIndices,
     size: tuple[int, ...],
     *,
     seed: int,
@@ -98,7 +98,7 @@ def standard_normal(
 
 def bernoulli(
     pixels: UInt8[Tensor, "batch num_pixels"],
-    index: ImageIndex,
+    index: ImageIndices,
     *,
     seed: int,
     epoch: int = 0,

@@ -33,7 +33,7 @@ _MONITORS = {"cvae.models.Autoencoder": "val/reconstruction"}  # of models that 
 _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core", "wandb", "numpy")
 
 
-class RunFailed(Exception):
+class RunFailed(Exception):  # noqa: N818 - a fact, not an error of ours
     """A run ended badly; what happened stands in its log and has been shown."""
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -85,8 +85,7 @@ def build(
     if processes > 1:
         torch.set_num_threads(max(1, num_cpus() // processes))
     lightning.seed_everything(cfg.seed, verbose=False)
-    plain = OmegaConf.to_container(cfg)
-    assert isinstance(plain, dict)
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg))
     module = VAEModule(
         runs.build_model(cfg),
         optimizer=runs.instantiate(cfg.optimizer),

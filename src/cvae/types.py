@@ -11,19 +11,19 @@ OneHot = Float[Tensor, "batch num_classes"]
 Latent = Float[Tensor, "batch latent_dim"]
 Statistics = Float[Tensor, "batch num_statistics"]  # what an encoder says of q(z | x, y)
 Nats = Float[Tensor, " batch"]  # one value an image, summed over pixels and latent dimensions
-ImageIndex = Int[Tensor, " batch"]  # position of an image in its split
+ImageIndices = Int[Tensor, " batch"]  # positions of the images in their split
 
 
 class Batch(NamedTuple):
     """One process's rows of a global batch.
 
-    ``index`` keys all noise drawn for an image and ``global_size`` is what sums over images are
+    ``indices`` key all noise drawn for the images and ``global_size`` is what sums over images are
     divided by, so that neither depends on how many processes share the batch.
     """
 
     x: Image
     y: OneHot
-    index: ImageIndex
+    indices: ImageIndices
     global_size: int  # images in this batch over all processes
 
 

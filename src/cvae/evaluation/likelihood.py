@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cvae import noise
 from cvae.models import VAE
-from cvae.types import Image, ImageIndex, Nats, OneHot
+from cvae.types import Image, ImageIndices, Nats, OneHot
 
 _EVALUATION_SEED = 0  # never a run's: all runs are scored with the same noise
 _MAX_ROWS = 8192  # decoder rows at a time: bounds the memory, changes no result
@@ -18,7 +18,7 @@ def importance_weighted_nll(
     model: VAE,
     x: Image,
     y: OneHot | None,
-    index: ImageIndex,
+    index: ImageIndices,
     num_samples: int,
     max_rows: int = _MAX_ROWS,
 ) -> Nats:
@@ -46,7 +46,7 @@ def importance_weighted_nll(
             stream=noise.Stream.IMPORTANCE,
             start=start * model.latent_dim,
         )
-        part = model.log_weights(x, y, eps).logsumexp(dim=1)
+        part = model.log_weights(x, y, eps.to(x.dtype)).logsumexp(dim=1)
         total = part if total is None else torch.logaddexp(total, part)
     assert total is not None
     return math.log(num_samples) - total

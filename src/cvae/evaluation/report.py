@@ -35,15 +35,15 @@ def score(model: Autoencoder, data: TestData, num_samples: int) -> dict[str, dic
     data.prepare_data()
     data.setup()
     parts: dict[str, list[Nats]] = {}
-    for x, y, index, _ in data.test_dataloader():
+    for x, y, indices, _ in data.test_dataloader():
         label = y if model.conditional else None
         eps = noise.standard_normal(
-            index, (model.latent_dim,), seed=_EVALUATION_SEED, stream=noise.Stream.POSTERIOR
+            indices, (model.latent_dim,), seed=_EVALUATION_SEED, stream=noise.Stream.POSTERIOR
         )
         values = model.metrics(model.terms(x, label, eps))
         if isinstance(model, VAE):
             values[f"nll_k{num_samples}"] = importance_weighted_nll(
-                model, x, label, index, num_samples
+                model, x, label, indices, num_samples
             )
         for name, value in values.items():
             parts.setdefault(f"test/{name}", []).append(value)

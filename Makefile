@@ -1,0 +1,37 @@
+# Each target sets up what it needs. make train ARGS="model.latent_dim=8" passes overrides on.
+PYTHON ?= python3
+ARGS ?=
+RUN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test lint format clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+install: .venv/.installed ## create .venv and install the project with pinned versions
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@touch $@
+
+train: .venv/.installed ## train the default CVAE on MNIST (ARGS="key=value ..." changes it)
+	$(RUN) src/train.py $(ARGS)
+
+test: .venv/.installed ## run the tests
+	$(RUN) -m pytest $(ARGS)
+
+lint: .venv/.installed ## linter, formatter and type checker
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: .venv/.installed ## format the code
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+clean: ## remove the environment and caches; runs and data stay
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache src/*.egg-info

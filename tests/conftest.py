@@ -1,0 +1,102 @@
+"""What tests share. Shapes in signatures are checked while they run."""
+
+from jaxtyping import install_import_hook
+
+from tests import shapes  # noqa: F401 - named below
+
+install_import_hook("cvae", "tests.shapes.typechecker")  # before anything of ours is imported
+
+import os  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from cvae.digits import idx_bytes  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_TRAIN, NUM_TEST = 260, 33  # neither divides by two ranks and the batch sizes used
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def write_digits(folder: Path, prefixes: tuple[str, str] = ("train", "t10k")) -> None:
+    """Four small IDX files: every label present, pictures that tell the labels apart."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for prefix, count in zip(prefixes, (NUM_TRAIN, NUM_TEST), strict=True):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = rng.integers(0, 60, (count, 28, 28), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[4:24, 4 + 2 * label : 7 + 2 * label] = 220
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small set in the place of KMNIST, which has no published digests."""
+    folder = tmp_path_factory.mktemp("data with space")
+    write_digits(folder / "KMNIST" / "raw")
+    return folder
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what would make a run use an account or another's settings."""
+    dropped = ("WANDB_", "HYDRA_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    return {**kept, "WANDB_MODE": "offline", "COLUMNS": "100", "PYTHONWARNINGS": "default"}
+
+
+def run_script(
+    name: str, *arguments: str, cwd: Path = ROOT, timeout: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run an entry point as a person does."""
+    command = [sys.executable, str(ROOT / "src" / f"{name}.py"), *arguments]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**clean_environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def tiny(data_dir: Path, run_dir: Path | None = None) -> list[str]:
+    """Overrides that make a whole run last a second or two of training."""
+    overrides = [
+        "data=kmnist",
+        f"data.data_dir={data_dir}",
+        "data.batch_size=32",
+        "data.eval_batch_size=16",
+        "data.validation_size=45",
+        "model.network.hidden_dim=16",
+        "model.network.num_blocks=1",
+        "model.latent_dim=3",
+        "trainer.max_epochs=2",
+        "trainer.log_every_n_steps=1",
+        "test_num_samples=4",
+    ]
+    return overrides + ([] if run_dir is None else [f"hydra.run.dir={run_dir}"])
+
+
+@pytest.fixture(scope="session")
+def finished_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one finished run of a small CVAE, its path full of awkward characters."""
+    run_dir = tmp_path_factory.mktemp("runs") / "a run, with=odd [letters] é"
+    done = run_script("train", *tiny(data_dir, run_dir))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"run={_quoted(run_dir)}" in done.stdout
+    return run_dir
+
+
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))

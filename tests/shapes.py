@@ -1,0 +1,5 @@
+"""The type checker that tests apply to our functions: an int is a float, as everywhere in Python."""
+
+from beartype import BeartypeConf, beartype
+
+typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))

@@ -1,0 +1,189 @@
+"""The mathematics of the three systems."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
+
+from cvae.evaluation.likelihood import importance_weighted_nll
+from cvae.models import CVAE, VAE, Autoencoder, bits_per_dimension
+from cvae.networks import MLP
+from cvae.types import Terms
+
+SHAPE = (1, 2, 2)
+ALL_IMAGES = torch.tensor(list(itertools.product((0.0, 1.0), repeat=4))).view(16, *SHAPE)
+
+
+def network(**given: object) -> MLP:
+    return MLP(hidden_dim=12, num_blocks=2, **given)  # type: ignore[arg-type]
+
+
+def randomized(model: Autoencoder) -> Autoencoder:
+    """Weights far from their neutral start, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.5 * torch.randn(p.shape, generator=generator).to(p)
+    return model
+
+
+def make(kind: type[Autoencoder], latent_dim: int = 3, num_classes: int = 4) -> Autoencoder:
+    return randomized(kind(network, latent_dim, image_shape=SHAPE, num_classes=num_classes))
+
+
+def labels(count: int, num_classes: int = 4) -> Tensor:
+    return torch.eye(num_classes)[torch.arange(count) % num_classes]
+
+
+def label_for(model: Autoencoder, count: int) -> Tensor | None:
+    return labels(count) if model.conditional else None
+
+
+def log_evidence(model: VAE, x: Tensor, y: Tensor | None) -> Tensor:
+    """log p(x | y) of a model with a one-dimensional latent, by quadrature."""
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    values = []
+    for i in range(len(x)):
+        rows = None if y is None else y[i : i + 1].expand(len(z), -1)
+        log_joint = model.decode(z[:, None], rows).log_prob(x[i : i + 1]) + Normal(0, 1).log_prob(z)
+        values.append(log_joint.logsumexp(0) + math.log(16 / 4000))
+    return torch.stack(values)
+
+
+@pytest.mark.parametrize("kind", [VAE, CVAE])
+def test_kl_is_that_of_the_posterior_to_the_prior(kind: type[VAE]) -> None:
+    model = make(kind)
+    x, y = ALL_IMAGES, label_for(model, 16)
+    terms = model.terms(x, y, torch.randn(16, 3))
+    prior = Independent(Normal(torch.zeros(16, 3), torch.ones(16, 3)), 1)
+    torch.testing.assert_close(terms.kl, kl_divergence(model.encode(x, y), prior))
+    assert (terms.kl > 0).all()
+    assert (terms.reconstruction <= 0).all()
+
+
+def test_kl_vanishes_where_the_posterior_is_the_prior() -> None:
+    model = VAE(network, 3, image_shape=SHAPE)
+    with torch.no_grad():
+        for p in model.network.encoder.head.parameters():  # type: ignore[attr-defined]
+            p.zero_()
+    kl = model.terms(ALL_IMAGES, None, torch.randn(16, 3)).kl
+    torch.testing.assert_close(kl, torch.zeros(16))
+
+
+@pytest.mark.parametrize("kind", [VAE, CVAE])
+def test_the_bounds_are_ordered_and_reach_the_evidence(kind: type[VAE]) -> None:
+    """E[elbo] <= E[importance-weighted bound], rising with K, <= log p(x | y)."""
+    model = make(kind, latent_dim=1).double()
+    x, y = ALL_IMAGES.double(), label_for(model, 16)
+    y = None if y is None else y.double()
+    assert isinstance(model, VAE)
+    evidence = log_evidence(model, x, y)
+    rounds = 4000
+    rows = [None if y is None else y.repeat(rounds, 1), x.repeat(rounds, 1, 1, 1)]
+    index = torch.arange(rounds * 16)  # another image to the noise is another draw
+    bounds = []
+    for k in (1, 3, 30):
+        nll = importance_weighted_nll(model, rows[1], rows[0], index, k)
+        bounds.append(-nll.view(rounds, 16))
+    eps = torch.randn(rounds * 16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    elbo = model.terms(rows[1], rows[0], eps).elbo.view(rounds, 16).mean(0)
+    means = [b.mean(0) for b in bounds]
+    errors = [5 * b.std(0) / math.sqrt(rounds) for b in bounds]
+    torch.testing.assert_close(elbo, means[0], atol=float(errors[0].max()) * 2, rtol=0)
+    for low, high, error in zip(means, [*means[1:], evidence], errors, strict=True):
+        assert (low <= high + error).all()
+    assert (means[0] < evidence - errors[0]).any()  # the gap is real, not noise
+    torch.testing.assert_close(means[2], evidence, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
+def test_the_probabilities_of_all_images_sum_to_one(kind: type[Autoencoder]) -> None:
+    model = make(kind)
+    z = torch.randn(1, 3).expand(16, 3)
+    y = labels(1).expand(16, 4) if model.conditional else None
+    total = model.decode(z, y).log_prob(ALL_IMAGES).exp().sum()
+    torch.testing.assert_close(total, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
+def test_a_gradient_reaches_every_parameter(kind: type[Autoencoder]) -> None:
+    model = make(kind)
+    terms = model.terms(ALL_IMAGES, label_for(model, 16), torch.randn(16, 3))
+    model.loss(terms, step=10).sum().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_the_label_reaches_encoder_and_decoder() -> None:
+    model = make(CVAE)
+    x, z = ALL_IMAGES[:4], torch.randn(1, 3).expand(4, 3)
+    same_image = x[1:2].expand(4, *SHAPE)
+    assert model.embed(same_image, labels(4)).unique(dim=0).shape[0] == 4
+    assert model.decode(z, labels(4)).mean.flatten(1).unique(dim=0).shape[0] == 4
+
+
+@pytest.mark.parametrize("kind", [Autoencoder, VAE])
+def test_an_unconditional_model_refuses_a_label(kind: type[Autoencoder]) -> None:
+    with pytest.raises(ValueError, match="unconditional"):
+        make(kind).sample(y=1)
+
+
+def test_a_conditional_model_needs_its_label() -> None:
+    with pytest.raises(ValueError, match="conditional"):
+        make(CVAE).sample(num_samples=2)
+    with pytest.raises(ValueError, match="shape"):
+        make(CVAE).embed(ALL_IMAGES, labels(16, num_classes=3))
+
+
+def test_samples() -> None:
+    model = make(CVAE)
+    z = torch.randn(4, 3)
+    by_one_hot = model.sample(labels(4), z)
+    assert torch.equal(by_one_hot, model.sample([0, 1, 2, 3], z))
+    assert torch.equal(by_one_hot, model.decode(z, labels(4)).mean)
+    assert model.sample(y=2, num_samples=5).shape == (5, *SHAPE)
+    one, two = (
+        model.sample(2, num_samples=5, binary=True, generator=torch.Generator().manual_seed(9))
+        for _ in range(2)
+    )
+    assert torch.equal(one, two)
+    assert set(one.unique().tolist()) <= {0.0, 1.0}
+    still = model.sample(2, num_samples=5, temperature=0.0)
+    assert still.unique(dim=0).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("beta", "warmup_steps", "step", "weight"),
+    [(1, 0, 0, 1.0), (1, 4, 0, 0.25), (1, 4, 1, 0.5), (1, 4, 3, 1.0), (1, 4, 9, 1.0), (4, 2, 0, 2.0)],
+)
+def test_kl_warmup(beta: float, warmup_steps: int, step: int, weight: float) -> None:
+    model = VAE(network, 2, image_shape=SHAPE, beta=beta, warmup_steps=warmup_steps)
+    terms = Terms(reconstruction=torch.tensor([-3.0]), kl=torch.tensor([2.0]))
+    assert model.loss(terms, step).item() == pytest.approx(3 + weight * 2)
+    assert model.metrics(terms)["elbo"].item() == -5  # whatever beta is
+
+
+def test_the_output_starts_at_the_train_mean() -> None:
+    mean = torch.rand(SHAPE) * 0.8 + 0.1
+    model = CVAE(network, 3, image_shape=SHAPE, num_classes=4)
+    model.initialize_output_bias(mean)
+    images = model.sample(labels(4), torch.randn(4, 3))
+    torch.testing.assert_close(images, mean.expand(4, *SHAPE), atol=0.1, rtol=0)
+
+
+def test_the_posterior_stays_finite_for_any_encoder() -> None:
+    model = make(VAE)
+    with torch.no_grad():
+        for p in model.network.encoder.head.parameters():  # type: ignore[attr-defined]
+            p.fill_(1e6)
+    terms = model.terms(ALL_IMAGES, None, torch.randn(16, 3))
+    terms.elbo.sum().backward()
+    assert terms.kl.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_bits_per_dimension() -> None:
+    assert bits_per_dimension(784 * math.log(2), 784) == pytest.approx(1)
