@@ -92,7 +92,9 @@ def test_the_bounds_are_ordered_and_reach_the_evidence(kind: type[VAE]) -> None:
     for k in (1, 3, 30):
         nll = importance_weighted_nll(model, rows[1], rows[0], index, k)
         bounds.append(-nll.view(rounds, 16))
-    eps = torch.randn(rounds * 16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    eps = torch.randn(
+        rounds * 16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     elbo = model.terms(rows[1], rows[0], eps).elbo.view(rounds, 16).mean(0)
     means = [b.mean(0) for b in bounds]
     errors = [5 * b.std(0) / math.sqrt(rounds) for b in bounds]
@@ -172,7 +174,14 @@ def test_samples() -> None:
 
 @pytest.mark.parametrize(
     ("beta", "warmup_steps", "step", "weight"),
-    [(1, 0, 0, 1.0), (1, 4, 0, 0.25), (1, 4, 1, 0.5), (1, 4, 3, 1.0), (1, 4, 9, 1.0), (4, 2, 0, 2.0)],
+    [
+        (1, 0, 0, 1.0),
+        (1, 4, 0, 0.25),
+        (1, 4, 1, 0.5),
+        (1, 4, 3, 1.0),
+        (1, 4, 9, 1.0),
+        (4, 2, 0, 2.0),
+    ],
 )
 def test_kl_warmup(beta: float, warmup_steps: int, step: int, weight: float) -> None:
     model = VAE(network, 2, image_shape=SHAPE, beta=beta, warmup_steps=warmup_steps)

@@ -7,15 +7,16 @@ number of processes and need no state to be resumed.
 
 import hashlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
@@ -191,8 +192,8 @@ class MNISTDataModule(lightning.LightningDataModule):
         self.validation: Digits | None = None
         self.test: Digits | None = None
 
-    def load_arrays(self) -> list[Pixels]:
-        """Train images, train labels, test images and test labels, as unsigned bytes."""
+    def load_arrays(self) -> Sequence[NDArray[Any]]:
+        """Train images (unsigned bytes), train labels, test images and test labels."""
         return load_digits(SETS[self.dataset], self.data_dir)
 
     def prepare_data(self) -> None:
@@ -221,7 +222,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         if dynamic:
             self.validation, self.test = self.validation.binarized(), self.test.binarized()
 
-    def _tensors(self, images: Pixels, labels: Pixels) -> tuple[Tensor, Tensor]:
+    def _tensors(self, images: Pixels, labels: NDArray[Any]) -> tuple[Tensor, Tensor]:
         if images.shape[1:] != self.image_shape[1:] or self.image_shape[0] != 1:
             raise DataError(
                 f"data.image_shape={list(self.image_shape)}: the images are "
@@ -288,7 +289,7 @@ class ImagesDataModule(MNISTDataModule):
     of :class:`MNISTDataModule`.
     """
 
-    def load_arrays(self) -> list[Pixels]:
+    def load_arrays(self) -> Sequence[NDArray[Any]]:
         path = self.data_dir / f"{self.dataset}.npz"
         keys = [f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")]
         try:

