@@ -1,4 +1,4 @@
-"""The type checker that tests apply to our functions: an int is a float, as everywhere in Python."""
+"""The type checker that tests apply to our functions; an int is a float, as ever."""
 
 from beartype import BeartypeConf, beartype
 

@@ -8,7 +8,7 @@ import torch
 
 from cvae.data import Digits, GlobalBatchSampler, ImagesDataModule, MNISTDataModule, Rows
 from cvae.digits import DataError
-from tests.conftest import NUM_TEST, NUM_TRAIN
+from tests.conftest import NUM_TRAIN
 
 
 def module(data_dir: Path, **settings: object) -> MNISTDataModule:
@@ -121,7 +121,7 @@ def test_the_mean_image_can_be_a_probability(data_dir: Path) -> None:
     data = module(data_dir)
     assert data.train is not None
     data.train = Digits(data.train.pixels * 0, data.train.labels, 10)
-    assert 0 < data.mean_image.min()
+    assert data.mean_image.min() > 0
     data.train.pixels += 255
     assert data.mean_image.max() < 1
 

@@ -51,7 +51,7 @@ def test_idx_there_and_back() -> None:
     "content", [b"", b"\0\0", b"\0\0\x08\x03\0\0", b"<html>", b"\0\0\x08\x01\0\0\0\x05abc"]
 )
 def test_what_is_no_idx_file_is_refused(content: bytes) -> None:
-    with pytest.raises(ValueError, match="IDX|hold"):
+    with pytest.raises(ValueError, match=r"IDX|hold"):
         read_idx(content)
 
 
@@ -113,13 +113,6 @@ def test_a_source_that_gives_other_digits_is_not_believed(
     assert not (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").exists()
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root writes everywhere")
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(DataError, match="cannot write"):
-        load_digits(MNIST, tmp_path / "data")
-
-
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(DataError, match="cannot write"):
@@ -148,7 +141,7 @@ def test_sets_of_the_same_form(name: str, tmp_path: Path, offline: None) -> None
     digit_set = SETS[name]
     raw = tmp_path / name / "raw"
     write_digits(raw, digit_set.prefixes)
-    train_x, train_y, test_x, test_y = load_digits(digit_set, tmp_path)
+    train_x, train_y, _, test_y = load_digits(digit_set, tmp_path)
     assert (len(train_x), len(test_y)) == (NUM_TRAIN, NUM_TEST)
     stored = read_idx((raw / f"{digit_set.prefixes[0]}-images-idx3-ubyte").read_bytes())
     expected = stored.swapaxes(1, 2) if digit_set.transposed else stored

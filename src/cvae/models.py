@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
 from cvae.networks import Network
-from cvae.types import Image, Latent, Nats, OneHot, Terms
+from cvae.types import Image, Latent, Logits, Nats, OneHot, Terms
 
 NetworkFactory = Callable[..., Network]
 _MAX_LOG_STD = 5.0  # |log standard deviation| of the posterior stays below: e^5 is far from any use
@@ -21,6 +21,12 @@ _MAX_LOG_STD = 5.0  # |log standard deviation| of the posterior stays below: e^5
 def _full_precision(values: Tensor) -> Tensor:
     """At least float32: sums over 784 pixels lose nats in bfloat16."""
     return values.float() if values.itemsize < 4 else values
+
+
+def log_bernoulli(x: Image, logits: Logits) -> Nats:
+    """log p(x) of independent pixels: Independent(Bernoulli), but for empty batches as well."""
+    cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
+    return -cross_entropy.flatten(1).sum(1)
 
 
 class Autoencoder(nn.Module):
@@ -133,7 +139,7 @@ class Autoencoder(nn.Module):
 
     def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
         """The reconstruction term alone: a code has no distribution and costs no nats."""
-        reconstruction = self.decode(self.embed(x, y), y).log_prob(x)
+        reconstruction = log_bernoulli(x, self._logits(self.embed(x, y), y))
         return Terms(reconstruction, torch.zeros_like(reconstruction))
 
     def metrics(self, terms: Terms) -> dict[str, Nats]:
@@ -190,7 +196,7 @@ class VAE(Autoencoder):
         mean, log_std = self._posterior(x, y)
         z = mean + log_std.exp() * eps
         kl = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
-        return Terms(reconstruction=self.decode(z, y).log_prob(x), kl=kl.sum(-1))
+        return Terms(reconstruction=log_bernoulli(x, self._logits(z, y)), kl=kl.sum(-1))
 
     def log_weights(
         self, x: Image, y: OneHot | None, eps: Float[Tensor, "batch num_samples latent_dim"]

@@ -93,7 +93,7 @@ def standard_normal(
     radius = torch.sqrt(-2.0 * torch.log((high.float() + 0.5) * unit))
     angle = (2.0 * math.pi * unit) * low.float()
     pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return pairs.flatten(1)[:, :num_draws].reshape(-1, *size)
+    return pairs.flatten(1)[:, :num_draws].reshape(len(index), *size)
 
 
 def bernoulli(

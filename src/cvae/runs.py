@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import platform
+import re
 import secrets
 import shlex
 import subprocess
@@ -51,6 +52,16 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
     import hydra.utils
 
     return hydra.utils.instantiate(node, **arguments)
+
+
+def explained(error: Exception) -> str:
+    """A line for an error of Hydra's: the key it is about, and the cause behind its wrapping."""
+    key = re.search(r"full_key: (\S+)", str(error))
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    line = " ".join(str(cause).split("full_key:")[0].split()) or type(cause).__name__
+    return f"{key[1]}: {line[:300]}" if key else line[:300]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,8 +6,10 @@ the class that its ``_target_`` names; nodes with a ``_target_`` of your own are
 
 import difflib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -27,7 +29,7 @@ class AtLeast:
         return value >= self.bound
 
     def __str__(self) -> str:
-        return f"at least {self.bound:g}"
+        return f"of at least {self.bound:g}"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,18 @@ class Above:
 @dataclass(frozen=True)
 class Between:
     low: float
+    high: float
+
+    def allows(self, value: Any) -> bool:
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Below:
+    low: float
     high: float  # not itself allowed
 
     def allows(self, value: Any) -> bool:
@@ -58,7 +72,7 @@ class OneOf:
         self.allowed = allowed
 
     def allows(self, value: Any) -> bool:
-        return value in self.allowed
+        return str(value) in self.allowed
 
     def __str__(self) -> str:
         return f"one of {', '.join(self.allowed)}"
@@ -68,13 +82,13 @@ Count = Annotated[int, AtLeast(1)]
 Natural = Annotated[int, AtLeast(0)]
 Weight = Annotated[float, AtLeast(0)]
 Positive = Annotated[float, Above(0)]
-Share = Annotated[float, Between(0, 1)]
+Share = Annotated[float, Below(0, 1)]
 
 
 class Train:
     """Top level of train.yaml."""
 
-    seed: Annotated[int, Between(0, 2**32)]
+    seed: Annotated[int, Between(0, 2**32 - 1)]
     name: str | None
     monitor: str | None
     test_num_samples: Natural
@@ -157,7 +171,7 @@ class Trainer:
     accelerator: str
     devices: Annotated[int, AtLeast(-1)] | str | list[Natural]
     num_nodes: Count
-    precision: Annotated[str, OneOf(*_PRECISIONS)] | int | None
+    precision: Annotated[str | int, OneOf(*_PRECISIONS)] | None
     max_epochs: Annotated[int, AtLeast(-1)] | None
     max_steps: Annotated[int, AtLeast(-1)]
     log_every_n_steps: Natural | None
@@ -284,6 +298,12 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _has_no_gpu() -> bool:
+    """Whether that is sure without asking torch: on Linux, by the device files of the drivers."""
+    drivers = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/accel")
+    return sys.platform == "linux" and not any(Path(path).exists() for path in drivers)
+
+
 def device_count(devices: Any) -> int | None:
     """How many devices a setting names, where that can be known without asking the machine."""
     if isinstance(devices, Sequence) and not isinstance(devices, str):
@@ -300,8 +320,10 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
     devices, count = trainer["devices"], device_count(trainer["devices"])
     if devices == 0 or devices == "0":
         yield "trainer.devices=0: must be at least 1, or auto"
-    if trainer["accelerator"] == "cpu" and (count or 0) > num_cpus():
+    on_cpu = trainer["accelerator"] == "cpu" or (trainer["accelerator"] == "auto" and _has_no_gpu())
+    if on_cpu and trainer["num_nodes"] == 1 and (count or 0) > num_cpus():
         yield f"trainer.devices={devices}: this machine has {num_cpus()} cores"
+        return
     total = (count or 1) * trainer["num_nodes"]
     if data.get("batch_size", total) % total:
         yield (

@@ -14,6 +14,7 @@ from typing import Any, cast
 import lightning
 import torch
 from hydra.errors import InstantiationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
@@ -28,7 +29,8 @@ from cvae.schema import ConfigError, num_cpus
 
 log = logging.getLogger(__name__)
 
-_LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero")
+_LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
+_CHATTY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric")  # what is usual
 _KNOWN_WARNINGS = (
     ".*does not have many workers.*",  # batches are gathered in memory
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",  # Lightning's own
@@ -40,12 +42,13 @@ def train(
     module: VAEModule,
     datamodule: MNISTDataModule,
     trainer: lightning.Trainer,
-    best_checkpoint: Path | None = None,
+    checkpoint_dir: Path | None = None,
 ) -> dict[str, float]:
     """Fit, then test the best weights. Knows nothing of configs: call it from a notebook.
 
     Args:
-        best_checkpoint: what the callbacks save; the last weights are tested where it is not there.
+        checkpoint_dir: where the callbacks save best.ckpt; the last weights are tested, and saved,
+            where training ended before a validation. None to test the last weights.
 
     Returns:
         The metrics of validation and test.
@@ -54,8 +57,12 @@ def train(
     datamodule.setup()
     module.model.initialize_output_bias(datamodule.mean_image)
     trainer.fit(module, datamodule=datamodule)
-    if best_checkpoint is not None and best_checkpoint.is_file():
-        module.model.load_state_dict(runs.model_weights(runs.load_checkpoint(best_checkpoint)))
+    if checkpoint_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        best, last = checkpoint_dir / Path(runs.BEST).name, checkpoint_dir / Path(runs.LAST).name
+        if best.is_file():
+            module.model.load_state_dict(runs.model_weights(runs.load_checkpoint(best)))
+        elif not last.is_file():
+            trainer.save_checkpoint(last)
     validated = dict(trainer.callback_metrics)
     trainer.test(module, datamodule=datamodule, verbose=False)
     metrics = {**validated, **trainer.callback_metrics}
@@ -70,7 +77,7 @@ def run(run_dir: Path) -> None:
         start = time.perf_counter()
         log.info("run %s in %s", cfg.name, run_dir)
         module, datamodule, trainer = build(cfg, run_dir, rank)
-        metrics = train(module, datamodule, trainer, run_dir / runs.BEST)
+        metrics = train(module, datamodule, trainer, (run_dir / runs.BEST).parent)
         if rank == 0:
             _finish(cfg, run_dir, module, datamodule, trainer, metrics, time.perf_counter() - start)
 
@@ -85,6 +92,8 @@ def build(
     if processes > 1:
         torch.set_num_threads(max(1, num_cpus() // processes))
     lightning.seed_everything(cfg.seed, verbose=False)
+    datamodule: MNISTDataModule = runs.instantiate(cfg.data, seed=cfg.seed)
+    datamodule.prepare_data()  # first: without digits there is nothing to track
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg))
     module = VAEModule(
         runs.build_model(cfg),
@@ -96,12 +105,13 @@ def build(
     )
     arguments: dict[str, Any] = dict(plain["trainer"])
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(run_dir)
-    trainer = lightning.Trainer(
-        logger=_loggers(cfg, run_dir) if rank == 0 else False,
-        callbacks=_callbacks(cfg),
-        **arguments,
-    )
-    return module, runs.instantiate(cfg.data, seed=cfg.seed), trainer
+    callbacks = _callbacks(cfg)
+    loggers = _loggers(cfg, run_dir) if rank == 0 else []
+    try:
+        trainer = lightning.Trainer(logger=loggers or False, callbacks=callbacks, **arguments)
+    except (TypeError, ValueError, MisconfigurationException) as error:  # of what a person set
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    return module, datamodule, trainer
 
 
 def _loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
@@ -181,7 +191,8 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        runs.update_summary(run_dir, status="failed", error=reason)
+        if runs.read_summary(run_dir).get("status") == "running":  # the first rank to fail tells
+            runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
         _close_wandb(1)
         if isinstance(error, ConfigError | InstantiationException):
             log.debug("the run failed", exc_info=True)  # the terminal gets a line
@@ -211,13 +222,18 @@ def _logging(run_dir: Path, rank: int) -> Iterator[None]:
         else:
             handlers.append(logging.StreamHandler(sys.stdout))
         handlers[1].setLevel(logging.INFO)
-    loggers = {name: logging.getLogger(name) for name in ("", "cvae", *_LIGHTNING_LOGGERS)}
+    else:
+        handlers.append(logging.StreamHandler(sys.stderr))
+        handlers[1].setLevel(logging.ERROR)
+    names = dict.fromkeys(("", "cvae", *_LIGHTNING_LOGGERS, *_CHATTY_LOGGERS))
+    loggers = {name: logging.getLogger(name) for name in names}
     before = {k: (g.handlers, g.level, g.propagate) for k, g in loggers.items()}
     for name, logger in loggers.items():
         logger.handlers, logger.propagate = ([] if name else handlers), True
     loggers[""].setLevel(logging.INFO if rank == 0 else logging.WARNING)
     loggers["cvae"].setLevel(logging.DEBUG if rank == 0 else logging.WARNING)
-    loggers[_LIGHTNING_LOGGERS[-1]].setLevel(logging.WARNING)  # which devices there are not
+    for name in _CHATTY_LOGGERS:
+        loggers[name].setLevel(logging.WARNING)
     logging.captureWarnings(True)
     try:
         yield
@@ -245,7 +261,8 @@ if __name__ == "__main__":
     try:
         run(Path(sys.argv[1]))
     except (ConfigError, InstantiationException) as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = runs.explained(error) if isinstance(error, InstantiationException) else str(error)
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
