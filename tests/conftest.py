@@ -4,7 +4,9 @@ from jaxtyping import install_import_hook
 
 from tests import shapes  # noqa: F401 - named below
 
-install_import_hook("cvae", "tests.shapes.typechecker")  # before anything of ours is imported
+TENSOR_ROOMS = ("noise", "networks", "models", "evaluation", "figures", "sampling", "data")
+# before anything of ours is imported
+install_import_hook([f"cvae.{room}" for room in TENSOR_ROOMS], "tests.shapes.typechecker")
 
 import os  # noqa: E402
 import subprocess  # noqa: E402

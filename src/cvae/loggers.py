@@ -96,7 +96,6 @@ def wandb_logger(
     tags: list[str] | None = None,
     notes: str | None = None,
     log_model: bool = False,
-    resume: str = "allow",
 ) -> WandbLogger:
     """A run on Weights & Biases that never asks and never waits long.
 
@@ -104,7 +103,7 @@ def wandb_logger(
 
     Args:
         save_dir: the run folder; the files lie in its wandb/.
-        run_id: the same id resumes the same run.
+        run_id: of the run on the server.
         mode: auto, online, offline or disabled; WANDB_MODE in the environment decides over auto.
         log_model: whether the best checkpoint becomes an artifact.
     """
@@ -123,7 +122,6 @@ def wandb_logger(
         "job_type": job_type,
         "tags": tags,
         "notes": notes,
-        "resume": resume if mode == "online" else None,
     }
     settings = wandb.Settings(init_timeout=_WANDB_TIMEOUT, silent=True, console="off")
     run = None
@@ -134,8 +132,9 @@ def wandb_logger(
             reason = " ".join(str(error).split())[:200]
             log.warning("W&B does not answer (%s); this run is tracked offline", reason)
             mode = "offline"
+            wandb.teardown()  # or the id would count as in use
     if run is None:
-        run = wandb.init(mode=mode, settings=settings, **{**arguments, "resume": None})
+        run = wandb.init(mode=mode, settings=settings, **arguments)
     if mode == "offline":
         log.info(
             "W&B is offline; to upload this run: wandb sync %s",

@@ -205,12 +205,13 @@ def load_config(run_dir: Path) -> DictConfig:
 def find_run(path: str | Path) -> tuple[Path, Path]:
     """The folder and the checkpoint that a path names: a run folder, or a checkpoint in one.
 
-    Relative paths are looked up where the person stands.
+    A relative path is looked up where the person stands, and then in the project.
 
     Raises:
         ConfigError: there is no such run, or no checkpoint in it.
     """
     given = Path(path).expanduser()
+    given = given if given.exists() else ROOT / given
     if not given.exists():
         hint = "; train first, or name a folder under logs/" if given.name == "latest" else ""
         raise ConfigError(f"run={path}: no such folder or checkpoint{hint}")
@@ -222,7 +223,8 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
             known = f" (its status: {status})" if status else ""
             raise ConfigError(f"run={path}: no checkpoint in {given / 'checkpoints'}{known}")
         return given, checkpoint
-    return given.parent.parent, given
+    in_its_place = given.parent.name == Path(BEST).parent.name
+    return given.parent.parent if in_its_place else given.parent, given
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -237,7 +239,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         keys = set(checkpoint)
     except Exception as error:  # torch raises half a dozen kinds for a damaged file
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise ConfigError(f"run={path}: not a readable checkpoint ({reason})") from None
     if not {"state_dict", "config"} <= keys:
         raise ConfigError(f"run={path}: not a checkpoint of this project (keys {sorted(keys)[:5]})")

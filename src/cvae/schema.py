@@ -75,7 +75,7 @@ class OneOf:
         return str(value) in self.allowed
 
     def __str__(self) -> str:
-        return f"one of {', '.join(self.allowed)}"
+        return self.allowed[0] if len(self.allowed) == 1 else f"one of {', '.join(self.allowed)}"
 
 
 Count = Annotated[int, AtLeast(1)]

@@ -16,7 +16,6 @@ import torch
 from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.logging import RichHandler
@@ -117,7 +116,8 @@ def build(
 def _loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     loggers: list[Logger] = [MetricsFile(run_dir / runs.METRICS)]
     loggers += [runs.instantiate(node) for node in (cfg.logger or {}).values() if node]
-    hyperparameters = runs.short_keys(cfg)
+    commit = runs.read_summary(run_dir).get("git_commit")
+    hyperparameters = {**runs.short_keys(cfg), "git_commit": commit}
     for logger in loggers:
         logger.log_hyperparams(hyperparameters)
     return loggers
@@ -167,9 +167,6 @@ def _finish(
         test_digest=datamodule.test.digest(),
     )
     runs.point_latest(run_dir)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update({f"final/{k}": v for k, v in metrics.items()})
     shown = "  ".join(f"{k} {v:.2f}" for k, v in metrics.items() if k.startswith("test/"))
     log.info("test set %s: %s", datamodule.test.digest(), shown)
 

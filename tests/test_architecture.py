@@ -1,0 +1,83 @@
+"""The rooms and the arrows between them: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+PACKAGE = SOURCE / "cvae"
+
+# room: the rooms of ours that it may import
+ARROWS = {
+    "__init__": {"runs"},
+    "types": set[str](),
+    "schema": set[str](),
+    "noise": {"types"},
+    "digits": {"schema"},
+    "data": {"digits", "noise", "types"},
+    "networks": {"types"},
+    "models": {"networks", "types"},
+    "evaluation": {"models", "noise", "types"},
+    "figures": {"models", "noise", "types"},
+    "sampling": {"figures", "models", "schema"},
+    "lightning_module": {"evaluation", "models", "noise", "types"},
+    "callbacks": {"data", "figures", "lightning_module"},
+    "loggers": set[str](),
+    "runs": {"models", "schema"},  # models for the type checker and in load_run alone
+    "cli": {"runs", "schema"},
+    "launch": {"runs", "schema", "training"},
+    "training": {"data", "lightning_module", "loggers", "runs", "schema"},
+}
+KNOW_HYDRA = {"cli", "runs", "schema", "training"}
+KNOW_LIGHTNING = {"callbacks", "data", "lightning_module", "loggers", "training"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            module = node.module or ""
+            found |= {f"cvae.{a.name}" for a in node.names} if module == "cvae" else {module}
+    return found
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_room_is_on_the_map() -> None:
+    assert {room(path) for path in FILES} == set(ARROWS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_arrows_point_one_way(path: Path) -> None:
+    here = room(path)
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("cvae.")} - {here}
+    assert ours <= ARROWS[here], f"{here} must not import {ours - ARROWS[here]}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_who_knows_hydra_and_lightning(path: Path) -> None:
+    libraries = {name.split(".")[0] for name in imports(path)}
+    if libraries & {"hydra", "omegaconf"}:
+        assert room(path) in KNOW_HYDRA
+    if libraries & {"lightning", "pytorch_lightning"}:
+        assert room(path) in KNOW_LIGHTNING
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.glob("*.py")), ids=lambda p: p.name)
+def test_entry_points_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 100
+    assert "sys.path" not in path.read_text()
+
+
+def test_no_room_for_everything() -> None:
+    names = {path.stem for path in FILES}
+    assert not names & {"utils", "helpers", "common", "base", "misc"}

@@ -1,0 +1,165 @@
+"""The configuration files: each composes, and each key is an argument of what it configures."""
+
+import ast
+import inspect
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning
+import pytest
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from cvae import runs
+from cvae.cli import CONF
+from cvae.schema import validate
+
+GROUPS = ["data", "model", "model/network", "optimizer", "scheduler", "trainer", "device", "logger"]
+GROUPS += ["callbacks", "experiment", "debug"]
+OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml"))]
+DEVICE_KEYS = {"accelerator", "devices", "strategy", "precision", "num_nodes"}
+FILLED_IN = {"run_dir": "/nowhere", "run_id": "x", "sweep": "s", "name": "n", "monitor": "val/elbo"}
+
+
+def compose(*overrides: str, config: str = "train") -> DictConfig:
+    runs.register_resolvers()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(config, list(overrides))
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_file_composes_into_a_valid_config(group: str, option: str) -> None:
+    cfg = compose(f"{group}={option}")
+    problems = validate(plain(cfg))
+    on_more_devices = option in ("gpus", "slurm", "cpu_pair")
+    assert problems == [] or (on_more_devices and "this machine" in problems[0])
+
+
+def targets(node: Any) -> list[dict[str, Any]]:
+    found = []
+    if isinstance(node, dict):
+        found += [node] if "_target_" in node else []
+        for child in node.values():
+            found += targets(child)
+    return found
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_key_is_an_argument_of_its_target(group: str, option: str) -> None:
+    for node in targets(plain(compose(f"{group}={option}"))):
+        target = get_object(node["_target_"])
+        known = set(inspect.signature(target).parameters)
+        keys = set(node) - {"_target_", "_partial_"}
+        assert keys <= known, f"{node['_target_']} does not know {keys - known}"
+
+
+def test_every_argument_of_the_trainer_can_be_set() -> None:
+    """With Lightning's own value, or one that the file explains: none needs a plus sign."""
+    arguments = set(inspect.signature(lightning.Trainer.__init__).parameters) - {"self"}
+    assert set(compose().trainer) == arguments - {"logger", "callbacks"}
+
+
+@pytest.mark.parametrize("option", sorted(p.stem for p in (CONF / "device").glob("*.yaml")))
+def test_a_device_file_fills_its_five_keys_and_nothing_else(option: str) -> None:
+    assert set(OmegaConf.load(CONF / "device" / f"{option}.yaml")) == DEVICE_KEYS
+
+
+def test_a_value_is_written_in_one_file() -> None:
+    """A file that builds on another changes what it repeats."""
+    for group, option in OPTIONS:
+        content = OmegaConf.load(CONF / group / f"{option}.yaml")
+        assert isinstance(content, DictConfig)
+        for entry in content.get("defaults", []):
+            if isinstance(entry, str) and (CONF / group / f"{entry}.yaml").is_file():
+                base = OmegaConf.load(CONF / group / f"{entry}.yaml")
+                repeated = [k for k in content if k != "defaults" and base.get(k) == content[k]]  # type: ignore[union-attr]
+                assert repeated == [], f"{group}/{option}.yaml repeats {repeated} of {entry}.yaml"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.fast_dev_run=true",
+        "trainer.limit_train_batches=.1",
+        "trainer.profiler=simple",
+        "seed=0",
+    ],
+)
+def test_good_overrides_are_accepted(override: str) -> None:
+    assert validate(plain(compose(override))) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.latent_dim=0"], "model.latent_dim=0: must be an integer of at least 1"),
+        (["model.latent_dim=2.5"], "model.latent_dim=2.5"),
+        (["model.latent_dim=true"], "model.latent_dim=true"),
+        (["data.batch_size=0"], "data.batch_size=0"),
+        (["data.batch_size=null"], "data.batch_size=null"),
+        (["data.binarization=static"], "one of dynamic, none"),
+        (["data.name=CIFAR10"], "one of MNIST, FashionMNIST"),
+        (["optimizer.lr=0"], "optimizer.lr=0: must be a number above 0"),
+        (["optimizer.betas=[0.9,1.0]"], "optimizer.betas"),
+        (["model.beta=-1"], "model.beta=-1"),
+        (["model.beta=nan"], "model.beta=nan"),
+        (["seed=-1"], "seed=-1"),
+        (["seed=4294967296"], "seed=4294967296"),
+        (["trainer.max_epochs=null"], "trainer.max_epochs=null: the run has no end"),
+        (["trainer.devices=0"], "trainer.devices=0"),
+        (["device=cpu", "trainer.devices=500"], "trainer.devices=500: this machine has"),
+        (["trainer.devices=2", "data.batch_size=127"], "data.batch_size=127"),
+        (["trainer.precision=8"], "trainer.precision=8"),
+        (["trainer.use_distributed_sampler=true"], "use_distributed_sampler"),
+        (["model/network=conv", "model.network.channels=[]"], "model.network.channels=[]"),
+        (["callbacks.ema.decay=1"], "callbacks.ema.decay=1"),
+        (["logger.wandb.mode=on"], "logger.wandb.mode"),
+    ],
+)
+def test_bad_values_are_named(overrides: list[str], said: str) -> None:
+    problems = validate(plain(compose(*overrides)))
+    assert len(problems) == 1
+    assert said in problems[0]
+
+
+def test_all_violations_are_found_at_once() -> None:
+    bad = ("seed=x", "model.latent_dim=0", "data.batch_size=0", "optimizer.lr=-1")
+    assert len(validate(plain(compose(*bad)))) == 4
+
+
+def test_a_class_of_ones_own_may_have_any_argument() -> None:
+    mine = ("model.network._target_=my.Net", "+model.network.anything=-3")
+    assert validate(plain(compose(*mine, "model.network.num_blocks=-3"))) == []
+
+
+@pytest.mark.parametrize("entry_point", ["generate", "evaluate"])
+def test_the_other_entry_points_compose(entry_point: str) -> None:
+    assert validate(plain(compose(config=entry_point)), entry_point) == []
+
+
+def test_units_stand_where_values_are() -> None:
+    """The command line of an experiment is its first comment."""
+    for path in (CONF / "experiment").glob("*.yaml"):
+        assert f"python src/train.py experiment={path.stem}" in path.read_text()
+
+
+def test_schema_and_command_line_import_no_torch() -> None:
+    """By their own imports; test_cli.py proves it by running them."""
+    for name in ("cvae.schema", "cvae.cli", "cvae.runs", "cvae.launch"):
+        source = inspect.getsource(import_module(name))
+        top = [n for n in ast.parse(source).body if isinstance(n, ast.Import | ast.ImportFrom)]
+        names = {a.name for n in top if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module or "" for n in top if isinstance(n, ast.ImportFrom)}
+        assert not {n.split(".")[0] for n in names} & {"torch", "lightning", "wandb"}
+
+
+def test_the_project_root_is_found() -> None:
+    assert Path(runs.ROOT, "pyproject.toml").is_file()

@@ -1,0 +1,115 @@
+"""What can be had from a run folder: scores, pictures and the model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from cvae import load_run, runs
+from cvae.models import CVAE
+from cvae.schema import ConfigError
+from tests.conftest import NUM_TEST, run_script
+
+
+def test_generate_writes_what_was_asked_for(finished_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "some digits.png"
+    arguments = [f"run={finished_run}", "label=7", "num_samples=16", "npy=true", f"output={output}"]
+    done = run_script("generate", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(output), str(output.with_suffix(".npy"))]
+    array = np.load(output.with_suffix(".npy"))
+    assert array.shape == (16, 28, 28)
+    assert array.dtype == np.uint8
+    with Image.open(output) as picture:
+        assert picture.size[0] > 10 * 56
+    again = run_script("generate", *arguments[:-1], f"output={tmp_path / 'again.png'}")
+    assert again.returncode == 0
+    assert (tmp_path / "again.png").read_bytes() == output.read_bytes()  # seed=0 is the default
+
+
+def test_generate_has_a_place_of_its_own(finished_run: Path) -> None:
+    checkpoint = finished_run / "checkpoints" / "best.ckpt"
+    done = run_script("generate", f"run={checkpoint}", "label=all", "num_samples=3", "seed=5")
+    assert done.returncode == 0, done.stderr
+    written = Path(done.stdout.strip())
+    assert written.parent == finished_run / "generated"
+    assert written.is_file()
+
+
+def test_evaluate_agrees_with_the_end_of_training(finished_run: Path) -> None:
+    done = run_script("evaluate", f"run={finished_run}", "num_samples=4")
+    assert done.returncode == 0, done.stderr
+    told = json.loads((finished_run / "evaluation.json").read_text())
+    trained = json.loads((finished_run / "summary.json").read_text())["metrics"]
+    for key in ("test/elbo", "test/kl", "test/reconstruction", "test/nll_k4"):
+        assert told[key]["mean"] == pytest.approx(trained[key], rel=1e-5)
+        assert told[key]["standard_error"] > 0
+        assert f"{told[key]['mean']:.2f}" in done.stdout
+    assert f"{NUM_TEST} test images" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines() if "│" in line) <= 80
+
+
+def test_a_model_is_loaded_in_a_line(finished_run: Path) -> None:
+    for place in (finished_run, finished_run / "checkpoints" / "last.ckpt"):
+        model = load_run(place)
+        assert isinstance(model, CVAE)
+        assert not model.training
+        assert model.sample(y=7, num_samples=2).shape == (2, 1, 28, 28)
+
+
+def test_a_checkpoint_stands_alone(finished_run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.ckpt"
+    shutil.copy(finished_run / "checkpoints" / "best.ckpt", alone)
+    one, two = load_run(alone), load_run(finished_run)
+    z = torch.randn(3, 3)
+    assert torch.equal(one.sample([1, 2, 3], z), two.sample([1, 2, 3], z))
+
+
+def test_what_cannot_be_loaded_is_explained(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        load_run(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        load_run(tmp_path)
+    bad = tmp_path / "bad.ckpt"
+    bad.write_text("<html>")
+    with pytest.raises(ConfigError, match="not a readable checkpoint"):
+        load_run(bad)
+    torch.save({"state_dict": {}}, bad)
+    with pytest.raises(ConfigError, match="not a checkpoint of this project"):
+        load_run(bad)
+    checkpoint = torch.load(finished_run / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint["config"]["model"]["latent_dim"] = 5
+    torch.save(checkpoint, bad)
+    with pytest.raises(ConfigError, match="another model"):
+        load_run(bad)
+
+
+def test_short_keys_are_unique() -> None:
+    nested = {"a": {"x": 1, "y": 2}, "b": {"x": 3, "c": {"z": 4}}, "seed": 0, "empty": {}}
+    assert runs.short_keys(nested) == {"a.x": 1, "y": 2, "b.x": 3, "z": 4, "seed": 0, "empty": {}}
+
+
+def test_the_archive_is_the_whole_run(finished_run: Path) -> None:
+    cfg = runs.load_config(finished_run)
+    assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(cfg, resolve=True)
+    assert Path(cfg.data.data_dir).is_absolute()
+    assert cfg.callbacks.best.dirpath == str(finished_run / "checkpoints")
+    assert cfg.callbacks.best.monitor == cfg.monitor == "val/elbo"
+    assert "hydra" not in cfg
+
+
+def test_latest_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    for name in ("one", "two"):
+        folder = tmp_path / "logs" / "train" / name
+        folder.mkdir(parents=True)
+        runs.point_latest(folder)
+        assert (tmp_path / "logs" / "latest").resolve() == folder
+    runs.point_latest(tmp_path / "elsewhere")
+    assert (tmp_path / "logs" / "latest").resolve() == folder
+    assert sorted(p.name for p in (tmp_path / "logs").iterdir()) == ["latest", "train"]

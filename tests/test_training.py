@@ -1,0 +1,335 @@
+"""Training: the same steps on one device and two, plain checkpoints, and figures that add up."""
+
+import csv
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from cvae.callbacks import EMA
+from cvae.data import MNISTDataModule
+from cvae.lightning_module import VAEModule, warmup_cosine
+from cvae.models import CVAE
+from cvae.networks import MLP
+from cvae.training import train
+from tests.conftest import NUM_TEST, NUM_TRAIN, run_script, tiny
+
+
+def rows(run_dir: Path, prefix: str) -> list[dict[str, float]]:
+    with (run_dir / "metrics.csv").open() as file:
+        found = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [row for row in found if any(k.startswith(prefix) for k in row)]
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    return dict(json.loads((run_dir / "summary.json").read_text()))
+
+
+def objects(data_dir: Path, folder: Path, **trainer: Any) -> tuple[Any, Any, Any]:
+    def network(**given: Any) -> MLP:
+        return MLP(hidden_dim=8, num_blocks=1, **given)
+
+    data = MNISTDataModule(
+        data_dir, "KMNIST", batch_size=32, eval_batch_size=16, validation_size=45
+    )
+    module = VAEModule(
+        CVAE(network, latent_dim=2),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2),
+        test_num_samples=3,
+    )
+    checkpoint = ModelCheckpoint(folder, "best", monitor="val/elbo", mode="max", save_last=True)
+    given = {"max_epochs": 2, "callbacks": [EMA(0.9), checkpoint], **trainer}
+    return (
+        module,
+        data,
+        lightning.Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+            **given,
+        ),
+    )
+
+
+# Lightning's own, on this torch
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval.*"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
+    pytest.mark.filterwarnings("ignore:.*saving a checkpoint outside.*"),
+]
+
+
+def test_train_takes_objects_and_knows_nothing_of_configs(data_dir: Path, tmp_path: Path) -> None:
+    module, data, trainer = objects(data_dir, tmp_path)
+    metrics = train(module, data, trainer, tmp_path)
+    assert set(metrics) == {
+        *(f"{s}/{m}" for s in ("val", "test") for m in ("elbo", "kl", "reconstruction")),
+        "test/nll_k3",
+    }
+    assert metrics["test/elbo"] == pytest.approx(
+        metrics["test/reconstruction"] - metrics["test/kl"], abs=1e-3
+    )
+    assert metrics["test/nll_k3"] <= -metrics["test/elbo"] + 0.5
+
+
+def test_checkpoints_are_plain_and_hold_the_averaged_weights(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    module, data, trainer = objects(data_dir, tmp_path)
+    train(module, data, trainer, tmp_path)
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    raw, averaged = best["current_model_state"], best["state_dict"]
+    assert raw.keys() == averaged.keys()
+    assert any(not torch.equal(raw[k], averaged[k]) for k in raw)
+    tested = module.state_dict()
+    assert all(torch.equal(tested[k], averaged[k]) for k in tested)
+
+
+def test_a_run_that_ends_before_a_validation_leaves_its_weights(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    module, data, trainer = objects(data_dir, tmp_path, max_epochs=1, max_steps=2)
+    with pytest.warns(UserWarning, match="could not find the monitored key"):
+        train(module, data, trainer, tmp_path)
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(v, last[k]) for k, v in module.state_dict().items())
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(data_dir: Path, tmp_path: Path) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        module, data, trainer = objects(data_dir, tmp_path / str(seed), callbacks=[], max_steps=5)
+        module.seed = seed
+        trainer.fit(module, datamodule=data)
+        return torch.cat([p.flatten() for p in module.parameters()])
+
+    one = weights(0)
+    torch.rand(7)  # the state of the global generator is nobody's business
+    assert torch.equal(one, weights(0))
+    assert not torch.equal(one, weights(1))
+
+
+def test_the_averaged_weights_are_the_average() -> None:
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    decay, every = 0.5, 2
+    module = BoringModel()
+    ema = EMA(decay, every_n_steps=every)
+    ema.setup(None, module, "fit")  # type: ignore[arg-type]
+    expected: torch.Tensor | None = None
+    trainer = type("T", (), {"global_step": 0})()
+    for step in range(1, 9):
+        trainer.global_step = step
+        with torch.no_grad():
+            module.layer.weight.fill_(float(step))
+        ema.on_train_batch_end(trainer, module, None, None, step)
+        if step % every == 0:
+            new, share = module.layer.weight.detach().clone(), decay**every
+            expected = new if expected is None else share * expected + (1 - share) * new
+    assert ema._average_model is not None
+    assert expected is not None
+    torch.testing.assert_close(ema._average_model.module.layer.weight.data, expected)
+
+
+@pytest.mark.parametrize("total_steps", [2, 3, 10, 1000])
+def test_the_schedule_rises_and_falls(total_steps: int) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=2.0)
+    scheduler = warmup_cosine(optimizer, total_steps, warmup_fraction=0.1)
+    rates = []
+    for _ in range(total_steps + 1):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    peak = max(rates)
+    top = rates.index(peak)
+    assert peak == pytest.approx(2.0)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_biases_and_gains_are_not_decayed(data_dir: Path, tmp_path: Path) -> None:
+    module, data, trainer = objects(data_dir, tmp_path, callbacks=[], max_steps=1)
+    trainer.fit(module, datamodule=data)
+    decayed, free = trainer.optimizers[0].param_groups
+    assert decayed["weight_decay"] > 0
+    assert free["weight_decay"] == 0
+    assert {p.ndim for p in decayed["params"]} == {2}
+    count = len(decayed["params"]) + len(free["params"])
+    assert count == len(list(module.parameters()))
+    assert any(p is module.model.output_bias for p in free["params"])
+
+
+# whole runs, as a person starts them
+
+
+def test_the_folder_of_a_finished_run(finished_run: Path) -> None:
+    there = {p.relative_to(finished_run).as_posix() for p in finished_run.rglob("*") if p.is_file()}
+    expected = {"config.yaml", "summary.json", "metrics.csv", "train.log"}
+    expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/overrides.yaml"}
+    pictures = ("reconstructions", "label_grid", "style_transfer", "traversals")
+    expected |= {f"figures/{name}.png" for name in pictures}
+    assert expected <= there
+    assert any(name.startswith("wandb/offline-run") for name in there)
+    assert not any(name.endswith(".tmp") for name in there)
+
+
+def test_the_summary_of_a_finished_run(finished_run: Path) -> None:
+    told = summary(finished_run)
+    assert told["status"] == "finished"
+    assert told["name"] == "cvae-mlp-z3-kmnist-s1"
+    assert told["epochs"] == 2
+    assert told["images_seen"] == 2 * (NUM_TRAIN - 45)
+    assert told["steps"] == 2 * 7
+    assert told["metrics"].keys() >= {"val/elbo", "test/elbo", "test/nll_k4"}
+    best = max(row["val/elbo"] for row in rows(finished_run, "val/"))
+    assert told["objective"] == pytest.approx(best, abs=1e-4)
+    assert "src/train.py" in told["command"]
+    assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert told["images_per_second"] > 0
+
+
+def test_the_record_of_a_finished_run(finished_run: Path) -> None:
+    steps = rows(finished_run, "train/")
+    assert [row["step"] for row in steps] == list(range(1, 15))
+    assert steps[-1]["images_seen"] == 2 * (NUM_TRAIN - 45)
+    for row in steps:
+        assert row["train/elbo"] == pytest.approx(
+            row["train/reconstruction"] - row["train/kl"], abs=1e-3
+        )
+        assert row["train/kl"] >= 0
+        assert row["train/reconstruction"] <= 0
+    assert [row["epoch"] for row in rows(finished_run, "val/")] == [0, 1]
+    assert len(rows(finished_run, "test/")) == 1
+
+
+def test_the_log_of_a_finished_run(finished_run: Path) -> None:
+    log = (finished_run / "train.log").read_text()
+    assert "epoch 2/2  val/elbo" in log
+    assert "wandb sync" in log
+    assert "test set " + summary(finished_run)["test_digest"] in log
+    assert "Traceback" not in log
+    assert max(len(line) for line in log.splitlines()) < 400
+
+
+def test_tests_do_not_move_latest(finished_run: Path) -> None:
+    from cvae import runs
+
+    latest = runs.ROOT / "logs" / "latest"
+    assert not latest.exists() or latest.resolve() != finished_run.resolve()
+
+
+@pytest.fixture(scope="session")
+def pair_of_runs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same run on one process and on two, 20 steps and more."""
+    folder = tmp_path_factory.mktemp("pair")
+    found = {}
+    for devices in (1, 2):
+        found[devices] = folder / str(devices)
+        more = ["device=cpu", f"trainer.devices={devices}", "trainer.max_epochs=3", "logger=csv"]
+        done = run_script("train", *tiny(data_dir, found[devices]), *more)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return found
+
+
+def test_one_device_and_two_take_the_same_steps(pair_of_runs: dict[int, Path]) -> None:
+    one, two = (rows(pair_of_runs[n], "train/") for n in (1, 2))
+    assert len(one) == len(two) == 21
+    for a, b in zip(one, two, strict=True):
+        for key in ("train/loss", "train/elbo", "train/kl", "train/reconstruction"):
+            assert a[key] == pytest.approx(b[key], rel=2e-6)
+        assert a["images_seen"] == b["images_seen"]
+
+
+def test_one_device_and_two_count_each_test_image_once(pair_of_runs: dict[int, Path]) -> None:
+    """33 images in batches of 16: the last batch leaves the second rank without any."""
+    assert NUM_TEST % 2 == 1
+    one, two = (summary(pair_of_runs[n]) for n in (1, 2))
+    assert two["devices"] == 2
+    for key, value in one["metrics"].items():
+        assert value == pytest.approx(two["metrics"][key], rel=1e-6)
+    for key in ("validation_digest", "test_digest", "images_seen", "steps"):
+        assert one[key] == two[key]
+
+
+def test_two_devices_share_one_folder(pair_of_runs: dict[int, Path]) -> None:
+    one, two = (
+        sorted(p.relative_to(d).as_posix() for p in d.rglob("*") if p.is_file())
+        for d in (pair_of_runs[1], pair_of_runs[2])
+    )
+    assert one == two
+
+
+def test_a_sweep_gives_each_job_its_folder(data_dir: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "a sweep"
+    jobs = [
+        "model=autoencoder,vae",
+        "logger=csv",
+        "trainer.max_epochs=1",
+        f"hydra.sweep.dir={sweep}",
+    ]
+    done = run_script("train", "-m", *tiny(data_dir), *jobs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [summary(sweep / str(job)) for job in range(2)]
+    assert [t["status"] for t in told] == ["finished"] * 2
+    assert [t["monitor"] for t in told] == ["val/reconstruction", "val/elbo"]
+    assert [t["sweep"] for t in told] == ["a sweep"] * 2
+    assert told[0]["metrics"].keys() == {"val/reconstruction", "test/reconstruction"}
+    assert (sweep / "0" / "figures" / "samples.png").is_file()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_that_fails_says_so(devices: int, data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os\n"
+        "from cvae.networks import MLP\n"
+        "class Mine(MLP):\n"
+        "    def decode(self, z, y):\n"
+        f"        if os.environ.get('RANK', '0') == '{devices - 1}':\n"
+        "            raise ZeroDivisionError('as planned')\n"
+        "        return super().decode(z, y)\n"
+    )
+    more = ["model.network._target_=mine.Mine", "device=cpu", f"trainer.devices={devices}"]
+    run_dir = tmp_path / "run"
+    done = run_script("train", *tiny(data_dir, run_dir), *more, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("failed: ")
+    assert "ZeroDivisionError: as planned" in done.stderr.splitlines()[-1]
+    told = summary(run_dir)
+    assert told["status"] == "failed"
+    assert told["error"] == "ZeroDivisionError: as planned"
+    assert "as planned" in (run_dir / "train.log").read_text()
+
+
+@pytest.mark.parametrize("debug", ["one_batch", "overfit", "profiler"])
+def test_debugging_runs(debug: str, data_dir: Path, tmp_path: Path) -> None:
+    few = ["trainer.max_epochs=2"] if debug == "overfit" else []
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), f"debug={debug}", *few)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("Profile" in done.stdout) == (debug == "profiler")
+
+
+def test_other_loggers(data_dir: Path, tmp_path: Path) -> None:
+    more = ["logger=tensorboard", "trainer.max_epochs=1", "callbacks=early_stopping"]
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+def test_logging_is_left_as_it_was() -> None:
+    assert logging.getLogger("cvae").level == logging.NOTSET
+    assert "RANK" not in os.environ
