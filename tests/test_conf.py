@@ -80,7 +80,9 @@ def test_a_value_is_written_in_one_file() -> None:
         for entry in content.get("defaults", []):
             if isinstance(entry, str) and (CONF / group / f"{entry}.yaml").is_file():
                 base = OmegaConf.load(CONF / group / f"{entry}.yaml")
-                repeated = [k for k in content if k != "defaults" and base.get(k) == content[k]]  # type: ignore[union-attr]
+                assert isinstance(base, DictConfig)
+                repeated = [str(k) for k in content if k != "defaults"]
+                repeated = [k for k in repeated if base.get(k) == content[k]]
                 assert repeated == [], f"{group}/{option}.yaml repeats {repeated} of {entry}.yaml"
 
 

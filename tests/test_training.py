@@ -140,7 +140,8 @@ def test_the_averaged_weights_are_the_average() -> None:
             expected = new if expected is None else share * expected + (1 - share) * new
     assert ema._average_model is not None
     assert expected is not None
-    torch.testing.assert_close(ema._average_model.module.layer.weight.data, expected)
+    averaged = dict(ema._average_model.named_parameters())["module.layer.weight"]
+    torch.testing.assert_close(averaged.data, expected)
 
 
 @pytest.mark.parametrize("total_steps", [2, 3, 10, 1000])

@@ -207,7 +207,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         if self.train is not None:
             return
         train_x, train_y, test_x, test_y = self._arrays or self.load_arrays()
-        self._arrays = None
+        self._arrays = None  # the tensors below are copies
         if not 0 < self.validation_size < len(train_x):
             raise DataError(
                 f"data.validation_size={self.validation_size}: between 1 and the "
@@ -243,8 +243,9 @@ class MNISTDataModule(lightning.LightningDataModule):
     def mean_image(self) -> Float[Tensor, "channel height width"]:
         """Mean of the training images in (0, 1), with half an image on and half off added."""
         assert self.train is not None, "call setup() first"
-        total = self.train.pixels.sum(0, dtype=torch.float64) / 255.0
-        return ((total + 0.5) / (len(self.train) + 1)).float()
+        # by numpy, which adds without a converted copy of all pixels
+        total = self.train.pixels.numpy().sum(axis=0, dtype=np.int64) / 255.0
+        return torch.from_numpy((total + 0.5) / (len(self.train) + 1)).float()
 
     def examples(self) -> Batch:
         """The first test image of every class: the same ones in every picture of every run."""

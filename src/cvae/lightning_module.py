@@ -99,6 +99,20 @@ class VAEModule(lightning.LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning will not clip for a fused optimizer under mixed precision, since it could
+        # unscale by itself; but only float16 scales
+        if self.trainer.precision == "bf16-mixed" and gradient_clip_algorithm in (None, "norm"):
+            if gradient_clip_val:
+                torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
         checkpoint["images_seen"] = self.images_seen

@@ -4,6 +4,7 @@ A folder is the whole truth of a run. config.yaml says what it is, summary.json 
 are written atomically, so a reader never sees half a file.
 """
 
+import contextlib
 import copy
 import json
 import os
@@ -16,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +115,17 @@ def archive(cfg: DictConfig, run_dir: Path, sweep: str | None = None) -> DictCon
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
         command=" ".join(sys.argv),
         git_commit=git_commit(),
-        versions={name: version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        versions=_versions(),
     )
     return resolved
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def git_commit() -> str | None:

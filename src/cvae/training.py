@@ -160,7 +160,7 @@ def _finish(
         train_seconds=round(module.train_seconds, 2),
         images_per_second=round(module.images_seen / max(1e-9, module.train_seconds), 1),
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
-        device=_device_name(module.device),
+        device=_device_name(trainer.strategy.root_device),
         devices=trainer.world_size,
         num_parameters=sum(p.numel() for p in module.model.parameters()),
         validation_digest=datamodule.validation.digest(),

@@ -1,0 +1,108 @@
+"""The blocks of the README run as they stand; those marked tiny, at a tiny budget."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.conftest import ROOT, clean_environment
+
+README = (ROOT / "README.md").read_text()
+BLOCK = re.compile(r"(?:<!-- (?P<tag>[^>]*?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)```", re.DOTALL)
+TINY = (
+    "model.warmup_steps=0 trainer.max_epochs=1 trainer.limit_train_batches=3 "
+    "trainer.limit_val_batches=1 trainer.limit_test_batches=1 test_num_samples=2"
+)
+
+
+class Block(NamedTuple):
+    tag: str
+    kind: str
+    text: str
+
+
+BLOCKS = [Block(m["tag"] or "", m["kind"], m["text"]) for m in BLOCK.finditer(README)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project: what a reader does leaves this one, and its logs/latest, alone."""
+    copy = tmp_path_factory.mktemp("readme") / "a copy"
+    left = shutil.ignore_patterns(
+        ".*", "logs", "data", "__pycache__", "*.egg-info", "docs", "tests"
+    )
+    shutil.copytree(ROOT, copy, ignore=left)
+    (copy / "logs").mkdir()
+    if (ROOT / "data" / "MNIST").is_dir():
+        shutil.copytree(ROOT / "data" / "MNIST", copy / "data" / "MNIST")
+    return copy
+
+
+def run(command: list[str], project: Path) -> str:
+    environment = {
+        **clean_environment(),
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+        "PYTHONPATH": str(project / "src"),
+    }
+    done = subprocess.run(
+        command, cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def tiny(line: str) -> str:
+    command, _, comment = line.partition("#")
+    if not command.startswith("python src/train.py"):
+        return line
+    budget = TINY.replace("model.warmup_steps=0 ", "") if "autoencoder" in command else TINY
+    return f"{command.rstrip()} {budget} #{comment}"
+
+
+def test_the_blocks_run_in_their_order(project: Path) -> None:
+    for tag, kind, text in BLOCKS:
+        if tag.startswith("not run"):
+            continue
+        if kind == "bash":
+            lines = [tiny(line) if tag == "tiny" else line for line in text.splitlines()]
+            run(["bash", "-euc", "\n".join(lines)], project)
+        elif named := re.match(r"# (\S+\.(?:py|yaml))\n", text):
+            (project / named[1]).write_text(text)
+        elif kind == "python":
+            run([sys.executable, "-c", text], project)
+    finished = [p.parent for p in project.glob("logs/**/summary.json")]
+    assert len(finished) == 7
+    assert (project / "logs" / "latest").resolve() in finished
+
+
+def test_every_kind_of_block_is_known() -> None:
+    assert {block.kind for block in BLOCKS} <= {"", "bash", "python", "yaml"}
+    assert all(block.tag in ("", "tiny") or block.tag.startswith("not run") for block in BLOCKS)
+
+
+def test_make_targets_are_those_of_the_readme() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in [*re.findall(r"make ([a-z-]+)`", README), "train", "test"]:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_keys_named_in_the_readme_exist() -> None:
+    from omegaconf import OmegaConf
+
+    from cvae.schema import leaf_keys
+    from tests.test_conf import compose
+
+    known = set(leaf_keys(OmegaConf.to_container(compose())))
+    groups = ("model", "optimizer", "callbacks", "trainer", "data", "logger")
+    for key in re.findall(r"`((?:" + "|".join(groups) + r")\.[a-z_.]+)[=`]", README):
+        assert key in known, key
