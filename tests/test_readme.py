@@ -33,11 +33,10 @@ BLOCKS = [Block(m["tag"] or "", m["kind"], m["text"]) for m in BLOCK.finditer(RE
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project: what a reader does leaves this one, and its logs/latest, alone."""
     copy = tmp_path_factory.mktemp("readme") / "a copy"
-    left = shutil.ignore_patterns(
-        ".*", "logs", "data", "__pycache__", "*.egg-info", "docs", "tests"
-    )
-    shutil.copytree(ROOT, copy, ignore=left)
-    (copy / "logs").mkdir()
+    (copy / "logs").mkdir(parents=True)
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("src", "conf"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
     if (ROOT / "data" / "MNIST").is_dir():
         shutil.copytree(ROOT / "data" / "MNIST", copy / "data" / "MNIST")
     return copy

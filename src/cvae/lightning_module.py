@@ -15,11 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric
 
 from cvae import noise
-from cvae.evaluation.likelihood import importance_weighted_nll
-from cvae.models import VAE, Autoencoder
-from cvae.types import Batch, Latent, Nats, OneHot
-
-_EVALUATION_SEED = 0  # validation and test see the same noise in every epoch and every run
+from cvae.evaluation.likelihood import score_batch
+from cvae.models import Autoencoder
+from cvae.types import Batch, Nats
 
 
 def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float) -> LambdaLR:
@@ -120,16 +118,6 @@ class VAEModule(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint["images_seen"]
 
-    # what every step shares
-
-    def _label(self, batch: Batch) -> OneHot | None:
-        return batch.y if self.model.conditional else None
-
-    def _eps(self, batch: Batch, seed: int, epoch: int) -> Latent:
-        size = (self.model.latent_dim,)
-        stream = noise.Stream.POSTERIOR
-        return noise.standard_normal(batch.indices, size, seed=seed, stream=stream, epoch=epoch)
-
     # training
 
     def on_train_epoch_start(self) -> None:
@@ -166,8 +154,15 @@ class VAEModule(lightning.LightningModule):
         generator.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        eps = self._eps(batch, self.seed, self.current_epoch)
-        terms = self.model.terms(batch.x, self._label(batch), eps)
+        eps = noise.standard_normal(
+            batch.indices,
+            (self.model.latent_dim,),
+            seed=self.seed,
+            stream=noise.Stream.POSTERIOR,
+            epoch=self.current_epoch,
+        )
+        label = batch.y if self.model.conditional else None
+        terms = self.model.terms(batch.x, label, eps)
         losses = self.model.loss(terms, self.global_step)
         self._add_to_window({"loss": losses, **self.model.metrics(terms)})
         self.images_seen += batch.global_size
@@ -208,10 +203,6 @@ class VAEModule(lightning.LightningModule):
 
     # validation and test
 
-    def _evaluate(self, batch: Batch) -> dict[str, Nats]:
-        eps = self._eps(batch, _EVALUATION_SEED, 0)
-        return self.model.metrics(self.model.terms(batch.x, self._label(batch), eps))
-
     def _update_means(self, split: str, values: dict[str, Nats]) -> None:
         for name, value in values.items():
             key = f"{split}/{name}"
@@ -219,24 +210,19 @@ class VAEModule(lightning.LightningModule):
                 self._means[key] = MeanMetric().to(self.device)
             self._means[key].update(value)
 
-    def _write_means(self) -> None:
+    def _log_means(self) -> None:
         means = {key: float(mean.compute()) for key, mean in self._means.items()}
         self._means = {}
         self._log(means)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._update_means("val", self._evaluate(batch))
+        self._update_means("val", score_batch(self.model, batch))
 
     def on_validation_epoch_end(self) -> None:
-        self._write_means()
+        self._log_means()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        values = self._evaluate(batch)
-        if isinstance(self.model, VAE) and self.test_num_samples:
-            values[f"nll_k{self.test_num_samples}"] = importance_weighted_nll(
-                self.model, batch.x, self._label(batch), batch.indices, self.test_num_samples
-            )
-        self._update_means("test", values)
+        self._update_means("test", score_batch(self.model, batch, self.test_num_samples))
 
     def on_test_epoch_end(self) -> None:
-        self._write_means()
+        self._log_means()

@@ -17,6 +17,7 @@ from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.logging import RichHandler
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
 _CHATTY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric")  # what is usual
+_INTERRUPTED, _TERMINATED = 130, 143  # exit codes, 128 + the signal
 _KNOWN_WARNINGS = (
     ".*does not have many workers.*",  # batches are gathered in memory
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",  # Lightning's own
@@ -76,7 +78,8 @@ def run(run_dir: Path) -> None:
         start = time.perf_counter()
         log.info("run %s in %s", cfg.name, run_dir)
         module, datamodule, trainer = build(cfg, run_dir, rank)
-        metrics = train(module, datamodule, trainer, (run_dir / runs.BEST).parent)
+        checkpoint_dir = (run_dir / runs.BEST).parent if cfg.trainer.enable_checkpointing else None
+        metrics = train(module, datamodule, trainer, checkpoint_dir)
         if rank == 0:
             _finish(cfg, run_dir, module, datamodule, trainer, metrics, time.perf_counter() - start)
 
@@ -182,10 +185,11 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
     """Write into the summary, and tell W&B, how a run ended that did not finish."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns Ctrl-C into exit code 1
+        terminated = isinstance(error, SIGTERMException)
         runs.update_summary(run_dir, status="interrupted")
-        _close_wandb(130)
-        raise
+        _close_wandb(_TERMINATED if terminated else _INTERRUPTED)
+        raise SystemExit(_TERMINATED if terminated else _INTERRUPTED) from None
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         if runs.read_summary(run_dir).get("status") == "running":  # the first rank to fail tells
@@ -262,6 +266,6 @@ if __name__ == "__main__":
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except runs.RunFailed:
         sys.exit(1)

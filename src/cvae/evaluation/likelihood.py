@@ -1,4 +1,4 @@
-"""How likely the model finds images it has not seen: the importance-weighted bound."""
+"""How likely the model finds images: the bound it trains on, and the importance-weighted one."""
 
 import math
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from cvae import noise
-from cvae.models import VAE
-from cvae.types import Image, ImageIndices, Nats, OneHot
+from cvae.models import VAE, Autoencoder
+from cvae.types import Batch, Image, ImageIndices, Nats, OneHot
 
-_EVALUATION_SEED = 0  # never a run's: all runs are scored with the same noise
+_EVALUATION_SEED = 0  # never a run's: all runs and epochs are scored with the same noise
 _MAX_ROWS = 8192  # decoder rows at a time: bounds the memory, changes no result
 
 
@@ -50,3 +50,22 @@ def importance_weighted_nll(
         total = part if total is None else torch.logaddexp(total, part)
     assert total is not None
     return math.log(num_samples) - total
+
+
+@torch.no_grad()
+def score_batch(model: Autoencoder, batch: Batch, num_samples: int = 0) -> dict[str, Nats]:
+    """The metrics of every image of a batch by name, in nats.
+
+    Args:
+        num_samples: K of nll_kK, the importance-weighted bound; 0 to leave it out.
+    """
+    x, y, indices, _ = batch
+    label = y if model.conditional else None
+    eps = noise.standard_normal(
+        indices, (model.latent_dim,), seed=_EVALUATION_SEED, stream=noise.Stream.POSTERIOR
+    )
+    values = model.metrics(model.terms(x, label, eps))
+    if isinstance(model, VAE) and num_samples:
+        nll = importance_weighted_nll(model, x, label, indices, num_samples)
+        values[f"nll_k{num_samples}"] = nll
+    return values

@@ -9,15 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from cvae import noise
-from cvae.evaluation.likelihood import importance_weighted_nll
-from cvae.models import VAE, Autoencoder, bits_per_dimension
+from cvae.evaluation.likelihood import score_batch
+from cvae.models import Autoencoder, bits_per_dimension
 from cvae.types import Batch, Nats
 
-_EVALUATION_SEED = 0
 
-
-class TestData(Protocol):
+class Scored(Protocol):
     """What is scored: anything that gives batches of test images."""
 
     def prepare_data(self) -> None: ...
@@ -25,8 +22,7 @@ class TestData(Protocol):
     def test_dataloader(self) -> DataLoader[Batch]: ...
 
 
-@torch.no_grad()
-def score(model: Autoencoder, data: TestData, num_samples: int) -> dict[str, dict[str, float]]:
+def score(model: Autoencoder, data: Scored, num_samples: int) -> dict[str, dict[str, float]]:
     """Mean and standard error over the test images of every metric, in nats per image.
 
     Args:
@@ -35,17 +31,8 @@ def score(model: Autoencoder, data: TestData, num_samples: int) -> dict[str, dic
     data.prepare_data()
     data.setup()
     parts: dict[str, list[Nats]] = {}
-    for x, y, indices, _ in data.test_dataloader():
-        label = y if model.conditional else None
-        eps = noise.standard_normal(
-            indices, (model.latent_dim,), seed=_EVALUATION_SEED, stream=noise.Stream.POSTERIOR
-        )
-        values = model.metrics(model.terms(x, label, eps))
-        if isinstance(model, VAE):
-            values[f"nll_k{num_samples}"] = importance_weighted_nll(
-                model, x, label, indices, num_samples
-            )
-        for name, value in values.items():
+    for batch in data.test_dataloader():
+        for name, value in score_batch(model, batch, num_samples).items():
             parts.setdefault(f"test/{name}", []).append(value)
     scores = {name: _mean(torch.cat(part)) for name, part in parts.items()}
     if (nll := scores.get(f"test/nll_k{num_samples}")) is not None:
