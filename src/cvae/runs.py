@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def run_name(cfg: DictConfig) -> str:
-    """A name that a person can read, such as cvae-mlp-z32-s1."""
+    """A name that a person can read, such as cvae-mlp-z24-s1."""
     parts = [_class_name(cfg.model), _class_name(cfg.model.network), f"z{cfg.model.latent_dim}"]
     data = str(cfg.data.get("name", "")).lower()
     return "-".join([*parts, *([data] if data not in ("mnist", "") else []), f"s{cfg.seed}"])
