@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 log = logging.getLogger(__name__)
 
 _FIRST_COLUMNS = ("step", "epoch", "images_seen")
-_WANDB_TIMEOUT = 15  # seconds to wait for a server before going on offline
+_WANDB_TIMEOUT = 8  # seconds to wait for a server before going on offline
 
 
 class MetricsFile(Logger):
