@@ -82,6 +82,11 @@ class Checks(Callback):
                         "RANK is set, as by torchrun: start python src/train.py trainer.devices=N, "
                         "which starts its own processes"
                     )
+                if config.trainer.num_nodes > 1:
+                    raise ConfigError(
+                        f"trainer.num_nodes={config.trainer.num_nodes}: must be 1, runs on several "
+                        "nodes cannot be started yet"
+                    )
                 run_dir = Path(str(config.hydra.run.dir))
                 if runs.holds_run(run_dir):
                     raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; name another")

@@ -30,7 +30,11 @@ from cvae.schema import ConfigError, num_cpus
 log = logging.getLogger(__name__)
 
 _LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
-_CHATTY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric")  # what is usual
+_CHATTY_LOGGERS = (  # they tell what is usual
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.accelerators",
+    "lightning.fabric",
+)
 _INTERRUPTED, _TERMINATED = 130, 143  # exit codes, 128 + the signal
 _KNOWN_WARNINGS = (
     ".*does not have many workers.*",  # batches are gathered in memory
