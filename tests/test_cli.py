@@ -54,6 +54,10 @@ BAD = [
     ("train", "experiment=none", ["experiment=none", "quick"]),
     ("train", "model.latent_dim=[1", ["model.latent_dim=[1", "key=value"]),
     ("train", "latent", ["latent", "key=value"]),
+    ("train", "model=null", ["model=null", "cannot be left out"]),
+    ("train", "trainer.num_nodes=2", ["trainer.num_nodes=2", "must be 1"]),
+    ("generate", "-m", ["-m", "train.py"]),
+    ("generate", "run=", ["run=", "not empty"]),
     ("train", "--quiet", ["--quiet", "--help"]),
     ("generate", "label=-1", ["label=-1", "at least 0"]),
     ("generate", "run=/no/such/run", ["run=/no/such/run", "no such folder"]),
@@ -133,6 +137,27 @@ def test_any_path_can_be_typed(name: str, tmp_path: Path) -> None:
     (parsed,) = OverridesParser.create().parse_overrides([quoted])
     assert parsed.value() == str(tmp_path / name)
     assert not parsed.is_sweep_override()
+
+
+def test_hydra_is_told_in_its_own_words() -> None:
+    from cvae.cli import _hydras_words
+
+    assert _hydras_words(["seed=1", "-m", "model=vae"]) == ["-m", "seed=1", "model=vae"]
+    assert _hydras_words(["logger=null", "debug=null", "callbacks=null"]) == [
+        "~logger",
+        "~callbacks",
+    ]
+
+
+def test_a_run_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cvae import runs
+
+    monkeypatch.setattr(runs, "ROOT", tmp_path / "project")
+    (tmp_path / "project" / "logs" / "latest").mkdir(parents=True)
+    here = tmp_path / "elsewhere"
+    assert quote_paths(["run=logs/latest"], here) == [f"run='{tmp_path}/project/logs/latest'"]
+    (here / "logs" / "latest").mkdir(parents=True)
+    assert quote_paths(["run=logs/latest"], here) == [f"run='{here}/logs/latest'"]
 
 
 def test_what_is_no_path_stays_as_it_is(tmp_path: Path) -> None:

@@ -115,13 +115,20 @@ def test_good_overrides_are_accepted(override: str) -> None:
         (["model.beta=nan"], "model.beta=nan"),
         (["seed=-1"], "seed=-1"),
         (["seed=4294967296"], "seed=4294967296"),
-        (["trainer.max_epochs=null"], "trainer.max_epochs=null: the run has no end"),
+        (["trainer.max_epochs=null"], "trainer.max_epochs=null: the schedule needs an end"),
         (["trainer.devices=0"], "trainer.devices=0"),
         (["device=cpu", "trainer.devices=500"], "trainer.devices=500: this machine has"),
         (["trainer.devices=2", "data.batch_size=127"], "data.batch_size=127"),
         (["trainer.precision=8"], "trainer.precision=8"),
         (["trainer.use_distributed_sampler=true"], "use_distributed_sampler"),
         (["model/network=conv", "model.network.channels=[]"], "model.network.channels=[]"),
+        (["optimizer.betas=[0.9]"], "optimizer.betas=[0.9]"),
+        (["optimizer.lr=inf"], "optimizer.lr=inf"),
+        (["scheduler=constant", "trainer.max_epochs=-1"], "the run has no end"),
+        (["data.image_shape=[1,28]"], "data.image_shape=[1, 28]"),
+        (["device=cpu", "trainer.devices=-1"], "trainer.devices=-1"),
+        (["trainer.accelerator=foo"], "one of auto, cpu"),
+        (["trainer.max_epochs=-1", "trainer.max_time=00:00:01:00"], "the schedule needs an end"),
         (["callbacks.ema.decay=1"], "callbacks.ema.decay=1"),
         (["logger.wandb.mode=on"], "logger.wandb.mode"),
     ],
@@ -165,3 +172,12 @@ def test_schema_and_command_line_import_no_torch() -> None:
 
 def test_the_project_root_is_found() -> None:
     assert Path(runs.ROOT, "pyproject.toml").is_file()
+
+
+@pytest.mark.parametrize("network", sorted(p.stem for p in (CONF / "model/network").glob("*.yaml")))
+@pytest.mark.parametrize("model", ["autoencoder", "vae", "cvae"])
+def test_every_model_can_be_built_from_its_file(model: str, network: str) -> None:
+    cfg = OmegaConf.create(plain(compose(f"model={model}", f"model/network={network}")))
+    built = runs.build_model(cfg)
+    y = 3 if built.conditional else None
+    assert built.sample(y, num_samples=2).shape == (2, 1, 28, 28)

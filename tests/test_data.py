@@ -164,7 +164,7 @@ def test_images_of_ones_own(tmp_path: Path) -> None:
         ({"test_labels": np.arange(5)}, "test_labels"),
         ({"train_labels": np.arange(20)}, "num_classes=3"),
         ({"train_labels": np.arange(20) - 1}, "num_classes=3"),
-        ({"train_images": np.zeros((20, 14, 14), np.uint8)}, "14 x 14"),
+        ({"train_images": np.zeros((20, 14, 14), np.uint8)}, r"\[1, 14, 14\]"),
     ],
 )
 def test_images_that_cannot_be_used(

@@ -4,6 +4,10 @@ import csv
 import json
 import logging
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from cvae.lightning_module import VAEModule, warmup_cosine
 from cvae.models import CVAE
 from cvae.networks import MLP
 from cvae.training import train
-from tests.conftest import NUM_TEST, NUM_TRAIN, run_script, tiny
+from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, clean_environment, run_script, tiny
 
 
 def rows(run_dir: Path, prefix: str) -> list[dict[str, float]]:
@@ -129,15 +133,17 @@ def test_the_averaged_weights_are_the_average() -> None:
     ema = EMA(decay, every_n_steps=every)
     ema.setup(None, module, "fit")  # type: ignore[arg-type]
     expected: torch.Tensor | None = None
-    trainer = type("T", (), {"global_step": 0})()
+    trainer, updates = type("T", (), {"global_step": 0})(), 0
     for step in range(1, 9):
         trainer.global_step = step
         with torch.no_grad():
             module.layer.weight.fill_(float(step))
         ema.on_train_batch_end(trainer, module, None, None, step)
-        if step % every == 0:
-            new, share = module.layer.weight.detach().clone(), decay**every
+        if step <= every or step % every == 0:
+            new = module.layer.weight.detach().clone()
+            share = min(decay**every, (1 + updates) / (10 + updates))
             expected = new if expected is None else share * expected + (1 - share) * new
+            updates += 1
     assert ema._average_model is not None
     assert expected is not None
     averaged = dict(ema._average_model.named_parameters())["module.layer.weight"]
@@ -313,6 +319,46 @@ def test_a_run_that_fails_says_so(devices: int, data_dir: Path, tmp_path: Path) 
     assert told["status"] == "failed"
     assert told["error"] == "ZeroDivisionError: as planned"
     assert "as planned" in (run_dir / "train.log").read_text()
+
+
+def test_without_callbacks_logger_or_schedule(data_dir: Path, tmp_path: Path) -> None:
+    none = ["callbacks=null", "logger=null", "scheduler=null", "trainer.max_epochs=1"]
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *none)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_figures_that_are_not_finite_are_a_failure(data_dir: Path, tmp_path: Path) -> None:
+    more = ["optimizer.lr=1e30", "callbacks.figures=null", "logger=csv"]
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *more)
+    assert done.returncode == 1
+    assert "not finite" in done.stderr.splitlines()[-1]
+    assert summary(tmp_path / "run")["status"] == "failed"
+
+
+@pytest.mark.parametrize(("devices", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
+def test_an_interrupted_run_leaves_nothing_behind(
+    devices: int, number: signal.Signals, data_dir: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    more = ["trainer.max_epochs=100000", f"trainer.devices={devices}", "logger=csv"]
+    command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *more]
+    with subprocess.Popen(
+        command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        for _ in range(300):
+            if (run_dir / "metrics.csv").is_file() and len(rows(run_dir, "val/")) > 1:
+                break
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 128 + number
+    assert summary(run_dir)["status"] == "interrupted"
+    for _ in range(50):
+        found = subprocess.run(["pgrep", "-f", str(run_dir)], capture_output=True, check=False)
+        if not found.stdout:
+            break
+        time.sleep(0.1)
+    assert not found.stdout
 
 
 @pytest.mark.parametrize("debug", ["one_batch", "overfit", "profiler"])

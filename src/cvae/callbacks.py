@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -13,7 +14,14 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveragi
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
 
 from cvae import figures
 from cvae.data import MNISTDataModule, Rows
@@ -25,6 +33,9 @@ log = logging.getLogger(__name__)
 class EMA(WeightAveraging):
     """An exponential moving average of the weights; validation, checkpoints and test use it.
 
+    The n-th update keeps at most (1 + n) / (10 + n), so that a short run is averaged over its own
+    length and not over its initial weights.
+
     Args:
         decay: share of the average kept at each optimizer step.
         every_n_steps: steps between updates; each then keeps decay ** every_n_steps, which gives
@@ -32,11 +43,20 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float, every_n_steps: int = 1) -> None:
-        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay**every_n_steps))
+        super().__init__(multi_avg_fn=self._average)
+        self.decay = decay**every_n_steps
         self.every_n_steps = every_n_steps
 
+    @torch.no_grad()
+    def _average(self, averages: Any, weights: Any, num_averaged: Tensor | int) -> None:
+        n = int(num_averaged)
+        kept = min(self.decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(averages, weights, 1 - kept)
+
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return step_idx is not None and (step_idx + 1) % self.every_n_steps == 0
+        if step_idx is None:
+            return False
+        return step_idx < self.every_n_steps or (step_idx + 1) % self.every_n_steps == 0
 
 
 class Figures(Callback):
@@ -102,9 +122,20 @@ class Progress(RichProgressBar):
     def get_metrics(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        shown = ("train/loss", "val/elbo", "val/reconstruction", "train/images_per_second")
         known = trainer.callback_metrics
-        return {k.rpartition("/")[2]: f"{float(known[k]):,.1f}" for k in shown if k in known}
+        shown = {"loss": "train/loss", "val": "val/elbo"}
+        if "val/elbo" not in known:
+            shown["val"] = "val/reconstruction"
+        return {name: f"{float(known[k]):.1f}" for name, k in shown.items() if k in known}
+
+    def configure_columns(self, trainer: lightning.Trainer) -> list[ProgressColumn]:
+        # what fits into 80 columns beside the metrics
+        text = TextColumn("[progress.description]{task.description}")
+        return [text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        total = self.trainer.max_epochs or -1
+        return f"epoch {current_epoch + 1}" + (f"/{total}" if total > 0 else "")
 
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -118,19 +149,19 @@ class Progress(RichProgressBar):
         super().on_validation_end(trainer, pl_module)
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if fitting and trainer.is_global_zero:
-            log.info(self._line(trainer))
+            log.info(self._line(trainer, pl_module))
 
-    def _line(self, trainer: lightning.Trainer) -> str:
+    def _line(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> str:
         known = trainer.callback_metrics
         epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         parts = [f"epoch {trainer.current_epoch + 1}{epochs}"]
         parts += [
             f"{key} {float(known[key]):.2f}"
-            for key in ("val/elbo", "val/reconstruction", "val/kl")
+            for key in (("val/elbo", "val/kl") if "val/elbo" in known else ("val/reconstruction",))
             if key in known
         ]
-        if "train/images_per_second" in known:
-            parts.append(f"{float(known['train/images_per_second']):,.0f} images/s")
+        if isinstance(module, VAEModule) and module.train_seconds:
+            parts.append(f"{module.images_seen / module.train_seconds:,.0f} images/s")
         total, done = trainer.estimated_stepping_batches, trainer.global_step
         if math.isfinite(total) and done > self._first_step:
             elapsed = time.perf_counter() - self._start

@@ -29,6 +29,9 @@ from cvae.schema import ConfigError, leaf_keys, nearest_key, validate
 CONF = runs.ROOT / "conf"
 BAD_INPUT = 2  # exit code
 _MAX_LINES = 3
+_SWEEP_FLAGS = ("-m", "--multirun")
+_OPTIONAL_GROUPS = ("callbacks", "logger", "scheduler")
+_EMPTY_GROUPS = ("experiment", "debug")  # nothing is chosen, unless one does
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 _PATH_KEYS = re.compile(
     r"^(?P<key>\+{0,2}(?:run|runs|resume|output|data\.data_dir"
@@ -57,7 +60,10 @@ def _quote_path(argument: str, cwd: Path) -> str:
     if _NOT_FILES.match(value):
         return argument
     if not key.endswith("subdir") and not value.startswith("${"):
-        value = str(cwd / Path(value).expanduser())
+        typed = Path(value).expanduser()
+        # a run may be named as the project knows it, from anywhere
+        in_project = key.lstrip("+") in ("run", "runs") and not (cwd / typed).exists()
+        value = str((runs.ROOT if in_project and (runs.ROOT / typed).exists() else cwd) / typed)
     escaped = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)
     escaped = re.sub(r"(\\+)$", lambda m: m[1] * 2, escaped)
     return f"{key}='{escaped}'"
@@ -93,6 +99,9 @@ class Checks(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Every job of a plain sweep is checked before the first starts."""
+        if self.entry_point != "train":
+            with reported():
+                raise ConfigError("-m: train.py alone takes sweeps")
         sweeper = str(config.hydra.sweeper._target_)
         if not sweeper.endswith("BasicSweeper"):
             return
@@ -142,8 +151,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         def main() -> None:
             runs.register_resolvers()
             arguments = sys.argv[1:]
-            sys.argv[1:] = quote_paths(arguments, Path.cwd())
             with reported(config_name):
+                sys.argv[1:] = quote_paths(_hydras_words(arguments), Path.cwd())
                 _check_flags(sys.argv[1:])
             make_main = hydra.main(
                 version_base="1.3", config_path=str(CONF), config_name=config_name
@@ -154,6 +163,20 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         return main
 
     return decorate
+
+
+def _hydras_words(arguments: list[str]) -> list[str]:
+    """What Hydra understands: GROUP=null as ~GROUP, and -m before the settings."""
+    words = [a for a in arguments if a in _SWEEP_FLAGS]
+    for argument in (a for a in arguments if a not in _SWEEP_FLAGS):
+        group, is_null, rest = argument.partition("=null")
+        if not is_null or rest or not (CONF / group).is_dir():
+            words.append(argument)
+        elif group in _OPTIONAL_GROUPS:
+            words.append(f"~{group}")
+        elif group not in _EMPTY_GROUPS:
+            raise ConfigError(f"{argument}: the group {group} cannot be left out")
+    return words
 
 
 def _check_flags(arguments: list[str]) -> None:
@@ -206,7 +229,7 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1].split("@")[0]
-        typed = next((a for a in arguments if a.lstrip("+~").startswith(key)), key)
+        typed = next((a for a in arguments if a.lstrip("+~").split("=")[0] == key), key)
         near = nearest_key(key, _known_keys(config_name, arguments))
         hint = f"; did you mean {near}?" if near else "; --help lists the keys"
         return f"{typed}: there is no key {key}{hint}"

@@ -6,6 +6,7 @@ number of processes and need no state to be resumed.
 """
 
 import hashlib
+import logging
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from cvae import noise
 from cvae.digits import SETS, DataError, Pixels, load_digits
 from cvae.types import Batch
+
+log = logging.getLogger(__name__)
 
 _SPLIT_SEED = 0  # of the train/validation split and of the binarized evaluation sets: never a run's
 
@@ -217,6 +220,11 @@ class MNISTDataModule(lightning.LightningDataModule):
         taken, held_out = order[: -self.validation_size], order[-self.validation_size :]
         pixels, labels = self._tensors(train_x, train_y)
         dynamic = self.binarization == "dynamic"
+        if not dynamic:
+            log.warning(
+                "data.binarization=none: elbo and nll of grey pixels are no likelihoods; "
+                "compare them with each other only"
+            )
         self.train = Digits(
             pixels[taken], labels[taken], self.num_classes, self.seed if dynamic else None
         )
@@ -229,7 +237,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         if images.shape[1:] != self.image_shape[1:] or self.image_shape[0] != 1:
             raise DataError(
                 f"data.image_shape={list(self.image_shape)}: the images are "
-                f"{' x '.join(map(str, images.shape[1:]))} pixels"
+                f"{[1, *images.shape[1:]]}"
             )
         if labels.min(initial=0) < 0 or labels.max(initial=0) >= self.num_classes:
             raise DataError(

@@ -71,11 +71,20 @@ def _environment() -> dict[str, str]:
 
 def _start_one(run_dir: Path) -> None:
     process = subprocess.Popen([sys.executable, *_WORKER, str(run_dir)], env=_environment())
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # it got the same signal and is closing its files
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit):
+            process.terminate()
+        try:
+            process.wait(timeout=1)  # Ctrl-C reached it as well
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code:
         raise _failure(run_dir, code)
 
@@ -117,7 +126,10 @@ def _start_several(run_dir: Path, count: int) -> None:
         runs.update_summary(run_dir, status="interrupted", error=f"signal {int(error.sigval)}")
         raise SystemExit(code) from None
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            killed = f"killed by signal {-failure.exitcode}"
+            runs.update_summary(run_dir, status="failed", error=killed, rank=rank)
         raise _failure(run_dir, failure.exitcode) from None
     finally:
         os.environ.clear()

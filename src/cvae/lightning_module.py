@@ -72,6 +72,7 @@ class VAEModule(lightning.LightningModule):
         self._window: Tensor | None = None  # sums over the images since the last logged step
         self._window_names: list[str] = []
         self._logged_step = 0
+        self.validation: dict[str, float] = {}  # the newest metrics of validation
         self.images_seen = 0  # over all devices, since the run began
         self.train_seconds = 0.0  # spent on training batches by this process
         self._clock = (0, 0.0)  # images seen and seconds, when the rate was last reported
@@ -114,9 +115,11 @@ class VAEModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
         checkpoint["images_seen"] = self.images_seen
+        checkpoint["validation"] = self.validation
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint["images_seen"]
+        self.validation = checkpoint["validation"]
 
     # training
 
@@ -210,16 +213,17 @@ class VAEModule(lightning.LightningModule):
                 self._means[key] = MeanMetric().to(self.device)
             self._means[key].update(value)
 
-    def _log_means(self) -> None:
+    def _log_means(self) -> dict[str, float]:
         means = {key: float(mean.compute()) for key, mean in self._means.items()}
         self._means = {}
         self._log(means)
+        return means
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._update_means("val", score_batch(self.model, batch))
 
     def on_validation_epoch_end(self) -> None:
-        self._log_means()
+        self.validation = self._log_means()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._update_means("test", score_batch(self.model, batch, self.test_num_samples))

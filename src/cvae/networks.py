@@ -160,6 +160,7 @@ class Conv(nn.Module):
     ) -> None:
         super().__init__()
         image_channels, height, width = image_shape
+        channels = list(channels)
         factor = 2 ** (len(channels) - 1)
         if height % factor or width % factor:
             raise ValueError(

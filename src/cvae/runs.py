@@ -12,6 +12,7 @@ import platform
 import re
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]  # the project: defaults are relative to it
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.csv"
+_SCRIPTS = ("generate", "evaluate")
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 _MONITORS = {"cvae.models.Autoencoder": "val/reconstruction"}  # of models that have no elbo
 _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core", "wandb", "numpy")
@@ -52,7 +54,7 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
     """The object that a config node with a ``_target_`` describes: the only door to Hydra's."""
     import hydra.utils
 
-    return hydra.utils.instantiate(node, **arguments)
+    return hydra.utils.instantiate(node, _convert_="all", **arguments)  # plain lists and dicts
 
 
 def explained(error: Exception) -> str:
@@ -167,15 +169,22 @@ def update_summary(run_dir: Path, **entries: Any) -> None:
 
 def what_next(run_dir: Path) -> str:
     """Where a finished run is, and what to type now."""
-    shown = os.path.relpath(run_dir)
-    shown = shown if not shown.startswith("..") else str(run_dir)
-    source = os.path.relpath(ROOT / "src")
-    quoted = shlex.quote(shown)
+    python = "python" if shutil.which("python") == sys.executable else _shown(Path(sys.executable))
+    target = load_config(run_dir).model._target_
+    label = "" if target in ("cvae.models.Autoencoder", "cvae.models.VAE") else "label=all "
+    run = shlex.quote(_shown(run_dir))
+    scripts = {name: shlex.quote(_shown(ROOT / "src" / f"{name}.py")) for name in _SCRIPTS}
     return (
-        f"\nrun folder: {shown}\nnext:\n"
-        f"  python {source}/generate.py run={quoted} label=all num_samples=10\n"
-        f"  python {source}/evaluate.py run={quoted}"
+        f"\nrun folder: {_shown(run_dir)}\nnext:\n"
+        f"  {shlex.quote(python)} {scripts['generate']} run={run} {label}num_samples=10\n"
+        f"  {shlex.quote(python)} {scripts['evaluate']} run={run}"
     )
+
+
+def _shown(path: Path) -> str:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def point_latest(run_dir: Path) -> None:

@@ -40,14 +40,15 @@ def generate(
         )
     if isinstance(label, int) and label >= model.num_classes:
         raise ConfigError(f"label={label}: must be from 0 to {model.num_classes - 1}, or all")
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(num_samples, model.latent_dim, generator=generator) * temperature
-    labels = range(model.num_classes) if label == "all" else [label]
     images = [
         model.sample(
-            None if c is None else [c] * num_samples, z, binary=binary, generator=generator
+            None if c is None else [c] * num_samples,
+            num_samples=num_samples,
+            temperature=temperature,
+            binary=binary,
+            generator=torch.Generator().manual_seed(seed),  # for each label: the same z
         )
-        for c in labels
+        for c in (range(model.num_classes) if label == "all" else [label])
     ]
     return torch.stack(images)[:, :, 0]
 
@@ -59,20 +60,25 @@ def save(
     npy: bool = False,
 ) -> list[Path]:
     """Write a PNG, a row for each label, and if asked unsigned bytes (N, height, width)."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".npy":
+        raise ConfigError(f"output={output}: names the PNG; the array goes beside it as .npy")
     if len(images) > 1:
         tiles, names = images, [str(c) for c in range(len(images))]
     else:
         columns = min(_COLUMNS, images.shape[1])
         rows = -(-images.shape[1] // columns)
-        blank = images.new_ones(rows * columns - images.shape[1], *images.shape[2:])
+        blank = images.new_zeros(rows * columns - images.shape[1], *images.shape[2:])
         tiles = torch.cat((images[0], blank)).unflatten(0, (rows, columns))
         names = []
     title = "" if label in (None, "all") else f"label {label}"
-    image_grid(tiles, names, title=title).save(output, format="PNG", optimize=True)
     written = [output]
-    if npy:
-        array = (images.flatten(0, 1).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-        np.save(output.with_suffix(".npy"), array)
-        written.append(output.with_suffix(".npy"))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        image_grid(tiles, names, title=title).save(output, format="PNG", optimize=True)
+        if npy:
+            array = (images.flatten(0, 1).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+            np.save(output.with_suffix(".npy"), array)
+            written.append(output.with_suffix(".npy"))
+    except OSError as error:
+        raise ConfigError(f"output={output}: cannot be written ({error.strerror})") from None
     return written

@@ -5,6 +5,7 @@ the class that its ``_target_`` names; nodes with a ``_target_`` of your own are
 """
 
 import difflib
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,6 +79,25 @@ class OneOf:
         return self.allowed[0] if len(self.allowed) == 1 else f"one of {', '.join(self.allowed)}"
 
 
+@dataclass(frozen=True)
+class Length:
+    count: int
+
+    def allows(self, value: Any) -> bool:
+        return len(value) == self.count
+
+    def __str__(self) -> str:
+        return f"({self.count} of them)"
+
+
+class NotEmpty:
+    def allows(self, value: Any) -> bool:
+        return bool(value)
+
+    def __str__(self) -> str:
+        return "that is not empty"
+
+
 Count = Annotated[int, AtLeast(1)]
 Natural = Annotated[int, AtLeast(0)]
 Weight = Annotated[float, AtLeast(0)]
@@ -101,7 +121,7 @@ class _Data:
     binarization: Annotated[str, OneOf("dynamic", "none")]
     num_workers: Natural
     num_classes: Count
-    image_shape: list[Count]
+    image_shape: Annotated[list[Count], Length(3)]
     data_dir: str
 
 
@@ -135,7 +155,7 @@ class Conv:
 
 class AdamW:
     lr: Positive
-    betas: list[Share]
+    betas: Annotated[list[Share], Length(2)]
     weight_decay: Weight
 
 
@@ -159,16 +179,13 @@ class WandbRun:
     log_model: bool
 
 
-_PRECISIONS = (
-    "32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true", "transformer-engine",
-    "transformer-engine-float16", "16", "bf16", "32", "64",
-)  # fmt: skip
+_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true", "16", "bf16", "32", "64")
 
 
 class Trainer:
     """Arguments of lightning.Trainer whose range is known; it checks the others itself."""
 
-    accelerator: str
+    accelerator: Annotated[str, OneOf("auto", "cpu", "gpu", "cuda", "mps", "tpu")]
     devices: Annotated[int, AtLeast(-1)] | str | list[Natural]
     num_nodes: Count
     precision: Annotated[str | int, OneOf(*_PRECISIONS)] | None
@@ -177,16 +194,20 @@ class Trainer:
     log_every_n_steps: Natural | None
     accumulate_grad_batches: Count
     gradient_clip_val: Positive | None
+    gradient_clip_algorithm: Annotated[str, OneOf("norm", "value")] | None
+    limit_train_batches: Weight | None
+    limit_val_batches: Weight | None
+    limit_test_batches: Weight | None
     fast_dev_run: bool | Natural
 
 
 class Generate:
     """Top level of generate.yaml."""
 
-    run: str
+    run: Annotated[str, NotEmpty()]
     label: Natural | Annotated[str, OneOf("all")] | None
     num_samples: Count
-    seed: Natural
+    seed: Annotated[int, Between(0, 2**63 - 1)]
     temperature: Weight
     binary: bool
     npy: bool
@@ -196,7 +217,7 @@ class Generate:
 class Evaluate:
     """Top level of evaluate.yaml."""
 
-    run: str
+    run: Annotated[str, NotEmpty()]
     num_samples: Count
 
 
@@ -219,6 +240,9 @@ _BY_ENTRY_POINT: dict[str, type] = {"train": Train, "generate": Generate, "evalu
 
 def validate(cfg: Mapping[str, Any], entry_point: str = "train") -> list[str]:
     """Everything wrong with a resolved config: a line for each, naming key, value and range."""
+    needed = ("data", "model", "optimizer", "trainer") if entry_point == "train" else ()
+    if missing := [f"{key}: cannot be left out" for key in needed if not cfg.get(key)]:
+        return missing
     problems = list(_check_fields(cfg, _BY_ENTRY_POINT[entry_point], ""))
     problems += _check_targets(cfg, "")
     if entry_point == "train":
@@ -257,7 +281,8 @@ def _allows(kind: Any, value: Any) -> bool:
         is_list = isinstance(value, Sequence) and not isinstance(value, str)
         return is_list and len(value) > 0 and all(_allows(item, v) for v in value)
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)
@@ -321,6 +346,9 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
     if devices == 0 or devices == "0":
         yield "trainer.devices=0: must be at least 1, or auto"
     on_cpu = trainer["accelerator"] == "cpu" or (trainer["accelerator"] == "auto" and _has_no_gpu())
+    if on_cpu and count is None and devices not in ("auto", 0, "0"):
+        yield f"trainer.devices={_shown(devices)}: must be a number of processes, or auto, on a CPU"
+        return
     if on_cpu and trainer["num_nodes"] == 1 and (count or 0) > num_cpus():
         yield f"trainer.devices={devices}: this machine has {num_cpus()} cores"
         return
@@ -332,12 +360,12 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
         )
     if trainer["use_distributed_sampler"]:
         yield "trainer.use_distributed_sampler=true: must be false, the data module has its own"
-    if (
-        trainer["max_epochs"] in (None, -1)
-        and trainer["max_steps"] == -1
-        and not trainer["max_time"]
-    ):
-        yield "trainer.max_epochs=null: the run has no end; set it, or trainer.max_steps"
+    if trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1:
+        shown = f"trainer.max_epochs={_shown(trainer['max_epochs'])}"
+        if str((cfg.get("scheduler") or {}).get("_target_")).endswith("warmup_cosine"):
+            yield f"{shown}: the schedule needs an end; set it, or max_steps, or scheduler=constant"
+        elif not trainer["max_time"]:
+            yield f"{shown}: the run has no end; set it, or trainer.max_steps"
 
 
 def leaf_keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -1,8 +1,10 @@
 """One training run, from its archived config to its result."""
 
 import logging
+import math
 import os
 import resource
+import signal
 import sys
 import time
 import warnings
@@ -56,7 +58,7 @@ def train(
             where training ended before a validation. None to test the last weights.
 
     Returns:
-        The metrics of validation and test.
+        The metrics of validation and test, of the weights that were tested.
     """
     datamodule.prepare_data()
     datamodule.setup()
@@ -65,13 +67,19 @@ def train(
     if checkpoint_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         best, last = checkpoint_dir / Path(runs.BEST).name, checkpoint_dir / Path(runs.LAST).name
         if best.is_file():
-            module.model.load_state_dict(runs.model_weights(runs.load_checkpoint(best)))
+            checkpoint = runs.load_checkpoint(best)
+            module.model.load_state_dict(runs.model_weights(checkpoint))
+            module.validation = checkpoint["validation"]
         elif not last.is_file():
             trainer.save_checkpoint(last)
-    validated = dict(trainer.callback_metrics)
     trainer.test(module, datamodule=datamodule, verbose=False)
-    metrics = {**validated, **trainer.callback_metrics}
-    return {k: float(v) for k, v in metrics.items() if k.startswith(("val/", "test/"))}
+    tested = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+    metrics = {**module.validation, **tested}
+    if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        raise FloatingPointError(
+            f"{', '.join(bad)}: not finite; a smaller optimizer.lr or trainer.gradient_clip_val?"
+        )
+    return metrics
 
 
 def run(run_dir: Path) -> None:
@@ -104,7 +112,7 @@ def build(
     module = VAEModule(
         runs.build_model(cfg),
         optimizer=runs.instantiate(cfg.optimizer),
-        scheduler=runs.instantiate(cfg.scheduler) if cfg.scheduler else None,
+        scheduler=runs.instantiate(cfg.scheduler) if cfg.get("scheduler") else None,
         seed=cfg.seed,
         test_num_samples=cfg.test_num_samples,
         config=plain,
@@ -122,7 +130,7 @@ def build(
 
 def _loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     loggers: list[Logger] = [MetricsFile(run_dir / runs.METRICS)]
-    loggers += [runs.instantiate(node) for node in (cfg.logger or {}).values() if node]
+    loggers += [runs.instantiate(node) for node in (cfg.get("logger") or {}).values() if node]
     commit = runs.read_summary(run_dir).get("git_commit")
     hyperparameters = {**runs.short_keys(cfg), "git_commit": commit}
     for logger in loggers:
@@ -130,8 +138,18 @@ def _loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     return loggers
 
 
+class _PlainSigterm(Callback):
+    """End a rank at once on SIGTERM: Lightning's handler would wait for a collective in vain."""
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _callbacks(cfg: DictConfig) -> list[Callback]:
-    callbacks = [runs.instantiate(node) for node in (cfg.callbacks or {}).values() if node]
+    callbacks: list[Callback] = [_PlainSigterm()] if "LOCAL_RANK" in os.environ else []
+    callbacks += [runs.instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node]
     off = {
         ModelCheckpoint: cfg.trainer.enable_checkpointing,
         lightning.pytorch.callbacks.ProgressBar: cfg.trainer.enable_progress_bar,
@@ -191,6 +209,7 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns Ctrl-C into exit code 1
         terminated = isinstance(error, SIGTERMException)
+        log.info("interrupted; what there is lies in %s", run_dir)
         runs.update_summary(run_dir, status="interrupted")
         _close_wandb(_TERMINATED if terminated else _INTERRUPTED)
         raise SystemExit(_TERMINATED if terminated else _INTERRUPTED) from None
@@ -199,9 +218,11 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
         if runs.read_summary(run_dir).get("status") == "running":  # the first rank to fail tells
             runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
         _close_wandb(1)
+        if isinstance(error, MisconfigurationException):  # of Lightning's, about what a person set
+            error = ConfigError(f"trainer: {' '.join(str(error).split())}")
         if isinstance(error, ConfigError | InstantiationException):
             log.debug("the run failed", exc_info=True)  # the terminal gets a line
-            raise
+            raise error
         log.exception("the run failed")
         raise runs.RunFailed(f"{run_dir}: {reason}") from error
     _close_wandb(0)
@@ -223,7 +244,7 @@ def _logging(run_dir: Path, rank: int) -> Iterator[None]:
     handlers: list[logging.Handler] = [file]
     if rank == 0:
         if sys.stdout.isatty():
-            handlers.append(RichHandler(show_path=False, show_level=False, log_time_format="%X"))
+            handlers.append(RichHandler(show_path=False, show_level=False, show_time=False))
         else:
             handlers.append(logging.StreamHandler(sys.stdout))
         handlers[1].setLevel(logging.INFO)
@@ -255,10 +276,11 @@ def _die_with_parent() -> None:
     """On Linux, end this process when the one that started it is gone."""
     if sys.platform == "linux":
         import ctypes
-        import signal
 
         set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        several = "LOCAL_RANK" in os.environ  # which could wait for each other for ever
+        wanted = signal.SIGKILL if several else signal.SIGTERM
+        ctypes.CDLL(None).prctl(set_parent_death_signal, wanted)
 
 
 if __name__ == "__main__":
