@@ -343,15 +343,24 @@ def test_an_interrupted_run_leaves_nothing_behind(
     run_dir = tmp_path / "run"
     more = ["trainer.max_epochs=100000", f"trainer.devices={devices}", "logger=csv"]
     command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *more]
-    with subprocess.Popen(
-        command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
+    process = subprocess.Popen(
+        command,
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # a shell's background jobs, tests among them, are born deaf to Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
         for _ in range(300):
             if (run_dir / "metrics.csv").is_file() and len(rows(run_dir, "val/")) > 1:
                 break
             time.sleep(0.1)
         process.send_signal(number)
         assert process.wait(timeout=20) == 128 + number
+    finally:
+        process.kill()
+        process.wait()
     assert summary(run_dir)["status"] == "interrupted"
     for _ in range(50):
         found = subprocess.run(["pgrep", "-f", str(run_dir)], capture_output=True, check=False)
