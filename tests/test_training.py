@@ -261,6 +261,17 @@ def test_one_device_and_two_take_the_same_steps(pair_of_runs: dict[int, Path]) -
         assert a["images_seen"] == b["images_seen"]
 
 
+def test_training_time_is_that_of_training(data_dir: Path, tmp_path: Path) -> None:
+    module, data, trainer = objects(data_dir, tmp_path, num_sanity_val_steps=2)
+    start = time.perf_counter()
+    train(module, data, trainer, tmp_path)
+    assert 0 < module.train_seconds < time.perf_counter() - start
+
+
+def test_two_devices_are_not_warned_of_what_is_right(pair_of_runs: dict[int, Path]) -> None:
+    assert "sync_dist" not in (pair_of_runs[2] / "train.log").read_text()
+
+
 def test_one_device_and_two_count_each_test_image_once(pair_of_runs: dict[int, Path]) -> None:
     """33 images in batches of 16: the last batch leaves the second rank without any."""
     assert NUM_TEST % 2 == 1

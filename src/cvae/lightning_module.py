@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -75,7 +76,7 @@ class VAEModule(lightning.LightningModule):
         self.validation: dict[str, float] = {}  # the newest metrics of validation
         self.images_seen = 0  # over all devices, since the run began
         self.train_seconds = 0.0  # spent on training batches by this process
-        self._clock = (0, 0.0)  # images seen and seconds, when the rate was last reported
+        self._clock: tuple[int, float] | None = None  # images seen and seconds, while it runs
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -133,7 +134,8 @@ class VAEModule(lightning.LightningModule):
         self._stop_clock()
 
     def on_validation_end(self) -> None:
-        self._start_clock()
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._start_clock()
 
     def _start_clock(self) -> None:
         """Count training time from here: validation and pictures are none."""
@@ -141,7 +143,9 @@ class VAEModule(lightning.LightningModule):
 
     def _stop_clock(self) -> float:
         """Images per second since the clock was started."""
-        images, start = self._clock
+        if self._clock is None:
+            return 0.0
+        (images, start), self._clock = self._clock, None
         seconds = time.perf_counter() - start
         self.train_seconds += seconds
         return (self.images_seen - images) / max(seconds, 1e-9)
@@ -199,10 +203,9 @@ class VAEModule(lightning.LightningModule):
             "images_seen": self.images_seen,
             "step": self.global_step,
         }
-        # double: a float32 counts images up to 16.7 million. The values are global already:
-        # averaging them over processes changes nothing
+        # double: a float32 counts images up to 16.7 million; not synchronized: it is global already
         exact = {k: torch.tensor(v, dtype=torch.float64) for k, v in {**row, **axes}.items()}
-        self.log_dict(exact, sync_dist=self.trainer.world_size > 1)
+        self.log_dict(exact, sync_dist=False)
 
     # validation and test
 

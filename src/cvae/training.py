@@ -41,6 +41,7 @@ _INTERRUPTED, _TERMINATED = 130, 143  # exit codes, 128 + the signal
 _KNOWN_WARNINGS = (
     ".*does not have many workers.*",  # batches are gathered in memory
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",  # Lightning's own
+    ".*sync_dist=True.* when logging on epoch level.*",  # what is logged is global already
     ".*The number of training batches .* is smaller than the logging interval.*",
 )
 
