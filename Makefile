@@ -22,7 +22,7 @@ train: .venv/.installed ## train the default CVAE on MNIST (ARGS="key=value ..."
 	$(RUN) src/train.py $(ARGS)
 
 test: .venv/.installed ## run the tests
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.installed ## linter, formatter and type checker
 	$(RUN) -m ruff check .
