@@ -27,7 +27,7 @@ def launch(run_dir: Path, fresh: bool = False) -> float | None:
     """
     cfg = runs.load_config(run_dir)
     count = num_processes(cfg.trainer.accelerator, cfg.trainer.devices)
-    if count == 1 and cfg.trainer.num_nodes == 1 and not fresh:
+    if count == 1 and not fresh:
         from cvae.training import run
 
         run(run_dir)
