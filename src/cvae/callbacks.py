@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from cvae import figures
+from cvae import figures, runs
 from cvae.data import MNISTDataModule, Rows
 from cvae.lightning_module import VAEModule
 
@@ -168,3 +168,31 @@ class Progress(RichProgressBar):
             left = elapsed * (total - done) / (done - self._first_step)
             parts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
         return "  ".join(parts)
+
+
+class Pruning(Callback):
+    """Reports each validation to the study of a search, and ends a run that falls behind in it.
+
+    Args:
+        journal: file of the study.
+        study: its name.
+        trial: number of this run in it.
+        monitor: the metric that is maximized.
+        pruner: Optuna's, that decides.
+    """
+
+    def __init__(self, journal: str, study: str, trial: int, monitor: str, pruner: Any) -> None:
+        self.journal, self.study, self.trial = Path(journal), study, trial
+        self.monitor, self.pruner = monitor, pruner
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        from cvae.search import is_behind  # needs the extra "search"
+
+        ends = False
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            value, epoch = float(trainer.callback_metrics[self.monitor]), trainer.current_epoch
+            ends = is_behind(self.journal, self.study, self.trial, value, epoch, self.pruner)
+        if trainer.strategy.broadcast(ends):
+            raise runs.RunPruned(f"{self.monitor} fell behind that of other trials")

@@ -5,6 +5,7 @@ made, so a bad word costs a second and leaves nothing behind.
 """
 
 import functools
+import math
 import os
 import re
 import sys
@@ -18,23 +19,24 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cvae import runs
-from cvae.schema import ConfigError, leaf_keys, nearest_key, validate
+from cvae.processes import BAD_INPUT
+from cvae.schema import ConfigError, leaf_keys, nearest_key
 
 CONF = runs.ROOT / "conf"
-BAD_INPUT = 2  # exit code
 _MAX_LINES = 3
 _SWEEP_FLAGS = ("-m", "--multirun")
 _OPTIONAL_GROUPS = ("callbacks", "logger", "scheduler")
-_EMPTY_GROUPS = ("experiment", "debug")  # nothing is chosen, unless one does
+_EMPTY_GROUPS = ("experiment", "debug", "sweep")  # nothing is chosen, unless one does
+runs.register_resolvers()  # here, so that a launcher's workers have them too
+
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 _PATH_KEYS = re.compile(
-    r"^(?P<key>\+{0,2}(?:run|runs|resume|output|data\.data_dir"
+    r"^(?P<key>\+{0,2}(?:run|runs|rerun|output|data\.data_dir"
     r"|hydra\.(?:run\.dir|sweep\.dir|sweep\.subdir|runtime\.output_dir)))=(?P<value>.*)$",
     re.DOTALL,
 )
@@ -62,78 +64,11 @@ def _quote_path(argument: str, cwd: Path) -> str:
     if not key.endswith("subdir") and not value.startswith("${"):
         typed = Path(value).expanduser()
         # a run may be named as the project knows it, from anywhere
-        in_project = key.lstrip("+") in ("run", "runs") and not (cwd / typed).exists()
+        in_project = key.lstrip("+") in ("run", "runs", "rerun") and not (cwd / typed).exists()
         value = str((runs.ROOT if in_project and (runs.ROOT / typed).exists() else cwd) / typed)
     escaped = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)
     escaped = re.sub(r"(\\+)$", lambda m: m[1] * 2, escaped)
     return f"{key}='{escaped}'"
-
-
-class Checks(Callback):
-    """Hydra's callback that checks a composed config before Hydra makes a folder for it.
-
-    Args:
-        entry_point: whose rules to apply.
-    """
-
-    def __init__(self, entry_point: str) -> None:
-        self.entry_point = entry_point
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with reported():
-            self.check(config)
-            if self.entry_point == "train":
-                if "RANK" in os.environ:
-                    raise ConfigError(
-                        "RANK is set, as by torchrun: start python src/train.py trainer.devices=N, "
-                        "which starts its own processes"
-                    )
-                if config.trainer.num_nodes > 1:
-                    raise ConfigError(
-                        f"trainer.num_nodes={config.trainer.num_nodes}: must be 1, runs on several "
-                        "nodes cannot be started yet"
-                    )
-                run_dir = Path(str(config.hydra.run.dir))
-                if runs.holds_run(run_dir):
-                    raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; name another")
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Every job of a plain sweep is checked before the first starts."""
-        if self.entry_point != "train":
-            with reported():
-                raise ConfigError("-m: train.py alone takes sweeps")
-        sweeper = str(config.hydra.sweeper._target_)
-        if not sweeper.endswith("BasicSweeper"):
-            return
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        with reported():
-            overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-            loader = GlobalHydra.instance().config_loader()
-            for batch in BasicSweeper.split_arguments(overrides, None):
-                for i, job in enumerate(batch):
-                    composed = loader.load_configuration(
-                        config.hydra.job.config_name,
-                        [*config.hydra.overrides.hydra, *job],
-                        RunMode.RUN,
-                    )
-                    try:
-                        self.check(composed)
-                    except ConfigError as error:
-                        raise ConfigError(f"job {i} ({' '.join(job)}): {error}") from None
-
-    def check(self, config: DictConfig) -> None:
-        plain = {k: v for k, v in _resolved(config).items() if k != "hydra"}
-        if problems := validate(plain, self.entry_point):
-            raise ConfigError("\n".join(problems))
-
-
-def _resolved(config: DictConfig) -> dict[str, Any]:
-    task = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "hydra"])
-    plain = OmegaConf.to_container(task, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -142,14 +77,17 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(task)
         def checked(cfg: DictConfig) -> Any:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
-                return task(cfg)  # Hydra notes what went wrong with a job and goes on
-            with reported(config_name):
+            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                with reported(config_name):
+                    return task(cfg)
+            try:
                 return task(cfg)
+            except (ConfigError, runs.RunFailed) as error:  # the other jobs go on
+                print(f"failed: {error}", file=sys.stderr)
+                return math.nan
 
         @functools.wraps(task)
         def main() -> None:
-            runs.register_resolvers()
             arguments = sys.argv[1:]
             with reported(config_name):
                 sys.argv[1:] = quote_paths(_hydras_words(arguments), Path.cwd())
@@ -221,7 +159,8 @@ def _refuse(message: str) -> NoReturn:
     lines = message.splitlines()
     if len(lines) > _MAX_LINES:
         lines = [*lines[: _MAX_LINES - 1], f"and {len(lines) - _MAX_LINES + 1} more"]
-    print("error: " + "\n".join(lines), file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # one voice is enough
+        print("error: " + "\n".join(lines), file=sys.stderr)
     raise SystemExit(BAD_INPUT)
 
 

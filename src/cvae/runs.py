@@ -16,12 +16,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from cvae.schema import ConfigError
@@ -31,7 +32,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]  # the project: defaults are relative to it
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.csv"
-_SCRIPTS = ("generate", "evaluate")
+_ARCHIVED = (
+    "status",
+    "name",
+    "run_id",
+    "seed",
+    "sweep",
+    "overrides",
+    "swept",
+    "command",
+    "git_commit",
+    "versions",
+)
+_OUTPUTS = ("checkpoints", "figures", "wandb", "tensorboard")
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 _MONITORS = {"cvae.models.Autoencoder": "val/reconstruction"}  # of models that have no elbo
 _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core", "wandb", "numpy")
@@ -39,6 +52,10 @@ _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core", 
 
 class RunFailed(Exception):  # noqa: N818 - a fact, not an error of ours
     """A run ended badly; what happened stands in its log and has been shown."""
+
+
+class RunPruned(Exception):  # noqa: N818
+    """A search ended a run that fell behind the others."""
 
 
 def register_resolvers() -> None:
@@ -90,16 +107,30 @@ def holds_run(run_dir: Path) -> bool:
     return any((run_dir / name).exists() for name in (CONFIG, SUMMARY, METRICS))
 
 
-def archive(cfg: DictConfig, run_dir: Path, sweep: str | None = None) -> DictConfig:
+def archive(
+    cfg: DictConfig,
+    run_dir: Path,
+    sweep: str | None = None,
+    overrides: Sequence[str] = (),
+    swept: Sequence[str] = (),
+) -> None:
     """Write the resolved config and the first summary: from here on the folder is the run.
+
+    A folder where the run waits for its start already is left as it is.
 
     Args:
         cfg: composed and valid, without Hydra's own node.
         sweep: name of the sweep that the run belongs to.
+        overrides: what was typed.
+        swept: those of them that only this job of the sweep has.
     """
+    if read_summary(run_dir).get("status") == "pending":
+        return
     cfg = copy.deepcopy(cfg)
     cfg.run_dir, cfg.sweep = str(run_dir), sweep
-    cfg.run_id = f"{int(time.time()):x}{secrets.token_hex(3)}"
+    # the agent of a W&B sweep has named the run
+    of_agent = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    cfg.run_id = of_agent or f"{int(time.time()):x}{secrets.token_hex(3)}"
     cfg.name = cfg.name or run_name(cfg)
     cfg.monitor = cfg.monitor or _MONITORS.get(cfg.model._target_, "val/elbo")
     cfg.data.data_dir = str(ROOT / Path(cfg.data.data_dir).expanduser())
@@ -109,17 +140,46 @@ def archive(cfg: DictConfig, run_dir: Path, sweep: str | None = None) -> DictCon
     write_text(run_dir / CONFIG, OmegaConf.to_yaml(resolved))
     update_summary(
         run_dir,
-        status="running",
+        status="pending",
         name=resolved.name,
         run_id=resolved.run_id,
         seed=resolved.seed,
         sweep=sweep,
-        started=datetime.now().astimezone().isoformat(timespec="seconds"),
-        command=" ".join(sys.argv),
+        overrides=list(overrides),
+        swept=list(swept),
+        command=shlex.join(sys.argv),
         git_commit=git_commit(),
         versions=_versions(),
     )
-    return resolved
+
+
+def begin(run_dir: Path) -> None:
+    """Note that a run starts; what an earlier start of it left is removed."""
+    summary = {k: v for k, v in read_summary(run_dir).items() if k in _ARCHIVED}
+    if summary.get("status") != "pending":
+        (run_dir / METRICS).unlink(missing_ok=True)
+        for name in _OUTPUTS:
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    write_json(run_dir / SUMMARY, {**summary, "status": "running", "started": started})
+
+
+@contextlib.contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Train a run in one process at a time: the lock is gone with the process that holds it.
+
+    Raises:
+        ConfigError: another process trains it.
+    """
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"{run_dir}: another process trains this run") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _versions() -> dict[str, str]:
@@ -169,19 +229,23 @@ def update_summary(run_dir: Path, **entries: Any) -> None:
 
 def what_next(run_dir: Path) -> str:
     """Where a finished run is, and what to type now."""
-    python = "python" if shutil.which("python") == sys.executable else _shown(Path(sys.executable))
     target = load_config(run_dir).model._target_
     label = "" if target in ("cvae.models.Autoencoder", "cvae.models.VAE") else "label=all "
-    run = shlex.quote(_shown(run_dir))
-    scripts = {name: shlex.quote(_shown(ROOT / "src" / f"{name}.py")) for name in _SCRIPTS}
+    run = shlex.quote(shown(run_dir))
     return (
-        f"\nrun folder: {_shown(run_dir)}\nnext:\n"
-        f"  {shlex.quote(python)} {scripts['generate']} run={run} {label}num_samples=10\n"
-        f"  {shlex.quote(python)} {scripts['evaluate']} run={run}"
+        f"\nrun folder: {shown(run_dir)}\nnext:\n"
+        f"  {python_command('generate')} run={run} {label}num_samples=10\n"
+        f"  {python_command('evaluate')} run={run}"
     )
 
 
-def _shown(path: Path) -> str:
+def python_command(entry_point: str) -> str:
+    """How to start an entry point from here, for a person to paste."""
+    python = "python" if shutil.which("python") == sys.executable else shown(Path(sys.executable))
+    return shlex.join((python, shown(ROOT / "src" / f"{entry_point}.py")))
+
+
+def shown(path: Path) -> str:
     """A path as one would type it here."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

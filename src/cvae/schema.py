@@ -109,8 +109,10 @@ class Train:
     """Top level of train.yaml."""
 
     seed: Annotated[int, Between(0, 2**32 - 1)]
+    rerun: Annotated[str, NotEmpty()] | None
     name: str | None
     monitor: str | None
+    test: bool
     test_num_samples: Natural
 
 
