@@ -31,6 +31,7 @@ CONF = runs.ROOT / "conf"
 _MAX_LINES = 3
 _SWEEP_FLAGS = ("-m", "--multirun")
 _OPTIONAL_GROUPS = ("callbacks", "logger", "scheduler")
+_EXTRAS = {"optuna": "search", "submitit": "submitit", "ray": "ray", "wandb_workspaces": "wandb"}
 _EMPTY_GROUPS = ("experiment", "debug", "sweep")  # nothing is chosen, unless one does
 runs.register_resolvers()  # here, so that a launcher's workers have them too
 
@@ -149,10 +150,26 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ImportError) as error:
         if _WANTS_TRACEBACK:
             raise
+        if extra := _missing_extra(error):
+            _refuse(f"this needs more packages: pip install -e '.[{extra}]'")
+        if isinstance(error, ImportError):
+            raise
         _refuse(_translated(error, config_name, arguments or []))
+
+
+def _missing_extra(error: BaseException | None) -> str | None:
+    """The extra of pyproject.toml that would have brought what could not be imported."""
+    while error is not None:
+        for package, extra in _EXTRAS.items():
+            if isinstance(error, ModuleNotFoundError) and error.name == package:
+                return extra
+            if f"Could not find 'hydra/launcher/{package}" in str(error):
+                return extra
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _refuse(message: str) -> NoReturn:

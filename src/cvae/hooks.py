@@ -10,7 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cvae import launch, runs, sweeps
-from cvae.cli import reported
+from cvae.cli import quote_paths, reported
 from cvae.processes import FAILED
 from cvae.schema import ConfigError, validate
 
@@ -72,6 +72,7 @@ class TrainChecks(Checks):
             num_parallel = config.hydra.launcher.get("num_jobs", 1)
             if not isinstance(num_parallel, int) or num_parallel < 1:
                 raise ConfigError(f"hydra.launcher.num_jobs={num_parallel}: must be at least 1")
+            _pin_sweep_dir(config)
             if not _is_plain(config):
                 return
             loader = GlobalHydra.instance().config_loader()
@@ -129,6 +130,15 @@ def _write_into(config: DictConfig, folder: Path) -> None:
     with read_write(config), open_dict(config):
         config.hydra.run.dir = str(folder)
         config.hydra.output_subdir = None
+
+
+def _pin_sweep_dir(config: DictConfig) -> None:
+    """Write the sweep's folder out: each job's config is composed anew, in whatever process."""
+    folder = str(config.hydra.sweep.dir)
+    (typed,) = quote_paths([f"hydra.sweep.dir={folder}"], Path.cwd())
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir = folder
+        config.hydra.overrides.hydra.append(typed)
 
 
 def _adopt(config: DictConfig, ranks: launch.Ranks) -> None:

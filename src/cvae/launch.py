@@ -19,6 +19,11 @@ from cvae.processes import INTERRUPTED, die_with_parent, exit_codes
 from cvae.schema import ConfigError, device_count, num_cpus
 
 _RANK = ("-m", "cvae.training")
+_ELASTIC_LOGGERS = (
+    "torch.distributed.elastic",
+    "torch.distributed.elastic.agent.server.api",
+    "torch.distributed.elastic.multiprocessing.api",
+)
 _JOB = ("-m", "cvae.launch")
 
 
@@ -242,7 +247,8 @@ def _start_several(run_dir: Path, count: int) -> None:
         max_restarts=0,
         monitor_interval=0.1,
     )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # failure() tells
+    for name in _ELASTIC_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failure() tells
     before = dict(os.environ)
     os.environ.update(_environment())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

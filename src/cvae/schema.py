@@ -223,6 +223,15 @@ class Evaluate:
     num_samples: Count
 
 
+class Dashboard:
+    """Top level of dashboard.yaml."""
+
+    entity: Annotated[str, NotEmpty()] | None
+    project: Annotated[str, NotEmpty()]
+    name: Annotated[str, NotEmpty()]
+    output: Annotated[str, NotEmpty()]
+
+
 _BY_TARGET: dict[str, type] = {
     "cvae.data.MNISTDataModule": MNISTDataModule,
     "cvae.data.ImagesDataModule": ImagesDataModule,
@@ -237,7 +246,12 @@ _BY_TARGET: dict[str, type] = {
     "cvae.callbacks.Figures": Figures,
     "cvae.loggers.wandb_logger": WandbRun,
 }
-_BY_ENTRY_POINT: dict[str, type] = {"train": Train, "generate": Generate, "evaluate": Evaluate}
+_BY_ENTRY_POINT: dict[str, type] = {
+    "train": Train,
+    "generate": Generate,
+    "evaluate": Evaluate,
+    "dashboard": Dashboard,
+}
 
 
 def validate(cfg: Mapping[str, Any], entry_point: str = "train") -> list[str]:

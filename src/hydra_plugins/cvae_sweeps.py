@@ -43,11 +43,14 @@ class LocalLauncher(Launcher):
         ]
         environment = OmegaConf.to_container(self.config.hydra.job.env_set)
         assert isinstance(environment, dict)
-        values = sweeps.run_jobs(
-            [job.return_value for job in returns],
-            self.num_jobs,
-            {str(k): str(v) for k, v in environment.items()},
-        )
+        run_dirs = [job.return_value for job in returns]
+        try:
+            values = sweeps.run_jobs(
+                run_dirs, self.num_jobs, {str(k): str(v) for k, v in environment.items()}
+            )
+        except (KeyboardInterrupt, SystemExit):
+            sweeps.report(Path(self.config.hydra.sweep.dir))
+            raise
         for job, value in zip(returns, values, strict=True):
             job.return_value = value
         return returns
