@@ -54,7 +54,16 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def clean_environment() -> dict[str, str]:
     """The environment without what would make a run use an account or another's settings."""
-    dropped = ("WANDB_", "HYDRA_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_")
+    dropped = (
+        "WANDB_",
+        "HYDRA_",
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_",
+        "MASTER_",
+        "TORCHELASTIC_",
+        "SLURM_",
+    )
     kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
     return {**kept, "WANDB_MODE": "offline", "COLUMNS": "100", "PYTHONWARNINGS": "default"}
 

@@ -22,15 +22,20 @@ ARROWS = {
     "figures": {"models", "noise", "types"},
     "sampling": {"figures", "models", "schema"},
     "lightning_module": {"evaluation", "models", "noise", "types"},
-    "callbacks": {"data", "figures", "lightning_module"},
+    "callbacks": {"data", "figures", "lightning_module", "runs", "search"},
     "loggers": set[str](),
     "runs": {"models", "schema"},  # models for the type checker and in load_run alone
-    "cli": {"runs", "schema"},
-    "launch": {"runs", "schema", "training"},
-    "training": {"data", "lightning_module", "loggers", "runs", "schema"},
+    "processes": {"runs", "schema"},
+    "training": {"data", "lightning_module", "loggers", "processes", "runs", "schema"},
+    "launch": {"processes", "runs", "schema", "training"},
+    "sweeps": {"launch", "processes", "runs", "schema"},
+    "search": {"runs", "schema"},
+    "cli": {"processes", "runs", "schema"},
+    "hooks": {"cli", "launch", "processes", "runs", "schema", "sweeps"},
+    "dashboard": set[str](),
 }
-KNOW_HYDRA = {"cli", "runs", "schema", "training"}
-KNOW_LIGHTNING = {"callbacks", "data", "lightning_module", "loggers", "training"}
+KNOW_HYDRA = {"cli", "hooks", "processes", "runs", "schema", "search", "training"}
+KNOW_LIGHTNING = {"callbacks", "data", "launch", "lightning_module", "loggers", "training"}
 
 
 def imports(path: Path) -> set[str]:

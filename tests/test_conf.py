@@ -17,7 +17,8 @@ from cvae.cli import CONF
 from cvae.schema import validate
 
 GROUPS = ["data", "model", "model/network", "optimizer", "scheduler", "trainer", "device", "logger"]
-GROUPS += ["callbacks", "experiment", "debug"]
+GROUPS += ["callbacks", "experiment", "debug", "sweep", "hydra/launcher", "hydra/sweeper"]
+EXTRAS = {"slurm": "submitit", "slurm_rehearsal": "submitit", "ray_local": "ray"}  # of launchers
 OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml"))]
 DEVICE_KEYS = {"accelerator", "devices", "strategy", "precision", "num_nodes"}
 FILLED_IN = {"run_dir": "/nowhere", "run_id": "x", "sweep": "s", "name": "n", "monitor": "val/elbo"}
@@ -37,6 +38,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_file_composes_into_a_valid_config(group: str, option: str) -> None:
+    if group == "hydra/launcher" and option in EXTRAS:
+        pytest.importorskip(f"hydra_plugins.hydra_{EXTRAS[option]}_launcher")
     cfg = compose(f"{group}={option}")
     problems = validate(plain(cfg))
     on_more_devices = option in ("gpus", "slurm", "cpu_pair")
@@ -54,6 +57,8 @@ def targets(node: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_key_is_an_argument_of_its_target(group: str, option: str) -> None:
+    if group == "hydra/launcher" and option in EXTRAS:
+        pytest.importorskip(f"hydra_plugins.hydra_{EXTRAS[option]}_launcher")
     for node in targets(plain(compose(f"{group}={option}"))):
         target = get_object(node["_target_"])
         known = set(inspect.signature(target).parameters)

@@ -80,6 +80,12 @@ class TrainChecks(Checks):
             overrides = OverridesParser.create(loader).parse_overrides(
                 [*typed, *config.hydra.overrides.task]
             )
+            for override in overrides:
+                if override.is_sweep_override() and not override.is_discrete_sweep():
+                    raise ConfigError(
+                        f"{override.input_line}: an interval is for hydra/sweeper=optuna; "
+                        "a sweep takes values"
+                    )
             (jobs,) = BasicSweeper.split_arguments(overrides, None)
             waiting: dict[Path, tuple[DictConfig, list[str]]] = {}
             for number, job in enumerate(jobs):
