@@ -131,15 +131,33 @@ def test_a_search_that_was_killed_goes_on_with_two_workers(data_dir: Path, tmp_p
     assert f"value: {max(values)}" in (folder / "best.yaml").read_text()
 
 
-def test_a_trial_that_falls_behind_is_pruned(data_dir: Path, tmp_path: Path) -> None:
+def test_a_trial_behind_the_others_is_known_as_such(tmp_path: Path) -> None:
+    study = search.open_study(tmp_path, {})
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=1)
+    journal = tmp_path / search.JOURNAL
+
+    def behind(value: float, epoch: int) -> bool:
+        return search.is_behind(journal, study.study_name, trial.number, value, epoch, pruner)
+
+    (trial,) = search.ask(study, tmp_path, {}, "a", 9, 1)
+    assert not any(behind(value, epoch) for epoch, value in enumerate((-90.0, -80.0, -70.0)))
+    search.tell(study, trial, "finished", -70.0)
+    (trial,) = search.ask(study, tmp_path, {}, "a", 9, 1)
+    assert not behind(-95.0, 0)  # it may warm up
+    assert not behind(-75.0, 1)  # ahead of the other at this epoch
+    assert behind(-85.0, 2)
+
+
+def test_a_run_that_is_pruned_ends_there(data_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "search"
-    typed = command(data_dir, folder, num_trials=4)
-    pruner = ["hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=0"]
-    done = run_script("train", *typed, *pruner, "trainer.max_epochs=4", timeout=200)
+    below_zero = "{_target_:optuna.pruners.ThresholdPruner,lower:0}"  # where every bound is
+    pruner = ["~hydra.sweeper.pruner", f"+hydra.sweeper.pruner={below_zero}"]
+    typed = command(data_dir, folder, num_trials=1)
+    done = run_script("train", *typed, *pruner, "trainer.devices=2", timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = trials(folder)
-    assert "PRUNED" in {t.state.name for t in found}
-    for trial in found:
-        told = json.loads((folder / str(trial.number) / "summary.json").read_text())
-        assert told["status"] == {"COMPLETE": "finished", "PRUNED": "pruned"}[trial.state.name]
-        assert told["status"] in done.stdout
+    assert [t.state.name for t in trials(folder)] == ["PRUNED"]
+    told = json.loads((folder / "0" / "summary.json").read_text())
+    assert told["status"] == "pruned"
+    assert "epoch 1/2" in done.stdout
+    assert "epoch 2/2" not in done.stdout
+    assert (folder / "trials.csv").read_text().splitlines()[1].startswith("0,pruned,,")
