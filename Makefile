@@ -4,7 +4,7 @@ ARGS ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format clean
+.PHONY: help install train test test-long lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -23,6 +23,9 @@ train: .venv/.installed ## train the default CVAE on MNIST (ARGS="key=value ..."
 
 test: .venv/.installed ## run the tests
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-long: .venv/.installed ## inject every fault: kills, corruptions, full disks, bad input
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 lint: .venv/.installed ## linter, formatter and type checker
 	$(RUN) -m ruff check .

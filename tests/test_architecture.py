@@ -13,8 +13,10 @@ ARROWS = {
     "__init__": {"runs"},
     "types": set[str](),
     "schema": set[str](),
+    "trust": {"schema"},
     "noise": {"types"},
     "digits": {"schema"},
+    "checkpoints": {"schema"},
     "data": {"digits", "noise", "types"},
     "networks": {"types"},
     "models": {"networks", "types"},
@@ -22,12 +24,25 @@ ARROWS = {
     "figures": {"models", "noise", "types"},
     "sampling": {"figures", "models", "schema"},
     "lightning_module": {"evaluation", "models", "noise", "types"},
-    "callbacks": {"data", "figures", "lightning_module"},
+    "callbacks": {"checkpoints", "data", "figures", "lightning_module"},
     "loggers": set[str](),
-    "runs": {"models", "schema"},  # models for the type checker and in load_run alone
+    "runs": {
+        "checkpoints",
+        "models",
+        "schema",
+        "trust",
+    },  # checkpoints and models late: they know torch
     "cli": {"runs", "schema"},
     "launch": {"runs", "schema", "training"},
-    "training": {"data", "lightning_module", "loggers", "runs", "schema"},
+    "training": {
+        "callbacks",
+        "checkpoints",
+        "data",
+        "lightning_module",
+        "loggers",
+        "runs",
+        "schema",
+    },
 }
 KNOW_HYDRA = {"cli", "runs", "schema", "training"}
 KNOW_LIGHTNING = {"callbacks", "data", "lightning_module", "loggers", "training"}

@@ -103,6 +103,7 @@ Natural = Annotated[int, AtLeast(0)]
 Weight = Annotated[float, AtLeast(0)]
 Positive = Annotated[float, Above(0)]
 Share = Annotated[float, Below(0, 1)]
+Name = Annotated[str, NotEmpty()]
 
 
 class Train:
@@ -204,7 +205,8 @@ class Trainer:
 class Generate:
     """Top level of generate.yaml."""
 
-    run: Annotated[str, NotEmpty()]
+    run: Name
+    trust: Name | list[Name] | None
     label: Natural | Annotated[str, OneOf("all")] | None
     num_samples: Count
     seed: Annotated[int, Between(0, 2**63 - 1)]
@@ -217,7 +219,8 @@ class Generate:
 class Evaluate:
     """Top level of evaluate.yaml."""
 
-    run: Annotated[str, NotEmpty()]
+    run: Name
+    trust: Name | list[Name] | None
     num_samples: Count
 
 
@@ -244,7 +247,7 @@ def validate(cfg: Mapping[str, Any], entry_point: str = "train") -> list[str]:
     if missing := [f"{key}: cannot be left out" for key in needed if not cfg.get(key)]:
         return missing
     problems = list(_check_fields(cfg, _BY_ENTRY_POINT[entry_point], ""))
-    problems += _check_targets(cfg, "")
+    problems += check_targets(cfg)
     if entry_point == "train":
         trainer = cfg["trainer"]
         problems += _check_fields(trainer, Trainer, "trainer.")
@@ -253,12 +256,13 @@ def validate(cfg: Mapping[str, Any], entry_point: str = "train") -> list[str]:
     return problems
 
 
-def _check_targets(node: Any, prefix: str) -> Iterator[str]:
+def check_targets(node: Any, prefix: str = "") -> Iterator[str]:
+    """What is wrong with the arguments of the targets in a config, as :func:`validate` tells."""
     if isinstance(node, Mapping):
         if schema := _BY_TARGET.get(str(node.get("_target_"))):
             yield from _check_fields(node, schema, prefix)
         for key, child in node.items():
-            yield from _check_targets(child, f"{prefix}{key}.")
+            yield from check_targets(child, f"{prefix}{key}.")
 
 
 def _check_fields(node: Mapping[str, Any], schema: type, prefix: str) -> Iterator[str]:

@@ -23,7 +23,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.logging import RichHandler
 
-from cvae import runs
+from cvae import checkpoints, runs
+from cvae.callbacks import AtomicCheckpoints
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import VAEModule
 from cvae.loggers import MetricsFile
@@ -68,7 +69,7 @@ def train(
     if checkpoint_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         best, last = checkpoint_dir / Path(runs.BEST).name, checkpoint_dir / Path(runs.LAST).name
         if best.is_file():
-            checkpoint = runs.load_checkpoint(best)
+            checkpoint = checkpoints.load(best)
             module.model.load_state_dict(runs.model_weights(checkpoint))
             module.validation = checkpoint["validation"]
         elif not last.is_file():
@@ -120,6 +121,9 @@ def build(
     )
     arguments: dict[str, Any] = dict(plain["trainer"])
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(run_dir)
+    given = arguments["plugins"]
+    given = given if isinstance(given, list) else [] if given is None else [given]
+    arguments["plugins"] = [AtomicCheckpoints(), *given]
     callbacks = _callbacks(cfg)
     loggers = _loggers(cfg, run_dir) if rank == 0 else []
     try:
