@@ -6,6 +6,7 @@ all bytes before the digest. A missing, altered or added byte anywhere in the fi
 """
 
 import hashlib
+import io
 import logging
 import math
 import os
@@ -46,9 +47,11 @@ def save(checkpoint: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("x+b") as file:
-            torch.save(dict(checkpoint), file)
-            _sign(file, int(checkpoint.get("global_step", 0)))
+        whole = io.BytesIO()  # in memory first: torch hides the reason where a disk is full
+        torch.save(dict(checkpoint), whole)
+        _sign(whole, int(checkpoint.get("global_step", 0)))
+        with temporary.open("xb") as file:
+            file.write(whole.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         _unpickle(temporary, path, mmap=True)  # what cannot be read back must not replace what can
