@@ -29,6 +29,7 @@ from cvae.schema import ConfigError, leaf_keys, nearest_key, validate
 CONF = runs.ROOT / "conf"
 BAD_INPUT = 2  # exit code
 _MAX_LINES = 3
+_MAX_WIDTH = 600  # characters of a line
 _SWEEP_FLAGS = ("-m", "--multirun")
 _OPTIONAL_GROUPS = ("callbacks", "logger", "scheduler")
 _EMPTY_GROUPS = ("experiment", "debug")  # nothing is chosen, unless one does
@@ -60,7 +61,7 @@ def _quote_path(argument: str, cwd: Path) -> str:
     if _NOT_FILES.match(value):
         return argument
     if not key.endswith("subdir") and not value.startswith("${"):
-        typed = Path(value).expanduser()
+        typed = runs.expanded(value)
         # a run may be named as the project knows it, from anywhere
         in_project = key.lstrip("+") in ("run", "runs") and not (cwd / typed).exists()
         value = str((runs.ROOT if in_project and (runs.ROOT / typed).exists() else cwd) / typed)
@@ -93,9 +94,7 @@ class Checks(Callback):
                         f"trainer.num_nodes={config.trainer.num_nodes}: must be 1, runs on several "
                         "nodes cannot be started yet"
                     )
-                run_dir = Path(str(config.hydra.run.dir))
-                if runs.holds_run(run_dir):
-                    raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; name another")
+                _check_run_dir(Path(str(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Every job of a plain sweep is checked before the first starts."""
@@ -127,6 +126,18 @@ class Checks(Callback):
         plain = {k: v for k, v in _resolved(config).items() if k != "hydra"}
         if problems := validate(plain, self.entry_point):
             raise ConfigError("\n".join(problems))
+
+
+def _check_run_dir(run_dir: Path) -> None:
+    try:
+        os.fsencode(run_dir).decode()
+        if runs.holds_run(run_dir):
+            raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; name another")
+        there = next(p for p in (run_dir, *run_dir.parents) if p.exists())
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"hydra.run.dir={run_dir}: cannot be a folder ({error})") from None
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"hydra.run.dir={run_dir}: {there} is no folder that can be written to")
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
@@ -180,7 +191,9 @@ def _hydras_words(arguments: list[str]) -> list[str]:
 
 
 def _check_flags(arguments: list[str]) -> None:
-    _, unknown = get_args_parser().parse_known_args(arguments)
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    _, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise ConfigError(f"{unknown[0]}: no such flag; settings are key=value, --help lists them")
 
@@ -218,11 +231,21 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
 
 
 def _refuse(message: str) -> NoReturn:
-    lines = message.splitlines()
+    lines = [_readable(line) for line in message.splitlines()]
     if len(lines) > _MAX_LINES:
         lines = [*lines[: _MAX_LINES - 1], f"and {len(lines) - _MAX_LINES + 1} more"]
     print("error: " + "\n".join(lines), file=sys.stderr)
     raise SystemExit(BAD_INPUT)
+
+
+def _readable(line: str) -> str:
+    """A line that fits a terminal and cannot steer it."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return (
+        line
+        if len(line) <= _MAX_WIDTH
+        else f"{line[: _MAX_WIDTH // 2]} ... {line[-_MAX_WIDTH // 2 :]}"
+    )
 
 
 def _translated(error: Exception, config_name: str, arguments: list[str]) -> str:

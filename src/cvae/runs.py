@@ -315,6 +315,14 @@ def load_data(cfg: DictConfig, trusted: trust.Trust = None) -> Any:
     return instantiate_read(cfg, "data", trusted, seed=cfg.seed)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ~ spelt out; where there is no such home it stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def find_run(path: str | Path) -> tuple[Path, Path]:
     """The folder and the checkpoint that a path names: a run folder, or a checkpoint in one.
 
@@ -323,9 +331,13 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
     Raises:
         ConfigError: there is no such run, or no checkpoint in it.
     """
-    given = Path(path).expanduser()
-    given = given if given.exists() else ROOT / given
-    if not given.exists():
+    given = expanded(path)
+    try:
+        given = given if given.exists() else ROOT / given
+        found = given.exists()
+    except OSError:  # a name too long for any file
+        found = False
+    if not found:
         hint = "; train first, or name a folder under logs/" if given.name == "latest" else ""
         raise ConfigError(f"run={path}: no such folder or checkpoint{hint}")
     given = given.resolve()

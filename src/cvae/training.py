@@ -121,9 +121,7 @@ def build(
     )
     arguments: dict[str, Any] = dict(plain["trainer"])
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(run_dir)
-    given = arguments["plugins"]
-    given = given if isinstance(given, list) else [] if given is None else [given]
-    arguments["plugins"] = [AtomicCheckpoints(), *given]
+    arguments["plugins"] = [AtomicCheckpoints()]
     callbacks = _callbacks(cfg)
     loggers = _loggers(cfg, run_dir) if rank == 0 else []
     try:
