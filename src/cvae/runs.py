@@ -323,6 +323,14 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; no for a name that is too long for any."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def find_run(path: str | Path) -> tuple[Path, Path]:
     """The folder and the checkpoint that a path names: a run folder, or a checkpoint in one.
 
@@ -332,12 +340,8 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
         ConfigError: there is no such run, or no checkpoint in it.
     """
     given = expanded(path)
-    try:
-        given = given if given.exists() else ROOT / given
-        found = given.exists()
-    except OSError:  # a name too long for any file
-        found = False
-    if not found:
+    given = given if exists(given) else ROOT / given
+    if not exists(given):
         hint = "; train first, or name a folder under logs/" if given.name == "latest" else ""
         raise ConfigError(f"run={path}: no such folder or checkpoint{hint}")
     given = given.resolve()
@@ -349,6 +353,8 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
             known = f" (its status: {status})" if status else ""
             raise ConfigError(f"run={path}: no checkpoint in {given / 'checkpoints'}{known}")
         return given, checkpoint
+    if not given.is_file():
+        raise ConfigError(f"run={path}: neither a folder nor a file")
     in_its_place = given.parent.name == Path(BEST).parent.name
     return given.parent.parent if in_its_place else given.parent, given
 

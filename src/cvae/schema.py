@@ -595,6 +595,16 @@ def leaf_keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from leaf_keys(child, f"{prefix}{key}.")
 
 
+def addable_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a config lacks and that a class named in it would take."""
+    if isinstance(node, Mapping):
+        schema = _BY_TARGET.get(str(node.get("_target_")), object)
+        for key in get_type_hints(schema).keys() - node.keys():
+            yield f"{prefix}{key}"
+        for key, child in node.items():
+            yield from addable_keys(child, f"{prefix}{key}.")
+
+
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
     """The key that a person most likely meant."""
     same_ending = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
