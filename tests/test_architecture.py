@@ -13,10 +13,11 @@ ARROWS = {
     "__init__": {"runs"},
     "types": set[str](),
     "schema": set[str](),
+    "files": set[str](),
     "trust": {"schema"},
     "noise": {"types"},
     "digits": {"schema"},
-    "checkpoints": {"schema"},
+    "checkpoints": {"files", "schema"},
     "data": {"digits", "noise", "types"},
     "networks": {"types"},
     "models": {"networks", "types"},
@@ -24,25 +25,12 @@ ARROWS = {
     "figures": {"models", "noise", "types"},
     "sampling": {"figures", "models", "schema"},
     "lightning_module": {"evaluation", "models", "noise", "types"},
-    "callbacks": {"checkpoints", "data", "figures", "lightning_module"},
-    "loggers": set[str](),
-    "runs": {
-        "checkpoints",
-        "models",
-        "schema",
-        "trust",
-    },  # checkpoints and models late: they know torch
+    "callbacks": {"checkpoints", "data", "figures", "files", "lightning_module"},
+    "loggers": {"files"},
+    "runs": {"checkpoints", "files", "models", "schema", "trust"},  # those that know torch, late
     "cli": {"runs", "schema"},
     "launch": {"runs", "schema", "training"},
-    "training": {
-        "callbacks",
-        "checkpoints",
-        "data",
-        "lightning_module",
-        "loggers",
-        "runs",
-        "schema",
-    },
+    "training": {"callbacks", "data", "lightning_module", "loggers", "runs", "schema"},
 }
 KNOW_HYDRA = {"cli", "runs", "schema", "training"}
 KNOW_LIGHTNING = {"callbacks", "data", "lightning_module", "loggers", "training"}

@@ -292,7 +292,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(size: int, tmp_path: Path) 
     with small_disk(tmp_path, 200_000):
         path = tmp_path / "last.ckpt"
         checkpoints.save(content(1, size=20_000), path)  # 80 KB of 200
-        with pytest.raises(OSError, match="the checkpoint before it is untouched") as caught:
+        with pytest.raises(OSError, match="what was there is untouched") as caught:
             checkpoints.save(content(2, size=size * 10), path)
         assert str(path) in str(caught.value)
         assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from cvae import checkpoints, figures
+from cvae import checkpoints, figures, files
 from cvae.data import MNISTDataModule, Rows
 from cvae.lightning_module import VAEModule
 
@@ -103,7 +103,8 @@ class Figures(Callback):
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, picture in figures.draw(module.model, examples, many).items():
-            picture.save(self.folder / f"{name}.png", optimize=True)
+            with files.replacing(self.folder / f"{name}.png") as file:
+                picture.save(file, format="PNG", optimize=True)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(f"figures/{name}", [picture], step=trainer.global_step)

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from cvae import files
 from cvae.schema import ConfigError
 
 log = logging.getLogger(__name__)
@@ -45,28 +46,19 @@ def save(checkpoint: Mapping[str, Any], path: Path) -> None:
         ConfigError: it holds more than plain data and tensors, so it could not be read again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    whole = io.BytesIO()  # in memory first: torch hides the reason where a disk is full
+    torch.save(dict(checkpoint), whole)
+    _sign(whole, int(checkpoint.get("global_step", 0)))
     try:
-        whole = io.BytesIO()  # in memory first: torch hides the reason where a disk is full
-        torch.save(dict(checkpoint), whole)
-        _sign(whole, int(checkpoint.get("global_step", 0)))
-        with temporary.open("xb") as file:
+        with files.replacing(path) as file:
             file.write(whole.getbuffer())
             file.flush()
-            os.fsync(file.fileno())
-        _unpickle(temporary, path, mmap=True)  # what cannot be read back must not replace what can
-        if path.name == LAST and path.exists():
-            _keep_previous(path)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{path}: cannot be written ({error.strerror}); the checkpoint before it is untouched",
-        ) from error
+            # what cannot be read back must not take the place of what can
+            _unpickle(Path(file.name), path, mmap=True)
+            if path.name == LAST and path.exists():
+                _keep_previous(path)
     finally:
-        # ours if it failed, and those of processes that were killed
-        for left_over in path.parent.glob(f".{path.name}.*.tmp"):
+        for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of processes that were killed
             left_over.unlink(missing_ok=True)
 
 
@@ -99,15 +91,6 @@ def _keep_previous(path: Path) -> None:
         os.replace(path, previous)
     else:
         os.replace(link, previous)
-
-
-def _sync(folder: Path) -> None:
-    """Put a folder's entries on disk: without it a power cut can undo a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(path: Path) -> dict[str, Any]:

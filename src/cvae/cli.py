@@ -179,13 +179,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             with reported(config_name, arguments), _hydra_raises():
                 try:
                     make_main(checked)()
-                except (
-                    ConfigError,
-                    runs.RunFailed,
-                    HydraException,
-                    OmegaConfBaseException,
-                    OSError,
-                ):
+                except (ConfigError, runs.RunFailed, HydraException, OmegaConfBaseException):
                     raise
                 except Exception as error:  # of Hydra's, about words that it did not foresee
                     if started or _WANTS_TRACEBACK:

@@ -1,6 +1,8 @@
 """Where metrics go: the file that is the record of a run, and Weights & Biases that mirrors it."""
 
 import csv
+import errno
+import io
 import logging
 import netrc
 import os
@@ -12,6 +14,8 @@ from typing import Any, Literal, cast
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from cvae import files
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +54,17 @@ class MetricsFile(Logger):
         row = {**metrics, **{k: int(v) for k, v in axes.items() if v is not None}}
         if new := sorted(set(row) - set(self._columns)):
             self._widen(new)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self._columns).writerow(row)
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                content = line.getvalue().encode()
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.truncate(self.path, size)  # no half a line
+            raise files.unwritten(self.path, error) from error
 
     def _widen(self, new: list[str]) -> None:
         rows: list[dict[str, str]] = []
@@ -60,12 +73,12 @@ class MetricsFile(Logger):
                 rows = list(csv.DictReader(file))
         first = [c for c in _FIRST_COLUMNS if c in new]
         self._columns = self._columns + first + [c for c in new if c not in first]
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        with files.replacing(self.path) as file:
+            file.write(table.getvalue().encode())
 
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
@@ -107,6 +120,8 @@ def wandb_logger(
         mode: auto, online, offline or disabled; WANDB_MODE in the environment decides over auto.
         log_model: whether the best checkpoint becomes an artifact.
     """
+    # its reports about itself: where a server hangs, they would hold up the end by half a minute
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     if mode == "auto":

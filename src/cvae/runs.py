@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cvae import trust
+from cvae import files, trust
 from cvae.schema import ConfigError, check_targets
 
 if TYPE_CHECKING:
@@ -101,14 +101,8 @@ def explained(error: Exception) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:  # never through a link that lies there
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with files.replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def run_name(cfg: DictConfig) -> str:

@@ -1,5 +1,6 @@
 """One training run, from its archived config to its result."""
 
+import contextlib
 import logging
 import math
 import os
@@ -23,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.logging import RichHandler
 
-from cvae import checkpoints, runs
+from cvae import runs
 from cvae.callbacks import AtomicCheckpoints
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import VAEModule
@@ -69,7 +70,8 @@ def train(
     if checkpoint_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         best, last = checkpoint_dir / Path(runs.BEST).name, checkpoint_dir / Path(runs.LAST).name
         if best.is_file():
-            checkpoint = checkpoints.load(best)
+            reader = trainer.strategy.checkpoint_io  # whichever has written it
+            checkpoint = reader.load_checkpoint(best, weights_only=True)
             module.model.load_state_dict(runs.model_weights(checkpoint))
             module.validation = checkpoint["validation"]
         elif not last.is_file():
@@ -218,14 +220,18 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
         raise SystemExit(_TERMINATED if terminated else _INTERRUPTED) from None
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        if runs.read_summary(run_dir).get("status") == "running":  # the first rank to fail tells
-            runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
+        with contextlib.suppress(OSError):  # where even that finds no room
+            if runs.read_summary(run_dir).get("status") == "running":  # the first to fail tells
+                runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
         _close_wandb(1)
         if isinstance(error, MisconfigurationException):  # of Lightning's, about what a person set
             error = ConfigError(f"trainer: {' '.join(str(error).split())}")
         if isinstance(error, ConfigError | InstantiationException):
             log.debug("the run failed", exc_info=True)  # the terminal gets a line
             raise error
+        if isinstance(error, OSError):  # a full disk, say: a line tells it all
+            log.debug("the run failed", exc_info=True)
+            raise runs.RunFailed(f"{run_dir}: {reason}") from error
         log.exception("the run failed")
         raise runs.RunFailed(f"{run_dir}: {reason}") from error
     _close_wandb(0)
@@ -237,10 +243,21 @@ def _close_wandb(exit_code: int) -> None:
         wandb.finish(exit_code=exit_code)
 
 
+class _LogFile(logging.FileHandler):
+    """train.log; a full disk costs it lines, and the run ends at its next row of metrics.csv."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name there
+        """Not the traceback on the terminal that is usual."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def _logging(run_dir: Path, rank: int) -> Iterator[None]:
     """Messages to the terminal and to train.log, from one process; warnings from all."""
-    file = logging.FileHandler(run_dir / "train.log")
+    file = _LogFile(run_dir / "train.log")
     file.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     )
