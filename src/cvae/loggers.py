@@ -7,7 +7,10 @@ import logging
 import netrc
 import os
 import shlex
+import sys
+import time
 from argparse import Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_COLUMNS = ("step", "epoch", "images_seen")
 _WANDB_TIMEOUT = 8  # seconds to wait for a server before going on offline
+_WANDB_FINISH_TIMEOUT = 60  # seconds at the end for what is not uploaded yet
 
 
 class MetricsFile(Logger):
@@ -138,7 +142,10 @@ def wandb_logger(
         "tags": tags,
         "notes": notes,
     }
-    settings = wandb.Settings(init_timeout=_WANDB_TIMEOUT, silent=True, console="off")
+    limits: dict[str, Any] = {"init_timeout": _WANDB_TIMEOUT}
+    if "finish_timeout" in wandb.Settings.model_fields:  # of newer versions
+        limits["finish_timeout"] = _WANDB_FINISH_TIMEOUT
+    settings = wandb.Settings(silent=True, console="off", **limits)
     run = None
     if mode == "online":
         try:
@@ -161,4 +168,41 @@ def wandb_logger(
         run.define_metric(f"{split}/*", step_metric="trainer/global_step")
     for metric in ("val/elbo", "val/reconstruction"):
         run.define_metric(metric, step_metric="trainer/global_step", summary="max,last")
-    return WandbLogger(experiment=run, log_model=log_model)
+    return WandbMirror(experiment=run, log_model=log_model)
+
+
+class WandbMirror(WandbLogger):
+    """A WandbLogger that can fail without harm: metrics.csv is the record, this is its mirror."""
+
+    def _spared(self, mirror: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        try:
+            mirror(*args, **kwargs)
+        except Exception as error:  # whatever W&B raises: a run does not end for it
+            log.warning("W&B: %s; the run goes on", " ".join(str(error).split())[:200])
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._spared(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def log_image(self, *args: Any, **kwargs: Any) -> None:
+        self._spared(super().log_image, *args, **kwargs)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._spared(super().finalize, status)
+
+
+def close_wandb(exit_code: int) -> None:
+    """Finish the W&B run, if there is one; what it has not uploaded stays in the run folder."""
+    wandb = sys.modules.get("wandb")  # where no logger imported it, there is no run to finish
+    if wandb is None or wandb.run is None:
+        return
+    files_of_it = Path(wandb.run.dir).parent
+    start = time.monotonic()
+    try:
+        wandb.finish(exit_code=exit_code)
+    except Exception as error:
+        log.warning("W&B: %s", " ".join(str(error).split())[:200])
+    if time.monotonic() - start >= _WANDB_FINISH_TIMEOUT:
+        log.warning("W&B took too long; to upload the rest: wandb sync %s", files_of_it)

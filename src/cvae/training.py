@@ -28,7 +28,7 @@ from cvae import runs
 from cvae.callbacks import AtomicCheckpoints
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import VAEModule
-from cvae.loggers import MetricsFile
+from cvae.loggers import MetricsFile, close_wandb
 from cvae.schema import ConfigError, num_cpus
 
 log = logging.getLogger(__name__)
@@ -216,14 +216,14 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
         terminated = isinstance(error, SIGTERMException)
         log.info("interrupted; what there is lies in %s", run_dir)
         runs.update_summary(run_dir, status="interrupted")
-        _close_wandb(_TERMINATED if terminated else _INTERRUPTED)
+        close_wandb(_TERMINATED if terminated else _INTERRUPTED)
         raise SystemExit(_TERMINATED if terminated else _INTERRUPTED) from None
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         with contextlib.suppress(OSError):  # where even that finds no room
             if runs.read_summary(run_dir).get("status") == "running":  # the first to fail tells
                 runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
-        _close_wandb(1)
+        close_wandb(1)
         if isinstance(error, MisconfigurationException):  # of Lightning's, about what a person set
             error = ConfigError(f"trainer: {' '.join(str(error).split())}")
         if isinstance(error, ConfigError | InstantiationException):
@@ -234,13 +234,7 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
             raise runs.RunFailed(f"{run_dir}: {reason}") from error
         log.exception("the run failed")
         raise runs.RunFailed(f"{run_dir}: {reason}") from error
-    _close_wandb(0)
-
-
-def _close_wandb(exit_code: int) -> None:
-    wandb = sys.modules.get("wandb")  # where no logger imported it, there is no run to close
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=exit_code)
+    close_wandb(0)
 
 
 class _LogFile(logging.FileHandler):
