@@ -384,6 +384,7 @@ BY_HAND = [
     Case("train", ["data.image_shape[0]=1"], ["image_shape[0]"]),
     Case("train", ["-"], ["-"]),
     Case("train", ["name=\x1b[31mred"], ["name"]),
+    Case("train", [r"name='\${x}'"], ["name", "without ${"]),
     # interpolations that lead nowhere
     Case("train", ["seed=${nothing}"], ["nothing"]),
     Case("train", ["seed=${oc.env:NO_SUCH_VARIABLE}"], ["NO_SUCH_VARIABLE"]),

@@ -417,6 +417,8 @@ def _check_text(node: Any, key: str = "") -> Iterator[str]:
             yield from _check_text(child, key)
     elif isinstance(node, str) and not node.replace("\n", "").replace("\t", "").isprintable():
         yield f"{key}={_shown(node)}: must be printable text in UTF-8"
+    elif isinstance(node, str) and "${" in node:  # escaped once, and read back from an archive
+        yield f"{key}={_shown(node)}: must be text without ${{"
 
 
 def _check_nodes(cfg: Mapping[str, Any]) -> Iterator[str]:

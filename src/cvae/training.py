@@ -230,6 +230,7 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
             log.debug("the run failed", exc_info=True)  # the terminal gets a line
             raise error
         if isinstance(error, OSError):  # a full disk, say: a line tells it all
+            log.error("%s", reason)  # the summary may not have found room for it
             log.debug("the run failed", exc_info=True)
             raise runs.RunFailed(f"{run_dir}: {reason}") from error
         log.exception("the run failed")
