@@ -33,7 +33,7 @@ test: .venv/.installed ## run the tests
 test-engines: .venv/.extras ## run those of launchers and search, which install Optuna, submitit and Ray
 	$(PYTEST) -m "engines and not long" $(ARGS)
 
-test-long: .venv/.extras ## inject faults for an hour or so
+test-long: .venv/.extras ## inject every fault for an hour or so: kills, corruptions, full disks, bad input
 	$(PYTEST) -m long $(ARGS)
 
 lint: .venv/.installed ## linter, formatter and type checker

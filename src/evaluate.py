@@ -13,8 +13,8 @@ def main(cfg: DictConfig) -> None:
 
     from cvae.evaluation.report import print_table, score
 
-    model, archived = runs.load_model(checkpoint)
-    data = runs.instantiate(archived.data, seed=archived.seed)
+    model, archived = runs.load_model(checkpoint, cfg.trust)
+    data = runs.load_data(archived, cfg.trust)
     scores = score(model, data, num_samples=cfg.num_samples)
     print_table(
         scores, title=f"{archived.name}: {len(data.test):,} test images of {archived.data.name}"

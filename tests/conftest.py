@@ -27,7 +27,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that two processes end at about the same time."""
-    first = ("test_training", "test_readme", "test_loggers")
+    first = ("test_training", "test_readme", "test_faults", "test_loggers")
     items.sort(key=lambda i: first.index(i.path.stem) if i.path.stem in first else len(first))
 
 

@@ -13,8 +13,11 @@ ARROWS = {
     "__init__": {"runs"},
     "types": set[str](),
     "schema": set[str](),
+    "files": set[str](),
+    "trust": {"schema"},
     "noise": {"types"},
     "digits": {"schema"},
+    "checkpoints": {"files", "schema"},
     "data": {"digits", "noise", "types"},
     "networks": {"types"},
     "models": {"networks", "types"},
@@ -22,11 +25,13 @@ ARROWS = {
     "figures": {"models", "noise", "types"},
     "sampling": {"figures", "models", "schema"},
     "lightning_module": {"evaluation", "models", "noise", "types"},
-    "callbacks": {"data", "figures", "lightning_module", "runs", "search"},
-    "loggers": set[str](),
-    "runs": {"models", "schema"},  # models for the type checker and in load_run alone
+    "callbacks": {"checkpoints", "data", "figures", "files", "lightning_module", "runs", "search"},
+    "loggers": {"files"},
+    "runs": {"checkpoints", "files", "models", "schema", "trust"},  # those that know torch, late
     "processes": {"runs", "schema"},
-    "training": {"data", "lightning_module", "loggers", "processes", "runs", "schema"},
+    "training": {
+        *("callbacks", "data", "lightning_module", "loggers", "processes", "runs", "schema")
+    },
     "launch": {"processes", "runs", "schema", "training"},
     "sweeps": {"launch", "processes", "runs", "schema"},
     "search": {"runs", "schema"},

@@ -47,9 +47,9 @@ BAD = [
     ("train", "modle=vae", ["modle=vae", "model?"]),
     ("train", "model=vea", ["model=vea", "autoencoder, cvae, vae"]),
     ("train", "model/network=foo", ["model/network=foo", "conv, mlp"]),
-    ("train", "model.latent_dim=0", ["model.latent_dim=0", "at least 1"]),
+    ("train", "model.latent_dim=0", ["model.latent_dim=0", "from 1 to 65536"]),
     ("train", "model.latent_dim=abc", ["model.latent_dim=abc", "an integer"]),
-    ("train", "data.batch_size=0", ["data.batch_size=0", "at least 1"]),
+    ("train", "data.batch_size=0", ["data.batch_size=0", "from 1 to"]),
     ("train", "trainer.devices=1000", ["trainer.devices=1000", "this machine has"]),
     ("train", "experiment=none", ["experiment=none", "quick"]),
     ("train", "model.latent_dim=[1", ["model.latent_dim=[1", "key=value"]),
@@ -61,9 +61,9 @@ BAD = [
     ("train", "--quiet", ["--quiet", "--help"]),
     ("generate", "label=-1", ["label=-1", "at least 0"]),
     ("generate", "run=/no/such/run", ["run=/no/such/run", "no such folder"]),
-    ("generate", "num_samples=0", ["num_samples=0", "at least 1"]),
+    ("generate", "num_samples=0", ["num_samples=0", "from 1 to"]),
     ("generate", "tempereture=2", ["tempereture=2", "temperature?"]),
-    ("evaluate", "num_samples=0", ["num_samples=0", "at least 1"]),
+    ("evaluate", "num_samples=0", ["num_samples=0", "from 1 to"]),
     ("evaluate", "run=/no/such/run", ["run=/no/such/run", "no such folder"]),
 ]
 

@@ -186,7 +186,8 @@ def test_rerun_wants_a_folder_of_runs(tmp_path: Path) -> None:
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cvae.launch", str(tmp_path)]
-    runs.write_text(tmp_path / runs.CONFIG, "model: {}\ntrainer: {accelerator: cpu, devices: 1}\n")
+    parts = "data: {}\nmodel: {}\noptimizer: {}\n"
+    runs.write_text(tmp_path / runs.CONFIG, parts + "trainer: {accelerator: cpu, devices: 1}\n")
     with runs.claimed(tmp_path):
         done = subprocess.run(
             command,

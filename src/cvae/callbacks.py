@@ -1,4 +1,5 @@
-"""What Lightning lacks: pictures while training, a moving average, progress in figures."""
+"""What Lightning lacks: pictures while training, a moving average, progress in figures, and
+checkpoints that a kill or a full disk cannot spoil."""
 
 import logging
 import math
@@ -10,6 +11,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -23,7 +25,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from cvae import figures, runs
+from cvae import checkpoints, figures, files, runs
 from cvae.data import MNISTDataModule, Rows
 from cvae.lightning_module import VAEModule
 
@@ -101,7 +103,8 @@ class Figures(Callback):
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, picture in figures.draw(module.model, examples, many).items():
-            picture.save(self.folder / f"{name}.png", optimize=True)
+            with files.replacing(self.folder / f"{name}.png") as file:
+                picture.save(file, format="PNG", optimize=True)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(f"figures/{name}", [picture], step=trainer.global_step)
@@ -110,6 +113,23 @@ class Figures(Callback):
                     logger.experiment.add_image(
                         f"figures/{name}", pixels, trainer.global_step, dataformats="HWC"
                     )
+
+
+class AtomicCheckpoints(CheckpointIO):
+    """Has the Trainer write and read checkpoints by :mod:`cvae.checkpoints`; rank 0 writes."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        checkpoints.save(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return checkpoints.load(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
 
 
 class Progress(RichProgressBar):

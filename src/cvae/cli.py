@@ -25,10 +25,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cvae import runs
 from cvae.processes import BAD_INPUT
-from cvae.schema import ConfigError, leaf_keys, nearest_key
+from cvae.schema import ConfigError, addable_keys, leaf_keys, nearest_key
 
 CONF = runs.ROOT / "conf"
 _MAX_LINES = 3
+_MAX_WIDTH = 600  # characters of a line
 _SWEEP_FLAGS = ("-m", "--multirun")
 _OPTIONAL_GROUPS = ("callbacks", "logger", "scheduler")
 _EXTRAS = {"optuna": "search", "submitit": "submitit", "ray": "ray", "wandb_workspaces": "wandb"}
@@ -41,6 +42,7 @@ _PATH_KEYS = re.compile(
     r"|hydra\.(?:run\.dir|sweep\.dir|sweep\.subdir|runtime\.output_dir)))=(?P<value>.*)$",
     re.DOTALL,
 )
+_WORD = re.compile(r"[\w./+-]+")
 _NOT_FILES = re.compile(r"^(latest|null|)$")
 
 
@@ -56,17 +58,19 @@ def quote_paths(arguments: list[str], cwd: Path) -> list[str]:
 def _quote_path(argument: str, cwd: Path) -> str:
     match = _PATH_KEYS.match(argument)
     if match is None:
-        return argument
+        key, is_setting, value = argument.partition("=")
+        foreign = not value.isascii() and _WORD.fullmatch(value)  # Hydra's grammar is ASCII
+        return f"{key}='{value}'" if is_setting and foreign else argument
     key, value = match["key"], match["value"]
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         value = value[1:-1]  # quoted for Hydra by the person
     if _NOT_FILES.match(value):
         return argument
     if not key.endswith("subdir") and not value.startswith("${"):
-        typed = Path(value).expanduser()
+        typed = runs.expanded(value)
         # a run may be named as the project knows it, from anywhere
-        in_project = key.lstrip("+") in ("run", "runs", "rerun") and not (cwd / typed).exists()
-        value = str((runs.ROOT if in_project and (runs.ROOT / typed).exists() else cwd) / typed)
+        in_project = key.lstrip("+") in ("run", "runs", "rerun") and not runs.exists(cwd / typed)
+        value = str((runs.ROOT if in_project and runs.exists(runs.ROOT / typed) else cwd) / typed)
     escaped = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)
     escaped = re.sub(r"(\\+)$", lambda m: m[1] * 2, escaped)
     return f"{key}='{escaped}'"
@@ -76,8 +80,11 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
     """Make a task function the main function of a script, on conf/CONFIG_NAME.yaml."""
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        started: list[bool] = []
+
         @functools.wraps(task)
         def checked(cfg: DictConfig) -> Any:
+            started.append(True)
             if HydraConfig.get().mode is not RunMode.MULTIRUN:
                 with reported(config_name):
                     return task(cfg)
@@ -97,11 +104,26 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 version_base="1.3", config_path=str(CONF), config_name=config_name
             )
             with reported(config_name, arguments), _hydra_raises():
-                make_main(checked)()
+                try:
+                    make_main(checked)()
+                except (ConfigError, runs.RunFailed, HydraException, OmegaConfBaseException):
+                    raise
+                except Exception as error:  # of Hydra's, about words that it did not foresee
+                    if started or _WANTS_TRACEBACK:
+                        raise
+                    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                    raise ConfigError(
+                        f"{_short(arguments)}: not understood ({_short([reason])})"
+                    ) from None
 
         return main
 
     return decorate
+
+
+def _short(words: list[str]) -> str:
+    text = " ".join(words)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _hydras_words(arguments: list[str]) -> list[str]:
@@ -119,7 +141,9 @@ def _hydras_words(arguments: list[str]) -> list[str]:
 
 
 def _check_flags(arguments: list[str]) -> None:
-    _, unknown = get_args_parser().parse_known_args(arguments)
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    _, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise ConfigError(f"{unknown[0]}: no such flag; settings are key=value, --help lists them")
 
@@ -158,6 +182,10 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
         if isinstance(error, ImportError):
             raise
         _refuse(_translated(error, config_name, arguments or []))
+    except OSError as error:
+        if _WANTS_TRACEBACK:
+            raise
+        _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
 
 
 def _missing_extra(error: BaseException | None) -> str | None:
@@ -173,7 +201,7 @@ def _missing_extra(error: BaseException | None) -> str | None:
 
 
 def _refuse(message: str) -> NoReturn:
-    lines = message.splitlines()
+    lines = [_readable(line) for line in message.splitlines()]
     if len(lines) > _MAX_LINES:
         lines = [*lines[: _MAX_LINES - 1], f"and {len(lines) - _MAX_LINES + 1} more"]
     if os.environ.get("RANK", "0") == "0":  # one voice is enough
@@ -181,12 +209,25 @@ def _refuse(message: str) -> NoReturn:
     raise SystemExit(BAD_INPUT)
 
 
+def _readable(line: str) -> str:
+    """A line that fits a terminal and cannot steer it."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return (
+        line
+        if len(line) <= _MAX_WIDTH
+        else f"{line[: _MAX_WIDTH // 2]} ... {line[-_MAX_WIDTH // 2 :]}"
+    )
+
+
 def _translated(error: Exception, config_name: str, arguments: list[str]) -> str:
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1].split("@")[0]
         typed = next((a for a in arguments if a.lstrip("+~").split("=")[0] == key), key)
-        near = nearest_key(key, _known_keys(config_name, arguments))
+        cfg = _composed(config_name, arguments)
+        if key in addable_keys(cfg):
+            return f"{typed}: the configuration has no {key} yet; to add it: +{typed}"
+        near = nearest_key(key, [*leaf_keys(cfg), *_groups()])
         hint = f"; did you mean {near}?" if near else "; --help lists the keys"
         return f"{typed}: there is no key {key}{hint}"
     if match := re.search(r"Could not find '([^']+)'", text):
@@ -196,19 +237,23 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
         hint = f" (did you mean {near}?)" if near else ""
         return f"{group}={option}: must be one of {', '.join(options)}{hint}"
     if isinstance(error, OverrideParseException):
-        hint = "quote values with , = [ ] { } or spaces"
+        hint = "quote values with , = [ ] { } spaces or letters beyond ASCII"
         return f"{error.override}: not of the form key=value; {hint}"
-    return runs.explained(error)
+    line = runs.explained(error)
+    named = any(re.split(r"[=@]", a.lstrip("+~"))[0] in line for a in arguments)
+    return line if named else f"{_short(arguments)}: {line}"
 
 
-def _known_keys(config_name: str, arguments: list[str]) -> list[str]:
-    """Keys and groups that a person may have meant, for the groups that they chose."""
+def _composed(config_name: str, arguments: list[str]) -> Mapping[str, Any]:
+    """The config for the groups that a person chose, without what else they typed."""
     chosen = [a for a in arguments if re.fullmatch(r"[\w/]+=[\w/]+", a)]
     chosen = [a for a in chosen if (CONF / "{}/{}.yaml".format(*a.split("="))).is_file()]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose(config_name, chosen)
-    groups = [p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()]
-    plain = OmegaConf.to_container(cfg)
+        plain = OmegaConf.to_container(hydra.compose(config_name, chosen))
     assert isinstance(plain, Mapping)
-    return [*leaf_keys(plain), *groups]
+    return {str(key): value for key, value in plain.items()}
+
+
+def _groups() -> list[str]:
+    return [p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()]

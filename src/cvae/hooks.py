@@ -1,5 +1,6 @@
 """What Hydra calls before and after it runs something: our checks, and where things go."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,15 @@ class TrainChecks(Checks):
             ranks = launch.started_ranks()
             if ranks is not None:
                 _adopt(config, ranks)
-            elif config.trainer.num_nodes > 1:
+            self.check(config)
+            if ranks is None and config.trainer.num_nodes > 1:
                 raise ConfigError(
                     f"trainer.num_nodes={config.trainer.num_nodes}: start it on every node with "
                     "torchrun or srun; by itself train.py uses one node"
                 )
-            self.check(config)
             run_dir = Path(str(config.hydra.run.dir))
-            if launch.is_first() and runs.holds_run(run_dir):
-                raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; name another")
+            if launch.is_first():
+                _check_run_dir(run_dir)
             if ranks is not None:
                 settings = OmegaConf.to_yaml(OmegaConf.create(_task(config)))
                 _write_into(config, launch.join(run_dir, settings))
@@ -113,6 +114,18 @@ class TrainChecks(Checks):
         done = sweeps.report(Path(config.hydra.sweep.dir), is_search=not _is_plain(config))
         if not done:
             raise SystemExit(FAILED)
+
+
+def _check_run_dir(run_dir: Path) -> None:
+    try:
+        os.fsencode(run_dir).decode()
+        if runs.holds_run(run_dir):
+            raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; name another")
+        there = next(p for p in (run_dir, *run_dir.parents) if p.exists())
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"hydra.run.dir={run_dir}: cannot be a folder ({error})") from None
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"hydra.run.dir={run_dir}: {there} is no folder that can be written to")
 
 
 def _is_plain(config: DictConfig) -> bool:

@@ -1,5 +1,6 @@
 """One training run, from its archived config to its result."""
 
+import contextlib
 import logging
 import math
 import os
@@ -28,9 +29,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.logging import RichHandler
 
 from cvae import runs
+from cvae.callbacks import AtomicCheckpoints
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import VAEModule
-from cvae.loggers import MetricsFile
+from cvae.loggers import MetricsFile, close_wandb
 from cvae.processes import INTERRUPTED, TERMINATED, die_with_parent, exit_codes
 from cvae.schema import ConfigError, num_cpus
 
@@ -74,7 +76,8 @@ def train(
     if checkpoint_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         best, last = checkpoint_dir / Path(runs.BEST).name, checkpoint_dir / Path(runs.LAST).name
         if best.is_file():
-            checkpoint = runs.load_checkpoint(best)
+            reader = trainer.strategy.checkpoint_io  # whichever has written it
+            checkpoint = reader.load_checkpoint(best, weights_only=True)
             module.model.load_state_dict(runs.model_weights(checkpoint))
             module.validation = checkpoint["validation"]
         elif not last.is_file():
@@ -130,7 +133,7 @@ def build(
     )
     arguments: dict[str, Any] = dict(plain["trainer"])
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(run_dir)
-    arguments["plugins"] = [*(arguments["plugins"] or []), *_cluster_environment()]
+    arguments["plugins"] = [AtomicCheckpoints(), *_cluster_environment()]
     callbacks = _callbacks(cfg)
     loggers = _loggers(cfg, run_dir) if rank == 0 else []
     try:
@@ -231,36 +234,46 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
         terminated = isinstance(error, SIGTERMException)
         log.info("interrupted; what there is lies in %s", run_dir)
         runs.update_summary(run_dir, status="interrupted")
-        _close_wandb(TERMINATED if terminated else INTERRUPTED)
+        close_wandb(TERMINATED if terminated else INTERRUPTED)
         raise SystemExit(TERMINATED if terminated else INTERRUPTED) from None
     except runs.RunPruned as error:
         log.info("pruned: %s", error)
         runs.update_summary(run_dir, status="pruned")
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        if runs.read_summary(run_dir).get("status") == "running":  # the first rank to fail tells
-            runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
-        _close_wandb(1)
+        with contextlib.suppress(OSError):  # where even that finds no room
+            if runs.read_summary(run_dir).get("status") == "running":  # the first to fail tells
+                runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
+        close_wandb(1)
         if isinstance(error, MisconfigurationException):  # of Lightning's, about what a person set
             error = ConfigError(f"trainer: {' '.join(str(error).split())}")
         if isinstance(error, ConfigError | InstantiationException):
             log.debug("the run failed", exc_info=True)  # the terminal gets a line
             raise error
+        if isinstance(error, OSError):  # a full disk, say: a line tells it all
+            log.error("%s", reason)  # the summary may not have found room for it
+            log.debug("the run failed", exc_info=True)
+            raise runs.RunFailed(f"{run_dir}: {reason}") from error
         log.exception("the run failed")
         raise runs.RunFailed(f"{run_dir}: {reason}") from error
-    _close_wandb(0)
+    close_wandb(0)
 
 
-def _close_wandb(exit_code: int) -> None:
-    wandb = sys.modules.get("wandb")  # where no logger imported it, there is no run to close
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=exit_code)
+class _LogFile(logging.FileHandler):
+    """train.log; a full disk costs it lines, and the run ends at its next row of metrics.csv."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name there
+        """Not the traceback on the terminal that is usual."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 @contextmanager
 def _logging(run_dir: Path, rank: int) -> Iterator[None]:
     """Messages to the terminal and to train.log, from one process; warnings from all."""
-    file = logging.FileHandler(run_dir / "train.log")
+    file = _LogFile(run_dir / "train.log")
     file.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     )
