@@ -70,6 +70,22 @@ class MetricsFile(Logger):
             os.truncate(self.path, size)  # no half a line
             raise files.unwritten(self.path, error) from error
 
+    def rewind(self, step: int) -> None:
+        """Drop the rows that a run which goes on at a step will write again.
+
+        These are the later ones, those of the test set, and a last line that a kill has cut.
+        """
+        if not self._columns:
+            return
+        whole = self.path.read_bytes().rpartition(b"\n")[0].decode()
+        rows = [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values()]
+        kept = [row for row in rows if int(row["step"]) <= step and not _is_of_test(row)]
+        with files.replacing(self.path) as file:
+            writer = csv.DictWriter(lines := io.StringIO(newline=""), self._columns)
+            writer.writeheader()
+            writer.writerows(kept)
+            file.write(lines.getvalue().encode())
+
     def _widen(self, new: list[str]) -> None:
         rows: list[dict[str, str]] = []
         if self._columns:
@@ -88,6 +104,10 @@ class MetricsFile(Logger):
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
         """Nothing: config.yaml beside the file has them all."""
+
+
+def _is_of_test(row: Mapping[str, str]) -> bool:
+    return any(value and column.startswith("test/") for column, value in row.items())
 
 
 def has_wandb_account(host: str = "api.wandb.ai") -> bool:
@@ -113,6 +133,7 @@ def wandb_logger(
     tags: list[str] | None = None,
     notes: str | None = None,
     log_model: bool = False,
+    resume: Literal["allow"] | None = None,
 ) -> WandbLogger:
     """A run on Weights & Biases that never asks and never waits long.
 
@@ -123,6 +144,7 @@ def wandb_logger(
         run_id: of the run on the server.
         mode: auto, online, offline or disabled; WANDB_MODE in the environment decides over auto.
         log_model: whether the best checkpoint becomes an artifact.
+        resume: "allow" to add to the run of this id.
     """
     # its reports about itself: where a server hangs, they would hold up the end by half a minute
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -141,6 +163,7 @@ def wandb_logger(
         "job_type": job_type,
         "tags": tags,
         "notes": notes,
+        "resume": resume,
     }
     limits: dict[str, Any] = {"init_timeout": _WANDB_TIMEOUT}
     if "finish_timeout" in wandb.Settings.model_fields:  # of newer versions

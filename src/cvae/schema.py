@@ -140,7 +140,10 @@ class Train:
     """Top level of train.yaml."""
 
     seed: Annotated[int, Between(0, 2**32 - 1)]
+    resume: Name | None
     rerun: Name | None
+    trust: Name | list[Name] | None
+    rank_timeout: Positive
     name: Title | None
     monitor: str | None
     test: bool
@@ -230,6 +233,13 @@ class ConstantLR:
 class EMA:
     decay: Share
     every_n_steps: Count
+
+
+class LastCheckpoint:
+    dirpath: Name
+    every_minutes: Weight | None
+    every_n_epochs: Count | None
+    every_n_steps: Count | None
 
 
 class Figures:
@@ -387,6 +397,7 @@ _BY_TARGET: dict[str, type] = {
     "cvae.lightning_module.warmup_cosine": WarmupCosine,
     "cvae.callbacks.EMA": EMA,
     "cvae.callbacks.Figures": Figures,
+    "cvae.resume.LastCheckpoint": LastCheckpoint,
     "cvae.callbacks.Progress": Progress,
     "lightning.pytorch.callbacks.ModelCheckpoint": ModelCheckpoint,
     "lightning.pytorch.callbacks.EarlyStopping": EarlyStopping,
