@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cvae import runs
-from cvae.processes import BAD_INPUT
+from cvae.processes import BAD_INPUT, DIVERGED, FAILED
 from cvae.schema import ConfigError, addable_keys, leaf_keys, nearest_key
 
 CONF = runs.ROOT / "conf"
@@ -172,7 +172,7 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
         _refuse(str(error))
     except runs.RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(DIVERGED if isinstance(error, runs.Diverged) else FAILED) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -303,6 +303,7 @@ class WandbRun:
     job_type: Title | None = LEFT_OUT
     tags: list[Annotated[str, _TAG]] | Annotated[list[Any], Length(0)] | None = LEFT_OUT
     notes: str | None = LEFT_OUT
+    resume: Annotated[str, OneOf("allow")] | None = LEFT_OUT
 
 
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true", "16", "bf16", "32", "64")

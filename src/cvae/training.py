@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 _LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
 _CHATTY_LOGGERS = (  # they tell what is usual
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
     "lightning.pytorch.utilities.rank_zero",
     "lightning.pytorch.accelerators",
     "lightning.fabric",
