@@ -32,8 +32,8 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 
 def processes_about(folder: Path) -> list[str]:
-    """Processes that name a folder on their command line, after a moment's grace."""
-    for _ in range(50):
+    """Processes that name a folder on their command line, once they had time to save and end."""
+    for _ in range(150):
         command = ["pgrep", "-f", str(folder)]
         found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
         if not found:

@@ -5,6 +5,7 @@ does every job of a sweep. All of them read nothing but the run folder: no argum
 process group leaks from one job to the next.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -84,6 +85,8 @@ def join(run_dir: Path, settings: str, timeout: float) -> Path:
     dist.all_gather_object(said, (str(run_dir), settings))
     different = [rank for rank, (_, given) in enumerate(said) if given != said[0][1]]
     if different:
+        with contextlib.suppress(RuntimeError):  # of a rank that the others have left already
+            dist.barrier()  # or one could leave before the others have heard
         raise ConfigError(f"rank {different[0]} was given other settings than rank 0")
     return Path(said[0][0])
 
