@@ -18,7 +18,7 @@ ARROWS = {
     "data": {"digits", "noise", "types"},
     "networks": {"types"},
     "models": {"networks", "types"},
-    "evaluation": {"models", "noise", "types"},
+    "evaluation": {"figures", "models", "noise", "types"},
     "figures": {"models", "noise", "types"},
     "sampling": {"figures", "models", "schema"},
     "lightning_module": {"evaluation", "models", "noise", "types"},
@@ -26,6 +26,8 @@ ARROWS = {
     "loggers": set[str](),
     "runs": {"models", "schema"},  # models for the type checker and in load_run alone
     "cli": {"runs", "schema"},
+    "comparison": {"runs", "schema"},
+    "article": {"comparison", "figures", "runs", "schema"},
     "launch": {"runs", "schema", "training"},
     "training": {"data", "lightning_module", "loggers", "runs", "schema"},
 }

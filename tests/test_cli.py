@@ -10,7 +10,7 @@ import pytest
 from cvae.cli import quote_paths
 from tests.conftest import ROOT, run_script, tiny
 
-ENTRY_POINTS = ["train", "generate", "evaluate"]
+ENTRY_POINTS = ["train", "generate", "evaluate", "compare", "article"]
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +64,10 @@ BAD = [
     ("generate", "num_samples=0", ["num_samples=0", "at least 1"]),
     ("generate", "tempereture=2", ["tempereture=2", "temperature?"]),
     ("evaluate", "num_samples=0", ["num_samples=0", "at least 1"]),
+    ("evaluate", "claims=lable_control", ["claims=lable_control", "label_control"]),
+    ("evaluate", "claims=[bound,x]", ["claims", "one of bound"]),
+    ("compare", "runs=/no/such/folder", ["runs=/no/such/folder", "no run folder"]),
+    ("article", "seeds=[]", ["seeds=[]", "a list"]),
     ("evaluate", "run=/no/such/run", ["run=/no/such/run", "no such folder"]),
 ]
 

@@ -149,7 +149,7 @@ def test_a_class_of_ones_own_may_have_any_argument() -> None:
     assert validate(plain(compose(*mine, "model.network.num_blocks=-3"))) == []
 
 
-@pytest.mark.parametrize("entry_point", ["generate", "evaluate"])
+@pytest.mark.parametrize("entry_point", ["generate", "evaluate", "compare", "article"])
 def test_the_other_entry_points_compose(entry_point: str) -> None:
     assert validate(plain(compose(config=entry_point)), entry_point) == []
 

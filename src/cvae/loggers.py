@@ -96,6 +96,7 @@ def wandb_logger(
     tags: list[str] | None = None,
     notes: str | None = None,
     log_model: bool = False,
+    resume: Literal["allow"] | None = None,
 ) -> WandbLogger:
     """A run on Weights & Biases that never asks and never waits long.
 
@@ -106,6 +107,7 @@ def wandb_logger(
         run_id: of the run on the server.
         mode: auto, online, offline or disabled; WANDB_MODE in the environment decides over auto.
         log_model: whether the best checkpoint becomes an artifact.
+        resume: "allow" to add to the run of this id.
     """
     import wandb
 
@@ -122,6 +124,7 @@ def wandb_logger(
         "job_type": job_type,
         "tags": tags,
         "notes": notes,
+        "resume": resume,
     }
     settings = wandb.Settings(init_timeout=_WANDB_TIMEOUT, silent=True, console="off")
     run = None
@@ -147,3 +150,40 @@ def wandb_logger(
     for metric in ("val/elbo", "val/reconstruction"):
         run.define_metric(metric, step_metric="trainer/global_step", summary="max,last")
     return WandbLogger(experiment=run, log_model=log_model)
+
+
+def wandb_mode(run_dir: Path) -> Literal["auto", "offline"] | None:
+    """How to add to the W&B run of a folder, None where it has none."""
+    if any(run_dir.glob("wandb/run-*")):
+        return "auto"
+    return "offline" if any(run_dir.glob("wandb/offline-run-*")) else None
+
+
+def log_evaluation(
+    logger: WandbLogger,
+    metrics: dict[str, dict[str, Any]],
+    pictures: dict[str, Any],
+) -> None:
+    """Add an evaluation to a W&B run: summary keys, a table and pictures; then close the run."""
+    import wandb
+
+    run = logger.experiment
+    columns: list[str | int] = [
+        "metric",
+        "claim",
+        "value",
+        "standard_error",
+        "floor",
+        "at_least",
+        "at_most",
+        "unit",
+    ]
+    rows = [[name, *(metric.get(str(c)) for c in columns[1:])] for name, metric in metrics.items()]
+    run.summary.update({f"evaluation/{name}": m["value"] for name, m in metrics.items()})
+    run.log(
+        {
+            "evaluation/table": wandb.Table(columns=columns, data=rows),
+            **{f"evaluation/{k}": wandb.Image(picture) for k, picture in pictures.items()},
+        }
+    )
+    run.finish()

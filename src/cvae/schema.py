@@ -214,11 +214,47 @@ class Generate:
     output: str | None
 
 
+CLAIMS = (
+    "bound",
+    "label_control",
+    "classification_accuracy",
+    "generative_classifier",
+    "latent_independence",
+    "style",
+    "aggregated_posterior",
+    "variety",
+    "prior_samples",
+)
+_Claim = Annotated[str, OneOf(*CLAIMS)]
+
+
 class Evaluate:
     """Top level of evaluate.yaml."""
 
     run: Annotated[str, NotEmpty()]
+    claims: _Claim | list[_Claim] | None
     num_samples: Count
+    num_generated: Annotated[int, AtLeast(10)]
+    figures: bool
+
+
+class Compare:
+    """Top level of compare.yaml."""
+
+    runs: Annotated[str, NotEmpty()]
+    metrics: list[str] | None
+    sort: str | None
+    output: str
+
+
+class Article:
+    """Top level of article.yaml."""
+
+    folder: Annotated[str, NotEmpty()]
+    seeds: list[Annotated[int, Between(0, 2**32 - 1)]]
+    train: list[str] | None
+    evaluate: list[str] | None
+    output: Annotated[str, NotEmpty()]
 
 
 _BY_TARGET: dict[str, type] = {
@@ -235,7 +271,13 @@ _BY_TARGET: dict[str, type] = {
     "cvae.callbacks.Figures": Figures,
     "cvae.loggers.wandb_logger": WandbRun,
 }
-_BY_ENTRY_POINT: dict[str, type] = {"train": Train, "generate": Generate, "evaluate": Evaluate}
+_BY_ENTRY_POINT: dict[str, type] = {
+    "train": Train,
+    "generate": Generate,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "article": Article,
+}
 
 
 def validate(cfg: Mapping[str, Any], entry_point: str = "train") -> list[str]:
