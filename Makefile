@@ -4,7 +4,7 @@ ARGS ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format clean
+.PHONY: help install train article test lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -20,6 +20,9 @@ install: .venv/.installed ## create .venv and install the project with pinned ve
 
 train: .venv/.installed ## train the default CVAE on MNIST (ARGS="key=value ..." changes it)
 	$(RUN) src/train.py $(ARGS)
+
+article: .venv/.installed ## train and evaluate autoencoder, VAE and CVAE, 3 seeds each, and compare
+	$(RUN) src/article.py $(ARGS)
 
 test: .venv/.installed ## run the tests
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cvae import article, comparison, runs
 from cvae.schema import ConfigError
-from tests.conftest import run_script
+from tests.conftest import run_script, tiny
 
 
 def write_run(folder: Path, seed: int, nll: float, target: str = "CVAE", **given: Any) -> Path:
@@ -151,33 +151,24 @@ def test_a_folder_that_is_none_of_the_article_stays(tmp_path: Path) -> None:
     assert (job.folder / "config.yaml").is_file()
 
 
-def test_the_article_is_written_and_resumed(data_dir: Path, tmp_path: Path) -> None:
-    """Interrupted after its first run; then nothing that is finished is done again."""
-    from tests.conftest import tiny
+def test_the_article_is_written_and_resumed(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is finished is not done again; what was interrupted is."""
+    monkeypatch.setattr(article, "SYSTEMS", ("cvae",))
+    monkeypatch.setattr(article, "PLANES", ("cvae",))
+    small = [w for w in tiny(data_dir) if "latent_dim" not in w]
+    jobs = article.jobs(tmp_path, [1], [*small, "logger=csv", "trainer.max_epochs=1"])
 
-    small = [w for w in tiny(data_dir) if "latent_dim" not in w and "data_dir" not in w]
-    train = [*small, f'"data.data_dir={data_dir}"', "logger=csv", "trainer.max_epochs=1"]
-    quoted = ",".join(w if w.startswith('"') else f'"{w}"' for w in train)
-    words = [
-        f"folder={tmp_path}/runs",
-        "seeds=[1]",
-        f"train=[{quoted}]",
-        'evaluate=["num_generated=20","figures=false"]',
-        f"output={tmp_path}/article",
-    ]
-    done = run_script("article", *words, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = (tmp_path / "article.md").read_text()
+    def carry_out() -> list[str]:
+        evaluate = ["num_generated=20", "figures=false"]
+        return [doing for job in jobs for doing in article.carry_out(job, evaluate)]
+
+    assert carry_out() == ["training cvae-s1", "evaluating cvae-s1", "training cvae-plane"]
+    table = article.table(jobs)
     assert "| `test/nll_k50` |" in table
-    assert "1 seeds" in table
-    with Image.open(tmp_path / "article.png") as picture:
-        assert min(picture.size) > 500
-    times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/checkpoints/best.ckpt")}
-    assert len(times) == 5
-    runs.update_summary(tmp_path / "runs/vae-plane", status="running")  # as if it had been killed
-    again = run_script("article", *words, timeout=400)
-    assert again.returncode == 0, again.stdout + again.stderr
-    doing = [x for x in again.stdout.splitlines() if "training" in x or "evaluating" in x]
-    assert [x for x in doing if x[0].isdigit()] == ["4/5 training vae-plane"]
-    untouched = {p for p, t in times.items() if p.stat().st_mtime_ns == t}
-    assert {p.parents[1].name for p in set(times) - untouched} == {"vae-plane"}
+    assert "over 1 seed;" in table
+    assert min(article.figure(jobs).size) > 500
+    runs.update_summary(jobs[1].folder, status="running")  # as if it had been killed
+    assert carry_out() == ["training cvae-plane"]
+    assert carry_out() == []

@@ -159,8 +159,9 @@ def table(all_jobs: Sequence[Job]) -> str:
     devices = ", ".join(sorted({str(s.get("device")) for s in summaries}))
     digests = ", ".join(sorted({str(s.get("test_digest")) for s in summaries}))
     seeds = sum(1 for j in all_jobs if j.evaluated) // len(SYSTEMS)
+    plural = "" if seeds == 1 else "s"
     return (
-        f"Mean ± s.d. over {seeds} seeds; {devices}; {minutes:.0f} minutes of training and "
+        f"Mean ± s.d. over {seeds} seed{plural}; {devices}; {minutes:.0f} minutes of training and "
         f"{minutes_evaluating:.0f} of evaluation in all; test set {digests}. The latent of a plain "
         f"autoencoder is its code.\n\n{text}"
     )

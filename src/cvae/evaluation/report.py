@@ -58,9 +58,12 @@ def progress_bar() -> Iterator[Told]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Plain data: a flat mapping of metrics, each naming its claim."""
+    """Plain data: a flat mapping of metrics, each naming its claim; what is nan is left out."""
     metrics = {
-        name: {"claim": claim, **{k: v for k, v in metric._asdict().items() if v is not None}}
+        name: {
+            "claim": claim,
+            **{k: v for k, v in metric._asdict().items() if v is not None and v == v},
+        }
         for claim, found in report.metrics.items()
         for name, metric in found.items()
     }

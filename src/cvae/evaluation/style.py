@@ -131,6 +131,8 @@ def label_means(values: Values, labels: NDArray[np.int64], num_classes: int) -> 
 
 def mean_correlation(by_label: Values) -> float:
     """Mean Pearson correlation over all pairs of rows; a row that does not vary has none."""
+    if by_label.shape[1] < 2:
+        return 0.0
     varying = by_label[np.ptp(by_label, axis=1) > 0]
     if len(varying) < 2:
         return 0.0

@@ -103,7 +103,8 @@ def _per_label(
 def within_label_std(values: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     """Root of the mean variance within a label, each label counting alike; nan left out."""
     groups = [values[(labels == c) & ~np.isnan(values)] for c in np.unique(labels)]
-    return float(np.sqrt(np.mean([g.var(ddof=1) for g in groups if len(g) > 1])))
+    variances = [g.var(ddof=1) for g in groups if len(g) > 1]
+    return float(np.sqrt(np.mean(variances))) if variances else 0.0
 
 
 def _nearest(
