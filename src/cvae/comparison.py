@@ -77,10 +77,12 @@ def find_folders(pattern: str) -> list[Path]:
         ConfigError: nothing there.
     """
     found: dict[Path, None] = {}
+    walked: set[Path] = set()
     for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 - an absolute one
         path = Path(match).resolve()
-        if not path.is_dir() or any(p in found for p in path.parents):
+        if not path.is_dir() or walked & {path, *path.parents}:
             continue
+        walked.add(path)
         for place, folders, files in os.walk(path):
             here = Path(place)
             if any(sign in files or sign in folders for sign in _SIGNS):
