@@ -238,10 +238,11 @@ def systems(
         z = fixed_latents(model, len(examples.x))
         again.append(model.reconstruct(examples.x, y)[:, 0])
         random.append(model.decode(z, y).mean[:, 0])
-    pages = [
+    first = [
         image_grid(torch.stack(again), ("test image", *models), title="Reconstructions"),
         image_grid(torch.stack(random), list(models), title="Decoded points of N(0, I)"),
     ]
+    pages = [_stacked(first, across=True)]
     for model in models.values():
         if model.conditional:
             pages.append(_stacked([label_grid(model), style_transfer(model, examples)], True))

@@ -31,7 +31,7 @@ def classification_accuracy(subject: Subject) -> Metrics:
     metrics: Metrics = {}
     for name, generated, real, target in (
         ("samples/cas", means, subject.test_grey, 0.97),
-        ("samples/cas_bernoulli", bernoulli(means, _EPOCH), binarized, None),
+        ("samples/cas_drawn", bernoulli(means, _EPOCH), binarized, None),
     ):
         pixels = (generated * 255).round().to(torch.uint8)
         classifier = train_classifier(

@@ -35,7 +35,7 @@ def label_control(subject: Subject) -> Metrics:
             float((real_grey == test).double().mean()),
             at_least=0.99,
         ),
-        "samples/label_agreement_bernoulli": Metric(
+        "samples/label_agreement_drawn": Metric(
             float(by_label_drawn.mean()),
             "%",
             standard_error(by_label_drawn.mean(0)),

@@ -34,7 +34,7 @@ def prior_samples(subject: Subject) -> Metrics:
         "samples/frechet_distance": Metric(
             frechet_distance(samples.features, subject.test_features), floor=floor
         ),
-        "samples/frechet_distance_bernoulli": Metric(
+        "samples/frechet_distance_drawn": Metric(
             frechet_distance(drawn, test_drawn), floor=drawn_floor
         ),
     }
