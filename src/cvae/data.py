@@ -175,7 +175,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         binarization: str = "dynamic",
         num_workers: int = 0,
         num_classes: int = 10,
-        image_shape: tuple[int, int, int] = (1, 28, 28),
+        image_shape: Sequence[int] = (1, 28, 28),
         seed: int = 1,
     ) -> None:
         super().__init__()
