@@ -20,8 +20,8 @@ def main(cfg: DictConfig) -> None:
     from cvae.evaluation.oracle import Oracle
     from cvae.evaluation.pictures import pictures
 
-    model, archived = runs.load_model(checkpoint)
-    data = runs.instantiate(archived.data, seed=archived.seed)
+    model, archived = runs.load_model(checkpoint, cfg.trust)
+    data = runs.load_data(archived, cfg.trust)
     data.prepare_data()
     data.setup()
     splits = data.splits()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cvae import runs
+from cvae import runs, trust
 from cvae.cli import entry_point
 
 
@@ -15,10 +15,10 @@ def main(cfg: DictConfig) -> None:
 
     from cvae.sampling import generate, save
 
-    model, _ = runs.load_model(checkpoint)
+    model, _ = runs.load_model(checkpoint, cfg.trust)
     images = generate(model, cfg.label, cfg.num_samples, cfg.seed, cfg.temperature, cfg.binary)
     name = f"label-{'none' if cfg.label is None else cfg.label}-seed-{cfg.seed}.png"
-    output = Path(cfg.output) if cfg.output else run_dir / "generated" / name
+    output = Path(cfg.output) if cfg.output else trust.inside(run_dir, f"generated/{name}")
     for path in save(images, output, cfg.label, npy=cfg.npy):
         print(path)
 

@@ -6,9 +6,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cvae import runs
+from cvae import runs, sweeps
 from cvae.cli import entry_point
-from cvae.launch import launch
+from cvae.launch import is_first, launch
 
 
 @entry_point("train")
@@ -16,10 +16,18 @@ def main(cfg: DictConfig) -> float | None:
     """Archive the composed config in its run folder, then train on that file alone."""
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
-    sweep = Path(hydra.sweep.dir).name if hydra.mode is RunMode.MULTIRUN else None
-    runs.archive(cfg, run_dir, sweep=sweep)
-    objective = launch(run_dir, fresh=sweep is not None)
-    print(runs.what_next(run_dir))
+    if cfg.rerun is not None:
+        sweeps.run_unfinished(run_dir, hydra.launcher.get("num_jobs", 1))
+        return None
+    if hydra.mode is RunMode.MULTIRUN:
+        runs.archive(cfg, run_dir, Path(hydra.sweep.dir).name, hydra.overrides.task)
+        return sweeps.run_jobs([run_dir])[0]
+    speaks = is_first()
+    if speaks:
+        runs.archive(cfg, run_dir, overrides=hydra.overrides.task)
+    objective = launch(run_dir)
+    if speaks:
+        print(runs.what_next(run_dir))
     return objective
 
 

@@ -27,7 +27,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that two processes end at about the same time."""
-    first = ("test_training", "test_readme", "test_loggers")
+    first = ("test_training", "test_readme", "test_faults", "test_loggers")
     items.sort(key=lambda i: first.index(i.path.stem) if i.path.stem in first else len(first))
 
 
@@ -54,7 +54,16 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def clean_environment() -> dict[str, str]:
     """The environment without what would make a run use an account or another's settings."""
-    dropped = ("WANDB_", "HYDRA_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_")
+    dropped = (
+        "WANDB_",
+        "HYDRA_",
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_",
+        "MASTER_",
+        "TORCHELASTIC_",
+        "SLURM_",
+    )
     kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
     return {**kept, "WANDB_MODE": "offline", "COLUMNS": "100", "PYTHONWARNINGS": "default"}
 

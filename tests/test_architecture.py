@@ -13,8 +13,11 @@ ARROWS = {
     "__init__": {"runs"},
     "types": set[str](),
     "schema": set[str](),
+    "files": set[str](),
+    "trust": {"schema"},
     "noise": {"types"},
     "digits": {"schema"},
+    "checkpoints": {"files", "schema"},
     "data": {"digits", "noise", "types"},
     "networks": {"types"},
     "models": {"networks", "types"},
@@ -22,17 +25,24 @@ ARROWS = {
     "figures": {"models", "noise", "types"},
     "sampling": {"figures", "models", "schema"},
     "lightning_module": {"evaluation", "models", "noise", "types"},
-    "callbacks": {"data", "figures", "lightning_module"},
-    "loggers": set[str](),
-    "runs": {"models", "schema"},  # models for the type checker and in load_run alone
-    "cli": {"runs", "schema"},
+    "callbacks": {"checkpoints", "data", "figures", "files", "lightning_module", "runs", "search"},
+    "loggers": {"files"},
+    "runs": {"checkpoints", "files", "models", "schema", "trust"},  # those that know torch, late
+    "processes": {"runs", "schema"},
+    "training": {
+        *("callbacks", "data", "lightning_module", "loggers", "processes", "runs", "schema")
+    },
+    "launch": {"processes", "runs", "schema", "training"},
+    "sweeps": {"launch", "processes", "runs", "schema"},
+    "search": {"runs", "schema"},
+    "cli": {"processes", "runs", "schema"},
+    "hooks": {"cli", "launch", "processes", "runs", "schema", "sweeps"},
+    "dashboard": set[str](),
     "comparison": {"runs", "schema"},
-    "article": {"comparison", "figures", "runs", "schema"},
-    "launch": {"runs", "schema", "training"},
-    "training": {"data", "lightning_module", "loggers", "runs", "schema"},
+    "article": {"comparison", "figures", "runs", "schema", "sweeps"},
 }
-KNOW_HYDRA = {"cli", "runs", "schema", "training"}
-KNOW_LIGHTNING = {"callbacks", "data", "lightning_module", "loggers", "training"}
+KNOW_HYDRA = {"cli", "hooks", "processes", "runs", "schema", "search", "training"}
+KNOW_LIGHTNING = {"callbacks", "data", "launch", "lightning_module", "loggers", "training"}
 
 
 def imports(path: Path) -> set[str]:

@@ -47,27 +47,27 @@ BAD = [
     ("train", "modle=vae", ["modle=vae", "model?"]),
     ("train", "model=vea", ["model=vea", "autoencoder, cvae, vae"]),
     ("train", "model/network=foo", ["model/network=foo", "conv, mlp"]),
-    ("train", "model.latent_dim=0", ["model.latent_dim=0", "at least 1"]),
+    ("train", "model.latent_dim=0", ["model.latent_dim=0", "from 1 to 65536"]),
     ("train", "model.latent_dim=abc", ["model.latent_dim=abc", "an integer"]),
-    ("train", "data.batch_size=0", ["data.batch_size=0", "at least 1"]),
+    ("train", "data.batch_size=0", ["data.batch_size=0", "from 1 to"]),
     ("train", "trainer.devices=1000", ["trainer.devices=1000", "this machine has"]),
     ("train", "experiment=none", ["experiment=none", "quick"]),
     ("train", "model.latent_dim=[1", ["model.latent_dim=[1", "key=value"]),
     ("train", "latent", ["latent", "key=value"]),
     ("train", "model=null", ["model=null", "cannot be left out"]),
-    ("train", "trainer.num_nodes=2", ["trainer.num_nodes=2", "must be 1"]),
+    ("train", "trainer.num_nodes=2", ["trainer.num_nodes=2", "torchrun"]),
     ("generate", "-m", ["-m", "train.py"]),
     ("generate", "run=", ["run=", "not empty"]),
     ("train", "--quiet", ["--quiet", "--help"]),
     ("generate", "label=-1", ["label=-1", "at least 0"]),
     ("generate", "run=/no/such/run", ["run=/no/such/run", "no such folder"]),
-    ("generate", "num_samples=0", ["num_samples=0", "at least 1"]),
+    ("generate", "num_samples=0", ["num_samples=0", "from 1 to"]),
     ("generate", "tempereture=2", ["tempereture=2", "temperature?"]),
-    ("evaluate", "num_samples=0", ["num_samples=0", "at least 1"]),
     ("evaluate", "claims=lable_control", ["claims=lable_control", "label_control"]),
     ("evaluate", "claims=[bound,x]", ["claims", "one of bound"]),
     ("compare", "runs=/no/such/folder", ["runs=/no/such/folder", "no run folder"]),
     ("article", "seeds=[]", ["seeds=[]", "a list"]),
+    ("evaluate", "num_samples=0", ["num_samples=0", "from 1 to"]),
     ("evaluate", "run=/no/such/run", ["run=/no/such/run", "no such folder"]),
 ]
 
@@ -109,12 +109,6 @@ def test_a_folder_that_holds_a_run_is_refused(
     assert done.returncode == 2
     assert "holds a run already" in done.stderr
     assert (finished_run / "config.yaml").read_bytes() == before
-
-
-def test_started_by_another_launcher(tmp_path: Path) -> None:
-    done = run_script("train", f"hydra.run.dir={tmp_path / 'run'}", RANK="1")
-    assert done.returncode == 2
-    assert "torchrun" in done.stderr
 
 
 AWKWARD = [

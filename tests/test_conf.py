@@ -4,7 +4,7 @@ import ast
 import inspect
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import hydra
 import lightning
@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from cvae import runs
 from cvae.cli import CONF
-from cvae.schema import validate
+from cvae.schema import _BY_TARGET, _PROFILERS, _STRATEGIES, Trainer, validate
 
 GROUPS = ["data", "model", "model/network", "optimizer", "scheduler", "trainer", "device", "logger"]
-GROUPS += ["callbacks", "experiment", "debug"]
+GROUPS += ["callbacks", "experiment", "debug", "sweep", "hydra/launcher", "hydra/sweeper"]
+EXTRAS = {"slurm": "submitit", "slurm_rehearsal": "submitit", "ray_local": "ray"}  # of launchers
 OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml"))]
 DEVICE_KEYS = {"accelerator", "devices", "strategy", "precision", "num_nodes"}
 FILLED_IN = {"run_dir": "/nowhere", "run_id": "x", "sweep": "s", "name": "n", "monitor": "val/elbo"}
@@ -37,10 +38,12 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_file_composes_into_a_valid_config(group: str, option: str) -> None:
+    if group == "hydra/launcher" and option in EXTRAS:
+        pytest.importorskip(f"hydra_plugins.hydra_{EXTRAS[option]}_launcher")
     cfg = compose(f"{group}={option}")
     problems = validate(plain(cfg))
-    on_more_devices = option in ("gpus", "slurm", "cpu_pair")
-    assert problems == [] or (on_more_devices and "this machine" in problems[0])
+    elsewhere = option in ("gpu", "gpus", "slurm", "cpu_pair", "mps")
+    assert problems == [] or (elsewhere and "this machine" in problems[0])
 
 
 def targets(node: Any) -> list[dict[str, Any]]:
@@ -54,6 +57,8 @@ def targets(node: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_key_is_an_argument_of_its_target(group: str, option: str) -> None:
+    if group == "hydra/launcher" and option in EXTRAS:
+        pytest.importorskip(f"hydra_plugins.hydra_{EXTRAS[option]}_launcher")
     for node in targets(plain(compose(f"{group}={option}"))):
         target = get_object(node["_target_"])
         known = set(inspect.signature(target).parameters)
@@ -102,7 +107,7 @@ def test_good_overrides_are_accepted(override: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["model.latent_dim=0"], "model.latent_dim=0: must be an integer of at least 1"),
+        (["model.latent_dim=0"], "model.latent_dim=0: must be an integer from 1 to 65536"),
         (["model.latent_dim=2.5"], "model.latent_dim=2.5"),
         (["model.latent_dim=true"], "model.latent_dim=true"),
         (["data.batch_size=0"], "data.batch_size=0"),
@@ -137,6 +142,31 @@ def test_bad_values_are_named(overrides: list[str], said: str) -> None:
     problems = validate(plain(compose(*overrides)))
     assert len(problems) == 1
     assert said in problems[0]
+
+
+@pytest.mark.parametrize("target", sorted(_BY_TARGET))
+def test_the_schema_of_a_target_knows_its_arguments(target: str) -> None:
+    schema = _BY_TARGET[target]
+    fields = set(get_type_hints(schema)) - {"_partial_"}
+    arguments = set(inspect.signature(get_object(target)).parameters)
+    given_by_us = {"seed", "latent_dim", "image_shape", "num_statistics", "num_classes"}
+    given_by_us |= {"params", "optimizer", "total_steps"}
+    assert fields <= arguments
+    assert arguments - fields <= given_by_us
+
+
+def test_the_schema_of_the_trainer_knows_its_arguments() -> None:
+    arguments = set(inspect.signature(lightning.Trainer.__init__).parameters)
+    assert set(get_type_hints(Trainer)) == arguments - {"self", "logger", "callbacks"}
+
+
+def test_names_in_the_schema_are_those_of_lightning() -> None:
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    there = set(StrategyRegistry.available_strategies())
+    assert set(_STRATEGIES) - {"auto"} <= there
+    for name in _PROFILERS:
+        lightning.Trainer(profiler=name, logger=False, enable_checkpointing=False)
 
 
 def test_all_violations_are_found_at_once() -> None:

@@ -2,9 +2,14 @@
 
 import hashlib
 import logging
+import multiprocessing
 import os
+import random
+import shutil
 import subprocess
-import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,7 @@ import pytest
 
 from cvae import digits
 from cvae.digits import SETS, DataError, idx_bytes, load_digits, read_idx
-from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, write_digits
+from tests.conftest import NUM_TEST, NUM_TRAIN, write_digits
 
 MNIST, KMNIST = SETS["MNIST"], SETS["KMNIST"]
 
@@ -119,22 +124,6 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
         load_digits(MNIST, tmp_path / "data")
 
 
-def test_processes_that_start_together_do_not_disturb_each_other(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from cvae.digits import SETS, load_digits;"
-        "print(load_digits(SETS['MNIST'], Path(sys.argv[1]))[2].sum())"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    started = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(6)
-    ]
-    said = {process.communicate(timeout=100)[0] for process in started}
-    assert all(process.returncode == 0 for process in started)
-    assert said == {"264923200\n"}
-
-
 @pytest.mark.parametrize("name", ["KMNIST", "EMNIST"])
 def test_sets_of_the_same_form(name: str, tmp_path: Path, offline: None) -> None:
     """From files that lie there: structure is checked, digests only where they are known."""
@@ -169,3 +158,178 @@ def test_fashion_mnist_is_held_to_its_digests(tmp_path: Path, offline: None) -> 
     write_digits(tmp_path / "FashionMNIST" / "raw")
     with pytest.raises(DataError, match="FashionMNIST"):
         load_digits(SETS["FashionMNIST"], tmp_path)
+
+
+def spoil(file: Path, others: list[Path], rng: random.Random) -> str:
+    """Damage one file at a random place."""
+    content = file.read_bytes()
+    place = rng.randrange(len(content))
+    kind = rng.choice(["truncated", "bit", "zeros", "swapped", "appended", "header", "empty"])
+    if kind == "truncated":
+        file.write_bytes(content[:place])
+    elif kind == "bit":
+        flipped = bytes([content[place] ^ (1 << rng.randrange(8))])
+        file.write_bytes(content[:place] + flipped + content[place + 1 :])
+    elif kind == "zeros":
+        file.write_bytes(bytes(len(content)))
+    elif kind == "swapped":
+        file.write_bytes(rng.choice([o for o in others if o != file]).read_bytes())
+    elif kind == "appended":
+        file.write_bytes(content + rng.randbytes(rng.randint(1, 99)))
+    elif kind == "header":
+        file.write_bytes(bytes([content[0]]) + rng.randbytes(9) + content[10:])
+    else:
+        file.write_bytes(b"")
+    return kind
+
+
+def repairs(mnist_dir: Path, seed: int, rounds: int) -> None:
+    rng = random.Random(seed)
+    names = [mnist_dir / "MNIST" / "raw" / name for name in MNIST.digests]
+    expected = [hashlib.md5(file.read_bytes()).hexdigest() for file in names]
+    for _ in range(rounds):
+        kinds = [spoil(file, names, rng) for file in rng.sample(names, rng.randint(1, 4))]
+        arrays = load_digits(MNIST, mnist_dir)
+        found = [hashlib.md5(file.read_bytes()).hexdigest() for file in names]
+        assert found == expected, kinds
+        assert [hashlib.md5(idx_bytes(a)).hexdigest() for a in arrays] == expected, kinds
+
+
+def test_damage_at_any_place_is_repaired(mnist_dir: Path, offline: None) -> None:
+    repairs(mnist_dir, seed=1, rounds=4)
+
+
+@pytest.mark.long
+def test_a_hundred_damages_are_repaired(mnist_dir: Path, offline: None) -> None:
+    repairs(mnist_dir, seed=2, rounds=100)
+
+
+def test_damage_that_cannot_be_repaired_is_refused(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set without published digests, held to those recorded when it was made."""
+    source = "torchvision's mirrors"
+    monkeypatch.setitem(digits.SOURCES, source, lambda _, folder: write_digits(folder))
+    load_digits(KMNIST, tmp_path)
+    raw = tmp_path / "KMNIST" / "raw"
+    no_wheel(monkeypatch)
+
+    def fail(digit_set: digits.DigitSet, folder: Path) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setitem(digits.SOURCES, source, fail)
+    rng = random.Random(3)
+    names = [raw / name for name in KMNIST.file_names()]
+    whole = {file: file.read_bytes() for file in names}
+    for _ in range(60):
+        file = rng.choice(names)
+        kind = spoil(file, names, rng)
+        if file.read_bytes() != whole[file]:
+            with pytest.raises(DataError) as caught:
+                load_digits(KMNIST, tmp_path)
+            assert file.name in str(caught.value), kind
+        file.write_bytes(whole[file])
+    load_digits(KMNIST, tmp_path)
+    for bad in ("{", "[]", "{}", '{"train": 1}'):
+        (raw / "digests.json").write_text(bad)
+        with pytest.raises(DataError, match=r"digests\.json"):
+            load_digits(KMNIST, tmp_path)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder that nobody can write to, not even root."""
+    folder = tmp_path / "read only"
+    write_digits(folder / "KMNIST" / "raw")
+    if os.geteuid() != 0:
+        (folder / "KMNIST" / "raw").chmod(0o555)
+        yield folder
+        (folder / "KMNIST" / "raw").chmod(0o755)
+        return
+    bind = ["mount", "-o", "bind", str(folder), str(folder)]
+    if subprocess.run(bind, capture_output=True, check=False).returncode:
+        pytest.skip("root here may write to every folder, and may not mount")
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_read_only_folder(read_only: Path, offline: None) -> None:
+    """Good files are read; damaged ones are refused, since they cannot be made again."""
+    assert len(load_digits(KMNIST, read_only)[0]) == NUM_TRAIN
+    with pytest.raises(DataError, match="cannot write"):
+        load_digits(MNIST, read_only)
+
+
+def load_and_tell(folder: Path, told: Connection) -> None:
+    told.send(int(load_digits(MNIST, folder)[2].sum()))
+
+
+def started_together(folder: Path, count: int, spoilt: bool) -> list[int | None]:
+    """What as many processes, started at once, find in a folder that has nothing or damage."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.test_digits"])
+    if spoilt:
+        write_digits(folder / "MNIST" / "raw")  # other digits than MNIST's
+    started = []
+    for _ in range(count):
+        receiver, sender = processes.Pipe(duplex=False)
+        process = processes.Process(target=load_and_tell, args=(folder, sender))
+        process.start()
+        sender.close()
+        started.append((process, receiver))
+    found: list[int | None] = []
+    for process, receiver in started:
+        try:
+            found.append(receiver.recv())
+        except EOFError:
+            found.append(None)
+        process.join(timeout=60)
+        receiver.close()
+    return found
+
+
+MNIST_TEST_SUM = 264_923_200  # of all test pixels
+
+
+def test_eight_starts_at_once(tmp_path: Path) -> None:
+    assert started_together(tmp_path, 8, spoilt=True) == [MNIST_TEST_SUM] * 8
+
+
+@pytest.mark.long
+def test_two_hundred_starts_at_once(tmp_path: Path) -> None:
+    for number in range(25):
+        folder = tmp_path / str(number)
+        found = started_together(folder, 8, spoilt=number % 2 == 1)
+        assert found == [MNIST_TEST_SUM] * 8
+        shutil.rmtree(folder)
+
+
+def killed_while_making(folder: Path, rng: random.Random, kills: int) -> int:
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.test_digits"])
+    in_the_middle = 0
+    for _ in range(kills):
+        receiver, sender = processes.Pipe(duplex=False)
+        process = processes.Process(target=load_and_tell, args=(folder, sender))
+        process.start()
+        time.sleep(rng.uniform(0.05, 1.2))
+        process.kill()
+        process.join()
+        receiver.close()
+        sender.close()
+        raw = folder / "MNIST" / "raw"
+        in_the_middle += bool(list(raw.glob(".making-*")))
+        assert int(load_digits(MNIST, folder)[2].sum()) == MNIST_TEST_SUM
+        assert not list(raw.glob(".making-*"))
+        shutil.rmtree(raw)
+    return in_the_middle
+
+
+def test_a_start_killed_while_making_files(tmp_path: Path) -> None:
+    killed_while_making(tmp_path, random.Random(0), kills=2)
+
+
+@pytest.mark.long
+def test_fifty_starts_killed_while_making_files(tmp_path: Path) -> None:
+    assert killed_while_making(tmp_path, random.Random(1), kills=50) > 10

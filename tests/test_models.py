@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 
 import pytest
 import torch
@@ -228,3 +229,65 @@ def test_the_posterior_stays_finite_for_any_encoder() -> None:
 
 def test_bits_per_dimension() -> None:
     assert bits_per_dimension(784 * math.log(2), 784) == pytest.approx(1)
+
+
+class Given(torch.nn.Module):
+    """A network that says what it is told, whatever it sees: encoders and decoders gone wild."""
+
+    def __init__(self, statistics: Tensor, logits: Tensor) -> None:
+        super().__init__()
+        self.statistics = torch.nn.Parameter(statistics)
+        self.logits = torch.nn.Parameter(logits)
+
+    def encode(self, x: Tensor, y: Tensor | None) -> Tensor:
+        return self.statistics
+
+    def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
+        repeats = len(z) // len(self.logits)
+        return self.logits.repeat_interleave(repeats, 0) + 1e-3 * z.mean(1).view(-1, 1, 1, 1)
+
+
+def extreme(rng: random.Random, size: tuple[int, ...], largest: int, dtype: torch.dtype) -> Tensor:
+    """Values of either sign, of every magnitude from 1e-30 to 10 ** largest, and exact zeros."""
+    values = [
+        rng.choice((-1, 1)) * 10.0 ** rng.uniform(-30, largest) if rng.random() > 0.05 else 0.0
+        for _ in range(math.prod(size))
+    ]
+    values[0], values[-1] = 10.0**largest, -(10.0**largest)
+    return torch.tensor(values, dtype=dtype).view(size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
+@pytest.mark.parametrize("seed", range(12))
+def test_extreme_inputs_stay_finite_with_finite_gradients(
+    seed: int, kind: type[Autoencoder], dtype: torch.dtype
+) -> None:
+    """Means up to 1e17, logits and log standard deviations up to 1e30: far past any training."""
+    rng = random.Random(seed)
+    batch, dim = 5, 3
+    statistics = extreme(rng, (batch, dim), 17, dtype)
+    if kind is not Autoencoder:
+        statistics = torch.cat((statistics, extreme(rng, (batch, dim), 30, dtype)), dim=1)
+    logits = extreme(rng, (batch, *SHAPE), 30, dtype)
+    model = kind(lambda **_: Given(statistics, logits), dim, image_shape=SHAPE, num_classes=4)
+    work = torch.float64 if dtype is torch.float64 else torch.float32
+    grey = torch.tensor([rng.random() for _ in range(batch * 4)], dtype=work).view(batch, *SHAPE)
+    for x in (grey, grey.round()):
+        model.zero_grad()
+        terms = model.terms(x, label_for(model, batch), torch.randn(batch, dim, dtype=work))
+        assert terms.reconstruction.isfinite().all()
+        assert terms.kl.isfinite().all()
+        assert (terms.kl >= 0).all()
+        assert (terms.reconstruction <= 0).all()
+        model.loss(terms, step=10).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    if isinstance(model, VAE):
+        x, y = grey.round(), label_for(model, batch)
+        model.zero_grad()
+        weights = model.log_weights(x, y, torch.randn(batch, 4, dim, dtype=work))
+        assert weights.isfinite().all()
+        weights.logsumexp(dim=1).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        nll = importance_weighted_nll(model, x, y, torch.arange(batch), 4)
+        assert nll.isfinite().all()

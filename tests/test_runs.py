@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from cvae import load_run, runs
+from cvae import checkpoints, load_run, runs
 from cvae.models import CVAE
 from cvae.schema import ConfigError
 from tests.conftest import NUM_TEST, run_script
@@ -124,14 +124,14 @@ def test_what_cannot_be_loaded_is_explained(finished_run: Path, tmp_path: Path) 
         load_run(tmp_path)
     bad = tmp_path / "bad.ckpt"
     bad.write_text("<html>")
-    with pytest.raises(ConfigError, match="not a readable checkpoint"):
+    with pytest.raises(ConfigError, match="looks like HTML"):
         load_run(bad)
-    torch.save({"state_dict": {}}, bad)
+    checkpoints.save({"state_dict": {}}, bad)
     with pytest.raises(ConfigError, match="not a checkpoint of this project"):
         load_run(bad)
     checkpoint = torch.load(finished_run / "checkpoints" / "best.ckpt", weights_only=True)
     checkpoint["config"]["model"]["latent_dim"] = 5
-    torch.save(checkpoint, bad)
+    checkpoints.save(checkpoint, bad)
     with pytest.raises(ConfigError, match="another model"):
         load_run(bad)
 

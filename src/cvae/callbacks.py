@@ -1,4 +1,5 @@
-"""What Lightning lacks: pictures while training, a moving average, progress in figures."""
+"""What Lightning lacks: pictures while training, a moving average, progress in figures, and
+checkpoints that a kill or a full disk cannot spoil."""
 
 import logging
 import math
@@ -10,6 +11,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -23,7 +25,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from cvae import figures
+from cvae import checkpoints, figures, files, runs
 from cvae.data import MNISTDataModule, Rows
 from cvae.lightning_module import VAEModule
 
@@ -101,7 +103,8 @@ class Figures(Callback):
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, picture in figures.draw(module.model, examples, many).items():
-            picture.save(self.folder / f"{name}.png", optimize=True)
+            with files.replacing(self.folder / f"{name}.png") as file:
+                picture.save(file, format="PNG", optimize=True)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(f"figures/{name}", [picture], step=trainer.global_step)
@@ -110,6 +113,23 @@ class Figures(Callback):
                     logger.experiment.add_image(
                         f"figures/{name}", pixels, trainer.global_step, dataformats="HWC"
                     )
+
+
+class AtomicCheckpoints(CheckpointIO):
+    """Has the Trainer write and read checkpoints by :mod:`cvae.checkpoints`; rank 0 writes."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        checkpoints.save(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return checkpoints.load(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
 
 
 class Progress(RichProgressBar):
@@ -168,3 +188,31 @@ class Progress(RichProgressBar):
             left = elapsed * (total - done) / (done - self._first_step)
             parts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
         return "  ".join(parts)
+
+
+class Pruning(Callback):
+    """Reports each validation to the study of a search, and ends a run that falls behind in it.
+
+    Args:
+        journal: file of the study.
+        study: its name.
+        trial: number of this run in it.
+        monitor: the metric that is maximized.
+        pruner: Optuna's, that decides.
+    """
+
+    def __init__(self, journal: str, study: str, trial: int, monitor: str, pruner: Any) -> None:
+        self.journal, self.study, self.trial = Path(journal), study, trial
+        self.monitor, self.pruner = monitor, pruner
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        from cvae.search import is_behind  # needs the extra "search"
+
+        ends = False
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            value, epoch = float(trainer.callback_metrics[self.monitor]), trainer.current_epoch
+            ends = is_behind(self.journal, self.study, self.trial, value, epoch, self.pruner)
+        if trainer.strategy.broadcast(ends):
+            raise runs.RunPruned(f"{self.monitor} fell behind that of other trials")

@@ -5,6 +5,7 @@ made, so a bad word costs a second and leaves nothing behind.
 """
 
 import functools
+import math
 import os
 import re
 import sys
@@ -18,26 +19,30 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cvae import runs
-from cvae.schema import ConfigError, leaf_keys, nearest_key, validate
+from cvae.processes import BAD_INPUT
+from cvae.schema import ConfigError, addable_keys, leaf_keys, nearest_key
 
 CONF = runs.ROOT / "conf"
-BAD_INPUT = 2  # exit code
 _MAX_LINES = 3
+_MAX_WIDTH = 600  # characters of a line
 _SWEEP_FLAGS = ("-m", "--multirun")
 _OPTIONAL_GROUPS = ("callbacks", "logger", "scheduler")
-_EMPTY_GROUPS = ("experiment", "debug")  # nothing is chosen, unless one does
+_EXTRAS = {"optuna": "search", "submitit": "submitit", "ray": "ray", "wandb_workspaces": "wandb"}
+_EMPTY_GROUPS = ("experiment", "debug", "sweep")  # nothing is chosen, unless one does
+runs.register_resolvers()  # here, so that a launcher's workers have them too
+
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 _PATH_KEYS = re.compile(
-    r"^(?P<key>\+{0,2}(?:run|runs|resume|output|data\.data_dir"
+    r"^(?P<key>\+{0,2}(?:run|runs|rerun|output|data\.data_dir"
     r"|hydra\.(?:run\.dir|sweep\.dir|sweep\.subdir|runtime\.output_dir)))=(?P<value>.*)$",
     re.DOTALL,
 )
+_WORD = re.compile(r"[\w./+-]+")
 _NOT_FILES = re.compile(r"^(latest|null|)$")
 
 
@@ -53,103 +58,44 @@ def quote_paths(arguments: list[str], cwd: Path) -> list[str]:
 def _quote_path(argument: str, cwd: Path) -> str:
     match = _PATH_KEYS.match(argument)
     if match is None:
-        return argument
+        key, is_setting, value = argument.partition("=")
+        foreign = not value.isascii() and _WORD.fullmatch(value)  # Hydra's grammar is ASCII
+        return f"{key}='{value}'" if is_setting and foreign else argument
     key, value = match["key"], match["value"]
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         value = value[1:-1]  # quoted for Hydra by the person
     if _NOT_FILES.match(value):
         return argument
     if not key.endswith("subdir") and not value.startswith("${"):
-        typed = Path(value).expanduser()
+        typed = runs.expanded(value)
         # a run may be named as the project knows it, from anywhere
-        in_project = key.lstrip("+") in ("run", "runs") and not (cwd / typed).exists()
-        value = str((runs.ROOT if in_project and (runs.ROOT / typed).exists() else cwd) / typed)
+        in_project = key.lstrip("+") in ("run", "runs", "rerun") and not runs.exists(cwd / typed)
+        value = str((runs.ROOT if in_project and runs.exists(runs.ROOT / typed) else cwd) / typed)
     escaped = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)
     escaped = re.sub(r"(\\+)$", lambda m: m[1] * 2, escaped)
     return f"{key}='{escaped}'"
-
-
-class Checks(Callback):
-    """Hydra's callback that checks a composed config before Hydra makes a folder for it.
-
-    Args:
-        entry_point: whose rules to apply.
-    """
-
-    def __init__(self, entry_point: str) -> None:
-        self.entry_point = entry_point
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with reported():
-            self.check(config)
-            if self.entry_point == "train":
-                if "RANK" in os.environ:
-                    raise ConfigError(
-                        "RANK is set, as by torchrun: start python src/train.py trainer.devices=N, "
-                        "which starts its own processes"
-                    )
-                if config.trainer.num_nodes > 1:
-                    raise ConfigError(
-                        f"trainer.num_nodes={config.trainer.num_nodes}: must be 1, runs on several "
-                        "nodes cannot be started yet"
-                    )
-                run_dir = Path(str(config.hydra.run.dir))
-                if runs.holds_run(run_dir):
-                    raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; name another")
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Every job of a plain sweep is checked before the first starts."""
-        if self.entry_point != "train":
-            with reported():
-                raise ConfigError("-m: train.py alone takes sweeps")
-        sweeper = str(config.hydra.sweeper._target_)
-        if not sweeper.endswith("BasicSweeper"):
-            return
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        with reported():
-            overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-            loader = GlobalHydra.instance().config_loader()
-            for batch in BasicSweeper.split_arguments(overrides, None):
-                for i, job in enumerate(batch):
-                    composed = loader.load_configuration(
-                        config.hydra.job.config_name,
-                        [*config.hydra.overrides.hydra, *job],
-                        RunMode.RUN,
-                    )
-                    try:
-                        self.check(composed)
-                    except ConfigError as error:
-                        raise ConfigError(f"job {i} ({' '.join(job)}): {error}") from None
-
-    def check(self, config: DictConfig) -> None:
-        plain = {k: v for k, v in _resolved(config).items() if k != "hydra"}
-        if problems := validate(plain, self.entry_point):
-            raise ConfigError("\n".join(problems))
-
-
-def _resolved(config: DictConfig) -> dict[str, Any]:
-    task = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "hydra"])
-    plain = OmegaConf.to_container(task, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make a task function the main function of a script, on conf/CONFIG_NAME.yaml."""
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        started: list[bool] = []
+
         @functools.wraps(task)
         def checked(cfg: DictConfig) -> Any:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
-                return task(cfg)  # Hydra notes what went wrong with a job and goes on
-            with reported(config_name):
+            started.append(True)
+            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                with reported(config_name):
+                    return task(cfg)
+            try:
                 return task(cfg)
+            except (ConfigError, runs.RunFailed) as error:  # the other jobs go on
+                print(f"failed: {error}", file=sys.stderr)
+                return math.nan
 
         @functools.wraps(task)
         def main() -> None:
-            runs.register_resolvers()
             arguments = sys.argv[1:]
             with reported(config_name):
                 sys.argv[1:] = quote_paths(_hydras_words(arguments), Path.cwd())
@@ -158,11 +104,26 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 version_base="1.3", config_path=str(CONF), config_name=config_name
             )
             with reported(config_name, arguments), _hydra_raises():
-                make_main(checked)()
+                try:
+                    make_main(checked)()
+                except (ConfigError, runs.RunFailed, HydraException, OmegaConfBaseException):
+                    raise
+                except Exception as error:  # of Hydra's, about words that it did not foresee
+                    if started or _WANTS_TRACEBACK:
+                        raise
+                    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                    raise ConfigError(
+                        f"{_short(arguments)}: not understood ({_short([reason])})"
+                    ) from None
 
         return main
 
     return decorate
+
+
+def _short(words: list[str]) -> str:
+    text = " ".join(words)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _hydras_words(arguments: list[str]) -> list[str]:
@@ -180,7 +141,9 @@ def _hydras_words(arguments: list[str]) -> list[str]:
 
 
 def _check_flags(arguments: list[str]) -> None:
-    _, unknown = get_args_parser().parse_known_args(arguments)
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    _, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise ConfigError(f"{unknown[0]}: no such flag; settings are key=value, --help lists them")
 
@@ -211,18 +174,49 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ImportError) as error:
         if _WANTS_TRACEBACK:
             raise
+        if extra := _missing_extra(error):
+            _refuse(f"this needs more packages: pip install -e '.[{extra}]'")
+        if isinstance(error, ImportError):
+            raise
         _refuse(_translated(error, config_name, arguments or []))
+    except OSError as error:
+        if _WANTS_TRACEBACK:
+            raise
+        _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
+
+
+def _missing_extra(error: BaseException | None) -> str | None:
+    """The extra of pyproject.toml that would have brought what could not be imported."""
+    while error is not None:
+        for package, extra in _EXTRAS.items():
+            if isinstance(error, ModuleNotFoundError) and error.name == package:
+                return extra
+            if f"Could not find 'hydra/launcher/{package}" in str(error):
+                return extra
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _refuse(message: str) -> NoReturn:
-    lines = message.splitlines()
+    lines = [_readable(line) for line in message.splitlines()]
     if len(lines) > _MAX_LINES:
         lines = [*lines[: _MAX_LINES - 1], f"and {len(lines) - _MAX_LINES + 1} more"]
-    print("error: " + "\n".join(lines), file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # one voice is enough
+        print("error: " + "\n".join(lines), file=sys.stderr)
     raise SystemExit(BAD_INPUT)
+
+
+def _readable(line: str) -> str:
+    """A line that fits a terminal and cannot steer it."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return (
+        line
+        if len(line) <= _MAX_WIDTH
+        else f"{line[: _MAX_WIDTH // 2]} ... {line[-_MAX_WIDTH // 2 :]}"
+    )
 
 
 def _translated(error: Exception, config_name: str, arguments: list[str]) -> str:
@@ -230,7 +224,10 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1].split("@")[0]
         typed = next((a for a in arguments if a.lstrip("+~").split("=")[0] == key), key)
-        near = nearest_key(key, _known_keys(config_name, arguments))
+        cfg = _composed(config_name, arguments)
+        if key in addable_keys(cfg):
+            return f"{typed}: the configuration has no {key} yet; to add it: +{typed}"
+        near = nearest_key(key, [*leaf_keys(cfg), *_groups()])
         hint = f"; did you mean {near}?" if near else "; --help lists the keys"
         return f"{typed}: there is no key {key}{hint}"
     if match := re.search(r"Could not find '([^']+)'", text):
@@ -240,19 +237,23 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
         hint = f" (did you mean {near}?)" if near else ""
         return f"{group}={option}: must be one of {', '.join(options)}{hint}"
     if isinstance(error, OverrideParseException):
-        hint = "quote values with , = [ ] { } or spaces"
+        hint = "quote values with , = [ ] { } spaces or letters beyond ASCII"
         return f"{error.override}: not of the form key=value; {hint}"
-    return runs.explained(error)
+    line = runs.explained(error)
+    named = any(re.split(r"[=@]", a.lstrip("+~"))[0] in line for a in arguments)
+    return line if named else f"{_short(arguments)}: {line}"
 
 
-def _known_keys(config_name: str, arguments: list[str]) -> list[str]:
-    """Keys and groups that a person may have meant, for the groups that they chose."""
+def _composed(config_name: str, arguments: list[str]) -> Mapping[str, Any]:
+    """The config for the groups that a person chose, without what else they typed."""
     chosen = [a for a in arguments if re.fullmatch(r"[\w/]+=[\w/]+", a)]
     chosen = [a for a in chosen if (CONF / "{}/{}.yaml".format(*a.split("="))).is_file()]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose(config_name, chosen)
-    groups = [p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()]
-    plain = OmegaConf.to_container(cfg)
+        plain = OmegaConf.to_container(hydra.compose(config_name, chosen))
     assert isinstance(plain, Mapping)
-    return [*leaf_keys(plain), *groups]
+    return {str(key): value for key, value in plain.items()}
+
+
+def _groups() -> list[str]:
+    return [p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()]

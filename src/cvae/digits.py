@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -123,16 +124,20 @@ def _known_digests(digit_set: DigitSet, folder: Path) -> dict[str, str]:
     recorded = folder / _DIGESTS
     if digit_set.digests or not recorded.is_file():
         return digit_set.digests
-    try:
-        return dict(json.loads(recorded.read_text()))
-    except ValueError:
-        return {}
+    known = json.loads(recorded.read_text())
+    if not isinstance(known, dict) or set(known) != set(digit_set.file_names()):
+        raise ValueError("not the digests of the four files")
+    return known
 
 
 def _read_verified(digit_set: DigitSet, folder: Path) -> tuple[list[Pixels], dict[str, str]]:
     """The four arrays, and the files that are wrong with what is wrong with them."""
-    known = _known_digests(digit_set, folder)
-    arrays, damage = [], {}
+    arrays: list[Pixels] = []
+    damage: dict[str, str] = {}
+    try:
+        known = _known_digests(digit_set, folder)
+    except (OSError, ValueError) as error:
+        known, damage[_DIGESTS] = {}, f"unreadable ({error})"
     for name in digit_set.file_names():
         try:
             content = (folder / name).read_bytes()
@@ -247,6 +252,8 @@ def _rebuild(digit_set: DigitSet, folder: Path, damage: dict[str, str]) -> list[
     for name, what in damage.items():
         if what != "missing":
             log.warning("%s: %s; it is made again from the next source", folder / name, what)
+    for left_over in folder.glob(".making-*"):  # of a process that was killed; we hold the lock
+        shutil.rmtree(left_over, ignore_errors=True)
     failures = []
     for source_name, source in SOURCES.items():
         with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as temporary:

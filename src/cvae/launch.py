@@ -1,8 +1,8 @@
-"""One process or several: a run starts from its archived config alone.
+"""How a run gets its processes: one, several, or those that torchrun or srun has started.
 
-A single run on one device trains in this process. Several devices, and every job of a sweep, train
-in fresh processes that read nothing but the run folder: no argument, environment or process group
-leaks from one job to the next.
+A single run on one device trains in this process; several devices train in fresh processes, and so
+does every job of a sweep. All of them read nothing but the run folder: no argument, environment or
+process group leaks from one job to the next.
 """
 
 import logging
@@ -10,32 +10,117 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from cvae import runs
+from cvae.processes import INTERRUPTED, die_with_parent, exit_codes
 from cvae.schema import ConfigError, device_count, num_cpus
 
-_WORKER = ("-m", "cvae.training")
+_RANK = ("-m", "cvae.training")
+_ELASTIC_LOGGERS = (
+    "torch.distributed.elastic",
+    "torch.distributed.elastic.agent.server.api",
+    "torch.distributed.elastic.multiprocessing.api",
+)
+_JOB = ("-m", "cvae.launch")
 
 
-def launch(run_dir: Path, fresh: bool = False) -> float | None:
-    """Train what the folder's config describes; the value of the monitored metric.
+class Ranks(NamedTuple):
+    """The processes of a run that torchrun or srun has started, this one among them."""
+
+    rank: int
+    world_size: int
+    local_world_size: int  # on this node
+    launcher: str
+
+
+def started_ranks() -> Ranks | None:
+    """What this process is told of its siblings, if torchrun or srun started several."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        world_size = int(env["WORLD_SIZE"])
+        local = int(env.get("LOCAL_WORLD_SIZE", world_size))
+        return Ranks(int(env["RANK"]), world_size, local, "torchrun")
+    if (world_size := int(env.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+        nodes = int(env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or 1)
+        return Ranks(int(env["SLURM_PROCID"]), world_size, world_size // nodes, "srun")
+    return None
+
+
+def join(run_dir: Path, settings: str) -> Path:
+    """Meet the other ranks that were started with this one; the folder that all share, rank 0's.
 
     Args:
-        run_dir: an archived run.
-        fresh: always start a process, as for a job of a sweep.
-    """
-    cfg = runs.load_config(run_dir)
-    count = num_processes(cfg.trainer.accelerator, cfg.trainer.devices)
-    if count == 1 and not fresh:
-        from cvae.training import run
+        run_dir: where this rank would write.
+        settings: the composed configuration, as text.
 
-        run(run_dir)
-    elif count == 1:
-        _start_one(run_dir)
+    Raises:
+        ConfigError: the ranks were given different settings.
+    """
+    import torch.distributed as dist
+
+    ranks = started_ranks()
+    assert ranks is not None
+    if ranks.launcher == "srun":
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        slurm = SLURMEnvironment(auto_requeue=False)
+        os.environ.update(
+            RANK=str(ranks.rank),
+            WORLD_SIZE=str(ranks.world_size),
+            LOCAL_RANK=str(slurm.local_rank()),
+            MASTER_ADDR=slurm.main_address,
+            MASTER_PORT=str(slurm.main_port),
+        )
+    import torch
+
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    said: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(said, (str(run_dir), settings))
+    different = [rank for rank, (_, given) in enumerate(said) if given != said[0][1]]
+    if different:
+        raise ConfigError(f"rank {different[0]} was given other settings than rank 0")
+    return Path(said[0][0])
+
+
+def is_first() -> bool:
+    """Whether this process speaks for the run: the only one, or rank 0."""
+    ranks = started_ranks()
+    return ranks is None or ranks.rank == 0
+
+
+def launch(run_dir: Path) -> float | None:
+    """Train what the folder's config describes; the value of the monitored metric.
+
+    Raises:
+        runs.RunFailed: it was not trained to the end.
+        ConfigError: another process trains it now, or the machine cannot.
+    """
+    if started_ranks() is not None:
+        _run_as_rank(run_dir)
     else:
-        _start_several(run_dir, count)
+        cfg = runs.load_config(run_dir)
+        count = num_processes(cfg.trainer.accelerator, cfg.trainer.devices)
+        with runs.claimed(run_dir):
+            if count == 1:
+                from cvae.training import run
+
+                run(run_dir)
+            else:
+                _start_several(run_dir, count)
     return runs.read_summary(run_dir).get("objective")
+
+
+def _run_as_rank(run_dir: Path) -> None:
+    import torch.distributed as dist
+
+    from cvae.training import run
+
+    dist.barrier()  # rank 0 has written the folder
+    run(run_dir)
+    dist.destroy_process_group()
 
 
 def num_processes(accelerator: str, devices: object) -> int:
@@ -62,6 +147,68 @@ def num_processes(accelerator: str, devices: object) -> int:
     return count or there
 
 
+class Share(NamedTuple):
+    """The part of this machine that a job may use."""
+
+    cores: list[int]
+    gpus: list[str]
+
+
+def shares(count: int) -> list[Share]:
+    """This machine in equal parts: none shares a core, nor a GPU where there are enough."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+    else:
+        cores = list(range(num_cpus()))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    gpus = [str(i) for i in range(len(devices))] if visible is None else visible.split(",")
+    each, gpus_each = max(1, len(cores) // count), max(1, len(gpus) // count)
+    return [
+        Share(
+            cores[i * each : (i + 1) * each],
+            [gpus[(i * gpus_each + j) % len(gpus)] for j in range(gpus_each)] if gpus else [],
+        )
+        for i in range(count)
+    ]
+
+
+def start(
+    run_dir: Path,
+    share: Share,
+    environment: Mapping[str, str] | None = None,
+    output: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """A fresh process, in a process group of its own, that launches a run.
+
+    Args:
+        share: the cores and GPUs that it sees.
+        environment: variables to set for it.
+        output: a file descriptor for what it prints; None for this terminal.
+    """
+    environment = {**_environment(), **(environment or {})}
+    if share.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
+    has_affinity = hasattr(os, "sched_setaffinity")
+    if not has_affinity and len(share.cores) < num_cpus():
+        environment["OMP_NUM_THREADS"] = str(len(share.cores))
+    before = os.sched_getaffinity(0) if has_affinity else set()
+    try:
+        if has_affinity:
+            os.sched_setaffinity(0, share.cores)  # which a new process inherits
+        return subprocess.Popen(
+            [sys.executable, *_JOB, str(run_dir)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,  # Ctrl-C reaches whoever started it, who passes it on once
+        )
+    finally:
+        if has_affinity:
+            os.sched_setaffinity(0, before)
+
+
 def _environment() -> dict[str, str]:
     """The environment, with this package importable in the new process."""
     source = str(Path(__file__).resolve().parents[1])
@@ -69,34 +216,19 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _start_one(run_dir: Path) -> None:
-    process = subprocess.Popen([sys.executable, *_WORKER, str(run_dir)], env=_environment())
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        code = process.wait()
-    except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, SystemExit):
-            process.terminate()
-        try:
-            process.wait(timeout=1)  # Ctrl-C reached it as well
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if code:
-        raise _failure(run_dir, code)
-
-
-def _failure(run_dir: Path, code: int) -> Exception:
-    if code in (130, -signal.SIGINT):
-        raise KeyboardInterrupt
+def failure(run_dir: Path, code: int) -> BaseException:
+    """What to raise for a process that ended with an exit code, or by a signal, before its run."""
+    if code in (INTERRUPTED, -signal.SIGINT):
+        return KeyboardInterrupt()
+    if code < 0:
+        killed = f"killed by signal {-code} ({signal.Signals(-code).name})"
+    else:
+        killed = f"ended with exit code {code}"
     summary = runs.read_summary(run_dir)
-    if summary.get("status") == "running":
-        runs.update_summary(run_dir, status="failed", error=f"ended with code {code}")
+    if summary.get("status") in ("pending", "running"):
+        runs.update_summary(run_dir, status="failed", error=killed)
     rank = f"rank {summary['rank']}: " if summary.get("rank") else ""
-    return runs.RunFailed(f"{run_dir}: {rank}{summary.get('error', f'ended with code {code}')}")
+    return runs.RunFailed(f"{run_dir}: {rank}{summary.get('error', killed)}")
 
 
 def _start_several(run_dir: Path, count: int) -> None:
@@ -115,22 +247,30 @@ def _start_several(run_dir: Path, count: int) -> None:
         max_restarts=0,
         monitor_interval=0.1,
     )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # _failure tells
+    for name in _ELASTIC_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failure() tells
     before = dict(os.environ)
     os.environ.update(_environment())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        elastic_launch(config, sys.executable)(*_WORKER, str(run_dir))
+        elastic_launch(config, sys.executable)(*_RANK, str(run_dir))
     except SignalException as error:
         code = 128 + int(error.sigval)
         runs.update_summary(run_dir, status="interrupted", error=f"signal {int(error.sigval)}")
         raise SystemExit(code) from None
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            killed = f"killed by signal {-failure.exitcode}"
+        rank, first = error.get_first_failure()
+        if first.exitcode < 0:
+            killed = f"killed by signal {-first.exitcode}"
             runs.update_summary(run_dir, status="failed", error=killed, rank=rank)
-        raise _failure(run_dir, failure.exitcode) from None
+        raise failure(run_dir, first.exitcode) from None
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+if __name__ == "__main__":
+    die_with_parent(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's jobs ignore it
+    with exit_codes(Path(sys.argv[1])):
+        launch(Path(sys.argv[1]))

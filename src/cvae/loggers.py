@@ -1,11 +1,16 @@
 """Where metrics go: the file that is the record of a run, and Weights & Biases that mirrors it."""
 
 import csv
+import errno
+import io
 import logging
 import netrc
 import os
 import shlex
+import sys
+import time
 from argparse import Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,10 +18,13 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from cvae import files
+
 log = logging.getLogger(__name__)
 
 _FIRST_COLUMNS = ("step", "epoch", "images_seen")
 _WANDB_TIMEOUT = 8  # seconds to wait for a server before going on offline
+_WANDB_FINISH_TIMEOUT = 60  # seconds at the end for what is not uploaded yet
 
 
 class MetricsFile(Logger):
@@ -50,8 +58,17 @@ class MetricsFile(Logger):
         row = {**metrics, **{k: int(v) for k, v in axes.items() if v is not None}}
         if new := sorted(set(row) - set(self._columns)):
             self._widen(new)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self._columns).writerow(row)
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                content = line.getvalue().encode()
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.truncate(self.path, size)  # no half a line
+            raise files.unwritten(self.path, error) from error
 
     def _widen(self, new: list[str]) -> None:
         rows: list[dict[str, str]] = []
@@ -60,12 +77,12 @@ class MetricsFile(Logger):
                 rows = list(csv.DictReader(file))
         first = [c for c in _FIRST_COLUMNS if c in new]
         self._columns = self._columns + first + [c for c in new if c not in first]
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        with files.replacing(self.path) as file:
+            file.write(table.getvalue().encode())
 
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
@@ -109,6 +126,8 @@ def wandb_logger(
         log_model: whether the best checkpoint becomes an artifact.
         resume: "allow" to add to the run of this id.
     """
+    # its reports about itself: where a server hangs, they would hold up the end by half a minute
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     if mode == "auto":
@@ -126,7 +145,10 @@ def wandb_logger(
         "notes": notes,
         "resume": resume,
     }
-    settings = wandb.Settings(init_timeout=_WANDB_TIMEOUT, silent=True, console="off")
+    limits: dict[str, Any] = {"init_timeout": _WANDB_TIMEOUT}
+    if "finish_timeout" in wandb.Settings.model_fields:  # of newer versions
+        limits["finish_timeout"] = _WANDB_FINISH_TIMEOUT
+    settings = wandb.Settings(silent=True, console="off", **limits)
     run = None
     if mode == "online":
         try:
@@ -149,7 +171,44 @@ def wandb_logger(
         run.define_metric(f"{split}/*", step_metric="trainer/global_step")
     for metric in ("val/elbo", "val/reconstruction"):
         run.define_metric(metric, step_metric="trainer/global_step", summary="max,last")
-    return WandbLogger(experiment=run, log_model=log_model)
+    return WandbMirror(experiment=run, log_model=log_model)
+
+
+class WandbMirror(WandbLogger):
+    """A WandbLogger that can fail without harm: metrics.csv is the record, this is its mirror."""
+
+    def _spared(self, mirror: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        try:
+            mirror(*args, **kwargs)
+        except Exception as error:  # whatever W&B raises: a run does not end for it
+            log.warning("W&B: %s; the run goes on", " ".join(str(error).split())[:200])
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._spared(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def log_image(self, *args: Any, **kwargs: Any) -> None:
+        self._spared(super().log_image, *args, **kwargs)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._spared(super().finalize, status)
+
+
+def close_wandb(exit_code: int) -> None:
+    """Finish the W&B run, if there is one; what it has not uploaded stays in the run folder."""
+    wandb = sys.modules.get("wandb")  # where no logger imported it, there is no run to finish
+    if wandb is None or wandb.run is None:
+        return
+    files_of_it = Path(wandb.run.dir).parent
+    start = time.monotonic()
+    try:
+        wandb.finish(exit_code=exit_code)
+    except Exception as error:
+        log.warning("W&B: %s", " ".join(str(error).split())[:200])
+    if time.monotonic() - start >= _WANDB_FINISH_TIMEOUT:
+        log.warning("W&B took too long; to upload the rest: wandb sync %s", files_of_it)
 
 
 def wandb_mode(run_dir: Path) -> Literal["auto", "offline"] | None:

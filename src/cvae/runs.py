@@ -7,7 +7,9 @@ are written atomically, so a reader never sees half a file.
 import contextlib
 import copy
 import hashlib
+import io
 import json
+import logging
 import os
 import platform
 import re
@@ -17,23 +19,39 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from cvae.schema import ConfigError
+from cvae import files, trust
+from cvae.schema import ConfigError, check_targets
 
 if TYPE_CHECKING:
     from cvae.models import Autoencoder
 
+log = logging.getLogger(__name__)
+
 ROOT = Path(__file__).resolve().parents[2]  # the project: defaults are relative to it
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.csv"
 EVALUATION = "evaluation.json"
-_SCRIPTS = ("generate", "evaluate")
+_ARCHIVED = (
+    "status",
+    "name",
+    "run_id",
+    "seed",
+    "sweep",
+    "overrides",
+    "swept",
+    "command",
+    "git_commit",
+    "versions",
+)
+_OUTPUTS = ("checkpoints", "figures", "wandb", "tensorboard")
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 _MONITORS = {"cvae.models.Autoencoder": "val/reconstruction"}  # of models that have no elbo
 _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core", "wandb", "numpy")
@@ -41,6 +59,10 @@ _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core", 
 
 class RunFailed(Exception):  # noqa: N818 - a fact, not an error of ours
     """A run ended badly; what happened stands in its log and has been shown."""
+
+
+class RunPruned(Exception):  # noqa: N818
+    """A search ended a run that fell behind the others."""
 
 
 def register_resolvers() -> None:
@@ -53,10 +75,37 @@ def register_resolvers() -> None:
 
 
 def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
-    """The object that a config node with a ``_target_`` describes: the only door to Hydra's."""
+    """The object that a config node with a ``_target_`` describes: the only door to Hydra's.
+
+    For configs of one's own; :func:`instantiate_read` is for those that a folder brings.
+    """
     import hydra.utils
 
     return hydra.utils.instantiate(node, _convert_="all", **arguments)  # plain lists and dicts
+
+
+def instantiate_read(
+    cfg: DictConfig, key: str, trusted: trust.Trust = None, **arguments: Any
+) -> Any:
+    """The object that a node of a config describes which was read from a run folder.
+
+    Args:
+        trusted: packages of the reader's choice whose classes it may name beside ours.
+
+    Raises:
+        ConfigError: it names other code, or describes nothing that can be made.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import get_object
+
+    node = {key: OmegaConf.to_container(cfg[key])}
+    trust.check_targets(node, trusted, get_object)
+    if problems := list(check_targets(node)):
+        raise ConfigError(problems[0])
+    try:
+        return instantiate(cfg[key], **arguments)
+    except InstantiationException as error:
+        raise ConfigError(explained(error)) from None
 
 
 def explained(error: Exception) -> str:
@@ -71,9 +120,8 @@ def explained(error: Exception) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with files.replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def run_name(cfg: DictConfig) -> str:
@@ -92,16 +140,30 @@ def holds_run(run_dir: Path) -> bool:
     return any((run_dir / name).exists() for name in (CONFIG, SUMMARY, METRICS))
 
 
-def archive(cfg: DictConfig, run_dir: Path, sweep: str | None = None) -> DictConfig:
+def archive(
+    cfg: DictConfig,
+    run_dir: Path,
+    sweep: str | None = None,
+    overrides: Sequence[str] = (),
+    swept: Sequence[str] = (),
+) -> None:
     """Write the resolved config and the first summary: from here on the folder is the run.
+
+    A folder where the run waits for its start already is left as it is.
 
     Args:
         cfg: composed and valid, without Hydra's own node.
         sweep: name of the sweep that the run belongs to.
+        overrides: what was typed.
+        swept: those of them that only this job of the sweep has.
     """
+    if read_summary(run_dir).get("status") == "pending":
+        return
     cfg = copy.deepcopy(cfg)
     cfg.run_dir, cfg.sweep = str(run_dir), sweep
-    cfg.run_id = f"{int(time.time()):x}{secrets.token_hex(3)}"
+    # the agent of a W&B sweep has named the run
+    of_agent = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    cfg.run_id = of_agent or f"{int(time.time()):x}{secrets.token_hex(3)}"
     cfg.name = cfg.name or run_name(cfg)
     cfg.monitor = cfg.monitor or _MONITORS.get(cfg.model._target_, "val/elbo")
     cfg.data.data_dir = str(ROOT / Path(cfg.data.data_dir).expanduser())
@@ -111,17 +173,46 @@ def archive(cfg: DictConfig, run_dir: Path, sweep: str | None = None) -> DictCon
     write_text(run_dir / CONFIG, OmegaConf.to_yaml(resolved))
     update_summary(
         run_dir,
-        status="running",
+        status="pending",
         name=resolved.name,
         run_id=resolved.run_id,
         seed=resolved.seed,
         sweep=sweep,
-        started=datetime.now().astimezone().isoformat(timespec="seconds"),
-        command=" ".join(sys.argv),
+        overrides=list(overrides),
+        swept=list(swept),
+        command=shlex.join(sys.argv),
         git_commit=git_commit(),
         versions=_versions(),
     )
-    return resolved
+
+
+def begin(run_dir: Path) -> None:
+    """Note that a run starts; what an earlier start of it left is removed."""
+    summary = {k: v for k, v in read_summary(run_dir).items() if k in _ARCHIVED}
+    if summary.get("status") != "pending":
+        (run_dir / METRICS).unlink(missing_ok=True)
+        for name in _OUTPUTS:
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    write_json(run_dir / SUMMARY, {**summary, "status": "running", "started": started})
+
+
+@contextlib.contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Train a run in one process at a time: the lock is gone with the process that holds it.
+
+    Raises:
+        ConfigError: another process trains it.
+    """
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"{run_dir}: another process trains this run") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _versions() -> dict[str, str]:
@@ -171,19 +262,24 @@ def update_summary(run_dir: Path, **entries: Any) -> None:
 
 def what_next(run_dir: Path) -> str:
     """Where a finished run is, and what to type now."""
-    python = "python" if shutil.which("python") == sys.executable else _shown(Path(sys.executable))
-    target = load_config(run_dir).model._target_
-    label = "" if target in ("cvae.models.Autoencoder", "cvae.models.VAE") else "label=all "
-    run = shlex.quote(_shown(run_dir))
-    scripts = {name: shlex.quote(_shown(ROOT / "src" / f"{name}.py")) for name in _SCRIPTS}
-    return (
-        f"\nrun folder: {_shown(run_dir)}\nnext:\n"
-        f"  {shlex.quote(python)} {scripts['generate']} run={run} {label}num_samples=10\n"
-        f"  {shlex.quote(python)} {scripts['evaluate']} run={run}"
-    )
+    cfg = load_config(run_dir)
+    unlabelled = ("cvae.models.Autoencoder", "cvae.models.VAE")
+    label = "" if cfg.model._target_ in unlabelled else "label=all "
+    own = trust.packages([OmegaConf.to_container(node) for node in (cfg.model, cfg.data)])
+    trusted = shlex.quote(f"trust={own[0] if len(own) == 1 else own}") + " " if own else ""
+    ends = {"generate": f"{trusted}{label}num_samples=10", "evaluate": trusted}
+    run = shlex.quote(shown(run_dir))
+    commands = (f"  {python_command(k)} run={run} {end}".rstrip() for k, end in ends.items())
+    return f"\nrun folder: {shown(run_dir)}\nnext:\n" + "\n".join(commands)
 
 
-def _shown(path: Path) -> str:
+def python_command(entry_point: str) -> str:
+    """How to start an entry point from here, for a person to paste."""
+    python = "python" if shutil.which("python") == sys.executable else shown(Path(sys.executable))
+    return shlex.join((python, shown(ROOT / "src" / f"{entry_point}.py")))
+
+
+def shown(path: Path) -> str:
     """A path as one would type it here."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
@@ -204,21 +300,92 @@ def point_latest(run_dir: Path) -> None:
 
 
 def load_config(run_dir: Path) -> DictConfig:
-    """The archived config of a run.
+    """The archived config of a run: plain data, which nothing has been made of yet.
 
     Raises:
         ConfigError: the folder is not a run's.
     """
-    path = run_dir / CONFIG
+    text = trust.read_text(run_dir, CONFIG)
     try:
-        cfg = OmegaConf.load(path)
-    except (OSError, ValueError) as error:
+        cfg = OmegaConf.load(io.StringIO(text))
+    except Exception as error:  # whatever a stranger's YAML sets off
         raise ConfigError(
             f"run={run_dir}: no readable {CONFIG} in it ({type(error).__name__})"
         ) from None
-    if not isinstance(cfg, DictConfig) or "model" not in cfg:
-        raise ConfigError(f"run={run_dir}: {CONFIG} is not that of a run")
+    return _plain_config(cfg, f"run={run_dir}: {CONFIG}")
+
+
+def load_foreign_config(run_dir: Path, trusted: trust.Trust = None) -> DictConfig:
+    """The archived config of a run, such that training on it runs no code but known code.
+
+    Its paths are moved into the folder where it lies now.
+
+    Args:
+        trusted: packages of the reader's choice whose classes it may name beside ours.
+
+    Raises:
+        ConfigError: the folder is not a run's, names other code, or would write elsewhere.
+    """
+    from hydra.utils import get_object
+
+    plain = OmegaConf.to_container(load_config(run_dir))
+    assert isinstance(plain, dict)
+    trust.check_targets(plain, trusted, get_object)
+    cfg = OmegaConf.create(trust.confined({str(k): v for k, v in plain.items()}, run_dir))
+    cfg.data.data_dir = _data_dir(cfg)
     return cfg
+
+
+def _plain_config(content: Any, where: str) -> DictConfig:
+    try:
+        cfg = content if isinstance(content, DictConfig) else OmegaConf.create(content)
+        plain = OmegaConf.to_container(cfg, resolve=False)
+        trust.check_plain(plain)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except Exception as error:
+        raise ConfigError(f"{where}: not a config ({type(error).__name__})") from None
+    parts = ("model", "data", "trainer", "optimizer")
+    if not isinstance(plain, dict) or not all(isinstance(plain.get(k), dict) for k in parts):
+        raise ConfigError(f"{where} is not that of a run")
+    return cfg
+
+
+def _data_dir(cfg: DictConfig) -> str:
+    """Where the run had its data, if it is there; no folder is made where a config says so."""
+    given, name = Path(str(cfg.data.get("data_dir"))), str(cfg.data.get("name"))
+    if (given / name / "raw").is_dir() or (given / f"{name}.npz").is_file():
+        return str(given)
+    log.warning("data.data_dir=%s has no %s; looked for in %s", given, name, ROOT / "data")
+    return str(ROOT / "data")
+
+
+def load_data(cfg: DictConfig, trusted: trust.Trust = None) -> Any:
+    """The data module of a run that was read from its folder.
+
+    Raises:
+        ConfigError: it names code that is neither ours nor trusted.
+    """
+    cfg = copy.deepcopy(cfg)
+    if cfg.data._target_ in trust.KNOWN_TARGETS:
+        cfg.data.update(data_dir=_data_dir(cfg), num_workers=0)
+    return instantiate_read(cfg, "data", trusted, seed=cfg.seed)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with ~ spelt out; where there is no such home it stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; no for a name that is too long for any."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def find_run(path: str | Path) -> tuple[Path, Path]:
@@ -229,40 +396,38 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
     Raises:
         ConfigError: there is no such run, or no checkpoint in it.
     """
-    given = Path(path).expanduser()
-    given = given if given.exists() else ROOT / given
-    if not given.exists():
+    given = expanded(path)
+    given = given if exists(given) else ROOT / given
+    if not exists(given):
         hint = "; train first, or name a folder under logs/" if given.name == "latest" else ""
         raise ConfigError(f"run={path}: no such folder or checkpoint{hint}")
     given = given.resolve()
     if given.is_dir():
-        checkpoint = next((given / c for c in (BEST, LAST) if (given / c).is_file()), None)
+        there = (trust.inside(given, c) for c in (BEST, LAST) if (given / c).is_file())
+        checkpoint = next(there, None)
         if checkpoint is None:
             status = read_summary(given).get("status")
             known = f" (its status: {status})" if status else ""
             raise ConfigError(f"run={path}: no checkpoint in {given / 'checkpoints'}{known}")
         return given, checkpoint
+    if not given.is_file():
+        raise ConfigError(f"run={path}: neither a folder nor a file")
     in_its_place = given.parent.name == Path(BEST).parent.name
     return given.parent.parent if in_its_place else given.parent, given
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint, of which only plain data is ever read.
+    """A checkpoint, checked in full; only plain data and tensors are ever read.
 
     Raises:
-        ConfigError: the file is not a checkpoint of this project.
+        ConfigError: the file is damaged, or not a checkpoint of this project.
     """
-    import torch
+    from cvae import checkpoints
 
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        keys = set(checkpoint)
-    except Exception as error:  # torch raises half a dozen kinds for a damaged file
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise ConfigError(f"run={path}: not a readable checkpoint ({reason})") from None
-    if not {"state_dict", "config"} <= keys:
-        raise ConfigError(f"run={path}: not a checkpoint of this project (keys {sorted(keys)[:5]})")
-    return checkpoint
+        return checkpoints.load(path)
+    except ConfigError as error:
+        raise ConfigError(f"run={error}") from None
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,27 +445,36 @@ def build_model(cfg: DictConfig) -> "Autoencoder":
     return model
 
 
-def load_run(path: str | Path) -> "Autoencoder":
+def load_run(path: str | Path, trusted: trust.Trust = None) -> "Autoencoder":
     """The trained model of a run folder or a checkpoint, ready to use.
+
+    Args:
+        trusted: packages beside ours whose classes the run may name, such as "my_network".
 
     Raises:
         ConfigError: nothing there that can be loaded.
     """
-    return load_model(find_run(path)[1])[0]
+    return load_model(find_run(path)[1], trusted)[0]
 
 
-def load_model(checkpoint_path: Path) -> tuple["Autoencoder", DictConfig]:
+def load_model(
+    checkpoint_path: Path, trusted: trust.Trust = None
+) -> tuple["Autoencoder", DictConfig]:
     """The model in a checkpoint, and the config of its run.
 
     Raises:
-        ConfigError: the file cannot be loaded, or its weights do not go with its config.
+        ConfigError: the file cannot be loaded, its weights do not go with its config, or that
+            names code which is neither ours nor trusted.
     """
     checkpoint = load_checkpoint(checkpoint_path)
-    cfg = OmegaConf.create(checkpoint["config"])
-    model = build_model(cfg)
+    cfg = _plain_config(checkpoint["config"], f"run={checkpoint_path}: its config")
+    try:
+        model: Autoencoder = instantiate_read(cfg, "model", trusted)
+    except ConfigError as error:
+        raise ConfigError(f"run={checkpoint_path}: {error}") from None
     try:
         model.load_state_dict(model_weights(checkpoint))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(f"run={checkpoint_path}: weights of another model ({reason})") from None
     return model.eval(), cfg

@@ -7,6 +7,7 @@ the class that its ``_target_`` names; nodes with a ``_target_`` of your own are
 import difflib
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,29 @@ class Between:
 
 
 @dataclass(frozen=True)
+class Matching:
+    pattern: str
+    description: str
+
+    def allows(self, value: Any) -> bool:
+        return re.fullmatch(self.pattern, value) is not None
+
+    def __str__(self) -> str:
+        return self.description
+
+
+class Only:
+    def __init__(self, allowed: bool) -> None:
+        self.allowed = allowed
+
+    def allows(self, value: Any) -> bool:
+        return bool(value) is self.allowed
+
+    def __str__(self) -> str:
+        return f"({str(self.allowed).lower()} alone)"
+
+
+@dataclass(frozen=True)
 class Below:
     low: float
     high: float  # not itself allowed
@@ -100,29 +124,48 @@ class NotEmpty:
 
 Count = Annotated[int, AtLeast(1)]
 Natural = Annotated[int, AtLeast(0)]
+Size = Annotated[int, Between(1, 65536)]  # of a layer or a batch: beyond lies a slip of the key
 Weight = Annotated[float, AtLeast(0)]
 Positive = Annotated[float, Above(0)]
 Share = Annotated[float, Below(0, 1)]
+Name = Annotated[str, NotEmpty()]
+Title = Annotated[str, Matching(r".{0,128}", "of at most 128 characters")]
+Duration = Annotated[str, Matching(r"\d+:\d\d:\d\d:\d\d", "of the form DD:HH:MM:SS")]
+NumBatches = Natural | Annotated[float, Between(0, 1)]
+Partial = Annotated[bool, Only(True)]
+LEFT_OUT: Any = None  # marks a field that a node may lack
 
 
 class Train:
     """Top level of train.yaml."""
 
     seed: Annotated[int, Between(0, 2**32 - 1)]
-    name: str | None
+    rerun: Name | None
+    name: Title | None
     monitor: str | None
-    test_num_samples: Natural
+    test: bool
+    test_num_samples: Annotated[int, Between(0, 1_000_000)]
+    data: dict[str, Any]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    trainer: dict[str, Any]
+    scheduler: dict[str, Any] | None = LEFT_OUT
+    logger: dict[str, Any] | None = LEFT_OUT
+    callbacks: dict[str, Any] | None = LEFT_OUT
+    run_dir: None = LEFT_OUT  # these three are filled in when the run starts
+    run_id: None = LEFT_OUT
+    sweep: None = LEFT_OUT
 
 
 class _Data:
-    batch_size: Count
-    eval_batch_size: Count
+    batch_size: Size
+    eval_batch_size: Size
     validation_size: Count
     binarization: Annotated[str, OneOf("dynamic", "none")]
-    num_workers: Natural
-    num_classes: Count
-    image_shape: Annotated[list[Count], Length(3)]
-    data_dir: str
+    num_workers: Annotated[int, Between(0, 256)]
+    num_classes: Size
+    image_shape: Annotated[list[Size], Length(3)]
+    data_dir: Name
 
 
 class MNISTDataModule(_Data):
@@ -130,11 +173,14 @@ class MNISTDataModule(_Data):
 
 
 class ImagesDataModule(_Data):
-    name: str
+    name: Name
 
 
 class Autoencoder:
-    latent_dim: Count
+    latent_dim: Size
+    network: dict[str, Any]
+    image_shape: Any = LEFT_OUT  # as the data's
+    num_classes: Any = LEFT_OUT
 
 
 class VAE(Autoencoder):
@@ -143,24 +189,42 @@ class VAE(Autoencoder):
 
 
 class MLP:
-    hidden_dim: Count
-    num_blocks: Natural
+    _partial_: Partial
+    hidden_dim: Size
+    num_blocks: Annotated[int, Between(0, 1000)]
 
 
 class Conv:
-    channels: list[Count]
-    num_blocks: Natural
-    hidden_dim: Count
+    _partial_: Partial
+    channels: list[Size]
+    num_blocks: Annotated[int, Between(0, 1000)]
+    hidden_dim: Size
 
 
 class AdamW:
+    _partial_: Partial
     lr: Positive
     betas: Annotated[list[Share], Length(2)]
     weight_decay: Weight
+    eps: Positive = LEFT_OUT
+    amsgrad: bool = LEFT_OUT
+    maximize: Annotated[bool, Only(False)] = LEFT_OUT
+    foreach: bool | None = LEFT_OUT
+    capturable: bool = LEFT_OUT
+    differentiable: Annotated[bool, Only(False)] = LEFT_OUT
+    fused: bool | None = LEFT_OUT
 
 
 class WarmupCosine:
+    _partial_: Partial
     warmup_fraction: Share
+
+
+class ConstantLR:
+    _partial_: Partial
+    factor: Annotated[float, Between(0, 1)] = LEFT_OUT
+    total_iters: Natural = LEFT_OUT
+    last_epoch: Annotated[int, Between(-1, -1)] = LEFT_OUT
 
 
 class EMA:
@@ -169,49 +233,129 @@ class EMA:
 
 
 class Figures:
+    folder: Name
     every_n_epochs: Natural
     num_test_images: Count
 
 
+class Progress:
+    refresh_rate: Natural
+
+
+_EXTREME = Annotated[str, OneOf("min", "max")]
+
+
+class ModelCheckpoint:
+    dirpath: Name | None = LEFT_OUT
+    filename: Name | None = LEFT_OUT
+    monitor: str | None = LEFT_OUT
+    mode: _EXTREME = LEFT_OUT
+    verbose: bool = LEFT_OUT
+    save_last: bool | Annotated[str, OneOf("link")] | None = LEFT_OUT
+    save_top_k: Annotated[int, AtLeast(-1)] = LEFT_OUT
+    save_on_exception: bool = LEFT_OUT
+    save_weights_only: bool = LEFT_OUT
+    auto_insert_metric_name: bool = LEFT_OUT
+    every_n_train_steps: Natural | None = LEFT_OUT
+    every_n_epochs: Natural | None = LEFT_OUT
+    train_time_interval: dict[str, Any] | None = LEFT_OUT
+    save_on_train_epoch_end: bool | None = LEFT_OUT
+    enable_version_counter: bool = LEFT_OUT
+
+
+class EarlyStopping:
+    monitor: str | None  # null until the run starts
+    min_delta: Weight = LEFT_OUT
+    patience: Natural = LEFT_OUT
+    verbose: bool = LEFT_OUT
+    mode: _EXTREME = LEFT_OUT
+    strict: bool = LEFT_OUT
+    check_finite: bool = LEFT_OUT
+    stopping_threshold: float | None = LEFT_OUT
+    divergence_threshold: float | None = LEFT_OUT
+    check_on_train_epoch_end: bool | None = LEFT_OUT
+    log_rank_zero_only: bool = LEFT_OUT
+
+
+_PROJECT = Matching(r"[^/\\#?%:]{1,128}", "of 1 to 128 characters without / \\ # ? % :")
+_TAG = Matching(r".{1,64}", "of 1 to 64 characters")
+
+
 class WandbRun:
     mode: Annotated[str, OneOf("auto", "online", "offline", "disabled")]
-    project: str
+    project: Annotated[str, _PROJECT]
     log_model: bool
+    save_dir: str | None
+    run_id: str | None
+    name: Title | None
+    entity: Name | None = LEFT_OUT
+    group: Title | None = LEFT_OUT
+    job_type: Title | None = LEFT_OUT
+    tags: list[Annotated[str, _TAG]] | Annotated[list[Any], Length(0)] | None = LEFT_OUT
+    notes: str | None = LEFT_OUT
 
 
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true", "16", "bf16", "32", "64")
+_STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
+_PROFILERS = ("simple", "advanced", "pytorch")
 
 
 class Trainer:
-    """Arguments of lightning.Trainer whose range is known; it checks the others itself."""
+    """Arguments of lightning.Trainer."""
 
     accelerator: Annotated[str, OneOf("auto", "cpu", "gpu", "cuda", "mps", "tpu")]
     devices: Annotated[int, AtLeast(-1)] | str | list[Natural]
+    strategy: Annotated[str, OneOf(*_STRATEGIES, "fsdp")]
     num_nodes: Count
     precision: Annotated[str | int, OneOf(*_PRECISIONS)] | None
     max_epochs: Annotated[int, AtLeast(-1)] | None
+    min_epochs: Natural | None
     max_steps: Annotated[int, AtLeast(-1)]
-    log_every_n_steps: Natural | None
-    accumulate_grad_batches: Count
-    gradient_clip_val: Positive | None
-    gradient_clip_algorithm: Annotated[str, OneOf("norm", "value")] | None
-    limit_train_batches: Weight | None
-    limit_val_batches: Weight | None
-    limit_test_batches: Weight | None
+    min_steps: Natural | None
+    max_time: Duration | dict[str, Any] | None
+    limit_train_batches: NumBatches | None
+    limit_val_batches: NumBatches | None
+    limit_test_batches: NumBatches | None
+    limit_predict_batches: NumBatches | None
+    overfit_batches: NumBatches
     fast_dev_run: bool | Natural
+    val_check_interval: Count | Annotated[float, Between(0, 1), Above(0)] | Duration | None
+    check_val_every_n_epoch: Count | None
+    num_sanity_val_steps: Annotated[int, AtLeast(-1)] | None
+    log_every_n_steps: Natural | None
+    enable_checkpointing: bool | None
+    enable_progress_bar: bool | None
+    enable_model_summary: bool | None
+    accumulate_grad_batches: Count
+    gradient_clip_val: Weight | None
+    gradient_clip_algorithm: Annotated[str, OneOf("norm", "value")] | None
+    deterministic: bool | Annotated[str, OneOf("warn")] | None
+    benchmark: bool | None
+    inference_mode: bool
+    use_distributed_sampler: bool
+    profiler: Annotated[str, OneOf(*_PROFILERS)] | None
+    detect_anomaly: bool
+    barebones: bool
+    plugins: None
+    sync_batchnorm: bool
+    reload_dataloaders_every_n_epochs: Natural
+    default_root_dir: Name | None
+    enable_autolog_hparams: bool
+    model_registry: Name | None
 
 
 class Generate:
     """Top level of generate.yaml."""
 
-    run: Annotated[str, NotEmpty()]
+    run: Name
+    trust: Name | list[Name] | None
     label: Natural | Annotated[str, OneOf("all")] | None
-    num_samples: Count
+    num_samples: Annotated[int, Between(1, 10_000)]
     seed: Annotated[int, Between(0, 2**63 - 1)]
     temperature: Weight
     binary: bool
     npy: bool
-    output: str | None
+    output: Name | None
 
 
 CLAIMS = (
@@ -231,9 +375,10 @@ _Claim = Annotated[str, OneOf(*CLAIMS)]
 class Evaluate:
     """Top level of evaluate.yaml."""
 
-    run: Annotated[str, NotEmpty()]
+    run: Name
+    trust: Name | list[Name] | None
     claims: _Claim | list[_Claim] | None
-    num_samples: Count
+    num_samples: Annotated[int, Between(1, 1_000_000)]
     num_generated: Annotated[int, AtLeast(10)]
     figures: bool
 
@@ -241,20 +386,29 @@ class Evaluate:
 class Compare:
     """Top level of compare.yaml."""
 
-    runs: Annotated[str, NotEmpty()]
-    metrics: list[str] | None
-    sort: str | None
-    output: str
+    runs: Name
+    metrics: list[Name] | None
+    sort: Name | None
+    output: Name
 
 
 class Article:
     """Top level of article.yaml."""
 
-    folder: Annotated[str, NotEmpty()]
+    folder: Name
     seeds: list[Annotated[int, Between(0, 2**32 - 1)]]
-    train: list[str] | None
-    evaluate: list[str] | None
-    output: Annotated[str, NotEmpty()]
+    train: list[Name] | None
+    evaluate: list[Name] | None
+    output: Name
+
+
+class Dashboard:
+    """Top level of dashboard.yaml."""
+
+    entity: Name | None
+    project: Name
+    name: Name
+    output: Name
 
 
 _BY_TARGET: dict[str, type] = {
@@ -269,15 +423,25 @@ _BY_TARGET: dict[str, type] = {
     "cvae.lightning_module.warmup_cosine": WarmupCosine,
     "cvae.callbacks.EMA": EMA,
     "cvae.callbacks.Figures": Figures,
+    "cvae.callbacks.Progress": Progress,
+    "lightning.pytorch.callbacks.ModelCheckpoint": ModelCheckpoint,
+    "lightning.pytorch.callbacks.EarlyStopping": EarlyStopping,
+    "torch.optim.lr_scheduler.ConstantLR": ConstantLR,
     "cvae.loggers.wandb_logger": WandbRun,
 }
 _BY_ENTRY_POINT: dict[str, type] = {
     "train": Train,
     "generate": Generate,
     "evaluate": Evaluate,
+    "dashboard": Dashboard,
     "compare": Compare,
     "article": Article,
 }
+
+
+_MADE_OF_A_TARGET = ("data", "model", "optimizer", "scheduler")
+_SEVERAL_TARGETS = ("logger", "callbacks")
+_KEYS_OF_HYDRA = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
 
 def validate(cfg: Mapping[str, Any], entry_point: str = "train") -> list[str]:
@@ -285,30 +449,67 @@ def validate(cfg: Mapping[str, Any], entry_point: str = "train") -> list[str]:
     needed = ("data", "model", "optimizer", "trainer") if entry_point == "train" else ()
     if missing := [f"{key}: cannot be left out" for key in needed if not cfg.get(key)]:
         return missing
-    problems = list(_check_fields(cfg, _BY_ENTRY_POINT[entry_point], ""))
-    problems += _check_targets(cfg, "")
-    if entry_point == "train":
-        trainer = cfg["trainer"]
-        problems += _check_fields(trainer, Trainer, "trainer.")
+    problems = list(_check_text(cfg))
+    problems += _check_fields(cfg, _BY_ENTRY_POINT[entry_point], "", f"{entry_point}.yaml")
+    if all(isinstance(cfg[key], Mapping) for key in needed) and needed:
+        problems += _check_nodes(cfg)
+        problems += _check_fields(cfg["trainer"], Trainer, "trainer.", "lightning.Trainer")
+        problems += check_targets(cfg)
         if not problems:
             problems += _check_together(cfg)
     return problems
 
 
-def _check_targets(node: Any, prefix: str) -> Iterator[str]:
+def _check_text(node: Any, key: str = "") -> Iterator[str]:
+    """Text must be text: no bytes of another encoding, nothing that steers a terminal."""
     if isinstance(node, Mapping):
-        if schema := _BY_TARGET.get(str(node.get("_target_"))):
-            yield from _check_fields(node, schema, prefix)
+        for name, child in node.items():
+            yield from _check_text(str(name), key)
+            yield from _check_text(child, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, list):
+        for child in node:
+            yield from _check_text(child, key)
+    elif isinstance(node, str) and not node.replace("\n", "").replace("\t", "").isprintable():
+        yield f"{key}={_shown(node)}: must be printable text in UTF-8"
+    elif isinstance(node, str) and "${" in node:  # escaped once, and read back from an archive
+        yield f"{key}={_shown(node)}: must be text without ${{"
+
+
+def _check_nodes(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """What is to be made must say of which class."""
+    nodes = {key: cfg[key] for key in _MADE_OF_A_TARGET if cfg.get(key)}
+    for group in _SEVERAL_TARGETS:
+        nodes |= {f"{group}.{name}": node for name, node in (cfg.get(group) or {}).items() if node}
+    if isinstance(cfg["model"].get("network"), Mapping):
+        nodes["model.network"] = cfg["model"]["network"]
+    for key, node in nodes.items():
+        target = node.get("_target_") if isinstance(node, Mapping) else node
+        if not (isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target)):
+            yield f"{key}._target_={_shown(target)}: must be the dotted name of a class"
+
+
+def check_targets(node: Any, prefix: str = "") -> Iterator[str]:
+    """What is wrong with the arguments of the targets in a config, as :func:`validate` tells."""
+    if isinstance(node, Mapping):
+        target = str(node.get("_target_"))
+        if schema := _BY_TARGET.get(target):
+            yield from _check_fields(node, schema, prefix, target)
         for key, child in node.items():
-            yield from _check_targets(child, f"{prefix}{key}.")
+            yield from check_targets(child, f"{prefix}{key}.")
 
 
-def _check_fields(node: Mapping[str, Any], schema: type, prefix: str) -> Iterator[str]:
-    for key, kind in get_type_hints(schema, include_extras=True).items():
+def _check_fields(node: Mapping[str, Any], schema: type, prefix: str, owner: str) -> Iterator[str]:
+    fields = get_type_hints(schema, include_extras=True)
+    for key, kind in fields.items():
         if key not in node:
-            yield f"{prefix}{key}: missing; it must be {_describe(kind)}"
+            if not hasattr(schema, key):
+                yield f"{prefix}{key}: missing; it must be {_describe(kind)}"
         elif not _allows(kind, node[key]):
             yield f"{prefix}{key}={_shown(node[key])}: must be {_describe(kind)}"
+    for key in node.keys() - fields.keys() - _KEYS_OF_HYDRA:
+        near = nearest_key(str(key), list(fields))
+        hint = f"; did you mean {prefix}{near}?" if near else ""
+        yield f"{prefix}{_shown(key)}={_shown(node[key])}: {owner} has no such key{hint}"
 
 
 def _allows(kind: Any, value: Any) -> bool:
@@ -321,13 +522,19 @@ def _allows(kind: Any, value: Any) -> bool:
     if origin is list:
         (item,) = get_args(kind)
         is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        if item is Any:
+            return is_list
         return is_list and len(value) > 0 and all(_allows(item, v) for v in value)
+    if origin is dict:
+        return isinstance(value, Mapping)
+    if kind is Any:
+        return True
     if kind is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and math.isfinite(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
+    return value is None if kind is None else isinstance(value, kind)
 
 
 _NAMES = {
@@ -349,14 +556,15 @@ def _describe(kind: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_describe(option) for option in get_args(kind))
     if origin is list:
-        return f"a list, each {_describe(get_args(kind)[0])}"
-    return _NAMES[kind]
+        return "a list" if Any in get_args(kind) else f"a list, each {_describe(get_args(kind)[0])}"
+    return "a group of settings" if origin is dict else _NAMES[kind]
 
 
 def _shown(value: Any) -> str:
-    text = (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(value)
+    text = text if text.isprintable() else repr(text)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -382,12 +590,27 @@ def device_count(devices: Any) -> int | None:
     return count if count > 0 else None
 
 
+_OF_A_BOUND = ("val/elbo", "val/reconstruction", "val/kl")
+_METRICS = {  # that our models have in validation
+    "cvae.models.Autoencoder": ("val/reconstruction",),
+    "cvae.models.VAE": _OF_A_BOUND,
+    "cvae.models.CVAE": _OF_A_BOUND,
+}
+
+
 def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
     trainer, data = cfg["trainer"], cfg["data"]
     devices, count = trainer["devices"], device_count(trainer["devices"])
     if devices == 0 or devices == "0":
         yield "trainer.devices=0: must be at least 1, or auto"
-    on_cpu = trainer["accelerator"] == "cpu" or (trainer["accelerator"] == "auto" and _has_no_gpu())
+    accelerator = trainer["accelerator"]
+    if accelerator in ("gpu", "cuda") and _has_no_gpu():
+        yield f"trainer.accelerator={accelerator}: this machine has no GPU"
+        return
+    if accelerator == "mps" and sys.platform != "darwin":
+        yield "trainer.accelerator=mps: this machine is no Apple computer"
+        return
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and _has_no_gpu())
     if on_cpu and count is None and devices not in ("auto", 0, "0"):
         yield f"trainer.devices={_shown(devices)}: must be a number of processes, or auto, on a CPU"
         return
@@ -400,6 +623,16 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
             f"data.batch_size={data['batch_size']}: the global batch must divide by the "
             f"{total} devices"
         )
+    if on_cpu and str(trainer["precision"]) in ("16", "16-mixed"):
+        yield f"trainer.precision={trainer['precision']}: must be bf16-mixed or 32-true on a CPU"
+    if trainer["barebones"]:
+        yield "trainer.barebones=true: must be false, a run keeps its record"
+    optimizer = cfg["optimizer"]
+    if optimizer.get("fused") and optimizer.get("foreach"):
+        yield "optimizer.foreach=true: must be false where optimizer.fused=true"
+    metrics = _METRICS.get(str(cfg["model"]["_target_"]))
+    if metrics and cfg["monitor"] and cfg["monitor"] not in metrics:
+        yield f"monitor={_shown(cfg['monitor'])}: must be one of {', '.join(metrics)}, or null"
     if trainer["use_distributed_sampler"]:
         yield "trainer.use_distributed_sampler=true: must be false, the data module has its own"
     if trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1:
@@ -416,6 +649,16 @@ def leaf_keys(node: Any, prefix: str = "") -> Iterator[str]:
         for key, child in node.items():
             yield f"{prefix}{key}"
             yield from leaf_keys(child, f"{prefix}{key}.")
+
+
+def addable_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a config lacks and that a class named in it would take."""
+    if isinstance(node, Mapping):
+        schema = _BY_TARGET.get(str(node.get("_target_")), object)
+        for key in get_type_hints(schema).keys() - node.keys():
+            yield f"{prefix}{key}"
+        for key, child in node.items():
+            yield from addable_keys(child, f"{prefix}{key}.")
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:

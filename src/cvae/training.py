@@ -1,5 +1,6 @@
 """One training run, from its archived config to its result."""
 
+import contextlib
 import logging
 import math
 import os
@@ -16,6 +17,10 @@ from typing import Any, cast
 import lightning
 import torch
 from hydra.errors import InstantiationException
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
@@ -24,9 +29,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.logging import RichHandler
 
 from cvae import runs
+from cvae.callbacks import AtomicCheckpoints
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import VAEModule
-from cvae.loggers import MetricsFile
+from cvae.loggers import MetricsFile, close_wandb
+from cvae.processes import INTERRUPTED, TERMINATED, die_with_parent, exit_codes
 from cvae.schema import ConfigError, num_cpus
 
 log = logging.getLogger(__name__)
@@ -37,7 +44,6 @@ _CHATTY_LOGGERS = (  # they tell what is usual
     "lightning.pytorch.accelerators",
     "lightning.fabric",
 )
-_INTERRUPTED, _TERMINATED = 130, 143  # exit codes, 128 + the signal
 _KNOWN_WARNINGS = (
     ".*does not have many workers.*",  # batches are gathered in memory
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",  # Lightning's own
@@ -51,12 +57,14 @@ def train(
     datamodule: MNISTDataModule,
     trainer: lightning.Trainer,
     checkpoint_dir: Path | None = None,
+    test: bool = True,
 ) -> dict[str, float]:
     """Fit, then test the best weights. Knows nothing of configs: call it from a notebook.
 
     Args:
         checkpoint_dir: where the callbacks save best.ckpt; the last weights are tested, and saved,
             where training ended before a validation. None to test the last weights.
+        test: whether to score the test set; a search does not look at it.
 
     Returns:
         The metrics of validation and test, of the weights that were tested.
@@ -68,14 +76,17 @@ def train(
     if checkpoint_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         best, last = checkpoint_dir / Path(runs.BEST).name, checkpoint_dir / Path(runs.LAST).name
         if best.is_file():
-            checkpoint = runs.load_checkpoint(best)
+            reader = trainer.strategy.checkpoint_io  # whichever has written it
+            checkpoint = reader.load_checkpoint(best, weights_only=True)
             module.model.load_state_dict(runs.model_weights(checkpoint))
             module.validation = checkpoint["validation"]
         elif not last.is_file():
             trainer.save_checkpoint(last)
-    trainer.test(module, datamodule=datamodule, verbose=False)
-    tested = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
-    metrics = {**module.validation, **tested}
+    metrics = dict(module.validation)
+    if test:
+        trainer.test(module, datamodule=datamodule, verbose=False)
+        scored = trainer.callback_metrics.items()
+        metrics |= {name: float(value) for name, value in scored if name.startswith("test/")}
     if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
         raise FloatingPointError(
             f"{', '.join(bad)}: not finite; a smaller optimizer.lr or trainer.gradient_clip_val?"
@@ -89,10 +100,12 @@ def run(run_dir: Path) -> None:
     cfg = runs.load_config(run_dir)
     with _logging(run_dir, rank), _recorded(run_dir, rank):
         start = time.perf_counter()
+        if rank == 0:
+            runs.begin(run_dir)
         log.info("run %s in %s", cfg.name, run_dir)
         module, datamodule, trainer = build(cfg, run_dir, rank)
         checkpoint_dir = (run_dir / runs.BEST).parent if cfg.trainer.enable_checkpointing else None
-        metrics = train(module, datamodule, trainer, checkpoint_dir)
+        metrics = train(module, datamodule, trainer, checkpoint_dir, test=cfg.test)
         if rank == 0:
             _finish(cfg, run_dir, module, datamodule, trainer, metrics, time.perf_counter() - start)
 
@@ -103,7 +116,7 @@ def build(
     """The three objects of a run, from its config."""
     for message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # srun binds its tasks to cores itself
     if processes > 1:
         torch.set_num_threads(max(1, num_cpus() // processes))
     lightning.seed_everything(cfg.seed, verbose=False)
@@ -120,6 +133,7 @@ def build(
     )
     arguments: dict[str, Any] = dict(plain["trainer"])
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(run_dir)
+    arguments["plugins"] = [AtomicCheckpoints(), *_cluster_environment()]
     callbacks = _callbacks(cfg)
     loggers = _loggers(cfg, run_dir) if rank == 0 else []
     try:
@@ -127,6 +141,14 @@ def build(
     except (TypeError, ValueError, MisconfigurationException) as error:  # of what a person set
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     return module, datamodule, trainer
+
+
+def _cluster_environment() -> list[ClusterEnvironment]:
+    """Where ranks meet on SLURM: Lightning takes every process there for one that srun started."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    by_srun = "RANK" in os.environ
+    return [SLURMEnvironment(auto_requeue=False) if by_srun else LightningEnvironment()]
 
 
 def _loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
@@ -193,8 +215,8 @@ def _finish(
         test_digest=datamodule.test.digest(),
     )
     runs.point_latest(run_dir)
-    shown = "  ".join(f"{k} {v:.2f}" for k, v in metrics.items() if k.startswith("test/"))
-    log.info("test set %s: %s", datamodule.test.digest(), shown)
+    if shown := "  ".join(f"{k} {v:.2f}" for k, v in metrics.items() if k.startswith("test/")):
+        log.info("test set %s: %s", datamodule.test.digest(), shown)
 
 
 def _device_name(device: torch.device) -> str:
@@ -212,33 +234,46 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
         terminated = isinstance(error, SIGTERMException)
         log.info("interrupted; what there is lies in %s", run_dir)
         runs.update_summary(run_dir, status="interrupted")
-        _close_wandb(_TERMINATED if terminated else _INTERRUPTED)
-        raise SystemExit(_TERMINATED if terminated else _INTERRUPTED) from None
+        close_wandb(TERMINATED if terminated else INTERRUPTED)
+        raise SystemExit(TERMINATED if terminated else INTERRUPTED) from None
+    except runs.RunPruned as error:
+        log.info("pruned: %s", error)
+        runs.update_summary(run_dir, status="pruned")
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        if runs.read_summary(run_dir).get("status") == "running":  # the first rank to fail tells
-            runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
-        _close_wandb(1)
+        with contextlib.suppress(OSError):  # where even that finds no room
+            if runs.read_summary(run_dir).get("status") == "running":  # the first to fail tells
+                runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
+        close_wandb(1)
         if isinstance(error, MisconfigurationException):  # of Lightning's, about what a person set
             error = ConfigError(f"trainer: {' '.join(str(error).split())}")
         if isinstance(error, ConfigError | InstantiationException):
             log.debug("the run failed", exc_info=True)  # the terminal gets a line
             raise error
+        if isinstance(error, OSError):  # a full disk, say: a line tells it all
+            log.error("%s", reason)  # the summary may not have found room for it
+            log.debug("the run failed", exc_info=True)
+            raise runs.RunFailed(f"{run_dir}: {reason}") from error
         log.exception("the run failed")
         raise runs.RunFailed(f"{run_dir}: {reason}") from error
-    _close_wandb(0)
+    close_wandb(0)
 
 
-def _close_wandb(exit_code: int) -> None:
-    wandb = sys.modules.get("wandb")  # where no logger imported it, there is no run to close
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=exit_code)
+class _LogFile(logging.FileHandler):
+    """train.log; a full disk costs it lines, and the run ends at its next row of metrics.csv."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name there
+        """Not the traceback on the terminal that is usual."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 @contextmanager
 def _logging(run_dir: Path, rank: int) -> Iterator[None]:
     """Messages to the terminal and to train.log, from one process; warnings from all."""
-    file = logging.FileHandler(run_dir / "train.log")
+    file = _LogFile(run_dir / "train.log")
     file.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     )
@@ -273,26 +308,7 @@ def _logging(run_dir: Path, rank: int) -> Iterator[None]:
         file.close()
 
 
-def _die_with_parent() -> None:
-    """On Linux, end this process when the one that started it is gone."""
-    if sys.platform == "linux":
-        import ctypes
-
-        set_parent_death_signal = 1
-        several = "LOCAL_RANK" in os.environ  # which could wait for each other for ever
-        wanted = signal.SIGKILL if several else signal.SIGTERM
-        ctypes.CDLL(None).prctl(set_parent_death_signal, wanted)
-
-
 if __name__ == "__main__":
-    _die_with_parent()
-    try:
+    die_with_parent(signal.SIGKILL)  # ranks could wait for each other for ever
+    with exit_codes(Path(sys.argv[1])):
         run(Path(sys.argv[1]))
-    except (ConfigError, InstantiationException) as error:
-        text = runs.explained(error) if isinstance(error, InstantiationException) else str(error)
-        print(f"error: {text}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    except runs.RunFailed:
-        sys.exit(1)

@@ -1,0 +1,177 @@
+"""What Hydra calls before and after it runs something: our checks, and where things go."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from cvae import launch, runs, sweeps
+from cvae.cli import quote_paths, reported
+from cvae.processes import FAILED
+from cvae.schema import ConfigError, validate
+
+
+class Checks(Callback):
+    """Checks a composed config before Hydra makes a folder for it.
+
+    Args:
+        entry_point: whose rules to apply.
+    """
+
+    def __init__(self, entry_point: str) -> None:
+        self.entry_point = entry_point
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with reported():
+            self.check(config)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with reported():
+            raise ConfigError("-m: train.py alone takes sweeps")
+
+    def check(self, config: DictConfig) -> None:
+        if problems := validate(_task(config), self.entry_point):
+            raise ConfigError("\n".join(problems))
+
+
+class TrainChecks(Checks):
+    """Checks runs and sweeps of train.py, and says what folder a run has."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with reported():
+            if config.rerun is not None:
+                return _write_into(config, Path(config.rerun))
+            ranks = launch.started_ranks()
+            if ranks is not None:
+                _adopt(config, ranks)
+            self.check(config)
+            if ranks is None and config.trainer.num_nodes > 1:
+                raise ConfigError(
+                    f"trainer.num_nodes={config.trainer.num_nodes}: start it on every node with "
+                    "torchrun or srun; by itself train.py uses one node"
+                )
+            run_dir = Path(str(config.hydra.run.dir))
+            if launch.is_first():
+                _check_run_dir(run_dir)
+            if ranks is not None:
+                settings = OmegaConf.to_yaml(OmegaConf.create(_task(config)))
+                _write_into(config, launch.join(run_dir, settings))
+        return None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Every job of a plain sweep is checked, and has its folder, before the first starts."""
+        with reported():
+            if launch.started_ranks() is not None:
+                raise ConfigError(
+                    "-m: start sweeps without torchrun or srun, python src/train.py -m"
+                )
+            num_parallel = config.hydra.launcher.get("num_jobs", 1)
+            if not isinstance(num_parallel, int) or num_parallel < 1:
+                raise ConfigError(f"hydra.launcher.num_jobs={num_parallel}: must be at least 1")
+            _pin_sweep_dir(config)
+            if not _is_plain(config):
+                return
+            loader = GlobalHydra.instance().config_loader()
+            typed = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+            overrides = OverridesParser.create(loader).parse_overrides(
+                [*typed, *config.hydra.overrides.task]
+            )
+            for override in overrides:
+                if override.is_sweep_override() and not override.is_discrete_sweep():
+                    raise ConfigError(
+                        f"{override.input_line}: an interval is for hydra/sweeper=optuna; "
+                        "a sweep takes values"
+                    )
+            (jobs,) = BasicSweeper.split_arguments(overrides, None)
+            waiting: dict[Path, tuple[DictConfig, list[str]]] = {}
+            for number, job in enumerate(jobs):
+                composed = loader.load_sweep_config(config, job)
+                with open_dict(composed):
+                    composed.hydra.job.num = composed.hydra.job.id = number
+                try:
+                    self.check(composed)
+                    sweeps.check_parallel(_task(composed), num_parallel)
+                except ConfigError as error:
+                    raise ConfigError(f"job {number} ({' '.join(job)}): {error}") from None
+                run_dir = Path(composed.hydra.sweep.dir) / str(composed.hydra.sweep.subdir)
+                if runs.holds_run(run_dir):
+                    raise ConfigError(f"{run_dir}: holds a run already; rerun= goes on with it")
+                if run_dir in waiting:
+                    raise ConfigError(f"hydra.sweep.subdir: {run_dir} is that of two jobs")
+                waiting[run_dir] = (composed, job)
+            sweep = Path(config.hydra.sweep.dir).name
+            for run_dir, (composed, job) in waiting.items():
+                swept = sweeps.swept(job, config.hydra.overrides.task)
+                runs.archive(_without_hydra(composed), run_dir, sweep, job, swept)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Tell how every run of the sweep went; a search may lose some, a plain sweep none."""
+        done = sweeps.report(Path(config.hydra.sweep.dir), is_search=not _is_plain(config))
+        if not done:
+            raise SystemExit(FAILED)
+
+
+def _check_run_dir(run_dir: Path) -> None:
+    try:
+        os.fsencode(run_dir).decode()
+        if runs.holds_run(run_dir):
+            raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; name another")
+        there = next(p for p in (run_dir, *run_dir.parents) if p.exists())
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"hydra.run.dir={run_dir}: cannot be a folder ({error})") from None
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"hydra.run.dir={run_dir}: {there} is no folder that can be written to")
+
+
+def _is_plain(config: DictConfig) -> bool:
+    """Whether a sweep's jobs are known before it starts."""
+    return str(config.hydra.sweeper._target_).endswith("BasicSweeper")
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "hydra"])
+
+
+def _task(config: DictConfig) -> dict[str, Any]:
+    """A composed config without Hydra's own node, resolved."""
+    plain = OmegaConf.to_container(_without_hydra(config), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _write_into(config: DictConfig, folder: Path) -> None:
+    """Give Hydra a folder that exists, where it leaves nothing of its own."""
+    with read_write(config), open_dict(config):
+        config.hydra.run.dir = str(folder)
+        config.hydra.output_subdir = None
+
+
+def _pin_sweep_dir(config: DictConfig) -> None:
+    """Write the sweep's folder out: each job's config is composed anew, in whatever process."""
+    folder = str(config.hydra.sweep.dir)
+    (typed,) = quote_paths([f"hydra.sweep.dir={folder}"], Path.cwd())
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir = folder
+        config.hydra.overrides.hydra.append(typed)
+
+
+def _adopt(config: DictConfig, ranks: launch.Ranks) -> None:
+    """Take the number of devices and nodes from whoever started the ranks.
+
+    Raises:
+        ConfigError: what was typed says otherwise.
+    """
+    there = {
+        "devices": ranks.local_world_size,
+        "num_nodes": ranks.world_size // ranks.local_world_size,
+    }
+    for key, count in there.items():
+        typed = config.trainer[key]
+        if typed not in (1, "auto", count):
+            raise ConfigError(f"trainer.{key}={typed}: {ranks.launcher} has started {count}")
+        config.trainer[key] = count

@@ -1,0 +1,40 @@
+"""The manners of a process that trains: how it ends, and with what exit code."""
+
+import ctypes
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.errors import InstantiationException
+
+from cvae import runs
+from cvae.schema import ConfigError
+
+FAILED, BAD_INPUT = 1, 2
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+def die_with_parent(wanted: signal.Signals) -> None:
+    """On Linux, send this process a signal when the one that started it is gone."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, wanted)
+
+
+@contextmanager
+def exit_codes(run_dir: Path) -> Iterator[None]:
+    """End with a code that says how the run ended; what was refused gets a line."""
+    try:
+        yield
+    except (ConfigError, InstantiationException) as error:
+        text = runs.explained(error) if isinstance(error, InstantiationException) else str(error)
+        if runs.read_summary(run_dir).get("status") in ("pending", "running"):
+            runs.update_summary(run_dir, status="failed", error=text)
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except runs.RunFailed:  # it stands in the summary and in the log
+        sys.exit(FAILED)

@@ -1,0 +1,160 @@
+"""Hydra's doors to our sweeps: Hydra finds a launcher or sweeper in this namespace alone."""
+
+import math
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from cvae import runs, sweeps
+
+
+class LocalLauncher(Launcher):
+    """Jobs in fresh processes on this machine, a few at a time.
+
+    Args:
+        num_jobs: at a time; the cores and GPUs are shared out among them.
+    """
+
+    def __init__(self, num_jobs: int = 1) -> None:
+        self.num_jobs = num_jobs
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.context = hydra_context
+        self.config = config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        setup_globals()
+        returns = [
+            self._archived(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)
+        ]
+        environment = OmegaConf.to_container(self.config.hydra.job.env_set)
+        assert isinstance(environment, dict)
+        run_dirs = [job.return_value for job in returns]
+        try:
+            values = sweeps.run_jobs(
+                run_dirs, self.num_jobs, {str(k): str(v) for k, v in environment.items()}
+            )
+        except (KeyboardInterrupt, SystemExit):
+            sweeps.report(Path(self.config.hydra.sweep.dir))
+            raise
+        for job, value in zip(returns, values, strict=True):
+            job.return_value = value
+        return returns
+
+    def _archived(self, overrides: list[str], number: int) -> JobReturn:
+        """The folder of a job; Hydra's own files are in it, and its callbacks have been called."""
+        config = self.context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+
+        def archive(cfg: DictConfig) -> Path:
+            hydra = HydraConfig.get()
+            run_dir = Path(hydra.runtime.output_dir)
+            typed = list(hydra.overrides.task)
+            swept = sweeps.swept(typed, self.config.hydra.overrides.task)
+            runs.archive(cfg, run_dir, Path(hydra.sweep.dir).name, typed, swept)
+            return run_dir
+
+        return run_job(
+            task_function=archive,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=self.context,
+        )
+
+
+class OptunaSweeper(Sweeper):
+    """A search by Optuna. The sweep's folder keeps the study: started again, it goes on there.
+
+    Args:
+        num_trials: of the study, by all its workers; a worker is this command started once.
+        sampler: an optuna.samplers object.
+        pruner: an optuna.pruners object that ends runs which fall behind; None for none.
+        params: key: what to search, in Hydra's sweep grammar.
+    """
+
+    def __init__(self, num_trials: int, sampler: Any, pruner: Any, params: dict[str, str]) -> None:
+        self.num_trials, self.sampler, self.pruner = num_trials, sampler, pruner
+        self.params = params
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.context = hydra_context
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from cvae import search
+
+        assert self.config is not None
+        assert self.launcher is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        parser = OverridesParser.create(self.context.config_loader)
+        overrides = {o.get_key_element(): o for o in parser.parse_overrides(typed)}
+        space = {
+            k: search.distribution(o.value()) for k, o in overrides.items() if o.is_sweep_override()
+        }
+        fixed = [str(o.input_line) for o in overrides.values() if not o.is_sweep_override()]
+        if "test" not in overrides:
+            fixed.append("test=false")
+        study = search.open_study(
+            folder,
+            {k: str(o.input_line).partition("=")[2] for k, o in overrides.items()},
+            sampler=self.sampler,
+            pruner=self.pruner,
+        )
+        name = secrets.token_hex(4)
+        at_once = self.config.hydra.launcher.get("num_jobs", 1)
+        with search.worker(folder, name):
+            while trials := search.ask(study, folder, space, name, self.num_trials, at_once):
+                jobs = [[*fixed, *self._of_trial(study, folder, trial)] for trial in trials]
+                values = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
+                for trial, job in zip(trials, values, strict=True):
+                    failed = job.status is not JobStatus.COMPLETED
+                    value = math.nan if failed else float(job.return_value)
+                    status = runs.read_summary(folder / str(trial.number)).get("status")
+                    search.tell(study, trial, str(status), value)
+        best = search.write_results(study, folder, runs.python_command("train"))
+        if best is not None:
+            print(
+                f"\nbest: run {best.number}, {best.value:.2f}; {runs.shown(folder / 'best.yaml')}"
+            )
+        return None if best is None else best.value
+
+    def _of_trial(self, study: Any, folder: Path, trial: Any) -> list[str]:
+        """The overrides of a trial: its values, its folder, and where it reports to."""
+        from cvae import search
+
+        assert self.config is not None
+        overrides = [f"{key}={value}" for key, value in trial.params.items()]
+        overrides.append(f"hydra.sweep.subdir='{trial.number}'")
+        if self.pruner is None:
+            return overrides
+        pruning = {
+            "_target_": "cvae.callbacks.Pruning",
+            "journal": str(folder / search.JOURNAL),
+            "study": study.study_name,
+            "trial": trial.number,
+            "monitor": "${monitor}",
+            "pruner": OmegaConf.to_container(self.config.hydra.sweeper.pruner),
+        }
+        return [*overrides, f"+callbacks.pruning={search.as_typed(pruning)}"]

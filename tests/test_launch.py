@@ -1,0 +1,141 @@
+"""Ranks that somebody else has started: torchrun on one node and two, and srun."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cvae.launch import Ranks, started_ranks
+from tests.conftest import ROOT, clean_environment, tiny
+
+TRAIN = str(ROOT / "src/train.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def together(commands: list[list[str]], environments: list[dict[str, str]]) -> list[Any]:
+    """Run commands side by side; what each printed, and its exit code."""
+    started = [
+        subprocess.Popen(
+            command,
+            env={**clean_environment(), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command, environment in zip(commands, environments, strict=True)
+    ]
+    try:
+        return [(*process.communicate(timeout=120), process.returncode) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def arguments(data_dir: Path, run_dir: Path, *more: str) -> list[str]:
+    return [*tiny(data_dir, run_dir), "device=cpu", *more]
+
+
+def by_torchrun(nodes: int) -> tuple[list[list[str]], list[dict[str, str]]]:
+    if nodes == 1:
+        return [[*TORCHRUN, "--nproc-per-node=2", TRAIN]], [{}]
+    where = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    where.append(f"--master-port={free_port()}")
+    return [[*TORCHRUN, *where, f"--node-rank={n}", TRAIN] for n in range(2)], [{}, {}]
+
+
+def by_srun(tasks: int = 2) -> tuple[list[list[str]], list[dict[str, str]]]:
+    step = {
+        "SLURM_JOB_ID": "4242",
+        "SLURM_JOB_NAME": "cvae",
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_NTASKS_PER_NODE": str(tasks),
+        "SLURM_STEP_NUM_TASKS": str(tasks),
+        "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "localhost",
+        "MASTER_PORT": free_port(),
+    }
+    each = [{**step, "SLURM_PROCID": str(r), "SLURM_LOCALID": str(r)} for r in range(tasks)]
+    return [[sys.executable, TRAIN] for _ in range(tasks)], each
+
+
+STARTED = [
+    pytest.param(by_torchrun(1), id="torchrun"),
+    pytest.param(by_torchrun(2), id="torchrun on two nodes", marks=pytest.mark.engines),
+    pytest.param(by_srun(), id="srun", marks=pytest.mark.engines),
+]
+
+
+@pytest.mark.parametrize("started", STARTED)
+def test_ranks_share_one_run(
+    started: tuple[list[list[str]], list[dict[str, str]]],
+    finished_run: Path,
+    data_dir: Path,
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "runs" / "one"
+    commands, environments = started
+    commands = [[*command, *arguments(data_dir, run_dir)] for command in commands]
+    said = together(commands, environments)
+    assert [code for _, _, code in said] == [0] * len(said), said
+    assert sum(out.count("run folder:") for out, _, _ in said) == 1
+    assert sum(out.count("epoch 2/2") for out, _, _ in said) == 1
+    assert [p.name for p in run_dir.parent.iterdir()] == ["one"]
+    told = json.loads((run_dir / "summary.json").read_text())
+    alone = json.loads((finished_run / "summary.json").read_text())
+    assert told["devices"] == 2
+    assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 1
+    assert (run_dir / "figures" / "label_grid.png").is_file()
+    for name, value in alone["metrics"].items():  # 33 test images, which two do not divide
+        assert told["metrics"][name] == pytest.approx(value, rel=2e-6, abs=1e-6)
+
+
+@pytest.mark.engines
+def test_ranks_with_different_settings_do_not_train(data_dir: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    commands, environments = by_srun()
+    commands = [
+        [*command, *arguments(data_dir, run_dir, f"seed={rank}")]
+        for rank, command in enumerate(commands)
+    ]
+    said = together(commands, environments)
+    assert [code for _, _, code in said] == [2, 2]
+    assert "rank 1 was given other settings" in said[0][1]
+    assert not run_dir.exists()
+
+
+WRONG = [("trainer.devices=3", "has started 2"), ("-m", "-m")]
+
+
+@pytest.mark.parametrize(("typed", "said"), WRONG)
+def test_ranks_are_told_what_cannot_be(typed: str, said: str, tmp_path: Path) -> None:
+    rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    command = [sys.executable, TRAIN, typed, f"hydra.run.dir={tmp_path / 'run'}"]
+    ((_, errors, code),) = together([command], [rank])
+    assert code == 2
+    assert said in errors
+
+
+def test_who_started_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert started_ranks() is None
+    with monkeypatch.context() as torchrun:
+        for key, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+            torchrun.setenv(key, value)
+        assert started_ranks() == Ranks(3, 4, 2, "torchrun")
+    # in a batch script that has not called srun, there is one process
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert started_ranks() is None
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert started_ranks() == Ranks(1, 4, 2, "srun")
