@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cvae import article, runs
+from cvae import article, files, runs
 from cvae.cli import entry_point
 
 
@@ -18,7 +18,8 @@ def main(cfg: DictConfig) -> None:
     output = Path(cfg.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     runs.write_text(output.with_name(f"{output.name}.md"), article.table(jobs))
-    article.figure(jobs).save(output.with_name(f"{output.name}.png"), optimize=True)
+    with files.replacing(output.with_name(f"{output.name}.png")) as file:
+        article.figure(jobs).save(file, format="PNG", optimize=True)
     print(f"{output}.md .png")
 
 

@@ -1,13 +1,15 @@
 """Measure a trained run on the test set: ``python src/evaluate.py run=logs/latest``."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from cvae import runs
+from cvae import files, runs
 from cvae.cli import entry_point
 from cvae.schema import CLAIMS
+from cvae.trust import Trust, inside
 
 
 @entry_point("evaluate")
@@ -43,8 +45,10 @@ def main(cfg: DictConfig) -> None:
         found, title=f"{archived.name}: {len(data.test):,} test images of {data.dataset}"
     )
     for name, picture in drawn.items():
-        (run_dir / "figures").mkdir(exist_ok=True)
-        picture.save(run_dir / "figures" / f"{name}.png", optimize=True)
+        path = inside(run_dir, f"figures/{name}.png")
+        path.parent.mkdir(exist_ok=True)
+        with files.replacing(path) as file:
+            picture.save(file, format="PNG", optimize=True)
     measured_on = {
         "checkpoint": checkpoint.name,
         "checkpoint_digest": runs.file_digest(checkpoint),
@@ -52,22 +56,27 @@ def main(cfg: DictConfig) -> None:
         "num_generated": cfg.num_generated,
     }
     print(runs.update_evaluation(run_dir, measured_on, report.as_json(found)))
-    mirror(run_dir, archived, report.as_json(found)["metrics"], drawn)
+    mirror(run_dir, archived, cfg.trust, report.as_json(found)["metrics"], drawn)
 
 
 def mirror(
-    run_dir: Path, archived: DictConfig, metrics: dict[str, Any], drawn: dict[str, Any]
+    run_dir: Path,
+    archived: DictConfig,
+    trust: Trust,
+    metrics: dict[str, Any],
+    drawn: dict[str, Any],
 ) -> None:
     """Add what was measured to the run on Weights & Biases, if it has one."""
-    node = (archived.get("logger") or {}).get("wandb")
-    if node is None or not any(run_dir.glob("wandb/*run-*")):
+    loggers = archived.get("logger")
+    if not isinstance(loggers, DictConfig) or not loggers.get("wandb"):
         return
 
     from cvae.loggers import log_evaluation, wandb_mode
 
-    mode = wandb_mode(run_dir)
-    logger = runs.instantiate(node, save_dir=str(run_dir), resume="allow", mode=mode)
-    log_evaluation(logger, metrics, drawn)
+    if mode := wandb_mode(run_dir):
+        where = {"save_dir": str(run_dir), "resume": "allow", "mode": mode}
+        start = partial(runs.instantiate_read, loggers, "wandb", trust, **where)
+        log_evaluation(start, metrics, drawn)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def test_the_schema_of_a_target_knows_its_arguments(target: str) -> None:
     fields = set(get_type_hints(schema)) - {"_partial_"}
     arguments = set(inspect.signature(get_object(target)).parameters)
     given_by_us = {"seed", "latent_dim", "image_shape", "num_statistics", "num_classes"}
-    given_by_us |= {"params", "optimizer", "total_steps"}
+    given_by_us |= {"params", "optimizer", "total_steps", "resume"}
     assert fields <= arguments
     assert arguments - fields <= given_by_us
 

@@ -1,7 +1,6 @@
 """The systems of the article side by side: what to train, and the table and figure of it."""
 
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -100,20 +99,21 @@ def _typed(folder: Path) -> list[str]:
 def carry_out(job: Job, evaluate: Sequence[str]) -> Iterator[str]:
     """Train and evaluate what is not done yet; says what it begins.
 
-    A run that did not finish, or was another, is removed and trained again.
+    A run that did not finish is launched again as it is archived.
 
     Raises:
+        ConfigError: the folder holds a run of other settings.
         RunFailed: a command did not succeed.
     """
     if not is_trained(job):
+        is_there = runs.holds_run(job.folder)
+        if is_there and _typed(job.folder) != job.train:
+            raise ConfigError(f"{job.folder}: holds a run of other settings; name another folder=")
         yield f"training {job.folder.name}"
-        if job.folder.exists():
-            if runs.holds_run(job.folder) and not _typed(job.folder):
-                raise ConfigError(f"{job.folder}: holds a run that is none of the article's")
-            shutil.rmtree(job.folder)
-        job.folder.mkdir(parents=True)
+        job.folder.mkdir(parents=True, exist_ok=True)
         runs.write_text(job.folder / "article.txt", shlex.join(job.train) + "\n")
-        _run("train", [*job.train, f"hydra.run.dir={job.folder}"])
+        where = [f"hydra.run.dir={job.folder}"]
+        _run("train", [f"rerun={job.folder}"] if is_there else [*job.train, *where])
     if not is_evaluated(job):
         yield f"evaluating {job.folder.name}"
         _run("evaluate", [f"run={job.folder}", "num_samples=50", *evaluate])
@@ -176,7 +176,7 @@ def figure(all_jobs: Sequence[Job]) -> "PILImage.Image":
     models = {system: runs.load_run(first[system]) for system in SYSTEMS}
     planes = {system: runs.load_run(folders[f"{system}-plane"]) for system in PLANES}
     cfg = runs.load_config(first["cvae"])
-    data = runs.instantiate(cfg.data, seed=cfg.seed)
+    data = runs.load_data(cfg)
     data.prepare_data()
     data.setup()
     many = next(iter(data.test_dataloader()))

@@ -6,6 +6,7 @@ Reads config.yaml, summary.json and evaluation.json of run folders, and nothing 
 import csv
 import glob
 import io
+import math
 import os
 import re
 import statistics
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from cvae import files, trust
 from cvae.runs import CONFIG, EVALUATION, METRICS, SUMMARY, read_evaluation, read_summary
 from cvae.schema import ConfigError, nearest_key
 
@@ -22,7 +24,7 @@ _SIGNS = (CONFIG, SUMMARY, METRICS, EVALUATION, "checkpoints", ".hydra")  # of a
 _IGNORED = re.compile(  # what a run's result does not depend on
     r"(seed|name|run_dir|run_id|sweep|data\.data_dir|data\.num_workers|data\.eval_batch_size"
     r"|logger|logger\..*|callbacks\.(figures|progress)\..*|trainer\.(enable_\w+|log_every_n_steps"
-    r"|profiler|default_root_dir))$"
+    r"|profiler|default_root_dir)|test|test_num_samples|rerun|callbacks\.pruning\..*)$"
 )
 _LOWER_IS_BETTER = re.compile(r"nll|bits|frechet|mmd|kl$|label_accuracy|normal_accuracy|loss")
 _FIRST_METRICS = (  # of the terminal's table, as far as they are there and fit
@@ -83,12 +85,12 @@ def find_folders(pattern: str) -> list[Path]:
         if not path.is_dir() or walked & {path, *path.parents}:
             continue
         walked.add(path)
-        for place, folders, files in os.walk(path):
+        for place, folders, names in os.walk(path):
             here = Path(place)
-            if any(sign in files or sign in folders for sign in _SIGNS):
+            if any(sign in names or sign in folders for sign in _SIGNS):
                 folders.clear()  # what a run keeps in folders is its own
                 found[here] = None
-            elif not folders and not files:
+            elif not folders and not names:
                 found[here] = None
             folders.sort()
     if not found:
@@ -99,20 +101,24 @@ def find_folders(pattern: str) -> list[Path]:
 def read_run(folder: Path) -> Run | Broken:
     """What a folder says of its run."""
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        empty = not any(folder.iterdir())
-        return Broken(folder, "empty folder" if empty else f"no {CONFIG}")
+        if not any(folder.iterdir()):
+            return Broken(folder, "empty folder")
+        config = yaml.safe_load(trust.read_text(folder, CONFIG))
+    except ConfigError as error:
+        return Broken(folder, str(error).removeprefix(f"run={folder}: "))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        return Broken(folder, f"{CONFIG} cannot be read ({type(error).__name__})")
+        return Broken(folder, f"no readable {CONFIG} in it ({type(error).__name__})")
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         return Broken(folder, f"{CONFIG} is not that of a run")
     summary, evaluation = read_summary(folder), read_evaluation(folder)
     status = summary.get("status")
     if status != "finished":
-        reason = f": {summary['error']}" if summary.get("error") else ""
-        return Broken(folder, f"{status}{reason}" if status else f"no readable {SUMMARY}")
-    told = {k: v for k, v in dict(summary.get("metrics") or {}).items() if _is_number(v)}
+        reason = f": {_printable(summary['error'])}" if summary.get("error") else ""
+        no_status = f"no readable {SUMMARY} in it"
+        return Broken(folder, f"{_printable(status)}{reason}" if status else no_status)
+    scored = summary.get("metrics")
+    scored = scored if isinstance(scored, dict) else {}
+    told = {k: v for k, v in scored.items() if _is_number(v)}
     measured = {
         k: m for k, m in evaluation.get("metrics", {}).items() if _is_number(_get(m, "value"))
     }
@@ -129,8 +135,13 @@ def read_run(folder: Path) -> Run | Broken:
     return Run(folder, flat, config.get("seed"), metrics, units)
 
 
+def _printable(value: Any) -> str:
+    """Text of a folder's, in a line that cannot steer a terminal."""
+    return "".join(c for c in " ".join(str(value).split()) if c.isprintable())
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _get(node: Any, key: str) -> Any:
@@ -165,7 +176,7 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else _printable(value)
     return text if len(text) <= 30 else text[:27] + "..."
 
 
@@ -324,9 +335,8 @@ def save_plot(groups: Sequence[Group], metrics: Sequence[str], path: Path) -> No
         axes.grid(axis="x", alpha=0.3)
     all_axes[0].set_yticks(range(len(groups)), labels)
     all_axes[0].set_ylim(len(groups) - 0.5, -0.5)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with files.replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def print_table(

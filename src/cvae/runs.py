@@ -245,9 +245,10 @@ def git_commit() -> str | None:
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """What summary.json says, or nothing where there is none."""
     try:
-        return dict(json.loads((run_dir / SUMMARY).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        found = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -509,7 +510,7 @@ def read_evaluation(run_dir: Path) -> dict[str, Any]:
     """What evaluation.json says, or nothing where there is none that can be read."""
     try:
         found = json.loads((run_dir / EVALUATION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) and isinstance(found.get("metrics"), dict) else {}
 

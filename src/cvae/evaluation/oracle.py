@@ -4,9 +4,9 @@ It never sees a generated image, and no test image while it learns or is selecte
 """
 
 import hashlib
+import io
 import logging
 import math
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from cvae import noise
+from cvae import files, noise
 from cvae.types import Image, Split
 
 log = logging.getLogger(__name__)
@@ -270,11 +270,11 @@ def _load(path: Path, num_classes: int) -> Classifier | None:
 
 def _save(model: Classifier, path: Path) -> None:
     """Replace a file atomically; a folder that cannot be written costs the next command time."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    whole = io.BytesIO()  # in memory first: torch hides the reason where a disk is full
+    torch.save(model.state_dict(), whole)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(model.state_dict(), temporary)
-        os.replace(temporary, path)
+        with files.replacing(path) as file:
+            file.write(whole.getbuffer())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        log.warning("%s: cannot be kept (%s)", path, error.strerror)
+        log.warning("%s; it is trained again next time", error)
