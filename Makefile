@@ -33,7 +33,7 @@ PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 test: .venv/.installed ## run the tests
 	$(PYTEST) -m "not engines and not long" $(ARGS)
 
-test-engines: .venv/.extras ## run those of launchers and search, which install Optuna, submitit and Ray
+test-engines: .venv/.extras ## run those of launchers, search and the article; installs Optuna, submitit and Ray
 	$(PYTEST) -m "engines and not long" $(ARGS)
 
 test-long: .venv/.extras ## inject every fault for an hour or so: kills, corruptions, full disks, bad input

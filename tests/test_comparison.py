@@ -151,6 +151,26 @@ def test_a_folder_of_other_settings_stays(tmp_path: Path) -> None:
     assert (job.folder / "config.yaml").is_file()
 
 
+def test_an_unfinished_run_of_the_article_is_launched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job, *_) = article.jobs(tmp_path, [1], [])
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(article, "_run", lambda script, words: commands.append((script, *words)))
+    list(article.carry_out(job, []))
+    assert commands[0] == ("train", *job.train, f"hydra.run.dir={job.folder}")
+    (job.folder / "config.yaml").write_text("{}")
+    runs.update_summary(job.folder, status="interrupted")
+    commands.clear()
+    list(article.carry_out(job, []))
+    assert commands[0] == ("train", f"rerun={job.folder}")
+    runs.update_summary(job.folder, status="finished")
+    commands.clear()
+    list(article.carry_out(job, ["figures=false"]))
+    assert commands == [("evaluate", f"run={job.folder}", "num_samples=50", "figures=false")]
+
+
+@pytest.mark.engines
 def test_the_article_is_written_and_resumed(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cvae import noise
-from cvae.evaluation.oracle import Oracle, Progress
+from cvae.evaluation.oracle import Oracle, Prediction, Progress
 from cvae.models import VAE, Autoencoder
 from cvae.types import Image, Latent, OneHot, Split
 
@@ -168,9 +168,14 @@ class Subject:
         return self.test.grey.float() / 255.0
 
     @cached_property
-    def test_features(self) -> Float[Tensor, "num_images num_features"]:
-        """Of the grey test images."""
-        return self.oracle.predict(self.test_grey).features
+    def test_prediction(self) -> Prediction:
+        """The oracle's, of the grey test images."""
+        return self.oracle.predict(self.test_grey)
+
+    @cached_property
+    def test_prediction_drawn(self) -> Prediction:
+        """The oracle's, of the test images as the model sees them: binarized, mostly."""
+        return self.oracle.predict(self.test.inputs.float() / 255.0)
 
     @cached_property
     def reference(self) -> Split:

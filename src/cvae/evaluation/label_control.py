@@ -17,9 +17,8 @@ def label_control(subject: Subject) -> Metrics:
     conditional_model(subject)
     samples, classes = subject.samples, subject.num_classes
     drawn = subject.oracle.predict(samples.drawn).labels
-    real_grey = subject.oracle.predict(subject.test_grey).labels
-    test, binary = subject.test.labels, subject.test.inputs.float() / 255.0
-    real_drawn = subject.oracle.predict(binary).labels
+    test = subject.test.labels
+    real_grey, real_drawn = subject.test_prediction.labels, subject.test_prediction_drawn.labels
     right = (samples.predicted == samples.labels).double()
     # the same z is decoded with every label, so a z is what is drawn independently
     by_label = right.view(classes, -1)

@@ -23,6 +23,7 @@ from cvae.types import Image, Split
 
 log = logging.getLogger(__name__)
 
+_ORACLE = "oracle"  # name of its file
 _NUM_FEATURES = 128
 _ORACLE_EPOCHS = 5
 SHORT_EPOCHS = 2  # of the classifiers that are trained for each model
@@ -193,9 +194,14 @@ class Oracle:
         self._digest: str | None = None
 
     @property
+    def is_asked(self) -> bool:
+        """Whether its word or its features have been asked for."""
+        return _ORACLE in self._known
+
+    @property
     def classifier(self) -> Classifier:
         """Trained on grey and on binarized images in turn, selected on validation."""
-        return self._trained("oracle", _ORACLE_EPOCHS, binarized_share=0.5, select=True)
+        return self._trained(_ORACLE, _ORACLE_EPOCHS, binarized_share=0.5, select=True)
 
     def ceiling(self, binarized: bool) -> Classifier:
         """Trained on real images as those of generated ones are: the best these can hope for."""

@@ -25,14 +25,14 @@ def prior_samples(subject: Subject) -> Metrics:
     of training images. The floors are those of as many training images.
     """
     samples, oracle = subject.samples, subject.oracle
-    test_drawn = oracle.predict(subject.test.inputs.float() / 255.0).features
+    test_grey, test_drawn = subject.test_prediction.features, subject.test_prediction_drawn.features
     reference_drawn = oracle.predict(bernoulli(subject.reference.grey.float() / 255.0)).features
-    floor = frechet_distance(subject.reference_features, subject.test_features)
+    floor = frechet_distance(subject.reference_features, test_grey)
     drawn_floor = frechet_distance(reference_drawn, test_drawn)
     drawn = oracle.predict(samples.drawn).features
     metrics = {
         "samples/frechet_distance": Metric(
-            frechet_distance(samples.features, subject.test_features), floor=floor
+            frechet_distance(samples.features, test_grey), floor=floor
         ),
         "samples/frechet_distance_drawn": Metric(
             frechet_distance(drawn, test_drawn), floor=drawn_floor
@@ -45,7 +45,7 @@ def prior_samples(subject: Subject) -> Metrics:
         z = fitted_draws(subject.train_posterior.mean, components, len(samples.labels))
         features = oracle.predict(subject.decode(z, samples.labels)).features
         metrics[f"samples/frechet_distance_{name}"] = Metric(
-            frechet_distance(features, subject.test_features), floor=floor
+            frechet_distance(features, test_grey), floor=floor
         )
     return metrics
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cvae.evaluation.claim import Metric, Metrics, NotApplicable, Subject
+from cvae.evaluation.claim import Metric, Metrics, NotApplicable, Subject, standard_error
 from cvae.evaluation.claims import CLAIMS
 from cvae.evaluation.oracle import Progress as Told
 
@@ -24,7 +24,7 @@ class Report(NamedTuple):
 
 
 def evaluate(subject: Subject, claims: Sequence[str], with_targets: bool = True) -> Report:
-    """Measure claims, in the order of :data:`cvae.evaluation.claims.CLAIMS`.
+    """Measure claims, in the order of :data:`cvae.evaluation.claims.CLAIMS`, and their judge.
 
     Args:
         with_targets: whether the targets, those of the default CVAE on MNIST, are shown.
@@ -41,7 +41,22 @@ def evaluate(subject: Subject, claims: Sequence[str], with_targets: bool = True)
             found = {k: m._replace(at_least=None, at_most=None) for k, m in found.items()}
         report.metrics[name] = found
         report.seconds[name] = round(time.perf_counter() - start, 1)
+    if subject.oracle.is_asked:
+        report.metrics["oracle"] = oracle_accuracy(subject, with_targets)
     return report
+
+
+def oracle_accuracy(subject: Subject, with_targets: bool = True) -> Metrics:
+    """How good the judge is: share of real test images, grey and binarized, that it names right."""
+    labels = subject.test.labels
+    found: Metrics = {}
+    for name, predicted, target in (
+        ("oracle/accuracy", subject.test_prediction.labels, 0.993 if with_targets else None),
+        ("oracle/accuracy_drawn", subject.test_prediction_drawn.labels, None),
+    ):
+        right = (predicted == labels).double()
+        found[name] = Metric(float(right.mean()), "%", standard_error(right), at_least=target)
+    return found
 
 
 @contextmanager

@@ -33,11 +33,11 @@ def variety(subject: Subject) -> Metrics:
     for name, measure in (("recall", recalled), ("coverage", covered)):
         subject.progress(name, 0.0)
         found = _per_label(
-            measure, subject.test_features, test.labels, samples.features, samples.labels
+            measure, subject.test_prediction.features, test.labels, samples.features, samples.labels
         )
         floor = _per_label(
             measure,
-            subject.test_features,
+            subject.test_prediction.features,
             test.labels,
             subject.reference_features,
             subject.reference.labels,
