@@ -16,7 +16,7 @@ from cvae.evaluation.probes import Points
 from cvae.types import Image, Latent
 
 _EXTENT, _STEPS = 2.5, 11  # standard deviations of the prior to either side, and points
-_NUM_STYLES = 100  # z that are moved
+_NUM_STYLES = 100  # z that are moved, at most
 _EPOCH = 2  # of the prior's draws
 
 Values = NDArray[np.float64]
@@ -151,7 +151,8 @@ def moved(z: Points, direction: Points) -> Points:
 
 def _rank_correlations(subject: Subject, name: str, direction: Latent) -> Values:
     """Spearman's rho between the step along the direction and the factor, (labels, styles)."""
-    z = moved(subject.prior_draws(_NUM_STYLES, _EPOCH), direction)
+    count = min(_NUM_STYLES, subject.num_generated)
+    z = moved(subject.prior_draws(count, _EPOCH), direction)
     found = []
     labels = range(subject.num_classes) if subject.model.conditional else (0,)
     for c in labels:
