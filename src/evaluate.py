@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     data.setup()
     splits = data.splits()
     claims = [cfg.claims] if isinstance(cfg.claims, str) else list(cfg.claims or CLAIMS)
-    cache = data.data_dir / data.dataset / "oracle"
+    cache = data.data_dir / Path(data.dataset).name / "oracle"
     with report.progress_bar() as progress:
         oracle = Oracle(splits["train"], splits["validation"], model.num_classes, cache, progress)
         subject = Subject(

@@ -23,7 +23,10 @@ def main(cfg: DictConfig) -> float | None:
         runs.archive(cfg, run_dir, Path(hydra.sweep.dir).name, hydra.overrides.task)
         return sweeps.run_jobs([run_dir])[0]
     speaks = is_first()
-    if speaks:
+    if cfg.resume is not None:
+        if not runs.prepare_resume(run_dir, cfg, hydra.overrides.task):
+            return None
+    elif speaks:
         runs.archive(cfg, run_dir, overrides=hydra.overrides.task)
     objective = launch(run_dir)
     if speaks:

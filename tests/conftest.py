@@ -65,6 +65,8 @@ def clean_environment() -> dict[str, str]:
         "SLURM_",
     )
     kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    # a thread a process: tests run side by side, and threads that wait for each other's cores crawl
+    kept["OMP_NUM_THREADS"] = "1"
     return {**kept, "WANDB_MODE": "offline", "COLUMNS": "100", "PYTHONWARNINGS": "default"}
 
 

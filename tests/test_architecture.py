@@ -27,10 +27,20 @@ ARROWS = {
     "lightning_module": {"evaluation", "models", "noise", "types"},
     "callbacks": {"checkpoints", "data", "figures", "files", "lightning_module", "runs", "search"},
     "loggers": {"files"},
-    "runs": {"checkpoints", "files", "models", "schema", "trust"},  # those that know torch, late
+    "runs": {
+        "changes",
+        "checkpoints",
+        "files",
+        "models",
+        "schema",
+        "trust",
+    },  # those that know torch, late
+    "changes": {"schema"},
+    "resume": {"checkpoints", "data", "lightning_module", "runs"},
     "processes": {"runs", "schema"},
     "training": {
-        *("callbacks", "data", "lightning_module", "loggers", "processes", "runs", "schema")
+        *("callbacks", "checkpoints", "data", "lightning_module", "loggers", "processes"),
+        *("resume", "runs", "schema"),
     },
     "launch": {"processes", "runs", "schema", "training"},
     "sweeps": {"launch", "processes", "runs", "schema"},
@@ -41,8 +51,16 @@ ARROWS = {
     "comparison": {"files", "runs", "schema", "trust"},
     "article": {"comparison", "figures", "runs", "schema"},
 }
-KNOW_HYDRA = {"cli", "hooks", "processes", "runs", "schema", "search", "training"}
-KNOW_LIGHTNING = {"callbacks", "data", "launch", "lightning_module", "loggers", "training"}
+KNOW_HYDRA = {"changes", "cli", "hooks", "processes", "runs", "schema", "search", "training"}
+KNOW_LIGHTNING = {
+    "callbacks",
+    "data",
+    "launch",
+    "lightning_module",
+    "loggers",
+    "resume",
+    "training",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -342,17 +342,14 @@ def test_without_callbacks_logger_or_schedule(data_dir: Path, tmp_path: Path) ->
 def test_figures_that_are_not_finite_are_a_failure(data_dir: Path, tmp_path: Path) -> None:
     more = ["optimizer.lr=1e30", "callbacks.figures=null", "logger=csv"]
     done = run_script("train", *tiny(data_dir, tmp_path / "run"), *more)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "not finite" in done.stderr.splitlines()[-1]
     assert summary(tmp_path / "run")["status"] == "failed"
 
 
-@pytest.mark.parametrize(("devices", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
-def test_an_interrupted_run_leaves_nothing_behind(
-    devices: int, number: signal.Signals, data_dir: Path, tmp_path: Path
-) -> None:
+def test_an_interrupted_run_leaves_nothing_behind(data_dir: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    more = ["trainer.max_epochs=100000", f"trainer.devices={devices}", "logger=csv"]
+    more = ["trainer.max_epochs=100000", "logger=csv"]
     command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *more]
     process = subprocess.Popen(
         command,
@@ -367,8 +364,8 @@ def test_an_interrupted_run_leaves_nothing_behind(
             if (run_dir / "metrics.csv").is_file() and len(rows(run_dir, "val/")) > 1:
                 break
             time.sleep(0.1)
-        process.send_signal(number)
-        assert process.wait(timeout=20) == 128 + number
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 128 + signal.SIGINT
     finally:
         process.kill()
         process.wait()

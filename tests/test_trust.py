@@ -264,6 +264,7 @@ def test_nothing_is_written_through_a_link(folder: Path, tmp_path: Path) -> None
     precious.write_text("mine")
     (folder / "evaluation.json").unlink(missing_ok=True)
     (folder / "evaluation.json").symlink_to(precious)
+    shutil.rmtree(folder / "generated", ignore_errors=True)
     (folder / "generated").mkdir()
     (folder / "generated" / "label-1-seed-0.png").symlink_to(precious)
     done = run_script("generate", f"run={folder}", "label=1")

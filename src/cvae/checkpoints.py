@@ -109,13 +109,16 @@ def load(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_good(folder: Path, pattern: str = "*.ckpt") -> tuple[Path | None, list[str]]:
     """The readable checkpoint of a folder with the most steps, and what was skipped, and why.
 
     At equal steps ``last.ckpt`` comes first. What was skipped is logged as well.
+
+    Args:
+        pattern: of the names to look at; ``last*.ckpt`` for those that a run goes on from.
     """
     skipped: list[str] = []
-    for path in sorted(folder.glob("*.ckpt"), key=_rank, reverse=True):
+    for path in sorted(folder.glob(pattern), key=_rank, reverse=True):
         try:
             load(path)
         except ConfigError as error:

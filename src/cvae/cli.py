@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cvae import runs
-from cvae.processes import BAD_INPUT
+from cvae.processes import BAD_INPUT, DIVERGED, FAILED
 from cvae.schema import ConfigError, addable_keys, leaf_keys, nearest_key
 
 CONF = runs.ROOT / "conf"
@@ -38,7 +38,7 @@ runs.register_resolvers()  # here, so that a launcher's workers have them too
 
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 _PATH_KEYS = re.compile(
-    r"^(?P<key>\+{0,2}(?:run|runs|rerun|folder|output|data\.data_dir"
+    r"^(?P<key>\+{0,2}(?:run|runs|resume|rerun|folder|output|data\.data_dir"
     r"|hydra\.(?:run\.dir|sweep\.dir|sweep\.subdir|runtime\.output_dir)))=(?P<value>.*)$",
     re.DOTALL,
 )
@@ -69,7 +69,9 @@ def _quote_path(argument: str, cwd: Path) -> str:
     if not key.endswith("subdir") and not value.startswith("${"):
         typed = runs.expanded(value)
         # a run may be named as the project knows it, from anywhere
-        in_project = key.lstrip("+") in ("run", "runs", "rerun") and not runs.exists(cwd / typed)
+        in_project = key.lstrip("+") in ("run", "runs", "resume", "rerun") and not runs.exists(
+            cwd / typed
+        )
         value = str((runs.ROOT if in_project and runs.exists(runs.ROOT / typed) else cwd) / typed)
     escaped = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)
     escaped = re.sub(r"(\\+)$", lambda m: m[1] * 2, escaped)
@@ -170,7 +172,7 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
         _refuse(str(error))
     except runs.RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(DIVERGED if isinstance(error, runs.Diverged) else FAILED) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -24,7 +24,7 @@ _SIGNS = (CONFIG, SUMMARY, METRICS, EVALUATION, "checkpoints", ".hydra")  # of a
 _IGNORED = re.compile(  # what a run's result does not depend on
     r"(seed|name|run_dir|run_id|sweep|data\.data_dir|data\.num_workers|data\.eval_batch_size"
     r"|logger|logger\..*|callbacks\.(figures|progress)\..*|trainer\.(enable_\w+|log_every_n_steps"
-    r"|profiler|default_root_dir)|test|test_num_samples|rerun|callbacks\.pruning\..*)$"
+    r"|profiler|default_root_dir)|test|test_num_samples|rerun|resume|trust|callbacks\.pruning\..*)$"
 )
 _LOWER_IS_BETTER = re.compile(r"nll|bits|frechet|mmd|kl$|label_accuracy|normal_accuracy|loss")
 _FIRST_METRICS = (  # of the terminal's table, as far as they are there and fit

@@ -49,6 +49,8 @@ class GlobalBatchSampler(Sampler[Rows]):
         batch_size: images in a global batch, over all processes.
         shuffle_seed: seed of the order, or None for the order of the split.
         rank: this process, of ``world_size``.
+        epoch: the first that is asked for.
+        first_batch: where that one starts, in a run that goes on.
     """
 
     def __init__(
@@ -58,14 +60,16 @@ class GlobalBatchSampler(Sampler[Rows]):
         shuffle_seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        epoch: int = 0,
+        first_batch: int = 0,
     ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
-        self.first_batch = 0  # where a resumed epoch goes on
+        self.epoch = epoch
+        self.first_batch = first_batch
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before every epoch."""
@@ -191,6 +195,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         self.num_classes = num_classes
         self.image_shape = tuple(image_shape)
         self.seed = seed
+        self.goes_on_at = (0, 0)  # epoch and batch at which a run goes on
         self._arrays: Sequence[NDArray[Any]] | None = None  # read, and not yet split
         self.train: Digits | None = None
         self.validation: Digits | None = None
@@ -277,17 +282,24 @@ class MNISTDataModule(lightning.LightningDataModule):
         return self.test[Rows(0, index, len(index))]
 
     def _loader(
-        self, digits: Digits | None, batch_size: int, seed: int | None
+        self,
+        digits: Digits | None,
+        batch_size: int,
+        seed: int | None,
+        epoch: int = 0,
+        first_batch: int = 0,
     ) -> DataLoader[Batch]:
         assert digits is not None, "call setup() first"
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         if trainer is not None and trainer.overfit_batches:  # type: ignore[attr-defined]
             sampler: GlobalBatchSampler = FixedOrderSampler(
-                len(digits), batch_size, None, rank, world_size
+                len(digits), batch_size, None, rank, world_size, epoch, first_batch
             )
         else:
-            sampler = GlobalBatchSampler(len(digits), batch_size, seed, rank, world_size)
+            sampler = GlobalBatchSampler(
+                len(digits), batch_size, seed, rank, world_size, epoch, first_batch
+            )
         return DataLoader(
             digits,
             batch_size=None,  # the sampler gives whole batches, the data set takes them
@@ -298,7 +310,8 @@ class MNISTDataModule(lightning.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train, self.batch_size, self.seed)
+        (epoch, first_batch), self.goes_on_at = self.goes_on_at, (0, 0)
+        return self._loader(self.train, self.batch_size, self.seed, epoch, first_batch)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.validation, self.eval_batch_size, None)

@@ -47,6 +47,11 @@ class TrainChecks(Checks):
             if config.rerun is not None:
                 return _write_into(config, Path(config.rerun))
             ranks = launch.started_ranks()
+            if config.resume is not None:
+                run_dir = runs.run_to_resume(config.resume)
+                if ranks is not None:
+                    run_dir = launch.join(run_dir, str(run_dir), config.rank_timeout)
+                return _write_into(config, run_dir)
             if ranks is not None:
                 _adopt(config, ranks)
             self.check(config)
@@ -60,7 +65,7 @@ class TrainChecks(Checks):
                 _check_run_dir(run_dir)
             if ranks is not None:
                 settings = OmegaConf.to_yaml(OmegaConf.create(_task(config)))
-                _write_into(config, launch.join(run_dir, settings))
+                _write_into(config, launch.join(run_dir, settings, config.rank_timeout))
         return None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

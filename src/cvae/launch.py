@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cvae import runs
-from cvae.processes import INTERRUPTED, die_with_parent, exit_codes
+from cvae.processes import DIVERGED, INTERRUPTED, STOPPED, die_with_parent, exit_codes
 from cvae.schema import ConfigError, device_count, num_cpus
 
 _RANK = ("-m", "cvae.training")
@@ -49,12 +50,13 @@ def started_ranks() -> Ranks | None:
     return None
 
 
-def join(run_dir: Path, settings: str) -> Path:
+def join(run_dir: Path, settings: str, timeout: float) -> Path:
     """Meet the other ranks that were started with this one; the folder that all share, rank 0's.
 
     Args:
         run_dir: where this rank would write.
         settings: the composed configuration, as text.
+        timeout: seconds after which a rank that does not answer ends the run.
 
     Raises:
         ConfigError: the ranks were given different settings.
@@ -76,7 +78,8 @@ def join(run_dir: Path, settings: str) -> Path:
         )
     import torch
 
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     said: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(said, (str(run_dir), settings))
     different = [rank for rank, (_, given) in enumerate(said) if given != said[0][1]]
@@ -220,6 +223,8 @@ def failure(run_dir: Path, code: int) -> BaseException:
     """What to raise for a process that ended with an exit code, or by a signal, before its run."""
     if code in (INTERRUPTED, -signal.SIGINT):
         return KeyboardInterrupt()
+    if code in STOPPED:
+        return SystemExit(code)
     if code < 0:
         killed = f"killed by signal {-code} ({signal.Signals(-code).name})"
     else:
@@ -228,7 +233,8 @@ def failure(run_dir: Path, code: int) -> BaseException:
     if summary.get("status") in ("pending", "running"):
         runs.update_summary(run_dir, status="failed", error=killed)
     rank = f"rank {summary['rank']}: " if summary.get("rank") else ""
-    return runs.RunFailed(f"{run_dir}: {rank}{summary.get('error', killed)}")
+    kind = runs.Diverged if code == DIVERGED else runs.RunFailed
+    return kind(f"{run_dir}: {rank}{summary.get('error', killed)}")
 
 
 def _start_several(run_dir: Path, count: int) -> None:
@@ -246,6 +252,7 @@ def _start_several(run_dir: Path, count: int) -> None:
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.1,
+        shutdown_timeout=10,
     )
     for name in _ELASTIC_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failure() tells
@@ -255,9 +262,8 @@ def _start_several(run_dir: Path, count: int) -> None:
     try:
         elastic_launch(config, sys.executable)(*_RANK, str(run_dir))
     except SignalException as error:
-        code = 128 + int(error.sigval)
-        runs.update_summary(run_dir, status="interrupted", error=f"signal {int(error.sigval)}")
-        raise SystemExit(code) from None
+        runs.update_summary(run_dir, status="interrupted")
+        raise SystemExit(128 + int(error.sigval)) from None
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         if first.exitcode < 0:

@@ -37,6 +37,20 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float
     return LambdaLR(optimizer, factor)
 
 
+class NotFiniteError(FloatingPointError):
+    """A loss or gradient that is not finite.
+
+    Args:
+        step: optimizer steps taken before it.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"loss or gradient not finite at step {step}, which was not taken; a smaller "
+            "optimizer.lr or trainer.gradient_clip_val, or trainer.precision=32-true?"
+        )
+
+
 class VAEModule(lightning.LightningModule):
     """Trains an :class:`~cvae.models.Autoencoder`, :class:`~cvae.models.VAE` or CVAE.
 
@@ -76,6 +90,9 @@ class VAEModule(lightning.LightningModule):
         self.validation: dict[str, float] = {}  # the newest metrics of validation
         self.images_seen = 0  # over all devices, since the run began
         self.train_seconds = 0.0  # spent on training batches by this process
+        self._newest_loss = torch.zeros(())
+        self._bad_step = torch.full((), -1)  # the first whose loss or gradient was not finite
+        self.provenance: dict[str, Any] = {}  # kept in every checkpoint, for a run that goes on
         self._clock: tuple[int, float] | None = None  # images seen and seconds, while it runs
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -105,22 +122,64 @@ class VAEModule(lightning.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Lightning will not clip for a fused optimizer under mixed precision, since it could
-        # unscale by itself; but only float16 scales
-        if self.trainer.precision == "bf16-mixed" and gradient_clip_algorithm in (None, "norm"):
-            if gradient_clip_val:
-                torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-        else:
+        if self.trainer.precision == "16-mixed":  # its scaler leaves such steps out by itself
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        # not by Lightning, which refuses fused optimizers under any mixed precision
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._watch(norm, gradients)
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
+
+    def _watch(self, norm: Tensor, gradients: list[Tensor]) -> None:
+        """Keep a loss or gradient that is not finite from the weights.
+
+        On a CPU the run stops here. Elsewhere asking would wait for the device: the step is noted
+        there, its gradients are zeroed, and :meth:`check_finite` asks now and then.
+        """
+        is_bad = ~torch.isfinite(norm + self._newest_loss)
+        step = torch.full((), self.global_step, device=is_bad.device)
+        noted = self._bad_step.to(is_bad.device)
+        self._bad_step = torch.where(is_bad & (noted < 0), step, noted)
+        if is_bad.device.type == "cpu":
+            self.check_finite()
+        else:
+            for gradient in gradients:
+                gradient.masked_fill_(is_bad, 0.0)
+
+    def check_finite(self) -> None:
+        """Stop a run whose loss or gradient was not finite.
+
+        Raises:
+            NotFiniteError: it was; the weights are those of the step before.
+        """
+        if (step := int(self._bad_step)) >= 0:
+            raise NotFiniteError(step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
+        checkpoint["provenance"] = self.provenance
         checkpoint["images_seen"] = self.images_seen
+        checkpoint["train_seconds"] = self.train_seconds
         checkpoint["validation"] = self.validation
+        windows = self._window
+        if windows is not None:  # of all processes: each goes on with its own
+            windows = self.trainer.strategy.all_gather(windows).view(-1, len(windows))
+        checkpoint["window"] = (self._window_names, windows, self._logged_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint["images_seen"]
+        self.train_seconds = checkpoint["train_seconds"]
         self.validation = checkpoint["validation"]
+        self._window_names, windows, self._logged_step = checkpoint["window"]
+        if windows is not None:
+            if len(windows) != self.trainer.world_size:
+                windows = windows.sum(0, keepdim=True)
+            rank = self.global_rank
+            self._window = windows[rank].to(self.device) if rank < len(windows) else None
 
     # training
 
@@ -132,6 +191,7 @@ class VAEModule(lightning.LightningModule):
 
     def on_validation_start(self) -> None:
         self._stop_clock()
+        self.check_finite()
 
     def on_validation_end(self) -> None:
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
@@ -151,6 +211,8 @@ class VAEModule(lightning.LightningModule):
         return (self.images_seen - images) / max(seconds, 1e-9)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self._clock is None:  # a run that goes on within an epoch
+            self._start_clock()
         # layers that draw, such as dropout in a network of your own: by rank, and resumable
         seed = noise.derive_seed(
             self.seed, noise.Stream.LAYERS, self.current_epoch, batch_idx, self.global_rank
@@ -174,7 +236,9 @@ class VAEModule(lightning.LightningModule):
         self._add_to_window({"loss": losses, **self.model.metrics(terms)})
         self.images_seen += batch.global_size
         # the strategy averages gradients over processes, hence the factor
-        return losses.sum() * (self.trainer.world_size / batch.global_size)
+        loss = losses.sum() * (self.trainer.world_size / batch.global_size)
+        self._newest_loss = loss.detach()
+        return loss
 
     def _add_to_window(self, values: dict[str, Nats]) -> None:
         self._window_names = list(values)

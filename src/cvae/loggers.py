@@ -70,6 +70,22 @@ class MetricsFile(Logger):
             os.truncate(self.path, size)  # no half a line
             raise files.unwritten(self.path, error) from error
 
+    def rewind(self, step: int) -> None:
+        """Drop the rows that a run which goes on at a step will write again.
+
+        These are the later ones, those of the test set, and a last line that a kill has cut.
+        """
+        if not self._columns:
+            return
+        whole = self.path.read_bytes().rpartition(b"\n")[0].decode()
+        rows = [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values()]
+        kept = [row for row in rows if int(row["step"]) <= step and not _is_of_test(row)]
+        with files.replacing(self.path) as file:
+            writer = csv.DictWriter(lines := io.StringIO(newline=""), self._columns)
+            writer.writeheader()
+            writer.writerows(kept)
+            file.write(lines.getvalue().encode())
+
     def _widen(self, new: list[str]) -> None:
         rows: list[dict[str, str]] = []
         if self._columns:
@@ -88,6 +104,10 @@ class MetricsFile(Logger):
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
         """Nothing: config.yaml beside the file has them all."""
+
+
+def _is_of_test(row: Mapping[str, str]) -> bool:
+    return any(value and column.startswith("test/") for column, value in row.items())
 
 
 def has_wandb_account(host: str = "api.wandb.ai") -> bool:

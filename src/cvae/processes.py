@@ -12,8 +12,9 @@ from hydra.errors import InstantiationException
 from cvae import runs
 from cvae.schema import ConfigError
 
-FAILED, BAD_INPUT = 1, 2
+FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+STOPPED = {INTERRUPTED, TERMINATED, 128 + getattr(signal, "SIGUSR1", 0)}  # told to, and saved
 
 
 def die_with_parent(wanted: signal.Signals) -> None:
@@ -36,5 +37,7 @@ def exit_codes(run_dir: Path) -> Iterator[None]:
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except runs.Diverged:
+        sys.exit(DIVERGED)
     except runs.RunFailed:  # it stands in the summary and in the log
         sys.exit(FAILED)

@@ -16,6 +16,7 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from cvae import files, trust
+from cvae import changes, files, trust
 from cvae.schema import ConfigError, check_targets
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ _ARCHIVED = (
     "git_commit",
     "versions",
 )
+UNFINISHED = ("pending", "running", "interrupted", "failed")  # states of a run that can go on
 _OUTPUTS = ("checkpoints", "figures", "wandb", "tensorboard")
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 _MONITORS = {"cvae.models.Autoencoder": "val/reconstruction"}  # of models that have no elbo
@@ -59,6 +61,22 @@ _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core", 
 
 class RunFailed(Exception):  # noqa: N818 - a fact, not an error of ours
     """A run ended badly; what happened stands in its log and has been shown."""
+
+
+class Diverged(RunFailed):
+    """A loss or gradient was not finite; it has not reached the weights."""
+
+
+class Stopped(Exception):  # noqa: N818
+    """A run was told to stop, and has saved where it was.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
 
 
 class RunPruned(Exception):  # noqa: N818
@@ -149,7 +167,7 @@ def archive(
 ) -> None:
     """Write the resolved config and the first summary: from here on the folder is the run.
 
-    A folder where the run waits for its start already is left as it is.
+    A folder whose run waits for its start, or to go on, is left as it is.
 
     Args:
         cfg: composed and valid, without Hydra's own node.
@@ -157,7 +175,7 @@ def archive(
         overrides: what was typed.
         swept: those of them that only this job of the sweep has.
     """
-    if read_summary(run_dir).get("status") == "pending":
+    if read_summary(run_dir).get("status") in UNFINISHED:
         return
     cfg = copy.deepcopy(cfg)
     cfg.run_dir, cfg.sweep = str(run_dir), sweep
@@ -186,15 +204,25 @@ def archive(
     )
 
 
-def begin(run_dir: Path) -> None:
-    """Note that a run starts; what an earlier start of it left is removed."""
-    summary = {k: v for k, v in read_summary(run_dir).items() if k in _ARCHIVED}
-    if summary.get("status") != "pending":
-        (run_dir / METRICS).unlink(missing_ok=True)
-        for name in _OUTPUTS:
-            shutil.rmtree(run_dir / name, ignore_errors=True)
-    started = datetime.now().astimezone().isoformat(timespec="seconds")
-    write_json(run_dir / SUMMARY, {**summary, "status": "running", "started": started})
+def begin(run_dir: Path, step: int | None) -> None:
+    """Note that a run starts or goes on; where it starts over, what it had written is removed.
+
+    Args:
+        step: of the checkpoint that it goes on from; None to start.
+    """
+    summary = read_summary(run_dir)
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    if step is not None:
+        kept = {k: v for k, v in summary.items() if k in (*_ARCHIVED, "started", "resumed")}
+        kept["resumed"] = [*kept.get("resumed", []), {"step": step, "at": now}]
+    else:
+        kept = {k: v for k, v in summary.items() if k in _ARCHIVED}
+        kept["started"] = now
+        if summary.get("status") != "pending":
+            (run_dir / METRICS).unlink(missing_ok=True)
+            for name in _OUTPUTS:
+                shutil.rmtree(run_dir / name, ignore_errors=True)
+    write_json(run_dir / SUMMARY, {**kept, "status": "running"})
 
 
 @contextlib.contextmanager
@@ -314,6 +342,51 @@ def load_config(run_dir: Path) -> DictConfig:
             f"run={run_dir}: no readable {CONFIG} in it ({type(error).__name__})"
         ) from None
     return _plain_config(cfg, f"run={run_dir}: {CONFIG}")
+
+
+def run_to_resume(path: str) -> Path:
+    """The folder of a run to go on with; ``latest`` is the newest that has not finished.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if path != "latest":
+        run_dir = expanded(path)
+        if not run_dir.is_dir():
+            raise ConfigError(f"resume={path}: no such folder")
+        load_config(run_dir)
+        return run_dir.resolve()
+    summaries = {p.parent: read_summary(p.parent) for p in (ROOT / "logs").rglob(SUMMARY)}
+    left = {d: s for d, s in summaries.items() if s.get("status") in UNFINISHED and "started" in s}
+    if not left:
+        raise ConfigError(f"resume=latest: every run in {ROOT / 'logs'} has finished")
+    return max(left, key=lambda run_dir: str(left[run_dir]["started"]))
+
+
+def prepare_resume(run_dir: Path, composed: DictConfig, typed: Sequence[str]) -> bool:
+    """Make an archived run ready to go on, here and with what may be changed; whether it can.
+
+    Args:
+        composed: what the command line alone would give.
+        typed: its overrides.
+
+    Raises:
+        ConfigError: something typed would change its steps, or it names code that is not trusted.
+    """
+    cfg = load_foreign_config(run_dir, composed.trust)
+    cfg.run_dir = str(run_dir)
+    changed = changes.apply(cfg, composed, typed)
+    has_ended = read_summary(run_dir).get("status") not in UNFINISHED
+    if has_ended and not changes.changes_the_schedule(changed):
+        print(f"{shown(run_dir)}: this run has finished; nothing to do")
+        return False
+    for line in changed:
+        print(f"changed: {line}")
+    if changes.changes_the_schedule(changed) and cfg.get("scheduler"):
+        print("the learning rate may depend on the number of epochs: it takes another course")
+    if has_ended or changed or OmegaConf.to_yaml(cfg) != (run_dir / CONFIG).read_text("utf-8"):
+        write_text(run_dir / CONFIG, OmegaConf.to_yaml(cfg))
+    return True
 
 
 def load_foreign_config(run_dir: Path, trusted: trust.Trust = None) -> DictConfig:

@@ -140,7 +140,10 @@ class Train:
     """Top level of train.yaml."""
 
     seed: Annotated[int, Between(0, 2**32 - 1)]
+    resume: Name | None
     rerun: Name | None
+    trust: Name | list[Name] | None
+    rank_timeout: Positive
     name: Title | None
     monitor: str | None
     test: bool
@@ -232,6 +235,13 @@ class EMA:
     every_n_steps: Count
 
 
+class LastCheckpoint:
+    dirpath: Name
+    every_minutes: Weight | None
+    every_n_epochs: Count | None
+    every_n_steps: Count | None
+
+
 class Figures:
     folder: Name
     every_n_epochs: Natural
@@ -293,6 +303,7 @@ class WandbRun:
     job_type: Title | None = LEFT_OUT
     tags: list[Annotated[str, _TAG]] | Annotated[list[Any], Length(0)] | None = LEFT_OUT
     notes: str | None = LEFT_OUT
+    resume: Annotated[str, OneOf("allow")] | None = LEFT_OUT
 
 
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true", "16", "bf16", "32", "64")
@@ -423,6 +434,7 @@ _BY_TARGET: dict[str, type] = {
     "cvae.lightning_module.warmup_cosine": WarmupCosine,
     "cvae.callbacks.EMA": EMA,
     "cvae.callbacks.Figures": Figures,
+    "cvae.resume.LastCheckpoint": LastCheckpoint,
     "cvae.callbacks.Progress": Progress,
     "lightning.pytorch.callbacks.ModelCheckpoint": ModelCheckpoint,
     "lightning.pytorch.callbacks.EarlyStopping": EarlyStopping,

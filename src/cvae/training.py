@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,22 +25,25 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.logging import RichHandler
 
-from cvae import runs
+from cvae import checkpoints, runs
 from cvae.callbacks import AtomicCheckpoints
 from cvae.data import MNISTDataModule
-from cvae.lightning_module import VAEModule
+from cvae.lightning_module import NotFiniteError, VAEModule
 from cvae.loggers import MetricsFile, close_wandb
 from cvae.processes import INTERRUPTED, TERMINATED, die_with_parent, exit_codes
+from cvae.resume import LastCheckpoint
 from cvae.schema import ConfigError, num_cpus
 
 log = logging.getLogger(__name__)
 
 _LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
 _CHATTY_LOGGERS = (  # they tell what is usual
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
     "lightning.pytorch.utilities.rank_zero",
     "lightning.pytorch.accelerators",
     "lightning.fabric",
@@ -58,6 +62,7 @@ def train(
     trainer: lightning.Trainer,
     checkpoint_dir: Path | None = None,
     test: bool = True,
+    resume_from: Path | None = None,
 ) -> dict[str, float]:
     """Fit, then test the best weights. Knows nothing of configs: call it from a notebook.
 
@@ -65,6 +70,7 @@ def train(
         checkpoint_dir: where the callbacks save best.ckpt; the last weights are tested, and saved,
             where training ended before a validation. None to test the last weights.
         test: whether to score the test set; a search does not look at it.
+        resume_from: the checkpoint to go on from.
 
     Returns:
         The metrics of validation and test, of the weights that were tested.
@@ -72,7 +78,7 @@ def train(
     datamodule.prepare_data()
     datamodule.setup()
     module.model.initialize_output_bias(datamodule.mean_image)
-    trainer.fit(module, datamodule=datamodule)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     if checkpoint_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         best, last = checkpoint_dir / Path(runs.BEST).name, checkpoint_dir / Path(runs.LAST).name
         if best.is_file():
@@ -100,18 +106,56 @@ def run(run_dir: Path) -> None:
     cfg = runs.load_config(run_dir)
     with _logging(run_dir, rank), _recorded(run_dir, rank):
         start = time.perf_counter()
+        checkpoint = _checkpoint_to_go_on_from(run_dir)
         if rank == 0:
-            runs.begin(run_dir)
+            _begin(run_dir, checkpoint)
         log.info("run %s in %s", cfg.name, run_dir)
-        module, datamodule, trainer = build(cfg, run_dir, rank)
+        module, datamodule, trainer = build(cfg, run_dir, rank, goes_on=checkpoint is not None)
+        if checkpoint is not None:
+            _check_provenance(module.provenance, runs.load_checkpoint(checkpoint)["provenance"])
         checkpoint_dir = (run_dir / runs.BEST).parent if cfg.trainer.enable_checkpointing else None
-        metrics = train(module, datamodule, trainer, checkpoint_dir, test=cfg.test)
+        metrics = train(module, datamodule, trainer, checkpoint_dir, cfg.test, checkpoint)
         if rank == 0:
             _finish(cfg, run_dir, module, datamodule, trainer, metrics, time.perf_counter() - start)
 
 
+def _checkpoint_to_go_on_from(run_dir: Path) -> Path | None:
+    if runs.read_summary(run_dir).get("status") == "pending":
+        return None
+    found, skipped = checkpoints.newest_good((run_dir / runs.LAST).parent, "last*.ckpt")
+    if found is None and skipped:
+        raise ConfigError(f"{run_dir}: no checkpoint can be read; {skipped[0]}")
+    return found
+
+
+def _begin(run_dir: Path, checkpoint: Path | None) -> None:
+    summary = runs.read_summary(run_dir)
+    if checkpoint is None:
+        if summary.get("status") != "pending":
+            log.info("no checkpoint yet: the run starts over")
+        runs.begin(run_dir, None)
+        return
+    step = int(runs.load_checkpoint(checkpoint)["global_step"])
+    log.info("going on at step %d, from %s", step, checkpoint.name)
+    MetricsFile(run_dir / runs.METRICS).rewind(step)
+    runs.begin(run_dir, step)
+
+
+def _check_provenance(now: dict[str, Any], then: dict[str, Any]) -> None:
+    """Hold a run that goes on to what it began with.
+
+    Raises:
+        ConfigError: the data are others.
+    """
+    if now["data"] != then["data"]:
+        raise ConfigError("the training data are not those that this run began with")
+    changed = [f"{k} {then.get(k)}, now {now[k]}" for k in now if now[k] != then.get(k)]
+    if changed:
+        log.warning("equal up to rounding only: %s", "; ".join(changed))
+
+
 def build(
-    cfg: DictConfig, run_dir: Path, rank: int = 0
+    cfg: DictConfig, run_dir: Path, rank: int = 0, goes_on: bool = False
 ) -> tuple[VAEModule, MNISTDataModule, lightning.Trainer]:
     """The three objects of a run, from its config."""
     for message in _KNOWN_WARNINGS:
@@ -122,6 +166,7 @@ def build(
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule: MNISTDataModule = runs.instantiate(cfg.data, seed=cfg.seed)
     datamodule.prepare_data()  # first: without digits there is nothing to track
+    datamodule.setup()
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg))
     module = VAEModule(
         runs.build_model(cfg),
@@ -131,11 +176,20 @@ def build(
         test_num_samples=cfg.test_num_samples,
         config=plain,
     )
+    assert datamodule.train is not None
+    module.provenance = {
+        "data": datamodule.train.digest(),
+        "torch": str(torch.__version__),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "threads": torch.get_num_threads(),
+    }
     arguments: dict[str, Any] = dict(plain["trainer"])
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(run_dir)
     arguments["plugins"] = [AtomicCheckpoints(), *_cluster_environment()]
+    if module.provenance["processes"] > 1 and arguments["strategy"] in ("auto", "ddp"):
+        arguments["strategy"] = DDPStrategy(timeout=timedelta(seconds=cfg.rank_timeout))
     callbacks = _callbacks(cfg)
-    loggers = _loggers(cfg, run_dir) if rank == 0 else []
+    loggers = _loggers(cfg, run_dir, goes_on) if rank == 0 else []
     try:
         trainer = lightning.Trainer(logger=loggers or False, callbacks=callbacks, **arguments)
     except (TypeError, ValueError, MisconfigurationException) as error:  # of what a person set
@@ -151,9 +205,13 @@ def _cluster_environment() -> list[ClusterEnvironment]:
     return [SLURMEnvironment(auto_requeue=False) if by_srun else LightningEnvironment()]
 
 
-def _loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
+def _loggers(cfg: DictConfig, run_dir: Path, goes_on: bool) -> list[Logger]:
     loggers: list[Logger] = [MetricsFile(run_dir / runs.METRICS)]
-    loggers += [runs.instantiate(node) for node in (cfg.get("logger") or {}).values() if node]
+    for node in filter(None, (cfg.get("logger") or {}).values()):
+        of_wandb = node._target_ == "cvae.loggers.wandb_logger"
+        loggers.append(
+            runs.instantiate(node, **({"resume": "allow"} if goes_on and of_wandb else {}))
+        )
     commit = runs.read_summary(run_dir).get("git_commit")
     hyperparameters = {**runs.short_keys(cfg), "git_commit": commit}
     for logger in loggers:
@@ -161,20 +219,11 @@ def _loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     return loggers
 
 
-class _PlainSigterm(Callback):
-    """End a rank at once on SIGTERM: Lightning's handler would wait for a collective in vain."""
-
-    def on_train_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def _callbacks(cfg: DictConfig) -> list[Callback]:
-    callbacks: list[Callback] = [_PlainSigterm()] if "LOCAL_RANK" in os.environ else []
-    callbacks += [runs.instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node]
+    callbacks = [runs.instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node]
     off = {
         ModelCheckpoint: cfg.trainer.enable_checkpointing,
+        LastCheckpoint: cfg.trainer.enable_checkpointing,
         lightning.pytorch.callbacks.ProgressBar: cfg.trainer.enable_progress_bar,
     }
     unwanted = tuple(kind for kind, wanted in off.items() if wanted is False)
@@ -230,6 +279,11 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
     """Write into the summary, and tell W&B, how a run ended that did not finish."""
     try:
         yield
+    except runs.Stopped as error:
+        log.info("%s; to go on: %s resume=%s", error, runs.python_command("train"), run_dir)
+        runs.update_summary(run_dir, status="interrupted")
+        close_wandb(error.exit_code)
+        raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns Ctrl-C into exit code 1
         terminated = isinstance(error, SIGTERMException)
         log.info("interrupted; what there is lies in %s", run_dir)
@@ -245,6 +299,9 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
             if runs.read_summary(run_dir).get("status") == "running":  # the first to fail tells
                 runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
         close_wandb(1)
+        if isinstance(error, NotFiniteError):
+            log.error("%s", reason)
+            raise runs.Diverged(f"{run_dir}: {reason}") from error
         if isinstance(error, MisconfigurationException):  # of Lightning's, about what a person set
             error = ConfigError(f"trainer: {' '.join(str(error).split())}")
         if isinstance(error, ConfigError | InstantiationException):

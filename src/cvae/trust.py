@@ -30,7 +30,7 @@ _CALLBACKS = (
 _OURS = (
     "data.MNISTDataModule data.ImagesDataModule models.Autoencoder models.VAE models.CVAE "
     "networks.MLP networks.Conv lightning_module.warmup_cosine callbacks.EMA callbacks.Figures "
-    "callbacks.Progress loggers.wandb_logger"
+    "callbacks.Progress callbacks.Pruning resume.LastCheckpoint loggers.wandb_logger"
 )
 # exact names: "cvae.data.np.load" and "torch.hub.load" are somebody's code, too
 KNOWN_TARGETS = frozenset(

@@ -1,0 +1,96 @@
+"""What may be changed in a run that goes on: all that cannot change the steps it takes."""
+
+import contextlib
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from cvae.schema import ConfigError
+
+# keys and groups; the trajectory is the same whatever they hold
+_FREE = (
+    "logger",
+    "name",
+    "callbacks.figures",
+    "callbacks.progress",
+    "callbacks.last",
+    "data.data_dir",
+    "data.eval_batch_size",
+    "data.num_workers",
+    "rank_timeout",
+    "test",
+    "test_num_samples",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.enable_progress_bar",
+    "trainer.max_time",
+    "trainer.num_nodes",
+    "trainer.profiler",
+    "trainer.strategy",
+)
+_SCHEDULED = ("trainer.max_epochs",)  # the schedule may depend on it
+_OF_THE_COMMAND = ("resume", "rerun", "trust")
+_ARCHIVED = ("run_dir", "run_id", "sweep", "monitor", "name")
+
+
+def apply(archived: DictConfig, composed: DictConfig, typed: Sequence[str]) -> list[str]:
+    """Change an archived config as typed; what was changed, a line each.
+
+    Args:
+        archived: of the run; changed in place.
+        composed: what the command line alone would give.
+        typed: its overrides.
+
+    Raises:
+        ConfigError: something typed would change the steps of the run.
+    """
+    filled = copy.deepcopy(composed)
+    for key in _ARCHIVED:
+        if key not in {_key(override) for override in typed}:
+            filled[key] = archived[key]
+    changed, refused = [], []
+    for key in dict.fromkeys(map(_key, typed)):
+        if key in _OF_THE_COMMAND:
+            continue
+        was, now = _value(archived, key), _value(filled, key)
+        if was == now:
+            continue
+        if not _covered(key, (*_FREE, *_SCHEDULED)):
+            refused.append(f"{key}: {_shown(was)} in the run, {_shown(now)} typed")
+            continue
+        changed.append(f"{key}: {_shown(was)}, now {_shown(now)}")
+        with open_dict(archived):
+            OmegaConf.update(archived, key, now, merge=False)
+    if refused:
+        raise ConfigError("\n".join(["a run goes on with the settings it began with", *refused]))
+    return changed
+
+
+def changes_the_schedule(changed: Sequence[str]) -> bool:
+    """Whether what :func:`apply` did may bend the schedule of a run."""
+    return any(line.startswith(f"{key}:") for line in changed for key in _SCHEDULED)
+
+
+def _key(override: str) -> str:
+    """The key of an override; a group's is where it lands: model/network is model.network."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0].replace("/", ".")
+
+
+def _covered(key: str, allowed: Sequence[str]) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in allowed)
+
+
+def _value(cfg: DictConfig, key: str) -> Any:
+    with contextlib.suppress(OmegaConfBaseException):
+        value = OmegaConf.select(cfg, key)
+        is_node = isinstance(value, DictConfig | ListConfig)
+        return OmegaConf.to_container(value, resolve=True) if is_node else value
+    return None
+
+
+def _shown(value: Any) -> str:
+    text = "a group" if isinstance(value, dict) else str(value)
+    return text if len(text) < 60 else f"{text[:57]}..."

@@ -1,0 +1,220 @@
+"""Going on exactly where a run was: what is saved between two steps, and when.
+
+Every random draw is a function of (seed, epoch, image), so a state between two steps needs no
+generator: weights, their average, optimizer, schedule, the counts of the loops, and the sums of the
+metrics not yet logged. A run that goes on from it takes the same steps as one that never stopped.
+"""
+
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from cvae import checkpoints, runs
+from cvae.data import MNISTDataModule
+from cvae.lightning_module import VAEModule
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+]
+_LATENCY = 0.5  # seconds within which ranks should agree to stop
+
+
+class LastCheckpoint(Callback):
+    """Saves last.ckpt between steps, and ends a run in order when it is told to stop.
+
+    It must come before :class:`~cvae.callbacks.EMA` in the list, which replaces the weights by
+    their average when training ends. SIGTERM, SIGINT and SIGUSR1, to any rank or to all, save and
+    raise :class:`~cvae.runs.Stopped` before the next step; a second SIGINT does not wait.
+
+    Args:
+        dirpath: folder of the checkpoint.
+        every_minutes: of training; None for never.
+        every_n_epochs: epochs between saves; None for never.
+        every_n_steps: optimizer steps between saves; None for never.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path,
+        every_minutes: float | None = 1.0,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+    ) -> None:
+        self.path = Path(dirpath) / checkpoints.LAST
+        self.every_minutes = every_minutes
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self._position: tuple[int, int] | None = None  # epoch and batch, while this saves
+        self._batches_that_stepped: int | None = None  # of a run that goes on, until it does
+        self._signal = 0  # that has been received
+        self._stops_at_once = False
+        self._handlers: dict[int, Any] = {}  # those before ours
+        self._saved_step = -1
+        self._saved_time = self._asked_time = 0.0
+        self._steps_between = 1
+        self._next_question = 0  # the step at which ranks ask each other again
+
+    # between two steps
+
+    def on_train_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        epoch_loop = trainer.fit_loop.epoch_loop  # type: ignore[attr-defined]
+        if self._batches_that_stepped is not None:  # Lightning is off by one where it goes on
+            epoch_loop._batches_that_stepped = self._batches_that_stepped
+            self._batches_that_stepped = None
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # gradients are underway
+        number, is_late = self._agree(trainer)
+        step, epoch = trainer.global_step, trainer.current_epoch
+        is_due = is_late or bool(self.every_n_steps and step % self.every_n_steps == 0)
+        is_due |= bool(self.every_n_epochs and batch_idx == 0 and epoch % self.every_n_epochs == 0)
+        if number or (is_due and step not in (0, self._saved_step)):
+            self._save(trainer, pl_module, (epoch, batch_idx))
+        if number:
+            raise runs.Stopped(number)
+
+    def _agree(self, trainer: lightning.Trainer) -> tuple[int, bool]:
+        """A signal that any rank has received, or 0; and whether a save is due by the clock."""
+        now = time.monotonic()
+        is_late = (
+            self.every_minutes is not None and now - self._saved_time > 60 * self.every_minutes
+        )
+        if trainer.world_size == 1:
+            return self._signal, is_late
+        step = trainer.global_step
+        if step < self._next_question:
+            return 0, False
+        taken = (now - self._asked_time) / max(1, step - self._next_question + self._steps_between)
+        mine = torch.tensor(
+            [float(self._signal), float(is_late), taken], device=trainer.strategy.root_device
+        )
+        answer = trainer.strategy.reduce(mine, reduce_op="max")
+        assert isinstance(answer, torch.Tensor)
+        number, late, seconds = answer.tolist()
+        self._steps_between = int(min(50, max(1, _LATENCY / max(seconds, 1e-9))))
+        self._next_question = step + self._steps_between
+        self._asked_time = now
+        return int(number), bool(late)
+
+    def _save(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        position: tuple[int, int],
+    ) -> None:
+        if isinstance(module, VAEModule):
+            module.check_finite()  # what is not finite is never saved
+        self._position = position
+        try:
+            trainer.save_checkpoint(self.path)
+        finally:
+            self._position = None
+        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """The end of training is the start of an epoch that max_epochs does not allow, yet."""
+        self._save(trainer, pl_module, (trainer.fit_loop.epoch_progress.current.processed, 0))  # type: ignore[attr-defined]
+        self._stops_at_once = True  # what follows can be done again
+
+    def on_save_checkpoint(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Write the counts of the loops as they are between two steps."""
+        if self._position is None:
+            return
+        epoch, batch = self._position
+        loops = checkpoint["loops"]["fit_loop"]
+        for counts in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
+            counts.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
+        batches = loops["epoch_loop.batch_progress"]
+        batches["is_last_batch"] = False
+        for counts, done in (
+            (batches["total"], batches["total"]["completed"]),
+            (batches["current"], batch),
+        ):
+            counts.update(ready=done, started=done, processed=done, completed=done)
+        checkpoint["epoch"] = epoch
+        checkpoint["position"] = self._position
+
+    def on_load_checkpoint(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Before any loader is made: with workers it would have read ahead from the wrong place."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(datamodule, MNISTDataModule) and "position" in checkpoint:
+            datamodule.goes_on_at = checkpoint["position"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches_that_stepped": self._count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._batches_that_stepped = state_dict["batches_that_stepped"]
+
+    # signals
+
+    def setup(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        self._loop = trainer.fit_loop.epoch_loop  # type: ignore[attr-defined]
+        self._saved_time = self._asked_time = time.monotonic()
+
+    @property
+    def _count(self) -> int:
+        return int(self._loop._batches_that_stepped)
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        self._stops_at_once = False
+        self._next_question = trainer.global_step
+        self._listen()
+
+    def on_test_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        self._stops_at_once = True
+        self._listen()  # Lightning has its own handler back
+
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                before = signal.signal(number, self._note)
+                self._handlers.setdefault(number, before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+        if self._stops_at_once:
+            raise runs.Stopped(number)
+
+    def teardown(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+        self._handlers = {}

@@ -1,0 +1,396 @@
+"""Runs that are killed, stopped, broken or changed, and go on."""
+
+import csv
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cvae import changes, runs
+from cvae.loggers import MetricsFile
+from cvae.schema import ConfigError
+from tests.conftest import ROOT, clean_environment, run_script, tiny
+from tests.test_conf import compose
+
+FAST = ["callbacks.figures=null", "device=cpu", "logger=csv", "data.batch_size=16"]
+BUDGET = ["trainer.max_epochs=4", "callbacks.last.every_n_steps=3"]
+SAVE = "cvae.resume:LastCheckpoint._save"
+MODULE = "cvae.lightning_module:VAEModule"
+AROUND = [  # saves, the ends of validations and epochs, the end of training and the test
+    [SAVE, 2, "before"],
+    [SAVE, 3, "after"],
+    [f"{MODULE}.training_step", 5, "after"],
+    [f"{MODULE}.on_validation_epoch_end", 1, "before"],
+    [f"{MODULE}.on_validation_epoch_end", 1, "after"],
+    [f"{MODULE}.on_train_epoch_end", 1, "after"],
+    ["os:replace", 5, "before"],
+    ["os:replace", 6, "after"],
+    ["cvae.resume:LastCheckpoint.on_train_end", 1, "after"],
+    ["cvae.training:_finish", 1, "before"],
+]
+NOT_OF_THE_STATE = ("seconds", "_path", "dirpath", "best_k_models", "provenance", "loops", "config")
+
+
+def archived(data_dir: Path, run_dir: Path, *overrides: str) -> Path:
+    """A run folder that waits for its start."""
+    cfg = compose(*tiny(data_dir), *FAST, *BUDGET, *overrides)
+    runs.archive(cfg, run_dir)
+    return run_dir
+
+
+def train_with_kills(run_dir: Path, plan: list[Any]) -> list[int]:
+    """How each attempt ended; the last one to the end."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "kills.py"), str(run_dir), json.dumps(plan)],
+        env={**clean_environment(), "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ended: list[int] = json.loads(done.stdout)["ended"]
+    return ended
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield from leaves(child, f"{path}.{key}")
+    elif isinstance(node, list | tuple):
+        for i, child in enumerate(node):
+            yield from leaves(child, f"{path}[{i}]")
+    else:
+        yield path, node
+
+
+def state(run_dir: Path, name: str) -> dict[str, str]:
+    """Digests of weights, their average, optimizer, schedule, metrics: all that must be equal."""
+    checkpoint = torch.load(run_dir / "checkpoints" / name, weights_only=True)
+    return {
+        path: hashlib.sha256(leaf.contiguous().numpy().tobytes()).hexdigest()
+        if isinstance(leaf, torch.Tensor)
+        else repr(leaf)
+        for path, leaf in leaves(checkpoint)
+        if not any(part in path for part in NOT_OF_THE_STATE)
+    }
+
+
+def record(run_dir: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, rates aside."""
+    with (run_dir / "metrics.csv").open() as file:
+        return [
+            {k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last.ckpt", "best.ckpt"):
+        assert state(one, name) == state(other, name)
+    assert record(one) == record(other)
+    for key in ("metrics", "steps", "epochs", "images_seen", "objective"):
+        assert summary(one)[key] == summary(other)[key]
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    return dict(json.loads((run_dir / "summary.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = archived(data_dir, tmp_path_factory.mktemp("resume") / "uninterrupted")
+    assert train_with_kills(run_dir, []) == [0]
+    return run_dir
+
+
+def test_a_run_killed_ten_times_is_the_run_that_was_not(
+    uninterrupted: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    run_dir = archived(data_dir, tmp_path / "run")
+    assert train_with_kills(run_dir, AROUND) == [-9] * 10 + [0]
+    assert_same_run(uninterrupted, run_dir)
+    steps = [entry["step"] for entry in summary(run_dir)["resumed"]]
+    assert steps == sorted(steps)
+    assert len(list((run_dir / "checkpoints").iterdir())) == 3  # best, last and the one before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("setting", "kills", "chains"),
+    [
+        ("trainer.devices=1", 12, 8),
+        ("data.num_workers=2", 8, 2),
+        ("trainer.accumulate_grad_batches=2", 8, 2),
+        ("trainer.devices=2", 6, 3),
+    ],
+)
+def test_chains_of_kills_at_random(
+    setting: str, kills: int, chains: int, data_dir: Path, tmp_path: Path
+) -> None:
+    whole = archived(data_dir, tmp_path / "whole", setting)
+    start = time.monotonic()
+    assert train_with_kills(whole, []) == [0]
+    seconds = time.monotonic() - start
+    rng = random.Random(setting)
+    survived = 0
+    for i in range(chains):
+        run_dir = archived(data_dir, tmp_path / str(i), setting)
+        ended = train_with_kills(run_dir, [rng.uniform(0.05, seconds) for _ in range(kills)])
+        assert ended[-1] == 0
+        assert_same_run(whole, run_dir)
+        survived += len(ended) - 1
+    print(json.dumps({setting: {"kills": survived, "identical": chains, "of": chains}}))
+
+
+# told to stop
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "src/train.py"), *arguments],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_for_rows(run_dir: Path, count: int) -> None:
+    for _ in range(600):
+        if (run_dir / "metrics.csv").is_file() and len(record(run_dir)) > count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no rows")
+
+
+def ranks_of(run_dir: Path) -> list[int]:
+    """Process ids of the workers of a run, in the order of their ranks."""
+    found = subprocess.run(
+        ["pgrep", "-f", f"cvae.training {run_dir}$"], capture_output=True, text=True, check=False
+    )
+    by_rank = {}
+    for pid in map(int, found.stdout.split()):
+        content = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        by_rank[next(int(e[5:]) for e in content if e.startswith(b"RANK="))] = pid
+    return [by_rank[rank] for rank in sorted(by_rank)]
+
+
+STOPS = [
+    (1, signal.SIGTERM, "parent"),
+    pytest.param(1, signal.SIGUSR1, "parent", marks=pytest.mark.engines),
+    pytest.param(2, signal.SIGINT, "parent", marks=pytest.mark.engines),
+    pytest.param(2, signal.SIGTERM, "parent", marks=pytest.mark.engines),
+    (2, signal.SIGTERM, "rank 1"),
+]
+
+
+@pytest.mark.parametrize(("devices", "number", "whom"), STOPS)
+def test_a_run_told_to_stop_saves_and_goes_on(
+    devices: int, number: signal.Signals, whom: str, data_dir: Path, tmp_path: Path
+) -> None:
+    more = [*FAST, "trainer.max_epochs=400", f"trainer.devices={devices}"]
+    run_dir = tmp_path / "a run"
+    process = start(*tiny(data_dir), *more, f"hydra.run.dir={run_dir}")
+    try:
+        wait_for_rows(run_dir, 20)
+        target = process.pid if whom == "parent" else ranks_of(run_dir)[1]
+        told = time.monotonic()
+        os.kill(target, number)
+        output, _ = process.communicate(timeout=30)
+        seconds = time.monotonic() - told
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, output
+    assert seconds < 10  # on a machine that does other things as well
+    assert summary(run_dir)["status"] == "interrupted"
+    assert "resume=" in output
+    saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == int(record(run_dir)[-1]["step"])  # nothing was lost
+
+
+# going on
+
+
+@pytest.fixture
+def interrupted(uninterrupted: Path, data_dir: Path, tmp_path: Path) -> Path:
+    """A run that was killed before its second epoch."""
+    run_dir = archived(data_dir, tmp_path / "interrupted run")
+    script = "from tests.kills import attempt; from pathlib import Path; import sys\n"
+    script += f"assert attempt(Path(sys.argv[1]), ['{SAVE}', 6, 'after']) == -9"
+    subprocess.run(
+        [sys.executable, "-c", script, str(run_dir)],
+        env={**clean_environment(), "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
+        check=True,
+    )
+    return run_dir
+
+
+def test_resume_goes_on_in_the_same_folder(interrupted: Path, uninterrupted: Path) -> None:
+    before = {p.name for p in interrupted.parent.iterdir()}
+    done = run_script("train", f"resume={interrupted}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on at step 18" in done.stdout
+    assert {p.name for p in interrupted.parent.iterdir()} == before
+    assert_same_run(uninterrupted, interrupted)
+
+    done = run_script("train", f"resume={interrupted}")
+    assert done.returncode == 0
+    assert "has finished; nothing to do" in done.stdout
+
+    done = run_script("train", f"resume={interrupted}", "trainer.max_epochs=5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trainer.max_epochs: 4, now 5" in done.stdout
+    assert "learning rate" in done.stdout
+    assert summary(interrupted)["epochs"] == 5
+
+
+def test_what_changes_the_steps_is_refused(interrupted: Path) -> None:
+    before = (interrupted / "config.yaml").read_bytes()
+    done = run_script("train", f"resume={interrupted}", "model.latent_dim=7", "optimizer.lr=1")
+    assert done.returncode == 2
+    assert "model.latent_dim: 3 in the run, 7 typed" in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    assert (interrupted / "config.yaml").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_passed_over(interrupted: Path, uninterrupted: Path) -> None:
+    last = interrupted / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    done = run_script("train", f"resume={interrupted}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "truncated or damaged" in done.stdout
+    assert "going on at step 15, from last-previous.ckpt" in done.stdout
+    assert_same_run(uninterrupted, interrupted)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(interrupted: Path) -> None:
+    for path in (interrupted / "checkpoints").glob("last*.ckpt"):
+        path.write_bytes(b"")
+    rows = (interrupted / "metrics.csv").read_bytes()
+    done = run_script("train", f"resume={interrupted}")
+    assert done.returncode == 2
+    assert "no checkpoint can be read" in done.stderr
+    assert (interrupted / "metrics.csv").read_bytes() == rows
+
+
+def test_other_data_are_refused(interrupted: Path, data_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    other = tmp_path / "other data"
+    shutil.copytree(data_dir, other)
+    images = other / "KMNIST" / "raw" / "train-images-idx3-ubyte"
+    content = bytearray(images.read_bytes())
+    content[1000] ^= 1
+    images.write_bytes(content)
+    (images.parent / "digests.json").unlink(missing_ok=True)
+    done = run_script("train", f"resume={interrupted}", f"data.data_dir={other}")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "training data are not those" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["latest/there/is/none", "{folder}"])
+def test_nothing_to_resume(path: str, tmp_path: Path) -> None:
+    done = run_script("train", f"resume={path.format(folder=tmp_path)}")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+# numbers, ranks, records
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.engines)])
+def test_what_is_not_finite_stays_out_of_the_weights(
+    devices: int, data_dir: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    more = [*FAST, "optimizer.lr=1e30", "callbacks.last.every_n_steps=1", "scheduler=constant"]
+    done = run_script("train", *tiny(data_dir, run_dir), *more, f"trainer.devices={devices}")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "loss or gradient not finite at step" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert summary(run_dir)["status"] == "failed"
+    saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(v.isfinite().all() for v in saved["current_model_state"].values())
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_hangs_ends_the_run_which_goes_on(
+    fault: signal.Signals, data_dir: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    more = [*FAST, "trainer.max_epochs=60", "trainer.devices=2", "callbacks.last.every_n_steps=5"]
+    process = start(*tiny(data_dir), *more, "rank_timeout=5", f"hydra.run.dir={run_dir}")
+    try:
+        wait_for_rows(run_dir, 20)
+        os.kill(ranks_of(run_dir)[1], fault)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1, output
+    assert output.splitlines()[-1].startswith("failed: ")
+    assert ranks_of(run_dir) == []
+    done = run_script("train", f"resume={run_dir}", "rank_timeout=60")
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole = archived(data_dir, tmp_path / "whole", *more[1:], "callbacks.last.every_n_steps=5")
+    assert train_with_kills(whole, []) == [0]
+    assert record(run_dir) == record(whole)
+
+
+def test_the_record_is_rewound(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    rows = MetricsFile(path)
+    for step in range(1, 4):
+        rows.log_metrics({"train/loss": step / 2}, step=step)
+    rows.log_metrics({"test/elbo": 1.0}, step=2)
+    with path.open("ab") as file:
+        file.write(b"4,1.0")  # a line that a kill has cut
+    MetricsFile(path).rewind(2)
+    with path.open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
+    MetricsFile(path).log_metrics({"train/loss": 9.0}, step=3)
+    with path.open() as file:
+        assert [row["train/loss"] for row in csv.DictReader(file)] == ["0.5", "1.0", "9.0"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "allowed"),
+    [
+        ("logger=wandb", True),
+        ("callbacks.progress.refresh_rate=3", True),
+        ("callbacks.last.every_n_steps=7", True),
+        ("trainer.devices=2", True),
+        ("trainer.max_epochs=9", True),
+        ("test_num_samples=7", True),
+        ("model=vae", False),
+        ("model/network=conv", False),
+        ("seed=2", False),
+        ("callbacks.ema.decay=0.5", False),
+        ("callbacks.ema=null", False),
+        ("data.batch_size=8", False),
+        ("trainer.gradient_clip_val=1", False),
+        ("+optimizer.eps=1e-3", False),
+    ],
+)
+def test_what_may_change_in_a_run_that_goes_on(
+    typed: str, allowed: bool, data_dir: Path, tmp_path: Path
+) -> None:
+    cfg = runs.load_config(archived(data_dir, tmp_path))
+    base = [*tiny(data_dir), *FAST, *BUDGET]
+    composed = compose(*base, typed)
+    if not allowed:
+        with pytest.raises(ConfigError, match="in the run"):
+            changes.apply(cfg, composed, [typed])
+        return
+    assert len(changes.apply(cfg, composed, [typed])) == 1
+    assert changes.apply(cfg, composed, [typed]) == []
