@@ -4,7 +4,7 @@ ARGS ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-engines test-long lint format clean
+.PHONY: help install train article test test-engines test-long lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -25,12 +25,15 @@ install: .venv/.installed ## create .venv and install the project with pinned ve
 train: .venv/.installed ## train the default CVAE on MNIST (ARGS="key=value ..." changes it)
 	$(RUN) src/train.py $(ARGS)
 
+article: .venv/.installed ## train and evaluate autoencoder, VAE and CVAE, 3 seeds each, and compare
+	$(RUN) src/article.py $(ARGS)
+
 PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed ## run the tests
 	$(PYTEST) -m "not engines and not long" $(ARGS)
 
-test-engines: .venv/.extras ## run those of launchers and search, which install Optuna, submitit and Ray
+test-engines: .venv/.extras ## run those of launchers, search and the article; installs Optuna, submitit and Ray
 	$(PYTEST) -m "engines and not long" $(ARGS)
 
 test-long: .venv/.extras ## inject every fault for an hour or so: kills, corruptions, full disks, bad input

@@ -21,7 +21,7 @@ ARROWS = {
     "data": {"digits", "noise", "types"},
     "networks": {"types"},
     "models": {"networks", "types"},
-    "evaluation": {"models", "noise", "types"},
+    "evaluation": {"figures", "files", "models", "noise", "types"},
     "figures": {"models", "noise", "types"},
     "sampling": {"figures", "models", "schema"},
     "lightning_module": {"evaluation", "models", "noise", "types"},
@@ -48,6 +48,8 @@ ARROWS = {
     "cli": {"processes", "runs", "schema"},
     "hooks": {"cli", "launch", "processes", "runs", "schema", "sweeps"},
     "dashboard": set[str](),
+    "comparison": {"files", "runs", "schema", "trust"},
+    "article": {"comparison", "figures", "runs", "schema"},
 }
 KNOW_HYDRA = {"changes", "cli", "hooks", "processes", "runs", "schema", "search", "training"}
 KNOW_LIGHTNING = {

@@ -10,7 +10,7 @@ import pytest
 from cvae.cli import quote_paths
 from tests.conftest import ROOT, run_script, tiny
 
-ENTRY_POINTS = ["train", "generate", "evaluate"]
+ENTRY_POINTS = ["train", "generate", "evaluate", "compare", "article"]
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +63,10 @@ BAD = [
     ("generate", "run=/no/such/run", ["run=/no/such/run", "no such folder"]),
     ("generate", "num_samples=0", ["num_samples=0", "from 1 to"]),
     ("generate", "tempereture=2", ["tempereture=2", "temperature?"]),
+    ("evaluate", "claims=lable_control", ["claims=lable_control", "label_control"]),
+    ("evaluate", "claims=[bound,x]", ["claims", "one of bound"]),
+    ("compare", "runs=/no/such/folder", ["runs=/no/such/folder", "no run folder"]),
+    ("article", "seeds=[]", ["seeds=[]", "a list"]),
     ("evaluate", "num_samples=0", ["num_samples=0", "from 1 to"]),
     ("evaluate", "run=/no/such/run", ["run=/no/such/run", "no such folder"]),
 ]

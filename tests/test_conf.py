@@ -150,7 +150,7 @@ def test_the_schema_of_a_target_knows_its_arguments(target: str) -> None:
     fields = set(get_type_hints(schema)) - {"_partial_"}
     arguments = set(inspect.signature(get_object(target)).parameters)
     given_by_us = {"seed", "latent_dim", "image_shape", "num_statistics", "num_classes"}
-    given_by_us |= {"params", "optimizer", "total_steps"}
+    given_by_us |= {"params", "optimizer", "total_steps", "resume"}
     assert fields <= arguments
     assert arguments - fields <= given_by_us
 
@@ -179,7 +179,7 @@ def test_a_class_of_ones_own_may_have_any_argument() -> None:
     assert validate(plain(compose(*mine, "model.network.num_blocks=-3"))) == []
 
 
-@pytest.mark.parametrize("entry_point", ["generate", "evaluate"])
+@pytest.mark.parametrize("entry_point", ["generate", "evaluate", "compare", "article"])
 def test_the_other_entry_points_compose(entry_point: str) -> None:
     assert validate(plain(compose(config=entry_point)), entry_point) == []
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cvae.loggers import MetricsFile, has_wandb_account
+from cvae.loggers import MetricsFile, has_wandb_account, log_evaluation, wandb_mode
 from tests.conftest import run_script, tiny
 
 
@@ -130,3 +130,35 @@ def test_a_server_that_refuses_does_not_stop_a_run(data_dir: Path, tmp_path: Pat
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tracked offline" in done.stdout
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "finished"
+
+
+def test_an_evaluation_does_not_fail_for_the_sake_of_its_mirror(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def start() -> Any:
+        raise RuntimeError("the server is away")
+
+    log_evaluation(start, {"test/nll_k50": {"value": 84.0}}, {})
+    assert "the server is away" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("there", "environment", "mode"),
+    [
+        ("run-20260101-abc", "", "auto"),
+        ("offline-run-20260101-abc", "", "offline"),
+        ("run-20260101-abc", "disabled", None),
+        (None, "", None),
+    ],
+)
+def test_how_to_add_to_a_tracked_run(
+    there: str | None,
+    environment: str,
+    mode: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", environment)
+    if there is not None:
+        (tmp_path / "wandb" / there).mkdir(parents=True)
+    assert wandb_mode(tmp_path) == mode

@@ -38,7 +38,7 @@ runs.register_resolvers()  # here, so that a launcher's workers have them too
 
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 _PATH_KEYS = re.compile(
-    r"^(?P<key>\+{0,2}(?:run|runs|resume|rerun|output|data\.data_dir"
+    r"^(?P<key>\+{0,2}(?:run|runs|resume|rerun|folder|output|data\.data_dir"
     r"|hydra\.(?:run\.dir|sweep\.dir|sweep\.subdir|runtime\.output_dir)))=(?P<value>.*)$",
     re.DOTALL,
 )

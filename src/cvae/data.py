@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from cvae import noise
 from cvae.digits import SETS, DataError, Pixels, load_digits
-from cvae.types import Batch
+from cvae.types import Batch, Split
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +200,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         self.train: Digits | None = None
         self.validation: Digits | None = None
         self.test: Digits | None = None
+        self._grey: dict[str, Digits] = {}  # the splits before they were binarized
 
     def load_arrays(self) -> Sequence[NDArray[Any]]:
         """Train images (unsigned bytes), train labels, test images and test labels."""
@@ -235,8 +236,21 @@ class MNISTDataModule(lightning.LightningDataModule):
         )
         self.validation = Digits(pixels[held_out], labels[held_out], self.num_classes)
         self.test = Digits(*self._tensors(test_x, test_y), self.num_classes)
+        self._grey = {"train": self.train, "validation": self.validation, "test": self.test}
         if dynamic:
             self.validation, self.test = self.validation.binarized(), self.test.binarized()
+
+    def splits(self) -> dict[str, Split]:
+        """Grey and binarized images of train, validation and test; those of train drawn once."""
+        assert self.train is not None, "call setup() first"
+        inputs = {"train": self.train, "validation": self.validation, "test": self.test}
+        if self.binarization == "dynamic":
+            inputs["train"] = self.train.binarized()
+        return {
+            name: Split(grey.pixels, binary.pixels, grey.labels)
+            for (name, grey), binary in zip(self._grey.items(), inputs.values(), strict=True)
+            if binary is not None
+        }
 
     def _tensors(self, images: Pixels, labels: NDArray[Any]) -> tuple[Tensor, Tensor]:
         if images.shape[1:] != self.image_shape[1:] or self.image_shape[0] != 1:

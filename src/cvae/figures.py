@@ -1,7 +1,7 @@
 """Tensors in, pictures out. The same z and the same digits in every run, to compare at a glance."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -142,7 +142,7 @@ def traversals(
     )
 
 
-def latent_plane(model: Autoencoder, batch: Batch) -> PILImage.Image:
+def latent_plane(model: Autoencoder, batch: Batch, name: str = "") -> PILImage.Image:
     """Posterior means of a two-dimensional latent, coloured by label."""
     from matplotlib.figure import Figure  # late: only this picture needs it
 
@@ -152,9 +152,8 @@ def latent_plane(model: Autoencoder, batch: Batch) -> PILImage.Image:
     colours = axes.scatter(z[:, 0], z[:, 1], c=batch.y.argmax(1).cpu(), s=5, cmap="tab10")
     handles, names = colours.legend_elements(num=None)  # type: ignore[arg-type]
     figure.legend(handles, names, title="label", loc="outside right center")
-    axes.set(
-        xlabel="$z_0$", ylabel="$z_1$", title="Test images in the latent plane", aspect="equal"
-    )
+    title = "Test images in the latent plane" + (f", {name}" if name else "")
+    axes.set(xlabel="$z_0$", ylabel="$z_1$", title=title, aspect="equal")
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return PILImage.open(content).convert("RGB")
@@ -201,3 +200,54 @@ def draw(model: Autoencoder, examples: Batch, many: Batch) -> dict[str, PILImage
         pictures["manifold"] = manifold(model)
     model.train(was_training)
     return pictures
+
+
+def _stacked(pages: Sequence[PILImage.Image], across: bool = False) -> PILImage.Image:
+    """Pictures below each other, or beside each other."""
+    widths, heights = [p.width for p in pages], [p.height for p in pages]
+    size = (sum(widths), max(heights)) if across else (max(widths), sum(heights))
+    page = PILImage.new("RGB", size, (_PAPER,) * 3)
+    at = 0
+    for picture in pages:
+        page.paste(picture.convert("RGB"), (at, 0) if across else (0, at))
+        at += picture.width if across else picture.height
+    return page
+
+
+@torch.no_grad()
+def systems(
+    models: Mapping[str, Autoencoder],
+    planes: Mapping[str, Autoencoder],
+    examples: Batch,
+    many: Batch,
+) -> PILImage.Image:
+    """The article in one picture.
+
+    Reconstructions and decoded random points of every system, the label grid and style transfer of
+    those that take a label, and the latent planes of models with two dimensions.
+
+    Args:
+        models: by the name that is shown.
+        planes: models of a two-dimensional latent, by name.
+        examples: one test image of each class.
+        many: more test images, for the planes.
+    """
+    again, random = [examples.x[:, 0]], []
+    for model in models.values():
+        y = examples.y if model.conditional else None
+        z = fixed_latents(model, len(examples.x))
+        again.append(model.reconstruct(examples.x, y)[:, 0])
+        random.append(model.decode(z, y).mean[:, 0])
+    first = [
+        image_grid(torch.stack(again), ("test image", *models), title="Reconstructions"),
+        image_grid(torch.stack(random), list(models), title="Decoded points of N(0, I)"),
+    ]
+    pages = [_stacked(first, across=True)]
+    for model in models.values():
+        if model.conditional:
+            pages.append(_stacked([label_grid(model), style_transfer(model, examples)], True))
+    if planes:
+        pages.append(
+            _stacked([latent_plane(m, many, name) for name, m in planes.items()], across=True)
+        )
+    return _stacked(pages)

@@ -229,3 +229,43 @@ def close_wandb(exit_code: int) -> None:
         log.warning("W&B: %s", " ".join(str(error).split())[:200])
     if time.monotonic() - start >= _WANDB_FINISH_TIMEOUT:
         log.warning("W&B took too long; to upload the rest: wandb sync %s", files_of_it)
+
+
+def wandb_mode(run_dir: Path) -> Literal["auto", "offline"] | None:
+    """How to add to the W&B run of a folder, None where it has none or W&B is disabled."""
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return None
+    if any(run_dir.glob("wandb/run-*")):
+        return "auto"
+    return "offline" if any(run_dir.glob("wandb/offline-run-*")) else None
+
+
+def log_evaluation(
+    start: Callable[[], WandbLogger],
+    metrics: Mapping[str, Mapping[str, Any]],
+    pictures: Mapping[str, Any],
+) -> None:
+    """Add an evaluation to a W&B run: summary keys, a table and pictures; then close the run.
+
+    Whatever W&B raises is told in a line: evaluation.json is the record, this is its mirror.
+
+    Args:
+        start: makes the logger of the run.
+        metrics: by name, as evaluation.json has them.
+        pictures: by name.
+    """
+    columns: list[str | int] = ["metric", "claim", "value", "standard_error", "floor"]
+    columns += ["at_least", "at_most", "unit"]
+    rows = [[name, *(metric.get(str(c)) for c in columns[1:])] for name, metric in metrics.items()]
+    try:
+        run = start().experiment
+        import wandb
+
+        values = {f"evaluation/{k}": m["value"] for k, m in metrics.items() if "value" in m}
+        run.summary.update(values)
+        table = wandb.Table(columns=columns, data=rows)
+        images = {f"evaluation/{k}": wandb.Image(picture) for k, picture in pictures.items()}
+        run.log({"evaluation/table": table, **images})
+    except Exception as error:
+        log.warning("W&B: %s; evaluation.json has it all", " ".join(str(error).split())[:200])
+    close_wandb(0)

@@ -179,34 +179,42 @@ class VAE(Autoencoder):
         self.beta = beta
         self.warmup_steps = warmup_steps
 
-    def _posterior(self, x: Image, y: OneHot | None) -> tuple[Latent, Latent]:
+    def posterior(self, x: Image, y: OneHot | None) -> tuple[Latent, Latent]:
+        """Mean and log standard deviation of q(z | x, y)."""
         mean, raw = self._statistics(x, y).chunk(2, dim=-1)
         return mean, _MAX_LOG_STD * torch.tanh(raw / _MAX_LOG_STD)
 
     def embed(self, x: Image, y: OneHot | None = None) -> Latent:
-        return self._posterior(x, y)[0]
+        return self.posterior(x, y)[0]
 
     def encode(self, x: Image, y: OneHot | None = None) -> Distribution:
         """The posterior q(z | x, y)."""
-        mean, log_std = self._posterior(x, y)
+        mean, log_std = self.posterior(x, y)
         return Independent(Normal(mean, log_std.exp(), validate_args=False), 1, validate_args=False)
 
     def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
         """Both terms of the bound at ``z = mean + std * eps``; eps ~ N(0, I) is the caller's."""
-        mean, log_std = self._posterior(x, y)
+        mean, log_std = self.posterior(x, y)
         z = mean + log_std.exp() * eps
         kl = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
         return Terms(reconstruction=log_bernoulli(x, self._logits(z, y)), kl=kl.sum(-1))
 
     def log_weights(
-        self, x: Image, y: OneHot | None, eps: Float[Tensor, "batch num_samples latent_dim"]
+        self,
+        x: Image,
+        y: OneHot | None,
+        eps: Float[Tensor, "batch num_samples latent_dim"],
+        posterior: tuple[Latent, Latent] | None = None,
     ) -> Float[Tensor, "batch num_samples"]:
         """log p(x|z,y) + log p(z) - log q(z|x,y) at ``z = mean + std * eps``, per image and sample.
 
         Their log-mean-exp over the samples is the importance-weighted bound (Burda et al. 2016).
+
+        Args:
+            posterior: mean and log standard deviation, for who calls several times for one image.
         """
         num_samples = eps.shape[1]
-        mean, log_std = self._posterior(x, y)
+        mean, log_std = self.posterior(x, y) if posterior is None else posterior
         z = mean[:, None] + log_std.exp()[:, None] * eps
         # the two Gaussian densities share (2 pi)^(-d/2)
         log_prior_minus_posterior = 0.5 * (eps**2 - z**2).sum(-1) + log_std.sum(-1)[:, None]

@@ -30,6 +30,8 @@ class Stream(IntEnum):
     IMPORTANCE = 4
     LAYERS = 5
     FIGURES = 6
+    PRIOR = 7
+    SAMPLES = 8
 
 
 def _signed(value: int) -> int:

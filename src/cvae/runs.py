@@ -6,6 +6,7 @@ are written atomically, so a reader never sees half a file.
 
 import contextlib
 import copy
+import hashlib
 import io
 import json
 import logging
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]  # the project: defaults are relative to it
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.csv"
+EVALUATION = "evaluation.json"
 _ARCHIVED = (
     "status",
     "name",
@@ -271,9 +273,10 @@ def git_commit() -> str | None:
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """What summary.json says, or nothing where there is none."""
     try:
-        return dict(json.loads((run_dir / SUMMARY).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        found = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -568,3 +571,37 @@ def short_keys(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     for path in flat:
         counts[path[-1]] = counts.get(path[-1], 0) + 1
     return {p[-1] if counts[p[-1]] == 1 else ".".join(p): value for p, value in flat.items()}
+
+
+def file_digest(path: Path) -> str:
+    """Fingerprint of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def read_evaluation(run_dir: Path) -> dict[str, Any]:
+    """What evaluation.json says, or nothing where there is none that can be read."""
+    try:
+        found = json.loads((run_dir / EVALUATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("metrics"), dict) else {}
+
+
+def update_evaluation(
+    run_dir: Path, measured_on: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]
+) -> Path:
+    """Add what was measured to evaluation.json, atomically.
+
+    What was measured on other weights or other images is dropped.
+
+    Args:
+        measured_on: what all metrics of the file have in common.
+        found: metrics, claims left out and seconds, each by name.
+    """
+    before = read_evaluation(run_dir)
+    same = all(before.get(key) == value for key, value in measured_on.items())
+    parts = {k: {**(before.get(k, {}) if same else {}), **v} for k, v in found.items()}
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    write_json(run_dir / EVALUATION, {**measured_on, "evaluated": now, **parts})
+    return run_dir / EVALUATION

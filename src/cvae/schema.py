@@ -369,12 +369,48 @@ class Generate:
     output: Name | None
 
 
+CLAIMS = (
+    "bound",
+    "label_control",
+    "classification_accuracy",
+    "generative_classifier",
+    "latent_independence",
+    "style",
+    "aggregated_posterior",
+    "variety",
+    "prior_samples",
+)
+_Claim = Annotated[str, OneOf(*CLAIMS)]
+
+
 class Evaluate:
     """Top level of evaluate.yaml."""
 
     run: Name
     trust: Name | list[Name] | None
+    claims: _Claim | list[_Claim] | None
     num_samples: Annotated[int, Between(1, 1_000_000)]
+    num_generated: Annotated[int, AtLeast(10)]
+    figures: bool
+
+
+class Compare:
+    """Top level of compare.yaml."""
+
+    runs: Name
+    metrics: list[Name] | None
+    sort: Name | None
+    output: Name
+
+
+class Article:
+    """Top level of article.yaml."""
+
+    folder: Name
+    seeds: list[Annotated[int, Between(0, 2**32 - 1)]]
+    train: list[Name] | None
+    evaluate: list[Name] | None
+    output: Name
 
 
 class Dashboard:
@@ -410,6 +446,8 @@ _BY_ENTRY_POINT: dict[str, type] = {
     "generate": Generate,
     "evaluate": Evaluate,
     "dashboard": Dashboard,
+    "compare": Compare,
+    "article": Article,
 }
 
 

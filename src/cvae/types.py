@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
 Image = Float[Tensor, "batch channel height width"]  # grey in [0, 1], or binary in {0, 1}
@@ -25,6 +25,18 @@ class Batch(NamedTuple):
     y: OneHot
     indices: ImageIndices
     global_size: int  # images in this batch over all processes
+
+
+class Split(NamedTuple):
+    """All images of one split, as unsigned bytes."""
+
+    grey: UInt8[Tensor, "num_images channel height width"]
+    inputs: UInt8[Tensor, "num_images channel height width"]  # what models see: 0 or 255, or grey
+    labels: Int64[Tensor, " num_images"]
+
+    def first(self, count: int) -> "Split":
+        """The first images, which in these splits are in no order."""
+        return Split(self.grey[:count], self.inputs[:count], self.labels[:count])
 
 
 class Terms(NamedTuple):

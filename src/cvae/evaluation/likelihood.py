@@ -1,9 +1,9 @@
 """How likely the model finds images: the bound it trains on, and the importance-weighted one."""
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from cvae import noise
 from cvae.models import VAE, Autoencoder
@@ -34,22 +34,41 @@ def importance_weighted_nll(
         num_samples: K.
         max_rows: decoder evaluations held in memory at a time.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples}: at least 1")
+    return importance_weighted_nlls(model, x, y, index, [num_samples], max_rows)[num_samples]
+
+
+@torch.no_grad()
+def importance_weighted_nlls(
+    model: VAE,
+    x: Image,
+    y: OneHot | None,
+    index: ImageIndices,
+    counts: Sequence[int],
+    max_rows: int = _MAX_ROWS,
+) -> dict[int, Nats]:
+    """:func:`importance_weighted_nll` for several K, each from the first K of the same samples."""
+    if min(counts) < 1:
+        raise ValueError(f"num_samples={min(counts)}: at least 1")
     chunk = max(2, max_rows // max(1, len(x)) // 2 * 2)  # even: noise comes in pairs
-    total: Tensor | None = None
-    for start in range(0, num_samples, chunk):
+    total = x.new_full((len(x),), -math.inf)  # log of the sum of the weights so far
+    found: dict[int, Nats] = {}
+    posterior = model.posterior(x, y)
+    for start in range(0, max(counts), chunk):
+        stop = min(start + chunk, max(counts))
         eps = noise.standard_normal(
             index,
-            (min(chunk, num_samples - start), model.latent_dim),
+            (stop - start, model.latent_dim),
             seed=_EVALUATION_SEED,
             stream=noise.Stream.IMPORTANCE,
             start=start * model.latent_dim,
         )
-        part = model.log_weights(x, y, eps.to(x.dtype)).logsumexp(dim=1)
-        total = part if total is None else torch.logaddexp(total, part)
-    assert total is not None
-    return math.log(num_samples) - total
+        log_w = model.log_weights(x, y, eps.to(x.dtype), posterior)
+        for k in counts:
+            if start < k <= stop:
+                part = log_w[:, : k - start].logsumexp(dim=1)
+                found[k] = math.log(k) - torch.logaddexp(total, part)
+        total = torch.logaddexp(total, log_w.logsumexp(dim=1))
+    return {k: found[k] for k in counts}
 
 
 @torch.no_grad()

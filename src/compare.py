@@ -1,0 +1,42 @@
+"""A table over runs and seeds: ``python src/compare.py runs="logs/train/**"``."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from cvae import comparison, runs
+from cvae.cli import entry_point
+from cvae.schema import ConfigError
+
+
+@entry_point("compare")
+def main(cfg: DictConfig) -> None:
+    """Read run folders alone; print a table, write it as Markdown, CSV and PNG."""
+    found = [comparison.read_run(folder) for folder in comparison.find_folders(cfg.runs)]
+    broken = [f for f in found if isinstance(f, comparison.Broken)]
+    usable = [f for f in found if isinstance(f, comparison.Run)]
+    if not usable:
+        reasons = "; ".join(f"{b.folder.name}: {b.reason}" for b in broken[:3])
+        raise ConfigError(f"runs={cfg.runs}: none of {len(broken)} can be compared ({reasons})")
+    groups = comparison.grouped(usable)
+    known = comparison.metric_names(groups)
+    comparison.check_metrics(cfg.metrics or [], known, "metrics")
+    comparison.check_metrics([cfg.sort] if cfg.sort else [], known, "sort")
+    metrics = list(cfg.metrics or known)
+    groups = comparison.sort_groups(groups, cfg.sort or metrics[0])
+    comparison.print_table(groups, metrics, broken, asked=bool(cfg.metrics))
+    output = Path(cfg.output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tables = {"md": comparison.markdown(groups, metrics, broken)}
+        tables["csv"] = comparison.as_csv(groups, metrics)
+        for suffix, text in tables.items():
+            runs.write_text(output.with_name(f"{output.name}.{suffix}"), text)
+        comparison.save_plot(groups, metrics, output.with_name(f"{output.name}.png"))
+    except OSError as error:
+        raise ConfigError(f"output={output}: cannot be written ({error.strerror})") from None
+    print(f"{output}.md .csv .png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The systems of the article side by side: what to train, and the table and figure of it."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cvae import comparison, runs
+from cvae.schema import CLAIMS, ConfigError
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+SYSTEMS = ("autoencoder", "vae", "cvae")
+PLANES = ("vae", "cvae")  # with a latent of two dimensions, for the picture of the plane
+_TABLE = (  # the metrics of the article's claims that systems are compared by
+    "test/elbo",
+    "test/reconstruction",
+    "test/nll_k50",
+    "test/joint_nll_k50",
+    "test/marginal_nll_k50",
+    "test/generative_accuracy_k500",
+    "samples/label_agreement",
+    "samples/label_agreement_drawn",
+    "samples/label_agreement_worst",
+    "samples/rows_right",
+    "samples/cas",
+    "samples/cas_drawn",
+    "latent/label_accuracy_logistic",
+    "latent/label_accuracy_mlp",
+    "style/r2_thickness",
+    "style/r2_slant",
+    "style/rho_thickness",
+    "style/rho_slant",
+    "style/correlation_thickness",
+    "style/correlation_slant",
+    "latent/mmd_ratio",
+    "latent/normal_accuracy",
+    "latent/active_units",
+    "samples/recall",
+    "samples/coverage",
+    "samples/sd_thickness_ratio",
+    "samples/sd_slant_ratio",
+    "samples/nearest_train_distance",
+    "samples/frechet_distance",
+    "samples/frechet_distance_drawn",
+    "samples/frechet_distance_gaussian",
+    "samples/frechet_distance_mixture",
+)
+
+
+class Job(NamedTuple):
+    """One run of the article."""
+
+    folder: Path
+    train: list[str]  # overrides of train.py
+    evaluated: bool  # whether its metrics stand in the table
+
+
+def jobs(folder: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[Job]:
+    """Every system with every seed, and the two planes with the first."""
+    found = [
+        Job(folder / f"{system}-s{seed}", [f"model={system}", f"seed={seed}", *overrides], True)
+        for seed in seeds
+        for system in SYSTEMS
+    ]
+    for system in PLANES:
+        words = [f"model={system}", f"seed={seeds[0]}", *overrides, "model.latent_dim=2"]
+        found.append(Job(folder / f"{system}-plane", words, False))
+    return found
+
+
+def is_trained(job: Job) -> bool:
+    """Whether its run finished, of the same command."""
+    finished = runs.read_summary(job.folder).get("status") == "finished"
+    return finished and _typed(job.folder) == job.train
+
+
+def is_evaluated(job: Job) -> bool:
+    """Whether nothing is left to measure on the run."""
+    if not job.evaluated:
+        return True
+    found = runs.read_evaluation(job.folder)
+    checkpoint = job.folder / "checkpoints" / str(found.get("checkpoint"))
+    if not checkpoint.is_file() or runs.file_digest(checkpoint) != found["checkpoint_digest"]:
+        return False
+    return set(CLAIMS) <= {*found.get("seconds", {}), *found.get("left_out", {})}
+
+
+def _typed(folder: Path) -> list[str]:
+    try:
+        return shlex.split((folder / "article.txt").read_text(encoding="utf-8"))
+    except OSError:
+        return []
+
+
+def carry_out(job: Job, evaluate: Sequence[str]) -> Iterator[str]:
+    """Train and evaluate what is not done yet; says what it begins.
+
+    A run that did not finish is launched again as it is archived.
+
+    Raises:
+        ConfigError: the folder holds a run of other settings.
+        RunFailed: a command did not succeed.
+    """
+    if not is_trained(job):
+        is_there = runs.holds_run(job.folder)
+        if is_there and _typed(job.folder) != job.train:
+            raise ConfigError(f"{job.folder}: holds a run of other settings; name another folder=")
+        yield f"training {job.folder.name}"
+        job.folder.mkdir(parents=True, exist_ok=True)
+        runs.write_text(job.folder / "article.txt", shlex.join(job.train) + "\n")
+        where = [f"hydra.run.dir={job.folder}"]
+        _run("train", [f"rerun={job.folder}"] if is_there else [*job.train, *where])
+    if not is_evaluated(job):
+        yield f"evaluating {job.folder.name}"
+        _run("evaluate", [f"run={job.folder}", "num_samples=50", *evaluate])
+
+
+def _run(script: str, overrides: Sequence[str]) -> None:
+    command = [sys.executable, str(runs.ROOT / "src" / f"{script}.py"), *overrides]
+    code = subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode
+    if code in (130, -2):
+        raise KeyboardInterrupt
+    if code:
+        raise runs.RunFailed(f"{shlex.join(command)} ended with code {code}")
+
+
+def table(all_jobs: Sequence[Job]) -> str:
+    """The comparison in Markdown, with targets and real data, and what it was measured with."""
+    read = {
+        system: [
+            comparison.read_run(j.folder)
+            for j in all_jobs
+            if j.evaluated and j.train[0] == f"model={system}"
+        ]
+        for system in SYSTEMS
+    }
+    groups = [
+        comparison.group(system, [r for r in found if isinstance(r, comparison.Run)])
+        for system, found in read.items()
+    ]
+    broken = [r for found in read.values() for r in found if isinstance(r, comparison.Broken)]
+    known = comparison.metric_names(groups)
+    targets: dict[str, str] = {}
+    floors: dict[str, str] = {}
+    for job in all_jobs:
+        for name, metric in runs.read_evaluation(job.folder).get("metrics", {}).items():
+            targets[name] = comparison.target(metric)
+            floors[name] = comparison.shown_floor(metric)
+    extra = {"target, CVAE": targets, "real data": floors}
+    text = comparison.markdown(groups, [m for m in _TABLE if m in known], broken, extra)
+    summaries = [s for job in all_jobs if (s := runs.read_summary(job.folder))]
+    minutes = sum(s.get("seconds", 0.0) for s in summaries) / 60
+    measured = [runs.read_evaluation(j.folder).get("seconds", {}) for j in all_jobs]
+    minutes_evaluating = sum(sum(seconds.values()) for seconds in measured) / 60
+    devices = ", ".join(sorted({str(s.get("device")) for s in summaries}))
+    digests = ", ".join(sorted({str(s.get("test_digest")) for s in summaries}))
+    seeds = sum(1 for j in all_jobs if j.evaluated) // len(SYSTEMS)
+    plural = "" if seeds == 1 else "s"
+    return (
+        f"Mean ± s.d. over {seeds} seed{plural}; {devices}; {minutes:.0f} minutes of training and "
+        f"{minutes_evaluating:.0f} of evaluation in all; test set {digests}. The latent of a plain "
+        f"autoencoder is its code.\n\n{text}"
+    )
+
+
+def figure(all_jobs: Sequence[Job]) -> "PILImage.Image":
+    """The article's pictures, from the first seed of every system."""
+    from cvae import figures
+
+    folders = {job.folder.name: job.folder for job in all_jobs}
+    first = {j.train[0].removeprefix("model="): j.folder for j in reversed(all_jobs) if j.evaluated}
+    models = {system: runs.load_run(first[system]) for system in SYSTEMS}
+    planes = {system: runs.load_run(folders[f"{system}-plane"]) for system in PLANES}
+    cfg = runs.load_config(first["cvae"])
+    data = runs.load_data(cfg)
+    data.prepare_data()
+    data.setup()
+    many = next(iter(data.test_dataloader()))
+    return figures.systems(models, planes, data.examples(), many)

@@ -1,0 +1,46 @@
+"""Samples can stand in for data: a classifier of real digits that learns from them alone."""
+
+import torch
+
+from cvae.evaluation.claim import (
+    Metric,
+    Metrics,
+    Subject,
+    bernoulli,
+    conditional_model,
+    standard_error,
+)
+from cvae.evaluation.oracle import SHORT_EPOCHS, predict, train_classifier
+
+_PER_LABEL = 6  # times Subject.num_generated: 60,000 at the default
+_EPOCH = 1  # of the prior's draws: others than those of the samples
+
+
+def classification_accuracy(subject: Subject) -> Metrics:
+    """Classification accuracy score (Ravuri and Vinyals 2019), by the oracle's network.
+
+    Trained on labelled decoder means and tested on grey digits; trained on Bernoulli samples and
+    tested on binarized ones. Beside it the same training on real images.
+    """
+    conditional_model(subject)
+    subject.progress("generating a training set", 0.0)
+    classes, count = subject.num_classes, _PER_LABEL * subject.num_generated
+    labels = torch.arange(classes).repeat_interleave(count)
+    means = subject.decode(subject.prior_draws(len(labels), _EPOCH), labels)
+    binarized = subject.test.inputs.float() / 255.0
+    metrics: Metrics = {}
+    for name, generated, real, target in (
+        ("samples/cas", means, subject.test_grey, 0.97),
+        ("samples/cas_drawn", bernoulli(means, _EPOCH), binarized, None),
+    ):
+        pixels = (generated * 255).round().to(torch.uint8)
+        classifier = train_classifier(
+            (pixels, labels), None, classes, SHORT_EPOCHS, 0.0, subject.progress
+        )
+        ceiling = subject.oracle.ceiling(binarized=target is None)
+        right = (predict(classifier, real).labels == subject.test.labels).double()
+        best = (predict(ceiling, real).labels == subject.test.labels).double()
+        metrics[name] = Metric(
+            float(right.mean()), "%", standard_error(right), float(best.mean()), at_least=target
+        )
+    return metrics

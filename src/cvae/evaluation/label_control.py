@@ -1,0 +1,52 @@
+"""All images in a row are clearly of the same number: is a sample the digit asked for?"""
+
+import torch
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from cvae.evaluation.claim import Metric, Metrics, Subject, conditional_model, standard_error
+
+_ROW = 10  # samples of one label, as in the article's grid
+
+
+def label_control(subject: Subject) -> Metrics:
+    """Share of samples whose class, by the oracle, is the label asked for.
+
+    Of decoder means, beside the oracle's accuracy on grey test digits; of Bernoulli samples, beside
+    that on binarized ones; of the digit that goes worst; and of rows of 10 that are wholly right.
+    """
+    conditional_model(subject)
+    samples, classes = subject.samples, subject.num_classes
+    drawn = subject.oracle.predict(samples.drawn).labels
+    test = subject.test.labels
+    real_grey, real_drawn = subject.test_prediction.labels, subject.test_prediction_drawn.labels
+    right = (samples.predicted == samples.labels).double()
+    # the same z is decoded with every label, so a z is what is drawn independently
+    by_label = right.view(classes, -1)
+    by_label_drawn = (drawn == samples.labels).double().view(classes, -1)
+    worst = int(by_label.mean(1).argmin())
+    real = multiclass_accuracy(real_grey, test, classes, average="none")
+    rows = torch.cat([row.prod()[None] for r in by_label for row in r.split(_ROW)])
+    return {
+        "samples/label_agreement": Metric(
+            float(right.mean()),
+            "%",
+            standard_error(by_label.mean(0)),
+            float((real_grey == test).double().mean()),
+            at_least=0.99,
+        ),
+        "samples/label_agreement_drawn": Metric(
+            float(by_label_drawn.mean()),
+            "%",
+            standard_error(by_label_drawn.mean(0)),
+            float((real_drawn == test).double().mean()),
+            at_least=0.98,
+        ),
+        "samples/label_agreement_worst": Metric(
+            float(by_label[worst].mean()),
+            "%",
+            standard_error(by_label[worst]),
+            float(real.min()),
+            at_least=0.97,
+        ),
+        "samples/rows_right": Metric(float(rows.mean()), "%", standard_error(rows)),
+    }

@@ -1,0 +1,194 @@
+"""Runs side by side, from their folders alone."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from cvae import article, comparison, runs
+from cvae.schema import ConfigError
+from tests.conftest import run_script, tiny
+
+
+def write_run(folder: Path, seed: int, nll: float, target: str = "CVAE", **given: Any) -> Path:
+    """A run folder as training and evaluation leave it."""
+    folder.mkdir(parents=True)
+    model = {"_target_": f"cvae.models.{target}", "latent_dim": given.pop("latent_dim", 24)}
+    if target != "Autoencoder":
+        model["beta"] = 1.0
+    config = {
+        "model": model,
+        "optimizer": {"lr": given.pop("lr", 1e-3)},
+        "callbacks": {"best": {"dirpath": f"{folder}/checkpoints"}},
+        "seed": seed,
+        "run_dir": str(folder),
+        "name": f"run-{seed}",
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    summary = {"status": "finished", "seed": seed, "metrics": {"val/elbo": -nll}, **given}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    metrics = {
+        "test/nll_k50": {"claim": "bound", "value": nll, "unit": "nats"},
+        "samples/label_agreement": {"claim": "label_control", "value": 0.98, "unit": "%"},
+    }
+    (folder / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four runs of two settings, one in a sweep, and five folders that cannot be compared."""
+    write_run(tmp_path / "a/1", 1, 84.0)
+    write_run(tmp_path / "a/2", 2, 86.0)
+    write_run(tmp_path / "sweep/0", 1, 80.0, latent_dim=8)
+    write_run(tmp_path / "sweep/1", 2, 81.0, latent_dim=8)
+    write_run(tmp_path / "running", 1, 1.0, status="running")
+    write_run(tmp_path / "failed", 1, 1.0, status="failed", error="ValueError: why")
+    (write_run(tmp_path / "cut off", 1, 1.0) / "config.yaml").write_text("model: {a: [1")
+    (write_run(tmp_path / "no config", 1, 1.0) / "config.yaml").unlink()
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def read(folder: Path) -> tuple[list[comparison.Run], list[comparison.Broken]]:
+    found = [comparison.read_run(f) for f in comparison.find_folders(str(folder / "**"))]
+    return (
+        [f for f in found if isinstance(f, comparison.Run)],
+        [f for f in found if isinstance(f, comparison.Broken)],
+    )
+
+
+def test_every_folder_is_compared_or_named(folder: Path) -> None:
+    usable, broken = read(folder)
+    assert len(usable) == 4
+    reasons = {b.folder.name: b.reason for b in broken}
+    assert set(reasons) == {"running", "failed", "cut off", "no config", "empty"}
+    assert reasons["failed"] == "failed: ValueError: why"
+    assert reasons["no config"] == "no config.yaml in it"
+    assert "no readable config.yaml" in reasons["cut off"]
+
+
+def test_runs_are_grouped_by_what_differs_but_the_seed(folder: Path) -> None:
+    groups = comparison.grouped(read(folder)[0])
+    assert {g.label for g in groups} == {"latent_dim=24", "latent_dim=8"}
+    (wide,) = (g for g in groups if g.label == "latent_dim=24")
+    found = wide.statistics["test/nll_k50"]
+    assert (found.mean, found.num_runs) == (85.0, 2)
+    assert found.std == pytest.approx(2**0.5)
+    assert comparison.cell(wide, "test/nll_k50") == "85.00 ± 1.41"
+    assert comparison.cell(wide, "samples/label_agreement") == "98.00 ± 0.00%"
+
+
+def test_what_follows_from_the_class_is_not_said_twice(tmp_path: Path) -> None:
+    write_run(tmp_path / "1", 1, 84.0)
+    write_run(tmp_path / "2", 1, 90.0, target="Autoencoder")
+    write_run(tmp_path / "3", 1, 91.0, target="Autoencoder", lr=2e-3)
+    labels = {g.label for g in comparison.grouped(read(tmp_path)[0])}
+    assert labels == {"CVAE lr=0.001", "Autoencoder lr=0.001", "Autoencoder lr=0.002"}
+
+
+def test_the_best_group_comes_first(folder: Path) -> None:
+    groups = comparison.grouped(read(folder)[0])
+    for metric in ("test/nll_k50", "val/elbo"):  # one falls, the other rises
+        assert comparison.sort_groups(groups, metric)[0].label == "latent_dim=8"
+
+
+def test_an_unknown_metric_is_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean test/nll_k50"):
+        comparison.check_metrics(["test/nll_k5"], ["test/nll_k50", "val/elbo"], "sort")
+
+
+def test_the_command_needs_no_torch(folder: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for name in ("torch", "lightning", "wandb"):
+        (blocked / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
+    words = [f"runs={folder}/**", f"output={folder}/out/table", "sort=test/nll_k50"]
+    done = run_script("compare", *words, PYTHONPATH=str(blocked), COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    assert "not compared" in done.stdout
+    assert "80.50 ± 0.71" in done.stdout
+    assert max(len(x) for x in done.stdout.splitlines() if "│" in x) <= 80
+    assert "latent_dim=8 (n=2)" in (folder / "out/table.md").read_text()
+    with (folder / "out/table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {r["values"] for r in rows if r["metric"] == "test/nll_k50"} == {
+        "84.0 86.0",
+        "80.0 81.0",
+    }
+    with Image.open(folder / "out/table.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_folders_without_any_result_get_one_line(tmp_path: Path) -> None:
+    write_run(tmp_path / "running", 1, 1.0, status="running")
+    done = run_script("compare", f"runs={tmp_path}", f"output={tmp_path}/table")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "running" in done.stderr
+
+
+# the systems of the article
+
+
+def test_the_jobs_of_the_article() -> None:
+    jobs = article.jobs(Path("/x"), [1, 2, 3], ["logger=csv"])
+    assert len(jobs) == 11
+    assert len({job.folder for job in jobs}) == 11
+    assert sum(job.evaluated for job in jobs) == 9
+    assert [j.train[-1] for j in jobs if not j.evaluated] == ["model.latent_dim=2"] * 2
+
+
+def test_a_folder_of_other_settings_stays(tmp_path: Path) -> None:
+    (job, *_) = article.jobs(tmp_path, [1], [])
+    write_run(job.folder, 1, 1.0, status="running")
+    with pytest.raises(ConfigError, match="other settings"):
+        list(article.carry_out(job, []))
+    assert (job.folder / "config.yaml").is_file()
+
+
+def test_an_unfinished_run_of_the_article_is_launched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job, *_) = article.jobs(tmp_path, [1], [])
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(article, "_run", lambda script, words: commands.append((script, *words)))
+    list(article.carry_out(job, []))
+    assert commands[0] == ("train", *job.train, f"hydra.run.dir={job.folder}")
+    (job.folder / "config.yaml").write_text("{}")
+    runs.update_summary(job.folder, status="interrupted")
+    commands.clear()
+    list(article.carry_out(job, []))
+    assert commands[0] == ("train", f"rerun={job.folder}")
+    runs.update_summary(job.folder, status="finished")
+    commands.clear()
+    list(article.carry_out(job, ["figures=false"]))
+    assert commands == [("evaluate", f"run={job.folder}", "num_samples=50", "figures=false")]
+
+
+@pytest.mark.engines
+def test_the_article_is_written_and_resumed(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is finished is not done again; what was interrupted is."""
+    monkeypatch.setattr(article, "SYSTEMS", ("cvae",))
+    monkeypatch.setattr(article, "PLANES", ("cvae",))
+    small = [w for w in tiny(data_dir) if "latent_dim" not in w]
+    jobs = article.jobs(tmp_path, [1], [*small, "logger=csv", "trainer.max_epochs=1"])
+
+    def carry_out() -> list[str]:
+        evaluate = ["num_generated=20", "figures=false"]
+        return [doing for job in jobs for doing in article.carry_out(job, evaluate)]
+
+    assert carry_out() == ["training cvae-s1", "evaluating cvae-s1", "training cvae-plane"]
+    table = article.table(jobs)
+    assert "| `test/nll_k50` |" in table
+    assert "over 1 seed;" in table
+    assert min(article.figure(jobs).size) > 500
+    runs.update_summary(jobs[1].folder, status="running")  # as if it had been killed
+    assert carry_out() == ["training cvae-plane"]
+    assert carry_out() == []
