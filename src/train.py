@@ -1,5 +1,6 @@
 """Train a conditional VAE: ``python src/train.py model.latent_dim=8 trainer.devices=2``."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,14 +18,16 @@ def main(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
     if cfg.rerun is not None:
-        sweeps.run_unfinished(run_dir, hydra.launcher.get("num_jobs", 1))
+        sweeps.run_unfinished(run_dir, hydra.launcher.get("num_jobs", 1), cfg.trust)
         return None
     if hydra.mode is RunMode.MULTIRUN:
         runs.archive(cfg, run_dir, Path(hydra.sweep.dir).name, hydra.overrides.task)
         return sweeps.run_jobs([run_dir])[0]
     speaks = is_first()
     if cfg.resume is not None:
-        if not runs.prepare_resume(run_dir, cfg, hydra.overrides.task):
+        with runs.claimed(run_dir) if speaks else nullcontext():
+            goes_on = runs.prepare_resume(run_dir, cfg, hydra.overrides.task)
+        if not goes_on:
             return None
     elif speaks:
         runs.archive(cfg, run_dir, overrides=hydra.overrides.task)

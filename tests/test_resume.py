@@ -254,6 +254,23 @@ def test_resume_goes_on_in_the_same_folder(interrupted: Path, uninterrupted: Pat
     assert summary(interrupted)["epochs"] == 5
 
 
+def test_a_run_that_is_training_is_left_alone(interrupted: Path) -> None:
+    before = (interrupted / "config.yaml").read_bytes()
+    with runs.claimed(interrupted):
+        done = run_script("train", f"resume={interrupted}", "trainer.max_epochs=9")
+    assert done.returncode == 2
+    assert "another process trains this run" in done.stderr
+    assert (interrupted / "config.yaml").read_bytes() == before
+
+
+def test_fewer_epochs_than_are_trained_are_refused(uninterrupted: Path) -> None:
+    before = (uninterrupted / "config.yaml").read_bytes()
+    done = run_script("train", f"resume={uninterrupted}", "trainer.max_epochs=1")
+    assert done.returncode == 2
+    assert "trainer.max_epochs=1: 3 are trained" in done.stderr
+    assert (uninterrupted / "config.yaml").read_bytes() == before
+
+
 def test_what_changes_the_steps_is_refused(interrupted: Path) -> None:
     before = (interrupted / "config.yaml").read_bytes()
     done = run_script("train", f"resume={interrupted}", "model.latent_dim=7", "optimizer.lr=1")

@@ -94,17 +94,28 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(data_dir: Path, tmp_path:
     assert "Traceback" not in done.stdout + done.stderr
     assert "as planned" in (sweep / "0" / sweeps.OUTPUT).read_text()
     assert [summary(sweep / n)["status"] for n in ("0", "1")] == ["failed", "finished"]
-    assert done.stdout.rstrip().endswith(f"rerun='{sweep}'" if " " in str(sweep) else str(sweep))
+    assert done.stdout.rstrip().endswith(f"rerun={sweep} trust=fragile")
 
     other = (sweep / "1" / "summary.json").read_bytes()
     (tmp_path / "mended").touch()
     done = run_script("train", f"rerun={sweep}", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "trust=fragile" in done.stderr
+    with runs.claimed(sweep / "0"):
+        done = run_script("train", f"rerun={sweep}", "trust=fragile", PYTHONPATH=str(tmp_path))
+    assert "left alone" in done.stdout
+    assert summary(sweep / "0")["error"] == "ZeroDivisionError: as planned"
+    done = run_script("train", f"rerun={sweep}", "trust=fragile", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 2 runs are finished, 1 to train" in done.stdout
     assert summary(sweep / "0")["status"] == "finished"
     assert "error" not in summary(sweep / "0")
     assert (sweep / "1" / "summary.json").read_bytes() == other
     assert folders(sweep) == ["0", "1"]
+
+    done = run_script("train", f"rerun={sweep}", "seed=3")
+    assert done.returncode == 2
+    assert "seed: rerun= takes the settings of the sweep" in done.stderr
 
     done = run_script("train", f"rerun={sweep}")
     assert done.returncode == 0

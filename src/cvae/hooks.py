@@ -44,7 +44,10 @@ class TrainChecks(Checks):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with reported():
+            typed = {str(o).partition("=")[0].lstrip("+") for o in config.hydra.overrides.task}
             if config.rerun is not None:
+                if ignored := sorted(typed - {"rerun", "trust"}):
+                    raise ConfigError(f"{ignored[0]}: rerun= takes the settings of the sweep")
                 return _write_into(config, Path(config.rerun))
             ranks = launch.started_ranks()
             if config.resume is not None:
@@ -75,9 +78,13 @@ class TrainChecks(Checks):
                 raise ConfigError(
                     "-m: start sweeps without torchrun or srun, python src/train.py -m"
                 )
+            if config.get("resume") is not None or config.get("rerun") is not None:
+                raise ConfigError("-m: resume= and rerun= are typed without it")
             num_parallel = config.hydra.launcher.get("num_jobs", 1)
             if not isinstance(num_parallel, int) or num_parallel < 1:
-                raise ConfigError(f"hydra.launcher.num_jobs={num_parallel}: must be at least 1")
+                raise ConfigError(
+                    f"hydra.launcher.num_jobs={num_parallel}: must be an integer of at least 1"
+                )
             _pin_sweep_dir(config)
             if not _is_plain(config):
                 return

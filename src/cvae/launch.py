@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cvae import runs
-from cvae.processes import DIVERGED, INTERRUPTED, STOPPED, die_with_parent, exit_codes
+from cvae.processes import BAD_INPUT, DIVERGED, INTERRUPTED, STOPPED, die_with_parent, exit_codes
 from cvae.schema import ConfigError, device_count, num_cpus
 
 _RANK = ("-m", "cvae.training")
@@ -233,7 +233,7 @@ def failure(run_dir: Path, code: int) -> BaseException:
     else:
         killed = f"ended with exit code {code}"
     summary = runs.read_summary(run_dir)
-    if summary.get("status") in ("pending", "running"):
+    if summary.get("status") in ("pending", "running") and code != BAD_INPUT:
         runs.update_summary(run_dir, status="failed", error=killed)
     rank = f"rank {summary['rank']}: " if summary.get("rank") else ""
     kind = runs.Diverged if code == DIVERGED else runs.RunFailed

@@ -31,7 +31,8 @@ def exit_codes(run_dir: Path) -> Iterator[None]:
         yield
     except (ConfigError, InstantiationException) as error:
         text = runs.explained(error) if isinstance(error, InstantiationException) else str(error)
-        if runs.read_summary(run_dir).get("status") in ("pending", "running"):
+        waits = runs.read_summary(run_dir).get("status") in ("pending", "running")
+        if waits and not isinstance(error, runs.Busy):
             runs.update_summary(run_dir, status="failed", error=text)
         print(f"error: {text}", file=sys.stderr)
         sys.exit(BAD_INPUT)

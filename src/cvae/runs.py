@@ -6,10 +6,12 @@ are written atomically, so a reader never sees half a file.
 
 import contextlib
 import copy
+import csv
 import hashlib
 import io
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -54,6 +56,7 @@ _ARCHIVED = (
 )
 UNFINISHED = ("pending", "running", "interrupted", "failed")  # states of a run that can go on
 _OUTPUTS = ("checkpoints", "figures", "wandb", "tensorboard")
+JOURNAL = "study.journal"  # of a search, in the folder of its sweep
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 _MONITORS = {"cvae.models.Autoencoder": "val/reconstruction"}  # of models that have no elbo
 _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core", "wandb", "numpy")
@@ -65,6 +68,10 @@ class RunFailed(Exception):  # noqa: N818 - a fact, not an error of ours
 
 class Diverged(RunFailed):
     """A loss or gradient was not finite; it has not reached the weights."""
+
+
+class Busy(ConfigError):  # noqa: N818
+    """Another process trains a run."""
 
 
 class Stopped(Exception):  # noqa: N818
@@ -230,13 +237,13 @@ def claimed(run_dir: Path) -> Iterator[None]:
     """Train a run in one process at a time: the lock is gone with the process that holds it.
 
     Raises:
-        ConfigError: another process trains it.
+        Busy: another process trains it.
     """
     lock = FileLock(run_dir / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(f"{run_dir}: another process trains this run") from None
+        raise Busy(f"{run_dir}: another process trains this run") from None
     try:
         yield
     finally:
@@ -376,6 +383,8 @@ def prepare_resume(run_dir: Path, composed: DictConfig, typed: Sequence[str]) ->
     cfg = load_foreign_config(run_dir, composed.trust)
     cfg.run_dir = str(run_dir)
     changed = changes.apply(cfg, composed, typed)
+    if (cfg.trainer.max_epochs or math.inf) <= (trained := _epochs_on_record(run_dir)):
+        raise ConfigError(f"trainer.max_epochs={cfg.trainer.max_epochs}: {trained} are trained")
     has_ended = read_summary(run_dir).get("status") not in UNFINISHED
     if has_ended and not changes.changes_the_schedule(changed):
         print(f"{shown(run_dir)}: this run has finished; nothing to do")
@@ -387,6 +396,21 @@ def prepare_resume(run_dir: Path, composed: DictConfig, typed: Sequence[str]) ->
     if has_ended or changed or OmegaConf.to_yaml(cfg) != (run_dir / CONFIG).read_text("utf-8"):
         write_text(run_dir / CONFIG, OmegaConf.to_yaml(cfg))
     return True
+
+
+def _epochs_on_record(run_dir: Path) -> int:
+    """Whole epochs that metrics.csv knows of, the last of all perhaps not counted."""
+    try:
+        with (run_dir / METRICS).open(newline="", encoding="utf-8") as file:
+            return max((int(row["epoch"]) for row in csv.DictReader(file)), default=0)
+    except (OSError, ValueError, KeyError, csv.Error):
+        return 0
+
+
+def trust_needed(run_dir: Path) -> str:
+    """What a reader of a run must type for the code of its own that it names: '' or trust=..."""
+    own = trust.packages(OmegaConf.to_container(load_config(run_dir)))
+    return shlex.quote(f"trust={own[0] if len(own) == 1 else own}") if own else ""
 
 
 def load_foreign_config(run_dir: Path, trusted: trust.Trust = None) -> DictConfig:

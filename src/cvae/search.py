@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cvae import runs
 from cvae.schema import ConfigError
 
-JOURNAL = "study.journal"
+JOURNAL = runs.JOURNAL
 _WORKER = "worker"  # attribute of a trial: whose it is
 _LOST = "lost"  # attribute of a trial whose worker died; its settings are tried again
 _SPACE = "space"  # attribute of the study: what is searched, and what is fixed
@@ -90,9 +90,12 @@ def open_study(folder: Path, space: Mapping[str, Any], **arguments: Any) -> optu
 @contextlib.contextmanager
 def worker(folder: Path, name: str) -> Iterator[None]:
     """Be known as alive, for as long as this process is."""
-    with FileLock(folder / f"worker-{name}.lock"):
-        yield
-    (folder / f"worker-{name}.lock").unlink(missing_ok=True)
+    path = folder / f"worker-{name}.lock"
+    try:
+        with FileLock(path):
+            yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def take_over_lost_trials(study: optuna.Study, folder: Path) -> int:
@@ -218,7 +221,7 @@ def as_typed(value: Any) -> str:
 
 
 def write_results(study: optuna.Study, folder: Path, command: str) -> FrozenTrial | None:
-    """best.yaml, trials.csv, history.png and importances.png; the best trial, if one finished.
+    """best.yaml, history.png and importances.png; the best trial, if one finished.
 
     Args:
         command: that trains with the best values, without them.
@@ -230,7 +233,6 @@ def write_results(study: optuna.Study, folder: Path, command: str) -> FrozenTria
     from optuna.visualization import matplotlib as plots
 
     finished = study.get_trials(states=(TrialState.COMPLETE,))
-    _write_trials(study, folder)
     if not finished:
         return None
     best = study.best_trial
@@ -258,7 +260,8 @@ def _save(axes: Any, path: Path) -> None:
     axes.figure.savefig(path, dpi=120)
 
 
-def _write_trials(study: optuna.Study, folder: Path) -> None:
+def write_trials(study: optuna.Study, folder: Path) -> None:
+    """trials.csv: every trial so far, with its state, value and settings."""
     trials = study.get_trials()
     params = sorted({key for trial in trials for key in trial.params})
     text = io.StringIO()

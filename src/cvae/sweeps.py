@@ -70,16 +70,29 @@ def jobs_of(sweep_dir: Path) -> list[Job]:
     return sorted(jobs, key=lambda job: (len(job.run_dir.name), str(job.run_dir)))
 
 
-def run_unfinished(sweep_dir: Path, num_parallel: int) -> None:
-    """Train the runs of a sweep that did not finish.
+def run_unfinished(sweep_dir: Path, num_parallel: int, trust: Any = None) -> None:
+    """Train the runs of a sweep that did not finish, and that nobody trains now.
+
+    Args:
+        trust: packages whose code the runs may name, beside ours.
 
     Raises:
-        ConfigError: the folder holds no runs.
+        ConfigError: the folder holds no runs, is that of a search, or names other code.
         runs.RunFailed: some have not finished this time either.
     """
     jobs = jobs_of(sweep_dir)
+    if (sweep_dir / runs.JOURNAL).exists():
+        raise ConfigError(f"rerun={sweep_dir}: a search goes on where its command is typed again")
     left = [job.run_dir for job in jobs if not job.is_finished]
     print(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished, {len(left)} to train")
+    for run_dir in list(left):
+        runs.load_foreign_config(run_dir, trust)
+        try:
+            with runs.claimed(run_dir):
+                pass
+        except runs.Busy:
+            print(f"run {run_dir.name} is being trained by another process: left alone")
+            left.remove(run_dir)
     run_jobs(left, num_parallel)
     if not report(sweep_dir):
         raise runs.RunFailed(f"{sweep_dir}: not all runs finished")
@@ -222,6 +235,8 @@ def report(sweep_dir: Path, is_search: bool = False) -> bool:
         return any(job.is_finished for job in jobs)
     complete = all(job.is_finished for job in jobs)
     if not complete:
-        rerun = f"rerun={shlex.quote(runs.shown(sweep_dir))}"
-        print(f"to train what did not finish:\n  {runs.python_command('train')} {rerun}")
+        rerun = shlex.quote(f"rerun={runs.shown(sweep_dir)}")
+        trust = next(filter(None, (runs.trust_needed(j.run_dir) for j in jobs)), "")
+        command = f"{runs.python_command('train')} {rerun} {trust}".rstrip()
+        print(f"to train what did not finish:\n  {command}")
     return complete

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import resource
+import shlex
 import signal
 import sys
 import time
@@ -52,6 +53,9 @@ _KNOWN_WARNINGS = (
     ".*does not have many workers.*",  # batches are gathered in memory
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",  # Lightning's own
     ".*sync_dist=True.* when logging on epoch level.*",  # what is logged is global already
+    ".*resuming from a checkpoint that ended before the epoch ended.*",  # ours starts where it did
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*torch.distributed.nn.functional.all_gather. is deprecated.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
 )
 
@@ -280,7 +284,8 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
     try:
         yield
     except runs.Stopped as error:
-        log.info("%s; to go on: %s resume=%s", error, runs.python_command("train"), run_dir)
+        again = shlex.quote(f"resume={runs.shown(run_dir)}")
+        log.info("%s; to go on: %s %s", error, runs.python_command("train"), again)
         runs.update_summary(run_dir, status="interrupted")
         close_wandb(error.exit_code)
         raise SystemExit(error.exit_code) from None

@@ -23,6 +23,10 @@ _SCHEDULERS = (
     "CosineAnnealingWarmRestarts OneCycleLR CyclicLR ReduceLROnPlateau"
 )
 _LAYERS = "CELU Dropout ELU GELU Hardswish Identity LeakyReLU Mish ReLU SELU SiLU Sigmoid Softplus "
+_PRUNERS = (
+    "HyperbandPruner MedianPruner NopPruner PatientPruner PercentilePruner "
+    "SuccessiveHalvingPruner ThresholdPruner WilcoxonPruner"
+)
 _CALLBACKS = (
     "DeviceStatsMonitor EarlyStopping GradientAccumulationScheduler LearningRateMonitor "
     "ModelCheckpoint ModelSummary RichModelSummary RichProgressBar TQDMProgressBar Timer"
@@ -42,6 +46,7 @@ KNOWN_TARGETS = frozenset(
         ("torch.nn", _LAYERS),
         ("lightning.pytorch.callbacks", _CALLBACKS),
         ("lightning.pytorch.loggers", "CSVLogger TensorBoardLogger"),
+        ("optuna.pruners", _PRUNERS),
     )
     for name in names.split()
 )

@@ -2,6 +2,7 @@
 
 import math
 import secrets
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,10 @@ class LocalLauncher(Launcher):
                 run_dirs, self.num_jobs, {str(k): str(v) for k, v in environment.items()}
             )
         except (KeyboardInterrupt, SystemExit):
-            sweeps.report(Path(self.config.hydra.sweep.dir))
+            is_search = not str(self.config.hydra.sweeper._target_).endswith("BasicSweeper")
+            sweeps.report(Path(self.config.hydra.sweep.dir), is_search)
+            if is_search:
+                print("the same command goes on with the search")
             raise
         for job, value in zip(returns, values, strict=True):
             job.return_value = value
@@ -125,15 +129,19 @@ class OptunaSweeper(Sweeper):
         name = secrets.token_hex(4)
         at_once = self.config.hydra.launcher.get("num_jobs", 1)
         with search.worker(folder, name):
-            while trials := search.ask(study, folder, space, name, self.num_trials, at_once):
-                jobs = [[*fixed, *self._of_trial(study, folder, trial)] for trial in trials]
-                values = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
-                for trial, job in zip(trials, values, strict=True):
-                    failed = job.status is not JobStatus.COMPLETED
-                    value = math.nan if failed else float(job.return_value)
-                    status = runs.read_summary(folder / str(trial.number)).get("status")
-                    search.tell(study, trial, str(status), value)
-        best = search.write_results(study, folder, runs.python_command("train"))
+            try:
+                while trials := search.ask(study, folder, space, name, self.num_trials, at_once):
+                    jobs = [[*fixed, *self._of_trial(study, folder, trial)] for trial in trials]
+                    values = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
+                    for trial, job in zip(trials, values, strict=True):
+                        failed = job.status is not JobStatus.COMPLETED
+                        value = math.nan if failed else float(job.return_value)
+                        status = runs.read_summary(folder / str(trial.number)).get("status")
+                        search.tell(study, trial, str(status), value)
+            finally:
+                search.write_trials(study, folder)
+        of_all = shlex.join(o for o in fixed if o != "test=false")
+        best = search.write_results(study, folder, f"{runs.python_command('train')} {of_all}")
         if best is not None:
             print(
                 f"\nbest: run {best.number}, {best.value:.2f}; {runs.shown(folder / 'best.yaml')}"
