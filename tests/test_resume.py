@@ -267,7 +267,7 @@ def test_fewer_epochs_than_are_trained_are_refused(uninterrupted: Path) -> None:
     before = (uninterrupted / "config.yaml").read_bytes()
     done = run_script("train", f"resume={uninterrupted}", "trainer.max_epochs=1")
     assert done.returncode == 2
-    assert "trainer.max_epochs=1: 3 are trained" in done.stderr
+    assert "trainer.max_epochs=1: 4 are trained" in done.stderr
     assert (uninterrupted / "config.yaml").read_bytes() == before
 
 

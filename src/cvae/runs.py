@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import math
 import os
 import platform
 import re
@@ -383,7 +382,8 @@ def prepare_resume(run_dir: Path, composed: DictConfig, typed: Sequence[str]) ->
     cfg = load_foreign_config(run_dir, composed.trust)
     cfg.run_dir = str(run_dir)
     changed = changes.apply(cfg, composed, typed)
-    if (cfg.trainer.max_epochs or math.inf) <= (trained := _epochs_on_record(run_dir)):
+    limit, trained = cfg.trainer.max_epochs, _epochs_on_record(run_dir)
+    if limit is not None and 0 <= limit < trained:
         raise ConfigError(f"trainer.max_epochs={cfg.trainer.max_epochs}: {trained} are trained")
     has_ended = read_summary(run_dir).get("status") not in UNFINISHED
     if has_ended and not changes.changes_the_schedule(changed):
@@ -399,11 +399,16 @@ def prepare_resume(run_dir: Path, composed: DictConfig, typed: Sequence[str]) ->
 
 
 def _epochs_on_record(run_dir: Path) -> int:
-    """Whole epochs that metrics.csv knows of, the last of all perhaps not counted."""
+    """Epochs that ended with a validation."""
     try:
         with (run_dir / METRICS).open(newline="", encoding="utf-8") as file:
-            return max((int(row["epoch"]) for row in csv.DictReader(file)), default=0)
-    except (OSError, ValueError, KeyError, csv.Error):
+            rows = [
+                row
+                for row in csv.DictReader(file)
+                if any(v for k, v in row.items() if k.startswith("val/"))
+            ]
+        return max((int(row["epoch"]) + 1 for row in rows), default=0)
+    except (OSError, ValueError, KeyError, AttributeError, csv.Error):
         return 0
 
 
