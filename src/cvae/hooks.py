@@ -86,7 +86,7 @@ class TrainChecks(Checks):
                     f"hydra.launcher.num_jobs={num_parallel}: must be an integer of at least 1"
                 )
             _pin_sweep_dir(config)
-            if not _is_plain(config):
+            if sweeps.is_search(config.hydra.sweeper._target_):
                 return
             loader = GlobalHydra.instance().config_loader()
             typed = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
@@ -123,7 +123,8 @@ class TrainChecks(Checks):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Tell how every run of the sweep went; a search may lose some, a plain sweep none."""
-        done = sweeps.report(Path(config.hydra.sweep.dir), is_search=not _is_plain(config))
+        of_search = sweeps.is_search(config.hydra.sweeper._target_)
+        done = sweeps.report(Path(config.hydra.sweep.dir), of_search)
         if not done:
             raise SystemExit(FAILED)
 
@@ -138,11 +139,6 @@ def _check_run_dir(run_dir: Path) -> None:
         raise ConfigError(f"hydra.run.dir={run_dir}: cannot be a folder ({error})") from None
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(f"hydra.run.dir={run_dir}: {there} is no folder that can be written to")
-
-
-def _is_plain(config: DictConfig) -> bool:
-    """Whether a sweep's jobs are known before it starts."""
-    return str(config.hydra.sweeper._target_).endswith("BasicSweeper")
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

@@ -42,6 +42,11 @@ class Job(NamedTuple):
         return self.summary.get("status") in ("finished", "pruned")
 
 
+def is_search(sweeper: str) -> bool:
+    """Whether a sweep chooses its jobs while it runs, by the class of its sweeper."""
+    return not sweeper.endswith("BasicSweeper")
+
+
 def check_parallel(cfg: Mapping[str, Any], num_parallel: int) -> None:
     """Refuse more jobs at a time than the machine has cores for.
 
@@ -208,7 +213,7 @@ def _tell(line: str) -> None:
     print(line, flush=True)
 
 
-def report(sweep_dir: Path, is_search: bool = False) -> bool:
+def report(sweep_dir: Path, of_search: bool = False) -> bool:
     """Print how each run of a sweep went; whether all finished, or of a search any."""
     jobs = jobs_of(sweep_dir)
     monitors = {str(job.summary["monitor"]) for job in jobs if "monitor" in job.summary}
@@ -231,7 +236,7 @@ def report(sweep_dir: Path, is_search: bool = False) -> bool:
         if error := job.summary.get("error"):
             console.print(f"\nrun {job.run_dir}: {error}", soft_wrap=True)
     print(f"\nsweep folder: {runs.shown(sweep_dir)}")
-    if is_search:
+    if of_search:
         return any(job.is_finished for job in jobs)
     complete = all(job.is_finished for job in jobs)
     if not complete:

@@ -50,9 +50,9 @@ class LocalLauncher(Launcher):
                 run_dirs, self.num_jobs, {str(k): str(v) for k, v in environment.items()}
             )
         except (KeyboardInterrupt, SystemExit):
-            is_search = not str(self.config.hydra.sweeper._target_).endswith("BasicSweeper")
-            sweeps.report(Path(self.config.hydra.sweep.dir), is_search)
-            if is_search:
+            of_search = sweeps.is_search(self.config.hydra.sweeper._target_)
+            sweeps.report(Path(self.config.hydra.sweep.dir), of_search)
+            if of_search:
                 print("the same command goes on with the search")
             raise
         for job, value in zip(returns, values, strict=True):
