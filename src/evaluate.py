@@ -55,8 +55,9 @@ def main(cfg: DictConfig) -> None:
         "test_digest": data.test.digest(),
         "num_generated": cfg.num_generated,
     }
-    print(runs.update_evaluation(run_dir, measured_on, report.as_json(found)))
-    mirror(run_dir, archived, cfg.trust, report.as_json(found)["metrics"], drawn)
+    measured = report.as_json(found)
+    print(runs.update_evaluation(run_dir, measured_on, measured))
+    mirror(run_dir, archived, cfg.trust, measured["metrics"], drawn)
 
 
 def mirror(

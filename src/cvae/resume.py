@@ -73,9 +73,8 @@ class LastCheckpoint(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        epoch_loop = trainer.fit_loop.epoch_loop  # type: ignore[attr-defined]
         if self._batches_that_stepped is not None:  # Lightning is off by one where it goes on
-            epoch_loop._batches_that_stepped = self._batches_that_stepped
+            self._loop._batches_that_stepped = self._batches_that_stepped
             self._batches_that_stepped = None
         if batch_idx % trainer.accumulate_grad_batches:
             return  # gradients are underway
@@ -168,7 +167,7 @@ class LastCheckpoint(Callback):
             datamodule.goes_on_at = checkpoint["position"]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches_that_stepped": self._count}
+        return {"batches_that_stepped": int(self._loop._batches_that_stepped)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._batches_that_stepped = state_dict["batches_that_stepped"]
@@ -180,10 +179,6 @@ class LastCheckpoint(Callback):
     ) -> None:
         self._loop = trainer.fit_loop.epoch_loop  # type: ignore[attr-defined]
         self._saved_time = self._asked_time = time.monotonic()
-
-    @property
-    def _count(self) -> int:
-        return int(self._loop._batches_that_stepped)
 
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule

@@ -98,9 +98,8 @@ def worker(folder: Path, name: str) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def take_over_lost_trials(study: optuna.Study, folder: Path) -> int:
-    """Note trials whose worker has died, and queue their settings again; how many."""
-    lost = 0
+def take_over_lost_trials(study: optuna.Study, folder: Path) -> None:
+    """Note trials whose worker has died, and queue their settings again."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         name = trial.user_attrs.get(_WORKER)
         if name is not None and _is_alive(folder / f"worker-{name}.lock"):
@@ -108,8 +107,6 @@ def take_over_lost_trials(study: optuna.Study, folder: Path) -> int:
         study.enqueue_trial(trial.params)
         optuna.Trial(study, trial._trial_id).set_user_attr(_LOST, True)
         study.tell(trial.number, state=TrialState.FAIL)
-        lost += 1
-    return lost
 
 
 def _is_alive(lock_file: Path) -> bool:
