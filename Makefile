@@ -4,7 +4,7 @@ ARGS ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install train article test test-engines test-long lint format clean
+.PHONY: help install train article test test-engines test-faults test-long lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -36,8 +36,15 @@ test: .venv/.installed ## run the tests
 test-engines: .venv/.extras ## run those of launchers, search and the article; installs Optuna, submitit and Ray
 	$(PYTEST) -m "engines and not long" $(ARGS)
 
-test-long: .venv/.extras ## inject every fault for an hour or so: kills, corruptions, full disks, bad input
-	$(PYTEST) -m long $(ARGS)
+FAULTS := $(RUN) -m pytest --numprocesses 2 --dist worksteal -m "fault or long"
+COMMIT_NUMBER = $(shell printf '%d' 0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0))
+
+test-faults: .venv/.extras ## inject a sample of all faults for ten minutes, another with each commit
+	$(FAULTS) --minutes 9 --faults-seed $(COMMIT_NUMBER) $(ARGS)
+
+test-long: .venv/.extras ## inject all faults, for an hour or so, and write docs/faults.json
+	$(FAULTS) --faults docs/faults.json $(ARGS)
+	$(RUN) docs/tables.py
 
 lint: .venv/.installed ## linter, formatter and type checker
 	$(RUN) -m ruff check .

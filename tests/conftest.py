@@ -8,16 +8,31 @@ TENSOR_ROOMS = ("noise", "networks", "models", "evaluation", "figures", "samplin
 # before anything of ours is imported
 install_import_hook([f"cvae.{room}" for room in TENSOR_ROOMS], "tests.shapes.typechecker")
 
+import atexit  # noqa: E402
+import functools  # noqa: E402
+import json  # noqa: E402
 import os  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+import tempfile  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from cvae.digits import idx_bytes  # noqa: E402
+from tests.tally import (  # noqa: E402, F401 - hooks and fixtures
+    faults_seed,
+    measured,
+    pytest_addoption,
+    pytest_runtest_logreport,
+    pytest_runtest_makereport,
+    pytest_runtest_setup,
+    pytest_terminal_summary,
+    shuffle,
+    survived,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_TRAIN, NUM_TEST = 260, 33  # neither divides by two ranks and the batch sizes used
@@ -25,10 +40,11 @@ NUM_TRAIN, NUM_TEST = 260, 33  # neither divides by two ranks and the batch size
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The longest files first, so that two processes end at about the same time."""
     first = ("test_training", "test_readme", "test_faults", "test_loggers")
     items.sort(key=lambda i: first.index(i.path.stem) if i.path.stem in first else len(first))
+    shuffle(config, items)
 
 
 def write_digits(folder: Path, prefixes: tuple[str, str] = ("train", "t10k")) -> None:
@@ -73,10 +89,12 @@ def clean_environment() -> dict[str, str]:
 def run_script(
     name: str, *arguments: str, cwd: Path = ROOT, timeout: float = 120, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run an entry point as a person does."""
-    command = [sys.executable, str(ROOT / "src" / f"{name}.py"), *arguments]
+    """Run an entry point as a person does; in a fresh interpreter if the environment is another."""
+    script = ROOT / "src" / f"{name}.py"
+    if not environment and hasattr(os, "fork"):
+        return run_warm(script, arguments, cwd, timeout)
     return subprocess.run(
-        command,
+        [sys.executable, str(script), *arguments],
         cwd=cwd,
         env={**clean_environment(), **environment},
         capture_output=True,
@@ -85,6 +103,44 @@ def run_script(
         stdin=subprocess.DEVNULL,
         check=False,
     )
+
+
+def run_warm(
+    script: Path, arguments: Sequence[str], cwd: Path, timeout: float, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process that has the large libraries already (tests/warm.py)."""
+    server = _warm_server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        out, error = Path(folder) / "out", Path(folder) / "error"
+        request = {
+            "script": str(script),
+            "arguments": list(arguments),
+            "cwd": str(cwd),
+            "environment": {**clean_environment(), **environment},
+            "out": str(out),
+            "error": str(error),
+            "limit": timeout,
+        }
+        print(json.dumps(request), file=server.stdin, flush=True)
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(
+            [str(script), *arguments], code, out.read_text(), error.read_text()
+        )
+
+
+@functools.cache
+def _warm_server() -> subprocess.Popen[str]:
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "warm.py")],
+        env=clean_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(server.communicate)  # the end of its input is its end
+    return server
 
 
 def tiny(data_dir: Path, run_dir: Path | None = None) -> list[str]:

@@ -1,19 +1,23 @@
 """Trains a run in forked processes that are killed, again and again, and then once to its end.
 
-``python tests/kills.py RUN_DIR PLAN``, with the plan a JSON list of kills: a number is so many
-seconds after the start, ``["os:replace", 3, "before"]`` is the third call of a function. Importing
-once and forking each time makes a kill cost less than a second. It prints how each attempt ended.
+``python tests/kills.py RUN_DIR PLAN [RANKS]``, with the plan a JSON list of ends:
+``["os:replace", 3, "before"]`` is a SIGKILL at the third call of a function, ``{"after": 0.7,
+"signal": "SIGTERM", "rank": 1}`` a signal so many seconds after the start. Importing once and
+forking each time makes a kill cost less than a second. It prints how each attempt ended.
 """
 
 import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
+
+LIMIT = 60  # seconds after which a rank must have left, once another is gone
 
 
 def die_at(name: str, count: int, when: str) -> None:
@@ -37,47 +41,90 @@ def die_at(name: str, count: int, when: str) -> None:
     setattr(owner, last, counted)
 
 
-def attempt(run_dir: Path, kill: Any) -> int:
-    """Train in a child; its exit code, or minus the signal that ended it."""
-    child = os.fork()
-    if child == 0:
-        from cvae.launch import launch
-        from cvae.processes import exit_codes
+def train(run_dir: Path, end: Any, ranks: dict[str, str]) -> int:
+    """Train as a fresh process would; its exit code."""
+    from cvae.launch import join, launch
+    from cvae.processes import exit_codes
 
-        code = 0
-        try:
-            if isinstance(kill, list):
-                die_at(*kill)
-            output = os.open(run_dir / "attempts.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            with exit_codes(run_dir):
-                launch(run_dir)
-        except SystemExit as error:
-            code = int(error.code or 0)
-        except BaseException:
-            code = 99
-        os._exit(code)
-    if isinstance(kill, float):
-        time.sleep(kill)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    return os.waitstatus_to_exitcode(status)
+    try:
+        if isinstance(end, list):
+            die_at(*end)
+        output = os.open(run_dir / "attempts.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.environ.update(ranks)
+        with exit_codes(run_dir):
+            if ranks:
+                join(run_dir, "", timeout=LIMIT / 3)
+            launch(run_dir)
+    except SystemExit as error:
+        return int(error.code or 0)
+    except BaseException:
+        return 99
+    return 0
 
 
-def main(run_dir: Path, plan: list[Any]) -> None:
+def as_rank(rank: int, count: int) -> dict[str, str]:
+    """What torchrun would tell one of several ranks; nothing where there is one."""
+    if count == 1:
+        return {}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    return {
+        **{key: str(number) for key, number in numbers.items()},
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "kills",
+        "MASTER_ADDR": "127.0.0.1",
+    }
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def attempt(run_dir: Path, end: Any, num_ranks: int = 1) -> list[int]:
+    """Train in forked children; of each, its exit code, or minus the signal that ended it."""
+    port = {"MASTER_PORT": str(free_port())} if num_ranks > 1 else {}
+    children = []
+    for rank in range(num_ranks):
+        child = os.fork()
+        if child == 0:
+            os._exit(train(run_dir, end, {**as_rank(rank, num_ranks), **port}))
+        children.append(child)
+    if isinstance(end, dict):
+        time.sleep(end["after"])
+        number = getattr(signal, end.get("signal", "SIGKILL"))
+        os.kill(children[end.get("rank", 0)], number)
+    ended: dict[int, int] = {}
+    late = None
+    while len(ended) < num_ranks:
+        for child in children:
+            if child not in ended:
+                pid, status = os.waitpid(child, os.WNOHANG)
+                if pid:
+                    ended[child] = os.waitstatus_to_exitcode(status)
+                    late = late or time.monotonic() + LIMIT
+        if late is not None and time.monotonic() > late:
+            for child in set(children) - set(ended):
+                os.kill(child, signal.SIGKILL)
+            raise TimeoutError(f"a rank did not leave within {LIMIT} s")
+        time.sleep(0.005)
+    return [ended[child] for child in children]
+
+
+def main(run_dir: Path, plan: list[Any], num_ranks: int = 1) -> None:
     import cvae.callbacks
     import cvae.training  # noqa: F401 - once, before the forks
 
     assert threading.active_count() == 1
-    ended: list[int] = []
-    for kill in [*plan, None]:
+    ended: list[list[int]] = []
+    for end in [*plan, None]:
         start = time.monotonic()
-        ended.append(attempt(run_dir, kill))
-        if ended[-1] == 0:
+        ended.append(attempt(run_dir, end, num_ranks))
+        if not any(ended[-1]):
             break
     print(json.dumps({"ended": ended, "seconds": time.monotonic() - start}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]), *map(int, sys.argv[3:]))

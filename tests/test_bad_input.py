@@ -23,7 +23,11 @@ from omegaconf import OmegaConf
 from cvae import schema
 from cvae.schema import LEFT_OUT, leaf_keys
 from tests.conftest import ROOT, clean_environment
+from tests.tally import Promise, Survived
 from tests.test_conf import compose, plain
+
+OVERRIDES = "misspelt, of another type, out of range, contradictory"
+UNUSUAL = "unusual and good, which are accepted"
 
 SEED = 20
 LIMIT = 60  # seconds for a case on a busy machine; a usual one takes 0.2
@@ -465,18 +469,22 @@ def check(cases: list[Case], entry_points: EntryPoints) -> None:
     assert not failures, f"{len(failures)} of {len(cases)}:\n" + "\n".join(failures)
 
 
-def test_bad_input_is_refused(entry_points: EntryPoints) -> None:
+@pytest.mark.fault(Promise.INPUT, OVERRIDES)
+def test_bad_input_is_refused(entry_points: EntryPoints, survived: Survived) -> None:
     """A sample; the long tests try them all."""
-    cases = all_bad_cases()
-    check(random.Random(SEED).sample(cases, 45), entry_points)
+    cases = random.Random(SEED).sample(all_bad_cases(), 45)
+    check(cases, entry_points)
+    survived(len(cases))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("part", range(4))
-def test_all_bad_input_is_refused(part: int, entry_points: EntryPoints) -> None:
+@pytest.mark.fault(Promise.INPUT, OVERRIDES)
+@pytest.mark.parametrize("part", range(8))
+def test_all_bad_input_is_refused(part: int, entry_points: EntryPoints, survived: Survived) -> None:
     cases = all_bad_cases()
     assert len({(c.script, *c.typed) for c in cases}) >= 500
-    check(cases[part::4], entry_points)
+    check(cases[part::8], entry_points)
+    survived(len(cases[part::8]))
 
 
 # unusual and good
@@ -606,15 +614,22 @@ def accept(cases: list[list[str]], entry_points: EntryPoints) -> None:
     assert not failures, f"{len(failures)} of {len(cases)}:\n" + "\n".join(failures)
 
 
-def test_unusual_input_is_accepted(entry_points: EntryPoints) -> None:
+@pytest.mark.fault(Promise.INPUT, UNUSUAL)
+def test_unusual_input_is_accepted(entry_points: EntryPoints, survived: Survived) -> None:
     """A sample; the long tests try them all."""
     accept(random.Random(SEED).sample(GOOD, 12), entry_points)
+    survived(12)
 
 
 @pytest.mark.long
-def test_all_unusual_input_is_accepted(entry_points: EntryPoints) -> None:
+@pytest.mark.fault(Promise.INPUT, UNUSUAL)
+@pytest.mark.parametrize("part", range(3))
+def test_all_unusual_input_is_accepted(
+    part: int, entry_points: EntryPoints, survived: Survived
+) -> None:
     assert len(GOOD) >= 100
-    accept(GOOD, entry_points)
+    accept(GOOD[part::3], entry_points)
+    survived(len(GOOD[part::3]))
 
 
 def test_a_traceback_would_be_seen(entry_points: EntryPoints) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import multiprocessing
 import os
 import random
@@ -24,6 +23,10 @@ import torch
 
 from cvae import checkpoints
 from cvae.schema import ConfigError
+from tests.tally import Promise, Survived
+
+DAMAGE = "bits flipped, bytes lost, added or changed, at random"
+INSIDE = "SIGKILL inside a save, TMPDIR on another disk"
 
 
 def content(step: int = 7, size: int = 3000) -> dict[str, Any]:
@@ -120,19 +123,23 @@ def refuses(number: int, good: Path) -> None:
     assert "{" not in message, message
 
 
+@pytest.mark.fault(Promise.CHECKPOINTS, DAMAGE)
 @pytest.mark.parametrize("number", range(40))
 def test_damage_is_found(number: int, good: Path) -> None:
     refuses(number, good)
 
 
 @pytest.mark.long
-def test_a_thousand_damages_are_found(good: Path) -> None:
+@pytest.mark.fault(Promise.CHECKPOINTS, DAMAGE)
+def test_a_thousand_damages_are_found(good: Path, survived: Survived, faults_seed: int) -> None:
     for number in range(1000):
-        refuses(number, good)
+        refuses(1000 * (1 + faults_seed) + number, good)
+        survived(1)
 
 
 @pytest.mark.long
-def test_every_single_bit_counts(tmp_path: Path) -> None:
+@pytest.mark.fault(Promise.CHECKPOINTS, "a bit flipped in every byte")
+def test_every_single_bit_counts(tmp_path: Path, survived: Survived) -> None:
     path = tmp_path / "small.ckpt"
     checkpoints.save({"state_dict": {}, "config": {}, "global_step": 1}, path)
     original = path.read_bytes()
@@ -140,9 +147,11 @@ def test_every_single_bit_counts(tmp_path: Path) -> None:
         path.write_bytes(_xor(original, place, 1 << place % 8))
         with pytest.raises(ConfigError):
             checkpoints.load(path)
+        survived(1)
 
 
-def test_every_length_of_a_truncated_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.fault(Promise.CHECKPOINTS, "truncated at every seventh byte")
+def test_every_length_of_a_truncated_file_is_refused(tmp_path: Path, survived: Survived) -> None:
     path = tmp_path / "small.ckpt"
     checkpoints.save({"state_dict": {}, "config": {}}, path)
     original = path.read_bytes()
@@ -150,6 +159,7 @@ def test_every_length_of_a_truncated_file_is_refused(tmp_path: Path) -> None:
         path.write_bytes(original[:size])
         with pytest.raises(ConfigError):
             checkpoints.load(path)
+        survived(1)
 
 
 def signed(data: bytes, version: int = 1) -> bytes:
@@ -207,6 +217,7 @@ def make_it(kind: str, path: Path) -> None:
         path.symlink_to("/dev/zero" if kind == "device" else path)
 
 
+@pytest.mark.fault(Promise.CHECKPOINTS, "other files in its place: bombs, pages, pipes, links")
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -287,6 +298,7 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.fault(Promise.DISK, "no room inside a save")
 @pytest.mark.parametrize("size", [4_000, 30_000, 100_000, 119_000])
 def test_a_full_disk_leaves_the_checkpoint_before_it(size: int, tmp_path: Path) -> None:
     with small_disk(tmp_path, 200_000):
@@ -350,13 +362,19 @@ def survives(folder: Path, seed: int, kills: int, size: int = 1_000_000) -> dict
     return told
 
 
-def test_kills_while_saving(tmp_path: Path) -> None:
-    assert survives(tmp_path, seed=1, kills=10)["inside a save"] > 0
+@pytest.mark.fault(Promise.CHECKPOINTS, INSIDE)
+def test_kills_while_saving(tmp_path: Path, survived: Survived) -> None:
+    told = survives(tmp_path, seed=1, kills=10)
+    assert told["inside a save"] > 0
+    survived(told["inside a save"])
 
 
 @pytest.mark.long
-def test_hundreds_of_kills_while_saving(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = survives(tmp_path, seed=2, kills=300)
-    with capsys.disabled():
-        print(json.dumps(told))
-    assert told["inside a save"] >= 50
+@pytest.mark.fault(Promise.CHECKPOINTS, INSIDE)
+@pytest.mark.parametrize("part", range(4))
+def test_hundreds_of_kills_while_saving(
+    part: int, tmp_path: Path, survived: Survived, faults_seed: int
+) -> None:
+    told = survives(tmp_path, seed=2 + part + 10 * faults_seed, kills=75)
+    assert told["inside a save"] >= 12
+    survived(told["inside a save"])

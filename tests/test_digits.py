@@ -18,6 +18,11 @@ import pytest
 from cvae import digits
 from cvae.digits import SETS, DataError, idx_bytes, load_digits, read_idx
 from tests.conftest import NUM_TEST, NUM_TRAIN, write_digits
+from tests.tally import Promise, Survived
+
+DAMAGE = "truncated, swapped, altered, bits flipped, emptied"
+TOGETHER = "processes that start at once"
+KILLED = "SIGKILL while the files are made"
 
 MNIST, KMNIST = SETS["MNIST"], SETS["KMNIST"]
 
@@ -195,17 +200,26 @@ def repairs(mnist_dir: Path, seed: int, rounds: int) -> None:
         assert [hashlib.md5(idx_bytes(a)).hexdigest() for a in arrays] == expected, kinds
 
 
-def test_damage_at_any_place_is_repaired(mnist_dir: Path, offline: None) -> None:
+@pytest.mark.fault(Promise.DATA, DAMAGE)
+def test_damage_at_any_place_is_repaired(
+    mnist_dir: Path, offline: None, survived: Survived
+) -> None:
     repairs(mnist_dir, seed=1, rounds=4)
+    survived(4)
 
 
 @pytest.mark.long
-def test_a_hundred_damages_are_repaired(mnist_dir: Path, offline: None) -> None:
-    repairs(mnist_dir, seed=2, rounds=100)
+@pytest.mark.fault(Promise.DATA, DAMAGE)
+def test_a_hundred_damages_are_repaired(
+    mnist_dir: Path, offline: None, survived: Survived, faults_seed: int
+) -> None:
+    repairs(mnist_dir, seed=2 + faults_seed, rounds=100)
+    survived(100)
 
 
+@pytest.mark.fault(Promise.DATA, "the same in a set that cannot be made anew")
 def test_damage_that_cannot_be_repaired_is_refused(
-    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, survived: Survived
 ) -> None:
     """A set without published digests, held to those recorded when it was made."""
     source = "torchvision's mirrors"
@@ -228,6 +242,7 @@ def test_damage_that_cannot_be_repaired_is_refused(
             with pytest.raises(DataError) as caught:
                 load_digits(KMNIST, tmp_path)
             assert file.name in str(caught.value), kind
+            survived(1)
         file.write_bytes(whole[file])
     load_digits(KMNIST, tmp_path)
     for bad in ("{", "[]", "{}", '{"train": 1}'):
@@ -254,6 +269,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.fault(Promise.DATA, "a folder that cannot be written to")
 def test_a_read_only_folder(read_only: Path, offline: None) -> None:
     """Good files are read; damaged ones are refused, since they cannot be made again."""
     assert len(load_digits(KMNIST, read_only)[0]) == NUM_TRAIN
@@ -292,16 +308,20 @@ def started_together(folder: Path, count: int, spoilt: bool) -> list[int | None]
 MNIST_TEST_SUM = 264_923_200  # of all test pixels
 
 
-def test_eight_starts_at_once(tmp_path: Path) -> None:
+@pytest.mark.fault(Promise.DATA, TOGETHER)
+def test_eight_starts_at_once(tmp_path: Path, survived: Survived) -> None:
     assert started_together(tmp_path, 8, spoilt=True) == [MNIST_TEST_SUM] * 8
+    survived(8)
 
 
 @pytest.mark.long
-def test_two_hundred_starts_at_once(tmp_path: Path) -> None:
+@pytest.mark.fault(Promise.DATA, TOGETHER)
+def test_two_hundred_starts_at_once(tmp_path: Path, survived: Survived) -> None:
     for number in range(25):
         folder = tmp_path / str(number)
         found = started_together(folder, 8, spoilt=number % 2 == 1)
         assert found == [MNIST_TEST_SUM] * 8
+        survived(8)
         shutil.rmtree(folder)
 
 
@@ -326,10 +346,16 @@ def killed_while_making(folder: Path, rng: random.Random, kills: int) -> int:
     return in_the_middle
 
 
-def test_a_start_killed_while_making_files(tmp_path: Path) -> None:
+@pytest.mark.fault(Promise.DATA, KILLED)
+def test_a_start_killed_while_making_files(tmp_path: Path, survived: Survived) -> None:
     killed_while_making(tmp_path, random.Random(0), kills=2)
+    survived(2)
 
 
 @pytest.mark.long
-def test_fifty_starts_killed_while_making_files(tmp_path: Path) -> None:
-    assert killed_while_making(tmp_path, random.Random(1), kills=50) > 10
+@pytest.mark.fault(Promise.DATA, KILLED)
+def test_fifty_starts_killed_while_making_files(
+    tmp_path: Path, survived: Survived, faults_seed: int
+) -> None:
+    assert killed_while_making(tmp_path, random.Random(1 + faults_seed), kills=50) > 10
+    survived(50)

@@ -20,6 +20,7 @@ import pytest
 
 from cvae import checkpoints, runs
 from tests.conftest import ROOT, clean_environment, tiny
+from tests.tally import Promise
 
 # a full disk
 
@@ -48,22 +49,25 @@ def fill(folder: Path, left: int) -> None:
         file.write(bytes(max(0, room)))
 
 
+@pytest.mark.fault(Promise.DISK, "no room while a run writes")
 @pytest.mark.parametrize(
-    ("what", "left"),
+    ("what", "left", "devices"),
     [
-        ("checkpoint", 100_000),
-        pytest.param("picture", 8_192, marks=pytest.mark.long),
-        pytest.param("metrics", 0, marks=pytest.mark.long),
+        ("checkpoint", 100_000, 1),
+        pytest.param("checkpoint", 100_000, 2, marks=pytest.mark.long),
+        pytest.param("picture", 8_192, 1, marks=pytest.mark.long),
+        pytest.param("metrics", 0, 1, marks=pytest.mark.long),
+        pytest.param("metrics", 0, 2, marks=pytest.mark.long),
     ],
 )
 def test_a_full_disk_stops_a_run_in_a_line(
-    what: str, left: int, data_dir: Path, tmp_path: Path
+    what: str, left: int, devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
     """Once the run has saved, the room is taken; where none can be mounted, file sizes end."""
     with disk_of(tmp_path / "disk", 30_000_000) as mounted:
         run_dir = tmp_path / "disk" / "run"
         more = ["trainer.max_epochs=100000", "logger=csv", "callbacks.figures.every_n_epochs=1"]
-        more += ["callbacks.last.every_n_epochs=1"]
+        more += ["callbacks.last.every_n_epochs=1", f"trainer.devices={devices}"]
         if what == "checkpoint":
             more += ["callbacks.figures=null"]
         command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *more]
@@ -224,6 +228,7 @@ def online(address: str) -> dict[str, str]:
 KINDS = ["refuses", "closes", "half an answer", "wrong key", "broken"]
 
 
+@pytest.mark.fault(Promise.NETWORK, "a server that refuses, hangs, answers wrong or half")
 @pytest.mark.parametrize(
     "kind", ["hangs", *(pytest.param(k, marks=pytest.mark.long) for k in KINDS)]
 )
@@ -235,6 +240,7 @@ def test_a_run_goes_on_without_its_server(kind: str, data_dir: Path, tmp_path: P
 
 
 @pytest.mark.long
+@pytest.mark.fault(Promise.NETWORK, "cut off in the middle")
 def test_a_run_goes_on_when_its_server_is_cut_off(data_dir: Path, tmp_path: Path) -> None:
     with server("cut off in the middle") as address:
         shown = trains(tmp_path / "run", data_dir, 180, online(address))
@@ -242,11 +248,13 @@ def test_a_run_goes_on_when_its_server_is_cut_off(data_dir: Path, tmp_path: Path
 
 
 @pytest.mark.long
+@pytest.mark.fault(Promise.NETWORK, "a key that is none")
 def test_a_key_that_is_none(data_dir: Path, tmp_path: Path) -> None:
     with server("wrong key") as address:
         trains(tmp_path / "run", data_dir, 120, {**online(address), "WANDB_API_KEY": "short"})
 
 
+@pytest.mark.fault(Promise.NETWORK, "no home, no folder for a cache")
 @pytest.mark.parametrize("home", [None, pytest.param("/dev/null/home", marks=pytest.mark.long)])
 def test_no_home_and_no_cache(home: str | None, data_dir: Path, tmp_path: Path) -> None:
     nowhere = dict.fromkeys(("CACHE", "CONFIG", "DATA", "ARTIFACT"), "/dev/null/x")

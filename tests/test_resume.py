@@ -1,17 +1,20 @@
 """Runs that are killed, stopped, broken or changed, and go on."""
 
 import csv
+import functools
 import hashlib
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from cvae import changes, runs
 from cvae.loggers import MetricsFile
 from cvae.schema import ConfigError
 from tests.conftest import ROOT, clean_environment, run_script, tiny
+from tests.tally import Promise, Survived
 from tests.test_conf import compose
 
 FAST = ["callbacks.figures=null", "device=cpu", "logger=csv", "data.batch_size=16"]
@@ -48,18 +52,26 @@ def archived(data_dir: Path, run_dir: Path, *overrides: str) -> Path:
     return run_dir
 
 
-def train_with_kills(run_dir: Path, plan: list[Any]) -> list[int]:
-    """How each attempt ended; the last one to the end."""
+class Attempts(NamedTuple):
+    """How each attempt ended, a code for each rank, and what the last one took."""
+
+    ended: list[list[int]]
+    seconds: float
+
+
+def train_with_kills(run_dir: Path, plan: list[Any], num_ranks: int = 1) -> Attempts:
+    """Train, ended as planned, and then to the end."""
+    script = str(ROOT / "tests" / "kills.py")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "kills.py"), str(run_dir), json.dumps(plan)],
+        [sys.executable, script, str(run_dir), json.dumps(plan), str(num_ranks)],
         env={**clean_environment(), "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    ended: list[int] = json.loads(done.stdout)["ended"]
-    return ended
+    log = run_dir / "attempts.log"
+    assert done.returncode == 0, done.stderr + (log.read_text() if log.is_file() else "")
+    return Attempts(**json.loads(done.stdout))
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -108,47 +120,101 @@ def summary(run_dir: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def uninterrupted(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = archived(data_dir, tmp_path_factory.mktemp("resume") / "uninterrupted")
-    assert train_with_kills(run_dir, []) == [0]
+    assert train_with_kills(run_dir, []).ended == [[0]]
     return run_dir
 
 
+@pytest.mark.fault(Promise.EXACT, "SIGKILL at saves and the ends of epochs")
 def test_a_run_killed_ten_times_is_the_run_that_was_not(
-    uninterrupted: Path, data_dir: Path, tmp_path: Path
+    uninterrupted: Path, data_dir: Path, tmp_path: Path, survived: Survived
 ) -> None:
     run_dir = archived(data_dir, tmp_path / "run")
-    assert train_with_kills(run_dir, AROUND) == [-9] * 10 + [0]
+    assert train_with_kills(run_dir, AROUND).ended == [[-9]] * 10 + [[0]]
     assert_same_run(uninterrupted, run_dir)
     steps = [entry["step"] for entry in summary(run_dir)["resumed"]]
     assert steps == sorted(steps)
     assert len(list((run_dir / "checkpoints").iterdir())) == 3  # best, last and the one before
+    survived(len(AROUND))
 
 
-@pytest.mark.long
+class Setting(NamedTuple):
+    """How the runs of a chain train, and how they are ended."""
+
+    override: str
+    num_ranks: int = 1  # started as torchrun does
+    signals: tuple[str, ...] = ("SIGKILL",)
+    part: float = 0.6  # of a whole run, within which an end falls
+
+
+def chain(fault: str, setting: Setting, count: int) -> list[Any]:
+    marks = [pytest.mark.long, pytest.mark.fault(Promise.EXACT, fault)]
+    return [pytest.param(setting, n, marks=marks, id=f"{fault}-{n}") for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Setting], tuple[Path, float]]:
+    """The run of a setting that nothing interrupts, and what it takes in seconds."""
+
+    @functools.cache
+    def trained(setting: Setting) -> tuple[Path, float]:
+        run_dir = archived(data_dir, tmp_path_factory.mktemp("whole") / "run", setting.override)
+        attempts = train_with_kills(run_dir, [], setting.num_ranks)
+        assert attempts.ended == [[0] * setting.num_ranks]
+        return run_dir, attempts.seconds
+
+    return trained
+
+
 @pytest.mark.parametrize(
-    ("setting", "kills", "chains"),
+    ("setting", "number"),
     [
-        ("trainer.devices=1", 12, 8),
-        ("data.num_workers=2", 8, 2),
-        ("trainer.accumulate_grad_batches=2", 8, 2),
-        ("trainer.devices=2", 6, 3),
+        *chain("SIGKILL at random", Setting("trainer.devices=1"), 14),
+        *chain("SIGKILL at random, data workers", Setting("data.num_workers=2"), 3),
+        *chain(
+            "SIGKILL at random, accumulated gradients",
+            Setting("trainer.accumulate_grad_batches=2"),
+            3,
+        ),
+        *chain("SIGKILL at random of one of two ranks", Setting("trainer.devices=2", 2), 8),
+        *chain("SIGKILL at random of who started two ranks", Setting("trainer.devices=2"), 2),
+        *chain(
+            "SIGKILL, SIGTERM, SIGINT and SIGUSR1 at random",
+            Setting("trainer.devices=1", 1, ("SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1")),
+            4,
+        ),
+        *chain(
+            "SIGKILL and SIGTERM at random, two ranks",
+            Setting("trainer.devices=2", 2, ("SIGKILL", "SIGTERM")),
+            3,
+        ),
     ],
 )
-def test_chains_of_kills_at_random(
-    setting: str, kills: int, chains: int, data_dir: Path, tmp_path: Path
+def test_a_chain_of_kills_at_random(
+    setting: Setting,
+    number: int,
+    whole: Callable[[Setting], tuple[Path, float]],
+    data_dir: Path,
+    tmp_path: Path,
+    faults_seed: int,
+    survived: Survived,
 ) -> None:
-    whole = archived(data_dir, tmp_path / "whole", setting)
-    start = time.monotonic()
-    assert train_with_kills(whole, []) == [0]
-    seconds = time.monotonic() - start
-    rng = random.Random(setting)
-    survived = 0
-    for i in range(chains):
-        run_dir = archived(data_dir, tmp_path / str(i), setting)
-        ended = train_with_kills(run_dir, [rng.uniform(0.05, seconds) for _ in range(kills)])
-        assert ended[-1] == 0
-        assert_same_run(whole, run_dir)
-        survived += len(ended) - 1
-    print(json.dumps({setting: {"kills": survived, "identical": chains, "of": chains}}))
+    uninterrupted, seconds = whole(setting)
+    rng = random.Random(f"{setting} {number} {faults_seed}")
+    plan = [
+        {
+            "after": rng.uniform(0.05, setting.part * seconds),
+            "signal": rng.choice(setting.signals),
+            "rank": rng.randrange(setting.num_ranks),
+        }
+        for _ in range(8)
+    ]
+    run_dir = archived(data_dir, tmp_path / "run", setting.override)
+    ended = train_with_kills(run_dir, plan, setting.num_ranks).ended
+    assert ended[-1] == [0] * setting.num_ranks
+    assert_same_run(uninterrupted, run_dir)
+    survived(len(ended) - 1)
 
 
 # told to stop
@@ -194,6 +260,7 @@ STOPS = [
 ]
 
 
+@pytest.mark.fault(Promise.STOPS, "signals to a run or one of its ranks")
 @pytest.mark.parametrize(("devices", "number", "whom"), STOPS)
 def test_a_run_told_to_stop_saves_and_goes_on(
     devices: int, number: signal.Signals, whom: str, data_dir: Path, tmp_path: Path
@@ -218,21 +285,60 @@ def test_a_run_told_to_stop_saves_and_goes_on(
     assert saved["global_step"] == int(record(run_dir)[-1]["step"])  # nothing was lost
 
 
+@pytest.mark.fault(Promise.STOPS, "SIGUSR1 to the README's batch script, which is queued again")
+def test_the_batch_script_is_queued_again_and_goes_on(data_dir: Path, tmp_path: Path) -> None:
+    """A rehearsal: scontrol is a script that notes what it was asked."""
+    run_dir = tmp_path / "run"
+    (tmp_path / "data").symlink_to(data_dir)
+    settings = " ".join([*tiny(tmp_path / "data"), *FAST, "trainer.max_epochs=150"])
+    found = re.search(
+        r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert found is not None
+    text = found[1].replace("logs/train/mine", str(run_dir))
+    text = text.replace("hydra.run.dir=$DIR", f"hydra.run.dir=$DIR {settings}")
+    (tmp_path / "script").write_text(text)
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    path = [str(Path(sys.executable).parent), str(tmp_path), os.environ["PATH"]]
+    environment = {**clean_environment(), "PATH": os.pathsep.join(path), "SLURM_JOB_ID": "7"}
+
+    def submit() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["bash", str(tmp_path / "script")], env=environment, cwd=ROOT)
+
+    process = submit()
+    wait_for_rows(run_dir, 20)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == 128 + signal.SIGUSR1
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    stopped_at = int(record(run_dir)[-1]["step"])
+    assert submit().wait(timeout=120) == 0
+    assert summary(run_dir)["status"] == "finished"
+    assert [entry["step"] for entry in summary(run_dir)["resumed"]] == [stopped_at]
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1
+
+
 # going on
 
 
-@pytest.fixture
-def interrupted(uninterrupted: Path, data_dir: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def killed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed before its second epoch."""
-    run_dir = archived(data_dir, tmp_path / "interrupted run")
+    run_dir = archived(data_dir, tmp_path_factory.mktemp("killed") / "run")
     script = "from tests.kills import attempt; from pathlib import Path; import sys\n"
-    script += f"assert attempt(Path(sys.argv[1]), ['{SAVE}', 6, 'after']) == -9"
+    script += f"assert attempt(Path(sys.argv[1]), ['{SAVE}', 6, 'after']) == [-9]"
     subprocess.run(
         [sys.executable, "-c", script, str(run_dir)],
         env={**clean_environment(), "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
         check=True,
     )
     return run_dir
+
+
+@pytest.fixture
+def interrupted(killed: Path, tmp_path: Path) -> Path:
+    """That run, moved to a folder of this test."""
+    return Path(shutil.copytree(killed, tmp_path / "interrupted run"))
 
 
 def test_resume_goes_on_in_the_same_folder(interrupted: Path, uninterrupted: Path) -> None:
@@ -280,6 +386,7 @@ def test_what_changes_the_steps_is_refused(interrupted: Path) -> None:
     assert (interrupted / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.fault(Promise.CHECKPOINTS, "the last one truncated before a resume")
 def test_a_damaged_checkpoint_is_passed_over(interrupted: Path, uninterrupted: Path) -> None:
     last = interrupted / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-100])
@@ -290,6 +397,7 @@ def test_a_damaged_checkpoint_is_passed_over(interrupted: Path, uninterrupted: P
     assert_same_run(uninterrupted, interrupted)
 
 
+@pytest.mark.fault(Promise.CHECKPOINTS, "all of a run emptied before a resume")
 def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(interrupted: Path) -> None:
     for path in (interrupted / "checkpoints").glob("last*.ckpt"):
         path.write_bytes(b"")
@@ -300,9 +408,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(interrupted: Path
     assert (interrupted / "metrics.csv").read_bytes() == rows
 
 
+@pytest.mark.fault(Promise.DATA, "another bit in an image, before a resume")
 def test_other_data_are_refused(interrupted: Path, data_dir: Path, tmp_path: Path) -> None:
-    import shutil
-
     other = tmp_path / "other data"
     shutil.copytree(data_dir, other)
     images = other / "KMNIST" / "raw" / "train-images-idx3-ubyte"
@@ -325,6 +432,7 @@ def test_nothing_to_resume(path: str, tmp_path: Path) -> None:
 # numbers, ranks, records
 
 
+@pytest.mark.fault(Promise.NUMBERS, "a loss that overflows, in a run of one device or two")
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.engines)])
 def test_what_is_not_finite_stays_out_of_the_weights(
     devices: int, data_dir: Path, tmp_path: Path
@@ -341,6 +449,7 @@ def test_what_is_not_finite_stays_out_of_the_weights(
 
 
 @pytest.mark.engines
+@pytest.mark.fault(Promise.RANKS, "rank 1 killed, or halted")
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_dies_or_hangs_ends_the_run_which_goes_on(
     fault: signal.Signals, data_dir: Path, tmp_path: Path
@@ -360,7 +469,7 @@ def test_a_rank_that_dies_or_hangs_ends_the_run_which_goes_on(
     done = run_script("train", f"resume={run_dir}", "rank_timeout=60")
     assert done.returncode == 0, done.stdout + done.stderr
     whole = archived(data_dir, tmp_path / "whole", *more[1:], "callbacks.last.every_n_steps=5")
-    assert train_with_kills(whole, []) == [0]
+    assert train_with_kills(whole, []).ended == [[0]]
     assert record(run_dir) == record(whole)
 
 

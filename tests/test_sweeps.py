@@ -14,6 +14,7 @@ import pytest
 from cvae import launch, runs, sweeps
 from cvae.schema import num_cpus
 from tests.conftest import ROOT, clean_environment, run_script, tiny
+from tests.tally import Promise
 
 FAST = ["callbacks.figures=null", "device=cpu"]
 NETWORK = """
@@ -122,6 +123,7 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(data_dir: Path, tmp_path:
     assert "2 of 2 runs are finished, 0 to train" in done.stdout
 
 
+@pytest.mark.fault(Promise.STOPS, "signals to a sweep")
 @pytest.mark.parametrize(
     ("number", "jobs", "devices"),
     [

@@ -14,6 +14,9 @@ from omegaconf import OmegaConf
 from cvae import checkpoints, load_run, runs, trust
 from cvae.schema import ConfigError
 from tests.conftest import run_script
+from tests.tally import Promise
+
+TARGETS = "code, commands and files as targets in a config"
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -101,6 +104,7 @@ def attacks(marker: str) -> dict[str, Any]:
 PLACES = ("model.network", "model.extra", "data.extra", "data", "callbacks.extra", "optimizer")
 
 
+@pytest.mark.fault(Promise.STRANGERS, TARGETS)
 @pytest.mark.parametrize("name", attacks(""))
 def test_no_code_of_theirs_runs(name: str, tmp_path: Path) -> None:
     """The check itself, at every place of a config and under every key that means a call."""
@@ -113,6 +117,7 @@ def test_no_code_of_theirs_runs(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.fault(Promise.STRANGERS, TARGETS)
 @pytest.mark.parametrize("name", ["os.system", "torch's os", "our os", "partial", "in a list"])
 @pytest.mark.parametrize("place", ["model.network", "model.extra", "data.extra"])
 def test_a_hostile_folder_leaves_no_mark(name: str, place: str, folder: Path) -> None:
@@ -126,6 +131,7 @@ def test_a_hostile_folder_leaves_no_mark(name: str, place: str, folder: Path) ->
     assert not marker.exists()
 
 
+@pytest.mark.fault(Promise.STRANGERS, "targets in a config, by the entry point")
 def test_the_entry_point_refuses_in_a_line(folder: Path) -> None:
     marker = folder.parent / "marker"
     tamper(folder, set_key("data", attacks(str(marker))["os.system"]))
@@ -224,6 +230,7 @@ def test_known_names_are_classes_of_the_kinds_stated(library: str) -> None:
 # YAML
 
 
+@pytest.mark.fault(Promise.STRANGERS, "YAML with objects, aliases, depth")
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -259,6 +266,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 # paths
 
 
+@pytest.mark.fault(Promise.STRANGERS, "links and paths out of the folder")
 def test_links_lead_nowhere(folder: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret.yaml"
     shutil.move(folder / runs.CONFIG, secret)
@@ -271,6 +279,7 @@ def test_links_lead_nowhere(folder: Path, tmp_path: Path) -> None:
         load_run(folder)
 
 
+@pytest.mark.fault(Promise.STRANGERS, "links and paths out of the folder")
 def test_nothing_is_written_through_a_link(folder: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("mine")
@@ -287,6 +296,7 @@ def test_nothing_is_written_through_a_link(folder: Path, tmp_path: Path) -> None
     assert not (folder / "evaluation.json").is_symlink()
 
 
+@pytest.mark.fault(Promise.STRANGERS, "links and paths out of the folder")
 def test_no_folder_is_made_where_a_config_says_so(folder: Path, tmp_path: Path) -> None:
     tamper(folder, set_key("data.data_dir", str(tmp_path / "planted")))
     cfg = runs.load_foreign_config(folder)
@@ -296,6 +306,7 @@ def test_no_folder_is_made_where_a_config_says_so(folder: Path, tmp_path: Path) 
     assert not (tmp_path / "planted").exists()
 
 
+@pytest.mark.fault(Promise.STRANGERS, "links and paths out of the folder")
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -324,6 +335,7 @@ def test_a_folder_may_be_moved(folder: Path, finished_run: Path) -> None:
     assert str(finished_run) not in OmegaConf.to_yaml(cfg)
 
 
+@pytest.mark.fault(Promise.STRANGERS, "a pickle in a signed checkpoint")
 def test_a_malicious_pickle_runs_nothing(folder: Path) -> None:
     marker = folder.parent / "marker"
 
