@@ -36,14 +36,14 @@ test: .venv/.installed ## run the tests
 test-engines: .venv/.extras ## run those of launchers, search and the article; installs Optuna, submitit and Ray
 	$(PYTEST) -m "engines and not long" $(ARGS)
 
-FAULTS := $(RUN) -m pytest --numprocesses 2 --dist worksteal -m "fault or long"
+LONG := $(RUN) -m pytest --numprocesses 2 --dist worksteal
 COMMIT_NUMBER = $(shell printf '%d' 0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0))
 
-test-faults: .venv/.extras ## inject a sample of all faults for ten minutes, another with each commit
-	$(FAULTS) --minutes 9 --faults-seed $(COMMIT_NUMBER) $(ARGS)
+test-faults: .venv/.extras ## inject faults for ten minutes, others with each commit
+	$(LONG) -m long --minutes 9 --faults-seed $(COMMIT_NUMBER) $(ARGS)
 
 test-long: .venv/.extras ## inject all faults, for an hour or so, and write docs/faults.json
-	$(FAULTS) --faults docs/faults.json $(ARGS)
+	$(LONG) -m "fault or long" --faults docs/faults.json $(ARGS)
 	$(RUN) docs/tables.py
 
 lint: .venv/.installed ## linter, formatter and type checker
