@@ -4,7 +4,7 @@ ARGS ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install train article test test-engines test-faults test-long lint format clean
+.PHONY: help install install-locked lock train article test test-engines test-faults test-long lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -21,6 +21,20 @@ install: .venv/.installed ## create .venv and install the project with pinned ve
 .venv/.extras: .venv/.installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[search,submitit,ray,wandb]'
 	@touch $@
+
+LOCKS := locks/linux-x86_64-cp311
+REPORT := $(RUN) -m pip install --quiet --dry-run --ignore-installed --constraint constraints.txt --report -
+
+lock: .venv/.installed ## write the digests of all packages, on Linux x86-64 with Python 3.11
+	$(REPORT) setuptools | $(RUN) locks/lock.py > $(LOCKS)-build.txt
+	$(REPORT) --editable '.[search,submitit,ray,wandb]' --group dev | $(RUN) locks/lock.py > $(LOCKS).txt
+
+install-locked: ## the same as install with all extras, from files of known digests alone
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --require-hashes --only-binary :all: -r $(LOCKS)-build.txt
+	$(RUN) -m pip install --quiet --require-hashes --no-build-isolation -r $(LOCKS).txt
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch .venv/.installed .venv/.extras
 
 train: .venv/.installed ## train the default CVAE on MNIST (ARGS="key=value ..." changes it)
 	$(RUN) src/train.py $(ARGS)

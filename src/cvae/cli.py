@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cvae import runs
-from cvae.processes import BAD_INPUT, DIVERGED, FAILED
+from cvae.processes import BAD_INPUT, BROKEN_PIPE, DIVERGED, FAILED
 from cvae.schema import ConfigError, addable_keys, leaf_keys, nearest_key
 
 CONF = runs.ROOT / "conf"
@@ -36,6 +36,7 @@ _EXTRAS = {"optuna": "search", "submitit": "submitit", "ray": "ray", "wandb_work
 _EMPTY_GROUPS = ("experiment", "debug", "sweep")  # nothing is chosen, unless one does
 runs.register_resolvers()  # here, so that a launcher's workers have them too
 
+_EXPECTED = (ConfigError, runs.RunFailed, BrokenPipeError)
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 _PATH_KEYS = re.compile(
     r"^(?P<key>\+{0,2}(?:run|runs|resume|rerun|folder|output|data\.data_dir"
@@ -108,7 +109,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             with reported(config_name, arguments), _hydra_raises():
                 try:
                     make_main(checked)()
-                except (ConfigError, runs.RunFailed, HydraException, OmegaConfBaseException):
+                except (*_EXPECTED, HydraException, OmegaConfBaseException):
                     raise
                 except Exception as error:  # of Hydra's, about words that it did not foresee
                     if started or _WANTS_TRACEBACK:
@@ -184,6 +185,9 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
         if isinstance(error, ImportError):
             raise
         _refuse(_translated(error, config_name, arguments or []))
+    except BrokenPipeError:  # whoever reads our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(BROKEN_PIPE) from None
     except OSError as error:
         if _WANTS_TRACEBACK:
             raise

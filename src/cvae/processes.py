@@ -14,6 +14,7 @@ from cvae.schema import ConfigError
 
 FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
 STOPPED = {INTERRUPTED, TERMINATED, 128 + getattr(signal, "SIGUSR1", 0)}  # told to, and saved
 
 
