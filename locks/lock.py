@@ -1,4 +1,4 @@
-"""Makes hash-checked requirements of a report by ``pip install --report``, read from standard input.
+"""Makes hash-checked requirements of a report by ``pip install --report`` on standard input.
 
 What pip names there is what it would install: every package with the digest of its one file.
 """

@@ -89,7 +89,8 @@ def test_a_full_disk_stops_a_run_in_a_line(
                 process.wait()
         told = (tmp_path / "error").read_text()
         assert code == 1, told
-        assert "Traceback" not in told + (tmp_path / "out").read_text()
+        shown = (tmp_path / "out").read_text()
+        assert "Traceback" not in told + shown, told + shown
         assert "Logging error" not in told
         (line,) = told.strip().splitlines()
         assert line.startswith(f"failed: {run_dir}: OSError")

@@ -242,7 +242,10 @@ def wait_for_rows(run_dir: Path, count: int) -> None:
 def ranks_of(run_dir: Path) -> list[int]:
     """Process ids of the workers of a run, in the order of their ranks."""
     found = subprocess.run(
-        ["pgrep", "-f", f"cvae.training {run_dir}$"], capture_output=True, text=True, check=False
+        ["pgrep", "-f", f"cvae.launch --rank {run_dir}$"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     by_rank = {}
     for pid in map(int, found.stdout.split()):

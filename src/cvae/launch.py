@@ -17,10 +17,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cvae import runs
-from cvae.processes import BAD_INPUT, DIVERGED, INTERRUPTED, STOPPED, die_with_parent, exit_codes
+from cvae.processes import (
+    BAD_INPUT,
+    DIVERGED,
+    INTERRUPTED,
+    PARENT,
+    STOPPED,
+    die_with_parent,
+    exit_codes,
+)
 from cvae.schema import ConfigError, device_count, num_cpus
 
-_RANK = ("-m", "cvae.training")
+_RANK = ("-m", "cvae.launch", "--rank")
 _ELASTIC_LOGGERS = (
     "torch.distributed.elastic",
     "torch.distributed.elastic.agent.server.api",
@@ -216,14 +224,18 @@ def start(
 
 
 def _environment() -> dict[str, str]:
-    """The environment, with this package importable in the new process."""
+    """The environment, with what a process that this one starts must know."""
     source = str(Path(__file__).resolve().parents[1])
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), PARENT: str(os.getpid())}
 
 
-def failure(run_dir: Path, code: int) -> BaseException:
-    """What to raise for a process that ended with an exit code, or by a signal, before its run."""
+def failure(run_dir: Path, code: int, said: str = "") -> BaseException:
+    """What to raise for a process that ended with an exit code, or by a signal, before its run.
+
+    Args:
+        said: its last words, where they came another way than by the summary.
+    """
     if code in (INTERRUPTED, -signal.SIGINT):
         return KeyboardInterrupt()
     if code in STOPPED:
@@ -232,12 +244,14 @@ def failure(run_dir: Path, code: int) -> BaseException:
         killed = f"killed by signal {-code} ({signal.Signals(-code).name})"
     else:
         killed = f"ended with exit code {code}"
+    cause = said.partition(f"{run_dir}: ")[2] or killed
     summary = runs.read_summary(run_dir)
     if summary.get("status") in ("pending", "running") and code != BAD_INPUT:
-        runs.update_summary(run_dir, status="failed", error=killed)
+        with contextlib.suppress(OSError):  # a full disk may be what it died of
+            runs.update_summary(run_dir, status="failed", error=cause)
     rank = f"rank {summary['rank']}: " if summary.get("rank") else ""
     kind = runs.Diverged if code == DIVERGED else runs.RunFailed
-    return kind(f"{run_dir}: {rank}{summary.get('error', killed)}")
+    return kind(f"{run_dir}: {rank}{summary.get('error', cause)}")
 
 
 def _start_several(run_dir: Path, count: int) -> None:
@@ -272,14 +286,31 @@ def _start_several(run_dir: Path, count: int) -> None:
         if first.exitcode < 0:
             killed = f"killed by signal {-first.exitcode}"
             runs.update_summary(run_dir, status="failed", error=killed, rank=rank)
-        raise failure(run_dir, first.exitcode) from None
+        said = first.message["message"] if isinstance(first.message, dict) else ""
+        raise failure(run_dir, first.exitcode, said) from None
     finally:
         os.environ.clear()
         os.environ.update(before)
 
 
+def _rank(run_dir: Path) -> None:
+    """What each of several processes does."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    from cvae.training import run
+
+    try:
+        run(run_dir)
+    except Exception as error:
+        get_error_handler().record_exception(error)  # for whoever started it
+        raise
+
+
 if __name__ == "__main__":
-    die_with_parent(signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's jobs ignore it
-    with exit_codes(Path(sys.argv[1])):
-        launch(Path(sys.argv[1]))
+    *options, folder = sys.argv[1:]
+    # ranks could wait for each other for ever
+    die_with_parent(signal.SIGKILL if options else signal.SIGTERM)
+    if not options:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+    with exit_codes(Path(folder)):
+        (_rank if options else launch)(Path(folder))

@@ -1,6 +1,7 @@
 """The manners of a process that trains: how it ends, and with what exit code."""
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,11 +19,16 @@ BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
 STOPPED = {INTERRUPTED, TERMINATED, 128 + getattr(signal, "SIGUSR1", 0)}  # told to, and saved
 
 
+PARENT = "CVAE_PARENT_PID"  # the variable that tells a process who has started it
+
+
 def die_with_parent(wanted: signal.Signals) -> None:
-    """On Linux, send this process a signal when the one that started it is gone."""
+    """On Linux, send this process a signal when the one that started it is gone, or is already."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, wanted)
+        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+            os.kill(os.getpid(), wanted)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import math
 import os
 import resource
 import shlex
-import signal
 import sys
 import time
 import warnings
@@ -36,7 +35,7 @@ from cvae.callbacks import AtomicCheckpoints
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import NotFiniteError, VAEModule
 from cvae.loggers import MetricsFile, close_wandb
-from cvae.processes import INTERRUPTED, TERMINATED, die_with_parent, exit_codes
+from cvae.processes import INTERRUPTED, TERMINATED
 from cvae.resume import LastCheckpoint
 from cvae.schema import ConfigError, num_cpus
 
@@ -316,9 +315,19 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
             log.error("%s", reason)  # the summary may not have found room for it
             log.debug("the run failed", exc_info=True)
             raise runs.RunFailed(f"{run_dir}: {reason}") from error
-        log.exception("the run failed")
+        if _is_of_another_rank(error):
+            log.error("another process has left the run")
+            log.debug("the run failed", exc_info=True)
+        else:
+            log.exception("the run failed")
         raise runs.RunFailed(f"{run_dir}: {reason}") from error
     close_wandb(0)
+
+
+def _is_of_another_rank(error: Exception) -> bool:
+    """Whether a process failed because it waited for one that is gone."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return several and (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error))
 
 
 class _LogFile(logging.FileHandler):
@@ -346,9 +355,6 @@ def _logging(run_dir: Path, rank: int) -> Iterator[None]:
         else:
             handlers.append(logging.StreamHandler(sys.stdout))
         handlers[1].setLevel(logging.INFO)
-    else:
-        handlers.append(logging.StreamHandler(sys.stderr))
-        handlers[1].setLevel(logging.ERROR)
     names = dict.fromkeys(("", "cvae", *_LIGHTNING_LOGGERS, *_CHATTY_LOGGERS))
     loggers = {name: logging.getLogger(name) for name in names}
     before = {k: (g.handlers, g.level, g.propagate) for k, g in loggers.items()}
@@ -368,9 +374,3 @@ def _logging(run_dir: Path, rank: int) -> Iterator[None]:
             logger.handlers, logger.propagate = handlers_before, propagate
             logger.setLevel(level)
         file.close()
-
-
-if __name__ == "__main__":
-    die_with_parent(signal.SIGKILL)  # ranks could wait for each other for ever
-    with exit_codes(Path(sys.argv[1])):
-        run(Path(sys.argv[1]))
