@@ -1,9 +1,9 @@
 """Counts the faults that tests inject and how many were survived: docs/faults.json.
 
 A test marked ``fault(promise, "what was injected")`` injects one fault, or as many as it tells the
-fixture ``survived``; a test that fails adds one that was not. ``--faults FILE`` writes the counts,
-``--minutes N`` starts no test after so long, ``--faults-seed N`` chooses which come first, and what
-is drawn inside them.
+fixture ``survived``; a test that fails adds one that was not. ``--faults FILE`` writes the counts
+over those of the same faults there. ``--minutes N`` starts no test after so long, ``--faults-seed
+N`` chooses which come first, and what is drawn inside them.
 """
 
 import json
@@ -116,7 +116,8 @@ def pytest_terminal_summary(
     injected, good = (sum(counts) for counts in zip(*_tally.values(), strict=True))
     terminalreporter.line(f"{injected:5d} {good:5d}  in all")
     if path := config.getoption("--faults"):
-        path.write_text(json.dumps(_document(), indent=1, ensure_ascii=False) + "\n")
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(_document(before), indent=1, ensure_ascii=False) + "\n")
 
 
 def _sorted() -> list[tuple[tuple[str, str], list[int]]]:
@@ -124,7 +125,10 @@ def _sorted() -> list[tuple[tuple[str, str], list[int]]]:
     return sorted(_tally.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
 
 
-def _document() -> dict[str, Any]:
+def _document(before: dict[str, Any]) -> dict[str, Any]:
+    """The counts of this session, and those of the last for what was not injected this time."""
+    for row in before.get("faults", []):
+        _tally.setdefault((row["promise"], row["fault"]), [row["injected"], row["survived"]])
     return {
         "minutes": round((time.monotonic() - _started) / 60, 1),
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
@@ -136,5 +140,5 @@ def _document() -> dict[str, Any]:
             {"promise": promise, "fault": fault, "injected": injected, "survived": good}
             for (promise, fault), (injected, good) in _sorted()
         ],
-        "measured": _measured,
+        "measured": {**before.get("measured", {}), **_measured},
     }

@@ -253,7 +253,7 @@ def fields(script: str) -> list[tuple[str, Any]]:
     walk(cfg, "")
     if script == "train":
         add(cfg["trainer"], schema.Trainer, "trainer.")
-    taken = ("hydra", "data_dir", "run_dir", "run_id", "sweep", "run", "output")
+    taken = ("hydra", "data_dir", "run_dir", "run_id", "sweep", "run", "output", "resume", "rerun")
     groups = ("data", "model", "optimizer", "trainer", "scheduler", "logger", "callbacks")
     return [(k, t) for k, t in found if k.rpartition(".")[2] not in taken and k not in groups]
 
@@ -459,13 +459,14 @@ def problem_with(case: Case, answer: Answer) -> str | None:
     return None
 
 
-def check(cases: list[Case], entry_points: EntryPoints) -> None:
+def check(cases: list[Case], entry_points: EntryPoints, survived: Survived) -> None:
     failures = []
     for case in cases:
         answer = entry_points.run(case)
         if problem := problem_with(case, answer):
             typed = [t if len(t) < 200 else t[:200] + "..." for t in case.typed]
             failures.append(f"{case.script} {typed}: {problem}\n    {answer.error[-600:]}")
+    survived(len(cases) - len(failures))
     assert not failures, f"{len(failures)} of {len(cases)}:\n" + "\n".join(failures)
 
 
@@ -473,8 +474,7 @@ def check(cases: list[Case], entry_points: EntryPoints) -> None:
 def test_bad_input_is_refused(entry_points: EntryPoints, survived: Survived) -> None:
     """A sample; the long tests try them all."""
     cases = random.Random(SEED).sample(all_bad_cases(), 45)
-    check(cases, entry_points)
-    survived(len(cases))
+    check(cases, entry_points, survived)
 
 
 @pytest.mark.long
@@ -483,8 +483,7 @@ def test_bad_input_is_refused(entry_points: EntryPoints, survived: Survived) -> 
 def test_all_bad_input_is_refused(part: int, entry_points: EntryPoints, survived: Survived) -> None:
     cases = all_bad_cases()
     assert len({(c.script, *c.typed) for c in cases}) >= 500
-    check(cases[part::8], entry_points)
-    survived(len(cases[part::8]))
+    check(cases[part::8], entry_points, survived)
 
 
 # unusual and good
@@ -538,7 +537,7 @@ GOOD = [
     ["callbacks.ema.decay=0"],
     ["callbacks.figures.every_n_epochs=0"],
     ["+callbacks.best.save_top_k=-1", "callbacks.best.filename='{epoch}'"],
-    ["callbacks.best.save_last=link"],
+    ["+callbacks.best.save_last=link"],
     ["~callbacks.progress"],
     ["+callbacks.mine={_target_: my_package.Mine, x: 1}"],
     ["logger=csv"],

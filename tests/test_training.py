@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cvae.data import MNISTDataModule
 from cvae.lightning_module import VAEModule, warmup_cosine
 from cvae.models import CVAE
 from cvae.networks import MLP
-from cvae.training import train
+from cvae.training import _native_precision, train
 from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, clean_environment, run_script, tiny
 
 
@@ -397,3 +398,37 @@ def test_other_loggers(data_dir: Path, tmp_path: Path) -> None:
 def test_logging_is_left_as_it_was() -> None:
     assert logging.getLogger("cvae").level == logging.NOTSET
     assert "RANK" not in os.environ
+
+
+@pytest.mark.engines  # a compiler works for half a minute
+@pytest.mark.parametrize("devices", [1, 2])
+def test_compiled_steps_are_the_same_steps(devices: int, data_dir: Path, tmp_path: Path) -> None:
+    losses = {}
+    for mode in ("null", "default"):
+        run_dir = tmp_path / mode
+        more = [f"compile={mode}", f"trainer.devices={devices}", "logger=csv", "device=cpu"]
+        more += ["callbacks.figures=null"]
+        done = run_script("train", *tiny(data_dir, run_dir), *more, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        losses[mode] = [row["train/loss"] for row in rows(run_dir, "train/")]
+    assert losses["default"] == pytest.approx(losses["null"], rel=1e-5)
+    again = run_script("train", f"resume={run_dir}", "trainer.max_epochs=3", "compile=null")
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_precision_auto_is_what_the_machine_multiplies_fastest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for has_amx, precision in ((False, "32-true"), (True, "bf16-mixed")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", partial(dict, amx_bf16=has_amx))
+        assert _native_precision("cpu") == precision
+
+
+def test_scores_do_not_depend_on_the_precision_of_steps(data_dir: Path, tmp_path: Path) -> None:
+    scores = []
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(0)
+        module, data, trainer = objects(data_dir, tmp_path, precision=precision)
+        (found,) = trainer.validate(module, datamodule=data, verbose=False)
+        scores.append(found["val/elbo"])
+    assert scores[0] == scores[1]

@@ -17,6 +17,7 @@ _FREE = (
     "callbacks.figures",
     "callbacks.progress",
     "callbacks.last",
+    "compile",
     "data.data_dir",
     "data.eval_batch_size",
     "data.num_workers",

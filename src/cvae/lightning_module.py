@@ -65,6 +65,8 @@ class VAEModule(lightning.LightningModule):
         seed: seed of the noise.
         test_num_samples: K of test/nll_kK, the importance-weighted bound; 0 to leave it out.
         config: plain data kept in every checkpoint, from which the model can be built again.
+        compile_mode: mode of torch.compile for the terms of the bound while training; None for
+            eager steps.
     """
 
     def __init__(
@@ -75,12 +77,14 @@ class VAEModule(lightning.LightningModule):
         seed: int = 1,
         test_num_samples: int = 100,
         config: dict[str, Any] | None = None,
+        compile_mode: str | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.seed = seed
         self.test_num_samples = test_num_samples
         self.config = config
+        self.compile_mode = compile_mode
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._means: dict[str, MeanMetric] = {}
@@ -90,6 +94,7 @@ class VAEModule(lightning.LightningModule):
         self.validation: dict[str, float] = {}  # the newest metrics of validation
         self.images_seen = 0  # over all devices, since the run began
         self.train_seconds = 0.0  # spent on training batches by this process
+        self._terms = model.terms
         self._newest_loss = torch.zeros(())
         self._bad_step = torch.full((), -1)  # the first whose loss or gradient was not finite
         self.provenance: dict[str, Any] = {}  # kept in every checkpoint, for a run that goes on
@@ -131,7 +136,7 @@ class VAEModule(lightning.LightningModule):
         self._watch(norm, gradients)
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        elif gradient_clip_val:
+        elif gradient_clip_val and not (norm.device.type == "cpu" and norm <= gradient_clip_val):
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
 
     def _watch(self, norm: Tensor, gradients: list[Tensor]) -> None:
@@ -183,6 +188,10 @@ class VAEModule(lightning.LightningModule):
 
     # training
 
+    def on_train_start(self) -> None:
+        if self.compile_mode is not None:  # not before: the average of the weights copies this
+            self._terms = torch.compile(self.model.terms, mode=self.compile_mode)
+
     def on_train_epoch_start(self) -> None:
         self._start_clock()
 
@@ -231,7 +240,7 @@ class VAEModule(lightning.LightningModule):
             epoch=self.current_epoch,
         )
         label = batch.y if self.model.conditional else None
-        terms = self.model.terms(batch.x, label, eps)
+        terms = self._terms(batch.x, label, eps)
         losses = self.model.loss(terms, self.global_step)
         self._add_to_window({"loss": losses, **self.model.metrics(terms)})
         self.images_seen += batch.global_size
@@ -287,13 +296,18 @@ class VAEModule(lightning.LightningModule):
         return means
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._update_means("val", score_batch(self.model, batch))
+        self._score("val", batch)
 
     def on_validation_epoch_end(self) -> None:
         self.validation = self._log_means()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._update_means("test", score_batch(self.model, batch, self.test_num_samples))
+        self._score("test", batch, self.test_num_samples)
+
+    def _score(self, split: str, batch: Batch, num_samples: int = 0) -> None:
+        """In the precision of the weights, whatever the steps are taken in."""
+        with torch.autocast(self.device.type, enabled=False):
+            self._update_means(split, score_batch(self.model, batch, num_samples))
 
     def on_test_epoch_end(self) -> None:
         self._log_means()

@@ -144,6 +144,7 @@ class Train:
     rerun: Name | None
     trust: Name | list[Name] | None
     rank_timeout: Positive
+    compile: Annotated[str, OneOf("default", "reduce-overhead", "max-autotune")] | None
     name: Title | None
     monitor: str | None
     test: bool
@@ -306,7 +307,7 @@ class WandbRun:
     resume: Annotated[str, OneOf("allow")] | None = LEFT_OUT
 
 
-_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true", "16", "bf16", "32", "64")
+_PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true", "16", "bf16", "32", "64")
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 _PROFILERS = ("simple", "advanced", "pytorch")
 

@@ -178,6 +178,7 @@ def build(
         seed=cfg.seed,
         test_num_samples=cfg.test_num_samples,
         config=plain,
+        compile_mode=cfg.get("compile"),
     )
     assert datamodule.train is not None
     module.provenance = {
@@ -185,9 +186,12 @@ def build(
         "torch": str(torch.__version__),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "threads": torch.get_num_threads(),
+        "compile": cfg.get("compile"),
     }
     arguments: dict[str, Any] = dict(plain["trainer"])
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(run_dir)
+    if arguments["precision"] == "auto":
+        arguments["precision"] = _native_precision(arguments["accelerator"])
     arguments["plugins"] = [AtomicCheckpoints(), *_cluster_environment()]
     if module.provenance["processes"] > 1 and arguments["strategy"] in ("auto", "ddp"):
         arguments["strategy"] = DDPStrategy(timeout=timedelta(seconds=cfg.rank_timeout))
@@ -198,6 +202,15 @@ def build(
     except (TypeError, ValueError, MisconfigurationException) as error:  # of what a person set
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     return module, datamodule, trainer
+
+
+def _native_precision(accelerator: str) -> str:
+    """bf16-mixed where the device multiplies matrices in bfloat16 faster than in float32."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # avx512_bf16 alone trained at 0.62 of the rate of float32
+        is_native = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return "bf16-mixed" if is_native else "32-true"
 
 
 def _cluster_environment() -> list[ClusterEnvironment]:

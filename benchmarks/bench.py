@@ -1,0 +1,231 @@
+"""How fast, beside what else: all contenders in turn, several rounds, on one machine in one go.
+
+``python benchmarks/bench.py`` (make bench) writes logs/bench/latest.json, docs/bench.json and
+docs/bench.png; only ratios of one such file mean anything. Do nothing else meanwhile.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = ROOT / "benchmarks"
+LOGS = ROOT / "logs" / "bench"
+DEFAULT_BATCH = 128
+TRAIN = ["device=cpu", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "test=false"]
+OURS = {  # beside the default: the settings that make it faster
+    "ours": [],
+    "ours, compiled": ["compile=default"],
+    "ours, precision=auto": ["trainer.precision=auto"],
+    "ours, precision=bf16-mixed": ["trainer.precision=bf16-mixed"],
+    "ours, batch 512": ["data.batch_size=512"],
+    "ours, batch 512, compiled": ["data.batch_size=512", "compile=default"],
+}
+OTHERS = ("bare", "conventional", "pythae")
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join((str(HERE), str(ROOT / "src")))
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path, "WANDB_MODE": "offline", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def train(overrides: list[str], steps: int, start: int, **environment: str) -> dict[int, float]:
+    """Train by train.py with all its callbacks, the CSV and offline W&B; the times of the steps."""
+    name = f"{time.time_ns():x}"
+    clock = LOGS / f"{name}.json"
+    timed = [
+        f"hydra.run.dir={LOGS / 'runs' / name}",
+        "+callbacks.clock._target_=clock.Clock",
+        f"+callbacks.clock.path={clock}",
+        f"+callbacks.clock.start={start}",
+        f"trainer.max_steps={steps}",
+    ]
+    run([sys.executable, "src/train.py", *TRAIN, *timed, *overrides], **environment)
+    return times_in(clock.read_text())
+
+
+def times_in(text: str) -> dict[int, float]:
+    return {int(step): seconds for step, seconds in json.loads(text)["times"].items()}
+
+
+def rate(times: dict[int, float], batch_size: int) -> float:
+    """Images per second between the last two steps noted."""
+    (first, start), (last, end) = sorted(times.items())[-2:]
+    return batch_size * (last - first) / (end - start)
+
+
+def one(name: str, steps: int) -> float:
+    """Images per second of a contender."""
+    start = steps // 4
+    if name in OURS:
+        batch = 512 if "batch 512" in name else DEFAULT_BATCH
+        # a compiler works until the last batch of an epoch, which is smaller, has been seen
+        return rate(train(OURS[name], steps, start), batch)
+    script = str(HERE / "contenders.py")
+    told = run([sys.executable, script, name, str(steps), str(start)])
+    return rate(times_in(told.stdout.splitlines()[-1]), DEFAULT_BATCH)
+
+
+def summary(found: list[float]) -> dict[str, Any]:
+    return {
+        "median": statistics.median(found),
+        "all": [round(value, 4) for value in found],
+    }
+
+
+def training(rounds: int, steps: int) -> dict[str, Any]:
+    """Images per second of every contender, A B C A B C."""
+    names = [*OTHERS, *OURS]
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names:
+            found[name].append(one(name, steps))
+            print(f"round {number + 1}  {name:28s} {found[name][-1]:8,.0f} images/s", flush=True)
+    return {name: summary(values) for name, values in found.items()}
+
+
+def curves(rounds: int, steps: int) -> dict[str, Any]:
+    """Images per second against batch size, width, processes and threads."""
+    points: dict[str, dict[str, tuple[list[str], int, dict[str, str]]]] = {
+        "batch size": {
+            str(n): ([f"data.batch_size={n}"], n, {}) for n in (32, 64, 128, 256, 512, 1024)
+        },
+        "hidden_dim": {
+            str(n): ([f"model.network.hidden_dim={n}"], 128, {}) for n in (128, 256, 384, 512, 768)
+        },
+        "processes x threads": {
+            "1 x 1": ([], 128, {"OMP_NUM_THREADS": "1"}),
+            "1 x 2": ([], 128, {"OMP_NUM_THREADS": "2"}),
+            "2 x 1": (["trainer.devices=2"], 128, {}),
+        },
+    }
+    found: dict[str, dict[str, list[float]]] = {curve: {} for curve in points}
+    for _ in range(rounds):
+        for curve, at in points.items():
+            for label, (overrides, batch, environment) in at.items():
+                measured = rate(train(overrides, steps, steps // 4, **environment), batch)
+                found[curve].setdefault(label, []).append(measured)
+                print(f"{curve} {label}: {measured:,.0f} images/s", flush=True)
+    return {
+        curve: {label: summary(values) for label, values in at.items()}
+        for curve, at in found.items()
+    }
+
+
+def seconds(command: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    return time.perf_counter() - start
+
+
+def starting(rounds: int) -> dict[str, Any]:
+    """Seconds to an answer, to the libraries imported, and to the first optimizer step."""
+    script = [sys.executable, "src/train.py"]
+    commands = {
+        "--help": [*script, "--help"],
+        "--cfg job": [*script, "--cfg", "job"],
+        "a misspelt word": [*script, "model.latent=3"],
+        "import torch, lightning": [sys.executable, "-c", "import torch, lightning"],
+    }
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            found.setdefault(name, []).append(seconds(command))
+        start = time.time()
+        first = train([], 2, 1)[1]
+        found.setdefault("to the first step", []).append(first - start)
+    for name, values in found.items():
+        print(f"{name}: {statistics.median(values):.2f} s", flush=True)
+    return {name: summary(values) for name, values in found.items()}
+
+
+def sweeping(rounds: int) -> dict[str, Any]:
+    """Seconds that one job of a sweep costs beside its training."""
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for devices in (1, 2):
+            folder = LOGS / "sweeps" / f"{time.time_ns():x}"
+            words = ["-m", "seed=1,2,3", f"hydra.sweep.dir={folder}", f"trainer.devices={devices}"]
+            few = ["trainer.max_steps=20", "callbacks.figures=null", *TRAIN]
+            start = time.perf_counter()
+            run([sys.executable, "src/train.py", *words, *few])
+            whole = time.perf_counter() - start
+            summaries = [json.loads(p.read_text()) for p in folder.glob("*/summary.json")]
+            spent = sum(s["train_seconds"] for s in summaries)
+            found.setdefault(f"{devices} device(s)", []).append((whole - spent) / len(summaries))
+    for name, values in found.items():
+        print(f"a job of a sweep, {name}: {statistics.median(values):.2f} s", flush=True)
+    return {name: summary(values) for name, values in found.items()}
+
+
+def machine() -> dict[str, Any]:
+    names = ("torch", "lightning", "hydra-core", "wandb", "pythae")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "absent"
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    flags = Path("/proc/cpuinfo").read_text()
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "bfloat16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags],
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=400, help="of each run; a quarter warms up")
+    options = parser.parse_args()
+    LOGS.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    document: dict[str, Any] = {"machine": machine(), "rounds": options.rounds}
+    evaluation = run([sys.executable, str(HERE / "evaluation.py")])
+    document["evaluation"] = json.loads(evaluation.stdout.splitlines()[-1])
+    document["training"] = training(options.rounds, options.steps)
+    document["curves"] = curves(max(1, options.rounds // 2), options.steps // 2)
+    document["starting"] = starting(options.rounds)
+    document["sweeping"] = sweeping(max(1, options.rounds // 2))
+    rates = {name: found["median"] for name, found in document["training"].items()}
+    document["ours_over_bare"] = rates["ours"] / rates["bare"]
+    document["best_over_bare"] = max(rates[name] for name in OURS) / rates["bare"]
+    alike = [name for name in OURS if "batch 512" not in name]
+    document["best_at_equal_batch_over_bare"] = max(rates[n] for n in alike) / rates["bare"]
+    document["minutes"] = round((time.perf_counter() - start) / 60, 1)
+    text = json.dumps(document, indent=1) + "\n"
+    for path in (LOGS / "latest.json", ROOT / "docs" / "bench.json"):
+        path.write_text(text)
+    run([sys.executable, str(HERE / "picture.py")])
+    print(f"ours_over_bare {document['ours_over_bare']:.3f}")
+    print(f"best_over_bare {document['best_over_bare']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Draws docs/bench.json as docs/bench.png: bars of images per second, and its curves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+OURS, OTHERS = "#1f5fa8", "#9a9a9a"
+
+
+def draw(document: dict[str, Any]) -> Figure:
+    mpl.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
+    figure = Figure(figsize=(8.2, 4.6), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(1.35, 1))
+    bars = figure.add_subplot(grid[0, :])
+    rates = {name: found["median"] for name, found in document["training"].items()}
+    names = sorted(rates, key=lambda name: rates[name])
+    bars.barh(
+        names,
+        [rates[name] for name in names],
+        color=[OURS if name.startswith("ours") else OTHERS for name in names],
+    )
+    for place, name in enumerate(names):
+        spread = document["training"][name]["all"]
+        bars.plot([min(spread), max(spread)], [place, place], color="black", linewidth=1)
+        ratio = rates[name] / rates["bare"]
+        bars.text(max(spread), place, f"  {rates[name]:,.0f}  ({ratio:.2f})", va="center")
+    bars.set_xlim(0, 1.18 * max(max(found["all"]) for found in document["training"].values()))
+    machine = document["machine"]
+    bars.set_title(
+        f"training, images/s (beside the bare loop); {machine['cores']} cores, {machine['cpu']}, "
+        f"torch {machine['versions']['torch']}, median of {document['rounds']}",
+        loc="left",
+    )
+    for place, (curve, at) in enumerate(document["curves"].items()):
+        axes = figure.add_subplot(grid[1, place])
+        axes.plot(list(at), [point["median"] for point in at.values()], color=OURS, marker=".")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(curve)
+        axes.set_ylabel("images/s" if place == 0 else "")
+    return figure
+
+
+if __name__ == "__main__":
+    figure = draw(json.loads((DOCS / "bench.json").read_text()))
+    figure.savefig(DOCS / "bench.png", dpi=130)
