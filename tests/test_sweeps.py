@@ -239,17 +239,11 @@ def test_what_was_swept() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(5))
 def test_sweeps_leave_nothing_behind(part: int, data_dir: Path, tmp_path: Path) -> None:
-    def listening() -> set[str]:
-        table = Path("/proc/net/tcp").read_text().splitlines()[1:]
-        return {line.split()[1] for line in table if line.split()[3] == "0A"}
-
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    before = listening()
     for i in range(4):
         more = ["seed=1,2", f"trainer.devices={1 + i % 2}", f"hydra.sweep.dir={tmp_path / str(i)}"]
         done = run_script("train", "-m", *tiny(data_dir), *FAST, *more, TMPDIR=str(scratch))
         assert done.returncode == 0, done.stdout + done.stderr
     assert processes_about(tmp_path) == []
-    assert listening() <= before
     assert list(scratch.iterdir()) == []

@@ -51,9 +51,18 @@ class EMA(WeightAveraging):
 
     @torch.no_grad()
     def _average(self, averages: Any, weights: Any, num_averaged: Tensor | int) -> None:
-        n = int(num_averaged)
+        assert self._average_model is not None
+        n = int(self._average_model.n_averaged)  # on the host, unlike the copy that is given
         kept = min(self.decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(averages, weights, 1 - kept)
+
+    def on_fit_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Follow the model to its device, but for the count, which is read at every update."""
+        assert self._average_model is not None
+        self._average_model.to(pl_module.device)
+        self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         if step_idx is None:

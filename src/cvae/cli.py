@@ -246,6 +246,12 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
         hint = "quote values with , = [ ] { } spaces or letters beyond ASCII"
         return f"{error.override}: not of the form key=value; {hint}"
     line = runs.explained(error)
+    if "Cannot merge DictConfig with ListConfig" in line:
+        for typed in arguments:
+            if (
+                kind := {"[": "a mapping", "{": "a list"}.get(typed.partition("=")[2][:1])
+            ) is not None:
+                return f"{typed}: must be {kind}"
     named = any(re.split(r"[=@]", a.lstrip("+~"))[0] in line for a in arguments)
     return line if named else f"{_short(arguments)}: {line}"
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import lightning
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
@@ -117,13 +116,14 @@ class Digits(Dataset[Batch]):
         self.labels = labels
         self.num_classes = num_classes
         self.binarization_seed = binarization_seed
+        self._one_hot = torch.eye(num_classes)
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, rows: Rows) -> Batch:
         pixels = self.pixels[rows.indices]
-        y = F.one_hot(self.labels[rows.indices], self.num_classes).float()
+        y = self._one_hot[self.labels[rows.indices]]
         if self.binarization_seed is None:
             x = pixels.float() / 255.0
         else:

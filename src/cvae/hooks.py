@@ -1,6 +1,7 @@
 """What Hydra calls before and after it runs something: our checks, and where things go."""
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ class Checks(Callback):
         self.entry_point = entry_point
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with reported():
+        with _reported(config):
             self.check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with reported():
+        with _reported(config):
             raise ConfigError("-m: train.py alone takes sweeps")
 
     def check(self, config: DictConfig) -> None:
@@ -43,7 +44,7 @@ class TrainChecks(Checks):
     """Checks runs and sweeps of train.py, and says what folder a run has."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with reported():
+        with _reported(config):
             typed = {str(o).partition("=")[0].lstrip("+") for o in config.hydra.overrides.task}
             if config.rerun is not None:
                 if ignored := sorted(typed - {"rerun", "trust"}):
@@ -73,7 +74,7 @@ class TrainChecks(Checks):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Every job of a plain sweep is checked, and has its folder, before the first starts."""
-        with reported():
+        with _reported(config):
             if launch.started_ranks() is not None:
                 raise ConfigError(
                     "-m: start sweeps without torchrun or srun, python src/train.py -m"
@@ -127,6 +128,12 @@ class TrainChecks(Checks):
         done = sweeps.report(Path(config.hydra.sweep.dir), of_search)
         if not done:
             raise SystemExit(FAILED)
+
+
+def _reported(config: DictConfig) -> AbstractContextManager[None]:
+    typed = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    assert isinstance(typed, list)
+    return reported(config.hydra.job.config_name, [str(word) for word in typed])
 
 
 def _check_run_dir(run_dir: Path) -> None:

@@ -8,9 +8,11 @@ process group leaks from one job to the next.
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -255,10 +257,11 @@ def failure(run_dir: Path, code: int, said: str = "") -> BaseException:
 
 
 def _start_several(run_dir: Path, count: int) -> None:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logs = tempfile.mkdtemp(prefix="cvae-ranks-")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -270,6 +273,7 @@ def _start_several(run_dir: Path, count: int) -> None:
         max_restarts=0,
         monitor_interval=0.1,
         shutdown_timeout=10,
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
     )
     for name in _ELASTIC_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failure() tells
@@ -289,6 +293,7 @@ def _start_several(run_dir: Path, count: int) -> None:
         said = first.message["message"] if isinstance(first.message, dict) else ""
         raise failure(run_dir, first.exitcode, said) from None
     finally:
+        shutil.rmtree(logs, ignore_errors=True)
         os.environ.clear()
         os.environ.update(before)
 

@@ -20,6 +20,8 @@ from cvae.evaluation.likelihood import score_batch
 from cvae.models import Autoencoder
 from cvae.types import Batch, Nats
 
+_HOST = "cpu"  # the device whose numbers are at hand; to read one of another is to wait for it
+
 
 def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float) -> LambdaLR:
     """A linear rise over the first share of the steps, then half a cosine down to 0.
@@ -136,7 +138,7 @@ class VAEModule(lightning.LightningModule):
         self._watch(norm, gradients)
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        elif gradient_clip_val and not (norm.device.type == "cpu" and norm <= gradient_clip_val):
+        elif gradient_clip_val and not (norm.device.type == _HOST and norm <= gradient_clip_val):
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
 
     def _watch(self, norm: Tensor, gradients: list[Tensor]) -> None:
@@ -149,7 +151,7 @@ class VAEModule(lightning.LightningModule):
         step = torch.full((), self.global_step, device=is_bad.device)
         noted = self._bad_step.to(is_bad.device)
         self._bad_step = torch.where(is_bad & (noted < 0), step, noted)
-        if is_bad.device.type == "cpu":
+        if is_bad.device.type == _HOST:
             self.check_finite()
         else:
             for gradient in gradients:

@@ -40,10 +40,16 @@ def _signed(value: int) -> int:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """SplitMix64's finalizer on int64: products wrap, shifts are made logical by masks."""
-    for shift, factor in zip(_SHIFTS, (*_FACTORS, None), strict=True):
-        bits = bits ^ ((bits >> shift) & (2 ** (64 - shift) - 1))
-        bits = bits if factor is None else bits * _signed(factor)
+    """SplitMix64's finalizer on int64, in place, for memory is what it costs.
+
+    Products wrap, shifts are made logical by masks.
+    """
+    high = torch.empty_like(bits)
+    for shift, factor in zip(_SHIFTS, (*_FACTORS, 1), strict=True):
+        torch.bitwise_right_shift(bits, shift, out=high)
+        bits.bitwise_xor_(high.bitwise_and_(2 ** (64 - shift) - 1))
+        if factor != 1:
+            bits.mul_(_signed(factor))
     return bits
 
 

@@ -632,8 +632,10 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
         return
     total = (count or 1) * trainer["num_nodes"]
     if data.get("batch_size", total) % total:
+        nodes = trainer["num_nodes"]
+        at = f" (trainer.num_nodes={nodes})" if nodes > 1 else ""
         yield (
-            f"data.batch_size={data['batch_size']}: the global batch must divide by the "
+            f"data.batch_size={data['batch_size']}{at}: the global batch must divide by the "
             f"{total} devices"
         )
     if on_cpu and str(trainer["precision"]) in ("16", "16-mixed"):

@@ -1,0 +1,117 @@
+"""What a step costs, in counts that no machine changes: operators, reads by the host, imports."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cvae.callbacks import EMA
+from cvae.data import MNISTDataModule
+from tests.conftest import ROOT, clean_environment, tiny
+from tests.test_conf import compose
+
+READS = "aten._local_scalar_dense.default"  # the host waits for a number of the device
+
+
+class Counts(TorchDispatchMode):
+    """Counts the operators that are dispatched while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class CountSteps(Callback):
+    """The operators of two whole steps, from one batch's start to another's."""
+
+    def __init__(self) -> None:
+        self.mode = Counts()
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 2:
+            self.mode.__enter__()
+        elif batch_idx == 4:
+            self.mode.__exit__(None, None, None)
+
+
+class EMAOnTheHost(EMA):
+    """Leaves out what the average reads of its own count, if that is on the host."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        assert self._average_model is not None
+        assert self._average_model.n_averaged.device.type == "cpu"
+        with torch.utils._python_dispatch._disable_current_modes():
+            super().on_train_batch_end(trainer, *args)
+
+
+@pytest.fixture
+def steps(
+    request: pytest.FixtureRequest, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Counter[str]:
+    """The operators of two steps of the default run, as on a CPU or as on a GPU."""
+    from cvae import lightning_module
+    from cvae.training import build
+
+    if request.param == "gpu":
+        monkeypatch.setattr(lightning_module, "_HOST", "none of these")
+    settings = [*tiny(data_dir), "device=cpu", "trainer.max_epochs=1", "logger=csv"]
+    settings += ["trainer.log_every_n_steps=50", "callbacks.figures=null", "monitor=val/elbo"]
+    cfg = compose(*settings)
+    cfg.run_dir = str(tmp_path)
+    cfg.callbacks.ema._target_ = f"{__name__}.EMAOnTheHost"
+    module, data, trainer = build(cfg, tmp_path)
+    counter = CountSteps()
+    trainer.callbacks.append(counter)  # type: ignore[attr-defined]
+    data.setup()
+    trainer.fit(module, datamodule=data)
+    return counter.mode.calls
+
+
+@pytest.mark.parametrize("steps", ["gpu"], indirect=True)
+def test_no_step_waits_for_the_device(steps: Counter[str]) -> None:
+    assert steps["aten._fused_adamw_.default"] > 0
+    assert steps[READS] == 0
+
+
+@pytest.mark.parametrize("steps", ["cpu"], indirect=True)
+def test_a_step_has_few_operators(steps: Counter[str]) -> None:
+    """One block a side here; the ceilings are what it takes now, and a tenth."""
+    assert 0 < steps[READS] <= 2 * 2
+    assert 100 < sum(steps.values()) / 2 < 390
+
+
+def test_a_batch_has_few_operators(data_dir: Path) -> None:
+    data = MNISTDataModule(data_dir, "KMNIST", batch_size=32, validation_size=45)
+    data.setup()
+    batches = iter(data.train_dataloader())
+    next(batches)
+    with Counts() as counts:
+        next(batches)
+    assert sum(counts.calls.values()) < 53
+
+
+def test_training_imports_no_more_than_it_needs() -> None:
+    script = (
+        "import sys, cvae.training, cvae.callbacks; print(*{m.split('.')[0] for m in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**clean_environment(), "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    unwanted = {"sklearn", "skimage", "tensorboard", "optuna", "ray", "submitit", "wandb", "pandas"}
+    assert not unwanted & set(done.stdout.split())
