@@ -4,7 +4,7 @@ ARGS ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-locked lock train article test test-engines test-faults test-long lint format clean
+.PHONY: help install install-locked lock train article test test-engines test-faults test-long bench lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -54,10 +54,16 @@ LONG := $(RUN) -m pytest --numprocesses 2 --dist worksteal
 COMMIT_NUMBER = $(shell printf '%d' 0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0))
 
 test-faults: .venv/.extras ## inject faults for ten minutes, others with each commit
-	$(LONG) -m long --minutes 9 --faults-seed $(COMMIT_NUMBER) $(ARGS)
+	$(LONG) -m long --minutes 8 --faults-seed $(COMMIT_NUMBER) $(ARGS)
 
 test-long: .venv/.extras ## inject all faults, for an hour or so, and write docs/faults.json
+	rm -f docs/faults.json
 	$(LONG) -m "fault or long" --faults docs/faults.json $(ARGS)
+	$(RUN) docs/tables.py
+
+bench: .venv/.installed ## measure the speed beside a bare loop, the usual and a peer; 20 minutes alone
+	$(RUN) -m pip install --quiet --no-deps pythae==0.1.2
+	$(RUN) benchmarks/bench.py $(ARGS)
 	$(RUN) docs/tables.py
 
 lint: .venv/.installed ## linter, formatter and type checker

@@ -31,8 +31,10 @@ def draw(document: dict[str, Any]) -> Figure:
     bars.set_xlim(0, 1.18 * max(max(found["all"]) for found in document["training"].values()))
     machine = document["machine"]
     bars.set_title(
-        f"training, images/s (beside the bare loop); {machine['cores']} cores, {machine['cpu']}, "
-        f"torch {machine['versions']['torch']}, median of {document['rounds']}",
+        "images/s in training (beside the bare loop): median and range of "
+        f"{document['rounds']} rounds\n{machine['cores']} cores, {machine['cpu']}, "
+        f"torch {machine['versions']['torch']}",
+        fontsize=8,
         loc="left",
     )
     for place, (curve, at) in enumerate(document["curves"].items()):

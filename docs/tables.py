@@ -27,20 +27,45 @@ def faults(document: dict[str, Any]) -> str:
     rows = []
     for promise, kinds in promises.items():
         injected, survived = (sum(row[k] for row in kinds) for k in ("injected", "survived"))
-        what = "; ".join(f"{row['fault']} {row['injected']:,}" for row in kinds)
+        kinds.sort(key=lambda row: -row["injected"])
+        what = "; ".join(f"{row['injected']:,} × {row['fault']}" for row in kinds)
         rows.append((promise, what, f"{survived:,} of {injected:,}"))
     return markdown(("promise", "faults injected", "survived"), rows)
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"faults": faults}
+def bench(document: dict[str, Any]) -> str:
+    """Images per second of every contender, beside the bare loop (make bench)."""
+    rates = {name: found["median"] for name, found in document["training"].items()}
+    rows = [
+        (name, f"{rates[name]:,.0f}", f"{rates[name] / rates['bare']:.2f}")
+        for name in sorted(rates, key=lambda name: -rates[name])
+    ]
+    return markdown(("training", "images/s", "beside the bare loop"), rows)
+
+
+def seconds(document: dict[str, Any]) -> str:
+    """Seconds until something happens (make bench)."""
+    found = {**document["starting"]}
+    found |= {
+        f"a job of a sweep beside its training, {k}": v for k, v in document["sweeping"].items()
+    }
+    rows = [(name, f"{value['median']:.1f}") for name, value in found.items()]
+    return markdown(("starting", "seconds"), rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # with the file of each
+    "faults": ("faults", faults),
+    "bench": ("bench", bench),
+    "seconds": ("bench", seconds),
+}
 
 
 def with_tables(text: str) -> str:
     """The text with every marked table made anew from its file."""
 
     def made(match: re.Match[str]) -> str:
-        document = json.loads((DOCS / f"{match[2]}.json").read_text())
-        return match[1] + TABLES[match[2]](document) + match[3]
+        name, render = TABLES[match[2]]
+        return match[1] + render(json.loads((DOCS / f"{name}.json").read_text())) + match[3]
 
     return TABLE.sub(made, text)
 

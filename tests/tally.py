@@ -129,8 +129,9 @@ def _document(before: dict[str, Any]) -> dict[str, Any]:
     """The counts of this session, and those of the last for what was not injected this time."""
     for row in before.get("faults", []):
         _tally.setdefault((row["promise"], row["fault"]), [row["injected"], row["survived"]])
+    minutes = before.get("minutes", 0.0) + (time.monotonic() - _started) / 60
     return {
-        "minutes": round((time.monotonic() - _started) / 60, 1),
+        "minutes": round(minutes, 1),
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),

@@ -1,11 +1,13 @@
 """The rooms and the arrows between them: who may import whom."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[1] / "src"
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "cvae"
 
 # room: the rooms of ours that it may import
@@ -111,3 +113,18 @@ def test_entry_points_are_short(path: Path) -> None:
 def test_no_room_for_everything() -> None:
     names = {path.stem for path in FILES}
     assert not names & {"utils", "helpers", "common", "base", "misc"}
+
+
+def test_the_lock_is_that_of_the_constraints() -> None:
+    """With a digest for every package, in the version that everybody gets."""
+
+    def pinned(name: str) -> dict[str, str]:
+        lines = (ROOT / name).read_text().splitlines()
+        pairs = [line.split(" ")[0].split("==") for line in lines if not line.startswith("#")]
+        return {re.sub(r"[-_.]+", "-", package).lower(): pin for package, pin in pairs}
+
+    constraints = pinned("constraints.txt")
+    for name in ("linux-x86_64-cp311.txt", "linux-x86_64-cp311-build.txt"):
+        lock = (ROOT / "locks" / name).read_text().splitlines()
+        assert all(re.search(r" --hash=sha256:[0-9a-f]{64}$", line) for line in lock[1:])
+        assert pinned(f"locks/{name}").items() <= constraints.items()

@@ -400,8 +400,10 @@ def test_logging_is_left_as_it_was() -> None:
     assert "RANK" not in os.environ
 
 
-@pytest.mark.engines  # a compiler works for half a minute
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(  # a compiler works for half a minute
+    "devices",
+    [pytest.param(1, marks=pytest.mark.engines), pytest.param(2, marks=pytest.mark.long)],
+)
 def test_compiled_steps_are_the_same_steps(devices: int, data_dir: Path, tmp_path: Path) -> None:
     losses = {}
     for mode in ("null", "default"):
