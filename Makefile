@@ -62,6 +62,7 @@ test-long: .venv/.extras ## inject all faults, for an hour or so, and write docs
 	$(RUN) docs/tables.py
 
 bench: .venv/.installed ## measure the speed beside a bare loop, the usual and a peer; 20 minutes alone
+	$(RUN) -m pip install --quiet --constraint constraints.txt cloudpickle
 	$(RUN) -m pip install --quiet --no-deps pythae==0.1.2
 	$(RUN) benchmarks/bench.py $(ARGS)
 	$(RUN) docs/tables.py

@@ -59,6 +59,8 @@ def train(run_dir: Path, end: Any, ranks: dict[str, str]) -> int:
             launch(run_dir)
     except SystemExit as error:
         return int(error.code or 0)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except BaseException:
         return 99
     return 0

@@ -33,6 +33,7 @@ class Promise(StrEnum):
     NETWORK = "Training goes on without W&B, its record complete"
     STRANGERS = "Nothing in a stranger's folder is executed"
     INPUT = "Bad input is refused in three lines, and leaves nothing"
+    UNUSUAL = "Input that is unusual and good is accepted"
 
 
 Survived = Callable[[int], None]

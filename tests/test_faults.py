@@ -65,6 +65,8 @@ def test_a_full_disk_stops_a_run_in_a_line(
 ) -> None:
     """Once the run has saved, the room is taken; where none can be mounted, file sizes end."""
     with disk_of(tmp_path / "disk", 30_000_000) as mounted:
+        if devices > 1 and not mounted:
+            pytest.skip("no disk can be mounted here, and file sizes end for one process alone")
         run_dir = tmp_path / "disk" / "run"
         more = ["trainer.max_epochs=100000", "logger=csv", "callbacks.figures.every_n_epochs=1"]
         more += ["callbacks.last.every_n_epochs=1", f"trainer.devices={devices}"]

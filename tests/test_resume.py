@@ -202,7 +202,7 @@ def test_a_chain_of_kills_at_random(
 ) -> None:
     uninterrupted, seconds = whole(setting)
     rng = random.Random(f"{setting} {number} {faults_seed}")
-    plan = [
+    plan: list[dict[str, Any]] = [
         {
             "after": rng.uniform(0.05, setting.part * seconds),
             "signal": rng.choice(setting.signals),
@@ -212,6 +212,9 @@ def test_a_chain_of_kills_at_random(
     ]
     run_dir = archived(data_dir, tmp_path / "run", setting.override)
     ended = train_with_kills(run_dir, plan, setting.num_ranks).ended
+    for end, codes in zip(plan, ended[:-1], strict=False):
+        number = getattr(signal, str(end["signal"]))  # before a run listens, it dies of it
+        assert codes[int(end["rank"])] in (-number, 128 + number)
     assert ended[-1] == [0] * setting.num_ranks
     assert_same_run(uninterrupted, run_dir)
     survived(len(ended) - 1)

@@ -418,6 +418,15 @@ def test_compiled_steps_are_the_same_steps(devices: int, data_dir: Path, tmp_pat
     assert again.returncode == 0, again.stdout + again.stderr
 
 
+def test_compile_compiles_what_a_step_calls(data_dir: Path, tmp_path: Path) -> None:
+    module, _, _ = objects(data_dir, tmp_path)
+    module.on_train_start()
+    assert not hasattr(module._terms, "_torchdynamo_orig_callable")
+    module.compile_mode = "default"
+    module.on_train_start()
+    assert module._terms._torchdynamo_orig_callable == module.model.terms
+
+
 def test_precision_auto_is_what_the_machine_multiplies_fastest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

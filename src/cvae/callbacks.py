@@ -61,8 +61,9 @@ class EMA(WeightAveraging):
     ) -> None:
         """Follow the model to its device, but for the count, which is read at every update."""
         assert self._average_model is not None
+        count = self._average_model.n_averaged.cpu()
         self._average_model.to(pl_module.device)
-        self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+        self._average_model.n_averaged = count
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         if step_idx is None:

@@ -247,11 +247,11 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
         return f"{error.override}: not of the form key=value; {hint}"
     line = runs.explained(error)
     if "Cannot merge DictConfig with ListConfig" in line:
-        for typed in arguments:
-            if (
-                kind := {"[": "a mapping", "{": "a list"}.get(typed.partition("=")[2][:1])
-            ) is not None:
-                return f"{typed}: must be {kind}"
+        kinds = {"[": "a mapping", "{": "a list"}
+        containers = [(a, kinds.get(a.partition("=")[2][:1])) for a in arguments]
+        found = [f"{typed}: must be {kind}" for typed, kind in containers if kind is not None]
+        if len(found) == 1:
+            return found[0]
     named = any(re.split(r"[=@]", a.lstrip("+~"))[0] in line for a in arguments)
     return line if named else f"{_short(arguments)}: {line}"
 

@@ -291,6 +291,9 @@ def _start_several(run_dir: Path, count: int) -> None:
             killed = f"killed by signal {-first.exitcode}"
             runs.update_summary(run_dir, status="failed", error=killed, rank=rank)
         said = first.message["message"] if isinstance(first.message, dict) else ""
+        if first.exitcode == BAD_INPUT:
+            text = runs.read_summary(run_dir).get("error") or said.partition(": ")[2]
+            raise ConfigError(text) from None
         raise failure(run_dir, first.exitcode, said) from None
     finally:
         shutil.rmtree(logs, ignore_errors=True)
@@ -307,7 +310,10 @@ def _rank(run_dir: Path) -> None:
     try:
         run(run_dir)
     except Exception as error:
-        get_error_handler().record_exception(error)  # for whoever started it
+        try:
+            get_error_handler().record_exception(error)  # for whoever started it
+        except OSError:  # no room, and half of it is worse than nothing
+            Path(os.environ["TORCHELASTIC_ERROR_FILE"]).unlink(missing_ok=True)
         raise
 
 

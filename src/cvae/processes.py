@@ -41,7 +41,8 @@ def exit_codes(run_dir: Path) -> Iterator[None]:
         waits = runs.read_summary(run_dir).get("status") in ("pending", "running")
         if waits and not isinstance(error, runs.Busy):
             runs.update_summary(run_dir, status="failed", error=text)
-        print(f"error: {text}", file=sys.stderr)
+        if "RANK" not in os.environ:  # whoever started the ranks tells it once
+            print(f"error: {text}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -148,10 +148,15 @@ def _check_provenance(now: dict[str, Any], then: dict[str, Any]) -> None:
     """Hold a run that goes on to what it began with.
 
     Raises:
-        ConfigError: the data are others.
+        ConfigError: the data are others, or trainer.precision=auto means another here.
     """
     if now["data"] != then["data"]:
         raise ConfigError("the training data are not those that this run began with")
+    if now["precision"] != then.get("precision"):
+        raise ConfigError(
+            f"trainer.precision=auto: was {then.get('precision')} when this run began and is "
+            f"{now['precision']} here"
+        )
     changed = [f"{k} {then.get(k)}, now {now[k]}" for k in now if now[k] != then.get(k)]
     if changed:
         log.warning("equal up to rounding only: %s", "; ".join(changed))
@@ -192,6 +197,7 @@ def build(
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(run_dir)
     if arguments["precision"] == "auto":
         arguments["precision"] = _native_precision(arguments["accelerator"])
+    module.provenance["precision"] = arguments["precision"]
     arguments["plugins"] = [AtomicCheckpoints(), *_cluster_environment()]
     if module.provenance["processes"] > 1 and arguments["strategy"] in ("auto", "ddp"):
         arguments["strategy"] = DDPStrategy(timeout=timedelta(seconds=cfg.rank_timeout))
@@ -209,7 +215,10 @@ def _native_precision(accelerator: str) -> str:
     if accelerator != "cpu" and torch.cuda.is_available():
         is_native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:  # avx512_bf16 alone trained at 0.62 of the rate of float32
-        is_native = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        capabilities: dict[str, Any] = getattr(
+            torch.cpu, "get_capabilities", dict
+        )()  # older versions: none
+        is_native = bool(capabilities.get("amx_bf16"))
     return "bf16-mixed" if is_native else "32-true"
 
 
@@ -275,6 +284,7 @@ def _finish(
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
         device=_device_name(trainer.strategy.root_device),
         devices=trainer.world_size,
+        precision=trainer.precision,
         num_parameters=sum(p.numel() for p in module.model.parameters()),
         validation_digest=datamodule.validation.digest(),
         test_digest=datamodule.test.digest(),
