@@ -53,10 +53,10 @@ test-engines: .venv/.extras ## run those of launchers, search and the article; i
 LONG := $(RUN) -m pytest --numprocesses 2 --dist worksteal
 COMMIT_NUMBER = $(shell printf '%d' 0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0))
 
-test-faults: .venv/.extras ## inject faults for ten minutes, others with each commit
+test-faults: .venv/.extras ## inject faults for seven minutes, others with each commit
 	$(LONG) -m long --minutes 7 --faults-seed $(COMMIT_NUMBER) $(ARGS)
 
-test-long: .venv/.extras ## inject all faults, for an hour or so, and write docs/faults.json
+test-long: .venv/.extras ## inject all faults, for half an hour, and write docs/faults.json
 	rm -f docs/faults.json
 	$(LONG) -m "fault or long" --faults docs/faults.json $(ARGS)
 	$(RUN) docs/tables.py

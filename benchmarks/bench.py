@@ -108,12 +108,13 @@ def curves(rounds: int, steps: int) -> dict[str, Any]:
             str(n): ([f"data.batch_size={n}"], n, {}) for n in (32, 64, 128, 256, 512, 1024)
         },
         "hidden_dim": {
-            str(n): ([f"model.network.hidden_dim={n}"], 128, {}) for n in (128, 256, 384, 512, 768)
+            str(n): ([f"model.network.hidden_dim={n}"], DEFAULT_BATCH, {})
+            for n in (128, 256, 384, 512, 768)
         },
         "processes x threads": {
-            "1 x 1": ([], 128, {"OMP_NUM_THREADS": "1"}),
-            "1 x 2": ([], 128, {"OMP_NUM_THREADS": "2"}),
-            "2 x 1": (["trainer.devices=2"], 128, {}),
+            "1 x 1": ([], DEFAULT_BATCH, {"OMP_NUM_THREADS": "1"}),
+            "1 x 2": ([], DEFAULT_BATCH, {"OMP_NUM_THREADS": "2"}),
+            "2 x 1": (["trainer.devices=2"], DEFAULT_BATCH, {}),
         },
     }
     found: dict[str, dict[str, list[float]]] = {curve: {} for curve in points}

@@ -22,7 +22,8 @@ from cvae.data import MNISTDataModule
 from cvae.lightning_module import VAEModule, warmup_cosine
 from cvae.models import CVAE
 from cvae.networks import MLP
-from cvae.training import _native_precision, train
+from cvae.schema import ConfigError
+from cvae.training import _check_provenance, _native_precision, train
 from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, clean_environment, run_script, tiny
 
 
@@ -443,3 +444,11 @@ def test_scores_do_not_depend_on_the_precision_of_steps(data_dir: Path, tmp_path
         (found,) = trainer.validate(module, datamodule=data, verbose=False)
         scores.append(found["val/elbo"])
     assert scores[0] == scores[1]
+
+
+def test_a_run_goes_on_in_the_precision_it_began_with() -> None:
+    now = {"data": "x", "precision": "32-true"}
+    _check_provenance(now, now)
+    _check_provenance(now, {"data": "x"})  # of a run from before precisions were noted
+    with pytest.raises(ConfigError, match="was bf16-mixed when this run began and is 32-true here"):
+        _check_provenance(now, {**now, "precision": "bf16-mixed"})

@@ -36,7 +36,13 @@ _EXTRAS = {"optuna": "search", "submitit": "submitit", "ray": "ray", "wandb_work
 _EMPTY_GROUPS = ("experiment", "debug", "sweep")  # nothing is chosen, unless one does
 runs.register_resolvers()  # here, so that a launcher's workers have them too
 
-_EXPECTED = (ConfigError, runs.RunFailed, BrokenPipeError)
+_EXPECTED = (
+    ConfigError,
+    runs.RunFailed,
+    BrokenPipeError,
+    HydraException,
+    OmegaConfBaseException,
+)
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 _PATH_KEYS = re.compile(
     r"^(?P<key>\+{0,2}(?:run|runs|resume|rerun|folder|output|data\.data_dir"
@@ -109,7 +115,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             with reported(config_name, arguments), _hydra_raises():
                 try:
                     make_main(checked)()
-                except (*_EXPECTED, HydraException, OmegaConfBaseException):
+                except _EXPECTED:
                     raise
                 except Exception as error:  # of Hydra's, about words that it did not foresee
                     if started or _WANTS_TRACEBACK:

@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -152,9 +152,9 @@ def _check_provenance(now: dict[str, Any], then: dict[str, Any]) -> None:
     """
     if now["data"] != then["data"]:
         raise ConfigError("the training data are not those that this run began with")
-    if now["precision"] != then.get("precision"):
+    if (began := then.get("precision", now["precision"])) != now["precision"]:
         raise ConfigError(
-            f"trainer.precision=auto: was {then.get('precision')} when this run began and is "
+            f"trainer.precision=auto: was {began} when this run began and is "
             f"{now['precision']} here"
         )
     changed = [f"{k} {then.get(k)}, now {now[k]}" for k in now if now[k] != then.get(k)]
@@ -215,10 +215,9 @@ def _native_precision(accelerator: str) -> str:
     if accelerator != "cpu" and torch.cuda.is_available():
         is_native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:  # avx512_bf16 alone trained at 0.62 of the rate of float32
-        capabilities: dict[str, Any] = getattr(
-            torch.cpu, "get_capabilities", dict
-        )()  # older versions: none
-        is_native = bool(capabilities.get("amx_bf16"))
+        # older versions tell none
+        capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+        is_native = bool(capabilities().get("amx_bf16"))
     return "bf16-mixed" if is_native else "32-true"
 
 
