@@ -1,9 +1,10 @@
 """Trains a run in forked processes that are killed, again and again, and then once to its end.
 
 ``python tests/kills.py RUN_DIR PLAN [RANKS]``, with the plan a JSON list of ends:
-``["os:replace", 3, "before"]`` is a SIGKILL at the third call of a function, ``{"after": 0.7,
-"signal": "SIGTERM", "rank": 1}`` a signal so many seconds after the start. Importing once and
-forking each time makes a kill cost less than a second. It prints how each attempt ended.
+``["os:replace", 3, "before"]`` is a SIGKILL at the third call of a function, ``["os:replace", 3,
+"before", "SIGTERM", 1]`` a signal to rank 1 alone, ``{"after": 0.7, "signal": "SIGTERM",
+"rank": 1}`` one so many seconds after the start. Importing once and forking each time makes a kill
+cost less than a second. It prints how each attempt ended.
 """
 
 import importlib
@@ -20,8 +21,12 @@ from typing import Any
 LIMIT = 60  # seconds after which a rank must have left, once another is gone
 
 
-def die_at(name: str, count: int, when: str) -> None:
-    """Kill this process before or after the ``count``-th call of ``module:attribute``."""
+def die_at(
+    name: str, count: int, when: str, number: str = "SIGKILL", rank: int | None = None
+) -> None:
+    """Signal this process, or one rank, before or after the n-th call of ``module:attribute``."""
+    if rank not in (None, int(os.environ.get("RANK", 0))):
+        return
     module, _, path = name.partition(":")
     owner: Any = importlib.import_module(module)
     *parents, last = path.split(".")
@@ -32,10 +37,10 @@ def die_at(name: str, count: int, when: str) -> None:
     def counted(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] == count and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, number))
         result = original(*args, **kwargs)
         if calls[0] == count and when == "after":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, number))
         return result
 
     setattr(owner, last, counted)
@@ -47,12 +52,12 @@ def train(run_dir: Path, end: Any, ranks: dict[str, str]) -> int:
     from cvae.processes import exit_codes
 
     try:
-        if isinstance(end, list):
-            die_at(*end)
         output = os.open(run_dir / "attempts.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(ranks)
+        if isinstance(end, list):
+            die_at(*end)
         with exit_codes(run_dir):
             if ranks:
                 join(run_dir, "", timeout=LIMIT / 3)

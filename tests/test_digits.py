@@ -326,23 +326,29 @@ def test_two_hundred_starts_at_once(tmp_path: Path, survived: Survived) -> None:
 
 
 def killed_while_making(folder: Path, rng: random.Random, kills: int) -> int:
+    """Of so many starts, those that were killed before they had made all files."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.test_digits"])
+    raw = folder / "MNIST" / "raw"
+    start = time.monotonic()
+    assert started_together(folder, 1, spoilt=False) == [MNIST_TEST_SUM]
+    seconds = time.monotonic() - start
     in_the_middle = 0
     for _ in range(kills):
+        shutil.rmtree(raw)
         receiver, sender = processes.Pipe(duplex=False)
         process = processes.Process(target=load_and_tell, args=(folder, sender))
         process.start()
-        time.sleep(rng.uniform(0.05, 1.2))
+        while process.is_alive() and not list(raw.glob(".making-*")):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, seconds))
         process.kill()
         process.join()
         receiver.close()
         sender.close()
-        raw = folder / "MNIST" / "raw"
         in_the_middle += bool(list(raw.glob(".making-*")))
         assert int(load_digits(MNIST, folder)[2].sum()) == MNIST_TEST_SUM
         assert not list(raw.glob(".making-*"))
-        shutil.rmtree(raw)
     return in_the_middle
 
 

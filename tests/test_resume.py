@@ -137,6 +137,37 @@ def test_a_run_killed_ten_times_is_the_run_that_was_not(
     survived(len(AROUND))
 
 
+LAST = "cvae.resume:LastCheckpoint"
+TRAINER = "lightning.pytorch.trainer.trainer:Trainer"
+WHEREVER = [  # from the making of the objects to the end of the test, the last steps among them
+    ["cvae.training:build", 1, "before"],
+    [f"{TRAINER}._run_stage", 1, "before"],
+    [f"{LAST}.on_train_start", 1, "after"],
+    [f"{MODULE}.on_validation_epoch_end", 2, "before"],
+    [f"{LAST}.on_train_end", 1, "before"],
+    [f"{TRAINER}._run_stage", 2, "before"],
+    ["cvae.training:_finish", 1, "before"],
+]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.fault(Promise.STOPS, "SIGTERM to one rank, from its start to the end of its test")
+def test_a_rank_told_to_stop_wherever_it_is_stops(
+    num_ranks: int, data_dir: Path, tmp_path: Path, survived: Survived
+) -> None:
+    """In time, and not as the first to fail; what it is told before it is done is not lost."""
+    settings = f"trainer.devices={num_ranks}"
+    uninterrupted = archived(data_dir, tmp_path / "uninterrupted", settings)
+    assert train_with_kills(uninterrupted, [], num_ranks).ended == [[0] * num_ranks]
+    plan = [[*where, "SIGTERM", i % num_ranks] for i, where in enumerate(WHEREVER)]
+    run_dir = archived(data_dir, tmp_path / "run", settings)
+    *ended, last = train_with_kills(run_dir, plan, num_ranks).ended
+    assert [codes[i % num_ranks] for i, codes in enumerate(ended)] == [143] * len(WHEREVER)
+    assert last == [0] * num_ranks
+    assert_same_run(uninterrupted, run_dir)
+    survived(len(ended))
+
+
 class Setting(NamedTuple):
     """How the runs of a chain train, and how they are ended."""
 

@@ -4,9 +4,11 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from hydra.errors import InstantiationException
 
@@ -16,7 +18,10 @@ from cvae.schema import ConfigError
 FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
-STOPPED = {INTERRUPTED, TERMINATED, 128 + getattr(signal, "SIGUSR1", 0)}  # told to, and saved
+SIGNALS = [  # that tell a run to stop
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+]
+STOPPED = {128 + number for number in SIGNALS}
 
 
 PARENT = "CVAE_PARENT_PID"  # the variable that tells a process who has started it
@@ -29,6 +34,31 @@ def die_with_parent(wanted: signal.Signals) -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, wanted)
         if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
             os.kill(os.getpid(), wanted)
+
+
+@contextmanager
+def stops_at_once() -> Iterator[None]:
+    """Let a signal raise :class:`~cvae.runs.Stopped`, wherever nobody else listens to it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise runs.Stopped(number)
+
+    with listening(stop):
+        yield
+
+
+@contextmanager
+def listening(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Give a handler the signals that tell a run to stop; a thread has none to give."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextmanager

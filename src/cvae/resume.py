@@ -7,8 +7,8 @@ metrics not yet logged. A run that goes on from it takes the same steps as one t
 
 import logging
 import signal
-import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,12 +20,10 @@ from lightning.pytorch.callbacks import Callback
 from cvae import checkpoints, runs
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import VAEModule
+from cvae.processes import listening
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
-]
 _LATENCY = 0.5  # seconds within which ranks should agree to stop
 
 
@@ -57,8 +55,7 @@ class LastCheckpoint(Callback):
         self._position: tuple[int, int] | None = None  # epoch and batch, while this saves
         self._batches_that_stepped: int | None = None  # of a run that goes on, until it does
         self._signal = 0  # that has been received
-        self._stops_at_once = False
-        self._handlers: dict[int, Any] = {}  # those before ours
+        self._listening = ExitStack()  # while it trains
         self._saved_step = -1
         self._saved_time = self._asked_time = 0.0
         self._steps_between = 1
@@ -78,7 +75,7 @@ class LastCheckpoint(Callback):
             self._batches_that_stepped = None
         if batch_idx % trainer.accumulate_grad_batches:
             return  # gradients are underway
-        number, is_late = self._agree(trainer)
+        number, is_late = self._agree(trainer, is_sure=False)
         step, epoch = trainer.global_step, trainer.current_epoch
         is_due = is_late or bool(self.every_n_steps and step % self.every_n_steps == 0)
         is_due |= bool(self.every_n_epochs and batch_idx == 0 and epoch % self.every_n_epochs == 0)
@@ -87,8 +84,11 @@ class LastCheckpoint(Callback):
         if number:
             raise runs.Stopped(number)
 
-    def _agree(self, trainer: lightning.Trainer) -> tuple[int, bool]:
-        """A signal that any rank has received, or 0; and whether a save is due by the clock."""
+    def _agree(self, trainer: lightning.Trainer, is_sure: bool) -> tuple[int, bool]:
+        """A signal that any rank has received, or 0; and whether a save is due by the clock.
+
+        Several ranks ask each other every so many steps, or now where they must be sure.
+        """
         now = time.monotonic()
         is_late = (
             self.every_minutes is not None and now - self._saved_time > 60 * self.every_minutes
@@ -96,7 +96,7 @@ class LastCheckpoint(Callback):
         if trainer.world_size == 1:
             return self._signal, is_late
         step = trainer.global_step
-        if step < self._next_question:
+        if step < self._next_question and not is_sure:
             return 0, False
         taken = (now - self._asked_time) / max(1, step - self._next_question + self._steps_between)
         mine = torch.tensor(
@@ -130,7 +130,10 @@ class LastCheckpoint(Callback):
     ) -> None:
         """The end of training is the start of an epoch that max_epochs does not allow, yet."""
         self._save(trainer, pl_module, (trainer.fit_loop.epoch_progress.current.processed, 0))  # type: ignore[attr-defined]
-        self._stops_at_once = True  # what follows can be done again
+        number, _ = self._agree(trainer, is_sure=True)
+        self._listening.close()
+        if number:  # what follows can be done again
+            raise runs.Stopped(number)
 
     def on_save_checkpoint(
         self,
@@ -183,33 +186,16 @@ class LastCheckpoint(Callback):
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        self._stops_at_once = False
+        self._signal = 0
         self._next_question = trainer.global_step
-        self._listen()
-
-    def on_test_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        self._stops_at_once = True
-        self._listen()  # Lightning has its own handler back
-
-    def _listen(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                before = signal.signal(number, self._note)
-                self._handlers.setdefault(number, before)
+        self._listening.enter_context(listening(self._note))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
-        if self._stops_at_once:
-            raise runs.Stopped(number)
 
     def teardown(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
     ) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
-        self._handlers = {}
+        self._listening.close()

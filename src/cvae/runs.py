@@ -73,8 +73,8 @@ class Busy(ConfigError):  # noqa: N818
     """Another process trains a run."""
 
 
-class Stopped(Exception):  # noqa: N818
-    """A run was told to stop, and has saved where it was.
+class Stopped(BaseException):  # no library's "except Exception" keeps a run from stopping
+    """A run was told to stop, and where it trained, has saved where it was.
 
     Args:
         number: of the signal.

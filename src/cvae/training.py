@@ -26,7 +26,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.logging import RichHandler
 
@@ -35,7 +34,7 @@ from cvae.callbacks import AtomicCheckpoints
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import NotFiniteError, VAEModule
 from cvae.loggers import MetricsFile, close_wandb
-from cvae.processes import INTERRUPTED, TERMINATED
+from cvae.processes import INTERRUPTED, stops_at_once
 from cvae.resume import LastCheckpoint
 from cvae.schema import ConfigError, num_cpus
 
@@ -107,7 +106,7 @@ def run(run_dir: Path) -> None:
     """Train what the config in a run folder describes, and write how it went."""
     rank = int(os.environ.get("RANK", 0))
     cfg = runs.load_config(run_dir)
-    with _logging(run_dir, rank), _recorded(run_dir, rank):
+    with _logging(run_dir, rank), _recorded(run_dir, rank), stops_at_once():
         start = time.perf_counter()
         checkpoint = _checkpoint_to_go_on_from(run_dir)
         if rank == 0:
@@ -207,6 +206,8 @@ def build(
         trainer = lightning.Trainer(logger=loggers or False, callbacks=callbacks, **arguments)
     except (TypeError, ValueError, MisconfigurationException) as error:  # of what a person set
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    # Lightning's handler would talk to other ranks from within whatever they were saying
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return module, datamodule, trainer
 
 
@@ -310,12 +311,11 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
         runs.update_summary(run_dir, status="interrupted")
         close_wandb(error.exit_code)
         raise SystemExit(error.exit_code) from None
-    except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns Ctrl-C into exit code 1
-        terminated = isinstance(error, SIGTERMException)
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into exit code 1
         log.info("interrupted; what there is lies in %s", run_dir)
         runs.update_summary(run_dir, status="interrupted")
-        close_wandb(TERMINATED if terminated else INTERRUPTED)
-        raise SystemExit(TERMINATED if terminated else INTERRUPTED) from None
+        close_wandb(INTERRUPTED)
+        raise SystemExit(INTERRUPTED) from None
     except runs.RunPruned as error:
         log.info("pruned: %s", error)
         runs.update_summary(run_dir, status="pruned")
