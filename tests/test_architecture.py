@@ -22,8 +22,9 @@ ARROWS = {
     "checkpoints": {"files", "schema"},
     "data": {"digits", "noise", "types"},
     "networks": {"types"},
-    "models": {"networks", "types"},
-    "evaluation": {"figures", "files", "models", "noise", "types"},
+    "priors": {"types"},
+    "models": {"networks", "priors", "types"},
+    "evaluation": {"figures", "files", "models", "noise", "priors", "types"},
     "figures": {"models", "noise", "types"},
     "sampling": {"figures", "models", "schema"},
     "lightning_module": {"evaluation", "models", "noise", "types"},
@@ -38,7 +39,7 @@ ARROWS = {
         "trust",
     },  # those that know torch, late
     "changes": {"schema"},
-    "resume": {"checkpoints", "data", "lightning_module", "runs"},
+    "resume": {"checkpoints", "data", "lightning_module", "processes", "runs"},
     "processes": {"runs", "schema"},
     "training": {
         *("callbacks", "checkpoints", "data", "lightning_module", "loggers", "processes"),

@@ -236,7 +236,10 @@ def test_mmd_is_the_sum_over_pairs() -> None:
 
 def test_active_units() -> None:
     mean = normal(0, 500, 4) * torch.tensor([1.0, 0.5, 0.05, 0.0])
-    assert aggregated_posterior.active_units(Posterior(mean, torch.ones(500, 4))) == 2
+    assert (
+        aggregated_posterior.active_units(Posterior(mean, mean, torch.ones(500, 4), lambda z: z))
+        == 2
+    )
 
 
 def ring(seed: int, count: int = 1500) -> tuple[Tensor, Tensor]:

@@ -122,14 +122,14 @@ class Digits(Dataset[Batch]):
         return len(self.pixels)
 
     def __getitem__(self, rows: Rows) -> Batch:
-        pixels = self.pixels[rows.indices]
-        y = self._one_hot[self.labels[rows.indices]]
+        pixels = self.pixels.index_select(0, rows.indices)  # a third of the time of [indices]
+        y = self._one_hot.index_select(0, self.labels.index_select(0, rows.indices))
         if self.binarization_seed is None:
             x = pixels.float() / 255.0
         else:
             seed = self.binarization_seed
             x = noise.bernoulli(pixels.flatten(1), rows.indices, seed=seed, epoch=rows.epoch)
-            x = x.float().view_as(pixels)
+            x = x.view_as(pixels)
         return Batch(x, y, rows.indices, rows.global_size)
 
     def binarized(self) -> "Digits":

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
 from cvae.networks import Network
+from cvae.priors import Prior, StandardNormal
 from cvae.types import Image, Latent, Logits, Nats, OneHot, Terms
 
 NetworkFactory = Callable[..., Network]
+PriorFactory = Callable[..., Prior]
 _MAX_LOG_STD = 5.0  # |log standard deviation| of the posterior stays below: e^5 is far from any use
 
 
@@ -74,6 +76,10 @@ class Autoencoder(nn.Module):
     def _logits(self, z: Latent, y: OneHot | None) -> Tensor:
         return _full_precision(self.network.decode(z, self._label(y, len(z)))) + self.output_bias
 
+    def _decoded(self, latent: Latent) -> Latent:
+        """What the decoder takes, of a point of the latent space."""
+        return latent
+
     def _label(self, y: OneHot | None, size: int) -> OneHot | None:
         if self.conditional and y is None:
             raise ValueError(f"{type(self).__name__} is conditional: give the one-hot labels y")
@@ -93,7 +99,7 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: Latent, y: OneHot | None = None) -> Distribution:
         """p(x | z, y), a Bernoulli for every pixel; ``.mean`` is the image to look at."""
-        logits = self._logits(z, y)
+        logits = self._logits(self._decoded(z), y)
         return Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
 
     def reconstruct(self, x: Image, y: OneHot | None = None) -> Image:
@@ -152,14 +158,16 @@ class Autoencoder(nn.Module):
 
 
 class VAE(Autoencoder):
-    r"""Variational autoencoder with a diagonal Gaussian posterior and the prior N(0, I).
+    r"""Variational autoencoder with a diagonal Gaussian posterior.
 
-    .. math:: \log p(x) \ge E_{q(z|x)} \log p(x|z) - KL(q(z|x) \,\|\, N(0, I))
+    .. math:: \log p(x) \ge E_{q(z|x)} \log p(x|z) - KL(q(z|x) \,\|\, p(z))
 
     in nats per image (Kingma and Welling 2014). The loss weights the KL term by beta (Higgins et
-    al. 2017); what is reported as elbo never does.
+    al. 2017); what is reported as elbo never does. The latent that goes in and out is the prior's
+    base variable w ~ N(0, I), which is z itself for the prior N(0, I).
 
     Args:
+        prior: makes the prior p(z), see :class:`cvae.priors.Prior`.
         beta: weight of the KL term in the loss, 1 for the bound itself.
         warmup_steps: optimizer steps over which that weight rises linearly from 0 to beta.
     """
@@ -174,30 +182,44 @@ class VAE(Autoencoder):
         num_classes: int = 10,
         beta: float = 1.0,
         warmup_steps: int = 0,
+        prior: PriorFactory = StandardNormal,
     ) -> None:
         super().__init__(network, latent_dim, image_shape, num_classes)
+        self.prior = prior(latent_dim=latent_dim)
         self.beta = beta
         self.warmup_steps = warmup_steps
 
     def posterior(self, x: Image, y: OneHot | None) -> tuple[Latent, Latent]:
-        """Mean and log standard deviation of q(z | x, y)."""
+        """Mean and log standard deviation of q(z | x, y), in the space of z."""
         mean, raw = self._statistics(x, y).chunk(2, dim=-1)
         return mean, _MAX_LOG_STD * torch.tanh(raw / _MAX_LOG_STD)
 
     def embed(self, x: Image, y: OneHot | None = None) -> Latent:
-        return self.posterior(x, y)[0]
+        return self.prior.to_base(self.posterior(x, y)[0])[0]
 
     def encode(self, x: Image, y: OneHot | None = None) -> Distribution:
-        """The posterior q(z | x, y)."""
+        """The posterior q(z | x, y), in the space of z; ``prior.to_base`` leads to the latent."""
         mean, log_std = self.posterior(x, y)
         return Independent(Normal(mean, log_std.exp(), validate_args=False), 1, validate_args=False)
+
+    def _decoded(self, latent: Latent) -> Latent:
+        return self.prior.from_base(latent)
 
     def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
         """Both terms of the bound at ``z = mean + std * eps``; eps ~ N(0, I) is the caller's."""
         mean, log_std = self.posterior(x, y)
         z = mean + log_std.exp() * eps
-        kl = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
-        return Terms(reconstruction=log_bernoulli(x, self._logits(z, y)), kl=kl.sum(-1))
+        if isinstance(self.prior, StandardNormal):
+            kl = (0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std).sum(-1)
+        else:  # an estimate from this one z
+            kl = -self._log_prior_minus_posterior(z, eps, log_std)
+        return Terms(reconstruction=log_bernoulli(x, self._logits(z, y)), kl=kl)
+
+    def _log_prior_minus_posterior(self, z: Latent, eps: Latent, log_std: Latent) -> Nats:
+        """log p(z) - log q(z | x, y) at ``z = mean + std * eps``."""
+        w, log_det = self.prior.to_base(z)
+        # the two Gaussian densities share (2 pi)^(-d/2)
+        return 0.5 * (eps**2 - w**2).sum(-1) + log_std.sum(-1) + log_det
 
     def log_weights(
         self,
@@ -216,8 +238,9 @@ class VAE(Autoencoder):
         num_samples = eps.shape[1]
         mean, log_std = self.posterior(x, y) if posterior is None else posterior
         z = mean[:, None] + log_std.exp()[:, None] * eps
-        # the two Gaussian densities share (2 pi)^(-d/2)
-        log_prior_minus_posterior = 0.5 * (eps**2 - z**2).sum(-1) + log_std.sum(-1)[:, None]
+        log_prior_minus_posterior = self._log_prior_minus_posterior(
+            z.flatten(0, 1), eps.flatten(0, 1), log_std.repeat_interleave(num_samples, dim=0)
+        ).view(eps.shape[:2])
         rows = None if y is None else y.repeat_interleave(num_samples, dim=0)
         logits = self._logits(z.flatten(0, 1), rows).flatten(1).unflatten(0, eps.shape[:2])
         # log Bernoulli(x | l) = x l - softplus(l), without copying x for every sample
@@ -239,7 +262,7 @@ class VAE(Autoencoder):
 class CVAE(VAE):
     r"""Conditional VAE (Sohn, Lee and Yan 2015): the label y enters encoder and decoder.
 
-    .. math:: \log p(x|y) \ge E_{q(z|x,y)} \log p(x|z,y) - KL(q(z|x,y) \,\|\, N(0, I))
+    .. math:: \log p(x|y) \ge E_{q(z|x,y)} \log p(x|z,y) - KL(q(z|x,y) \,\|\, p(z))
 
     The prior does not depend on y, so z is free to hold what y does not say: the style.
     """

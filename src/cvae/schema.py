@@ -188,8 +188,19 @@ class Autoencoder:
 
 
 class VAE(Autoencoder):
+    prior: dict[str, Any]
     beta: Weight
     warmup_steps: Natural
+
+
+class StandardNormal:
+    _partial_: Partial
+
+
+class Flow:
+    _partial_: Partial
+    num_couplings: Annotated[int, Between(1, 1000)]
+    hidden_dim: Size
 
 
 class MLP:
@@ -430,6 +441,8 @@ _BY_TARGET: dict[str, type] = {
     "cvae.models.VAE": VAE,
     "cvae.models.CVAE": VAE,
     "cvae.networks.MLP": MLP,
+    "cvae.priors.StandardNormal": StandardNormal,
+    "cvae.priors.Flow": Flow,
     "cvae.networks.Conv": Conv,
     "torch.optim.AdamW": AdamW,
     "cvae.lightning_module.warmup_cosine": WarmupCosine,
@@ -493,8 +506,9 @@ def _check_nodes(cfg: Mapping[str, Any]) -> Iterator[str]:
     nodes = {key: cfg[key] for key in _MADE_OF_A_TARGET if cfg.get(key)}
     for group in _SEVERAL_TARGETS:
         nodes |= {f"{group}.{name}": node for name, node in (cfg.get(group) or {}).items() if node}
-    if isinstance(cfg["model"].get("network"), Mapping):
-        nodes["model.network"] = cfg["model"]["network"]
+    for part in ("network", "prior"):
+        if isinstance(cfg["model"].get(part), Mapping):
+            nodes[f"model.{part}"] = cfg["model"][part]
     for key, node in nodes.items():
         target = node.get("_target_") if isinstance(node, Mapping) else node
         if not (isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target)):

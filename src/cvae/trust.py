@@ -33,8 +33,9 @@ _CALLBACKS = (
 )
 _OURS = (
     "data.MNISTDataModule data.ImagesDataModule models.Autoencoder models.VAE models.CVAE "
-    "networks.MLP networks.Conv lightning_module.warmup_cosine callbacks.EMA callbacks.Figures "
-    "callbacks.Progress callbacks.Pruning resume.LastCheckpoint loggers.wandb_logger"
+    "networks.MLP networks.Conv priors.StandardNormal priors.Flow lightning_module.warmup_cosine "
+    "callbacks.EMA callbacks.Figures callbacks.Progress callbacks.Pruning resume.LastCheckpoint "
+    "loggers.wandb_logger"
 )
 # exact names: "cvae.data.np.load" and "torch.hub.load" are somebody's code, too
 KNOWN_TARGETS = frozenset(

@@ -43,7 +43,7 @@ class Terms(NamedTuple):
     """The two terms of the bound, per image, in nats."""
 
     reconstruction: Nats  # E_q log p(x | z, y), at most 0 for binary x
-    kl: Nats  # KL(q(z | x, y) || p(z)), at least 0
+    kl: Nats  # KL(q(z | x, y) || p(z)), at least 0 where it is no estimate
 
     @property
     def elbo(self) -> Nats:

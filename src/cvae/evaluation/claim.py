@@ -14,10 +14,13 @@ from torch import Tensor
 from cvae import noise
 from cvae.evaluation.oracle import Oracle, Prediction, Progress
 from cvae.models import VAE, Autoencoder
+from cvae.priors import StandardNormal
 from cvae.types import Image, Latent, OneHot, Split
 
 _SEED = 0  # never a run's: all runs are measured with the same draws
 _ROWS = 1000  # images at a time
+_MEAN_DRAWS = 16  # of the latent, for its mean
+_MEAN_EPOCH = 10_000  # of their noise: used for nothing else
 _NUM_RESAMPLES = 200  # of the bootstrap
 
 
@@ -49,21 +52,33 @@ class NotApplicable(Exception):  # noqa: N818 - a fact about a model, not an err
 
 
 class Posterior(NamedTuple):
-    """The diagonal Gaussians q(z | x, y) of all images of a split, of no width for plain codes."""
+    """What is inferred of all images of a split: diagonal Gaussians, of no width for plain codes.
 
-    mean: Latent
+    The latent is a function of the Gaussian's z: of a flow prior the base variable, else z itself.
+    """
+
+    mean: Latent  # of the latent, by some draws where it is not z
+    location: Latent
     std: Latent
+    to_latent: Callable[[Latent], Latent]
 
     def draw(self, epoch: int = 0) -> Latent:
-        """One z for each image, anew in every epoch."""
-        eps = noise.standard_normal(
-            torch.arange(len(self.mean)),
-            (self.mean.shape[1],),
-            seed=_SEED,
-            stream=noise.Stream.POSTERIOR,
-            epoch=epoch,
-        )
-        return self.mean + self.std * eps
+        """One point of the latent for each image, anew in every epoch."""
+        return _posterior_draw(self.location, self.std, self.to_latent, epoch)
+
+
+@torch.no_grad()
+def _posterior_draw(
+    location: Latent, std: Latent, to_latent: Callable[[Latent], Latent], epoch: int
+) -> Latent:
+    eps = noise.standard_normal(
+        torch.arange(len(location)),
+        (location.shape[1],),
+        seed=_SEED,
+        stream=noise.Stream.POSTERIOR,
+        epoch=epoch,
+    )
+    return to_latent(location + std * eps)
 
 
 class Samples(NamedTuple):
@@ -118,7 +133,18 @@ class Subject:
             q = self.model.encode(*self.inputs(split, index))
             means.append(q if isinstance(q, Tensor) else q.mean)
             stds.append(torch.zeros_like(q) if isinstance(q, Tensor) else q.stddev)
-        return Posterior(torch.cat(means), torch.cat(stds))
+        location, std = torch.cat(means), torch.cat(stds)
+        prior = getattr(self.model, "prior", None)
+        if prior is None or isinstance(prior, StandardNormal):
+            return Posterior(location, location, std, lambda z: z)
+
+        def to_latent(z: Latent) -> Latent:
+            return torch.cat([prior.to_base(part)[0] for part in z.split(_ROWS)])
+
+        draws = [
+            _posterior_draw(location, std, to_latent, _MEAN_EPOCH + i) for i in range(_MEAN_DRAWS)
+        ]
+        return Posterior(torch.stack(draws).mean(0), location, std, to_latent)
 
     @cached_property
     def train_posterior(self) -> Posterior:
