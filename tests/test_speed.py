@@ -13,8 +13,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cvae import noise
 from cvae.callbacks import EMA
-from cvae.data import MNISTDataModule
+from cvae.data import GlobalBatchSampler, MNISTDataModule
 from tests.conftest import ROOT, clean_environment, tiny
 from tests.test_conf import compose
 
@@ -114,6 +115,20 @@ def test_a_batch_has_few_operators(data_dir: Path) -> None:
     with Counts() as counts:
         next(batches)
     assert sum(counts.calls.values()) < 53
+
+
+def test_a_resident_batch_is_made_on_its_device(data_dir: Path) -> None:
+    """The device is one without numbers: neither host memory nor a number is in the way."""
+    data = MNISTDataModule(data_dir, "KMNIST", batch_size=32, validation_size=45)
+    data.setup()
+    assert data.train is not None
+    sampler = GlobalBatchSampler(len(data.train), 32, shuffle_seed=1, device="meta")
+    resident = data.train.to("meta")
+    batch = resident[next(iter(sampler))]
+    assert {t.device.type for t in (batch.x, batch.y, batch.indices)} == {"meta"}
+    assert batch.x.shape == (32, 1, 28, 28)
+    eps = noise.standard_normal(batch.indices, (3,), seed=1, stream=noise.Stream.POSTERIOR)
+    assert eps.device.type == "meta"
 
 
 def test_training_imports_no_more_than_it_needs() -> None:

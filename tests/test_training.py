@@ -22,6 +22,7 @@ from cvae.data import MNISTDataModule
 from cvae.lightning_module import VAEModule, warmup_cosine
 from cvae.models import CVAE
 from cvae.networks import MLP
+from cvae.runs import load_run
 from cvae.schema import ConfigError
 from cvae.training import _check_provenance, _native_precision, train
 from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, clean_environment, run_script, tiny
@@ -132,6 +133,8 @@ def test_the_averaged_weights_are_the_average() -> None:
 
     decay, every = 0.5, 2
     module = BoringModel()
+    module.register_buffer("mask", torch.tensor([True, False]))  # no average of these
+    module.register_buffer("count", torch.tensor(0))
     ema = EMA(decay, every_n_steps=every)
     ema.setup(None, module, "fit")  # type: ignore[arg-type]
     expected: torch.Tensor | None = None
@@ -140,6 +143,7 @@ def test_the_averaged_weights_are_the_average() -> None:
         trainer.global_step = step
         with torch.no_grad():
             module.layer.weight.fill_(float(step))
+            module.count.fill_(step)  # type: ignore[operator, union-attr]
         ema.on_train_batch_end(trainer, module, None, None, step)
         if step <= every or step % every == 0:
             new = module.layer.weight.detach().clone()
@@ -150,6 +154,9 @@ def test_the_averaged_weights_are_the_average() -> None:
     assert expected is not None
     averaged = dict(ema._average_model.named_parameters())["module.layer.weight"]
     torch.testing.assert_close(averaged.data, expected)
+    buffers = dict(ema._average_model.named_buffers())
+    assert buffers["module.mask"].tolist() == [True, False]
+    assert buffers["module.count"].item() == 8
 
 
 @pytest.mark.parametrize("total_steps", [2, 3, 10, 1000])
@@ -386,6 +393,21 @@ def test_debugging_runs(debug: str, data_dir: Path, tmp_path: Path) -> None:
     done = run_script("train", *tiny(data_dir, tmp_path / "run"), f"debug={debug}", *few)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("Profile" in done.stdout) == (debug == "profiler")
+
+
+def test_a_flow_prior_trains_and_generates(data_dir: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    small = ["model/prior=flow", "model.prior.num_couplings=2", "model.prior.hidden_dim=8"]
+    done = run_script("train", *tiny(data_dir, run_dir), *small, "trainer.precision=bf16-mixed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary(run_dir)["name"] == "cvae-mlp-flow-z3-kmnist-s1"
+    done = run_script("generate", f"run={run_dir}", "label=all", "num_samples=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with torch.no_grad():
+        trained = load_run(run_dir)
+        z = torch.randn(4, 3)
+        w, _ = trained.prior.to_base(z)  # type: ignore[union-attr, operator]
+    assert not torch.allclose(w, z, atol=1e-4)
 
 
 def test_other_loggers(data_dir: Path, tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ class EMA(WeightAveraging):
 
     @torch.no_grad()
     def _average(self, averages: Any, weights: Any, num_averaged: Tensor | int) -> None:
+        if not averages[0].is_floating_point():  # counts and masks in buffers: as they are
+            torch._foreach_copy_(averages, weights)
+            return
         assert self._average_model is not None
         n = int(self._average_model.n_averaged)  # on the host, unlike the copy that is given
         kept = min(self.decay, (1 + n) / (10 + n))

@@ -50,6 +50,7 @@ class GlobalBatchSampler(Sampler[Rows]):
         rank: this process, of ``world_size``.
         epoch: the first that is asked for.
         first_batch: where that one starts, in a run that goes on.
+        device: where the indices lie; the order itself is drawn on the host, the same everywhere.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class GlobalBatchSampler(Sampler[Rows]):
         world_size: int = 1,
         epoch: int = 0,
         first_batch: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
@@ -69,6 +71,7 @@ class GlobalBatchSampler(Sampler[Rows]):
         self.world_size = world_size
         self.epoch = epoch
         self.first_batch = first_batch
+        self.device = device
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before every epoch."""
@@ -84,6 +87,7 @@ class GlobalBatchSampler(Sampler[Rows]):
             seed = noise.derive_seed(self.shuffle_seed, noise.Stream.ORDER, self.epoch)
             generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(self.num_images, generator=generator)
+        order = order.to(self.device)  # once an epoch
         first, self.first_batch = self.first_batch, 0
         for start in range(first * self.batch_size, self.num_images, self.batch_size):
             whole = order[start : start + self.batch_size]
@@ -116,7 +120,7 @@ class Digits(Dataset[Batch]):
         self.labels = labels
         self.num_classes = num_classes
         self.binarization_seed = binarization_seed
-        self._one_hot = torch.eye(num_classes)
+        self._one_hot = torch.eye(num_classes, device=labels.device)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -143,6 +147,13 @@ class Digits(Dataset[Batch]):
         pixels = torch.cat(pieces).to(torch.uint8).view_as(self.pixels) * 255
         return Digits(pixels, self.labels, self.num_classes)
 
+    def to(self, device: torch.device | str) -> "Digits":
+        """The same images on a device, where batches are then made of indices that lie there."""
+        if self.pixels.device == torch.device(device):
+            return self
+        moved = self.pixels.to(device), self.labels.to(device)
+        return Digits(*moved, self.num_classes, self.binarization_seed)
+
     def digest(self) -> str:
         """Fingerprint of pixels and labels: equal digests, equal evaluation set."""
         content = hashlib.sha256(self.pixels.numpy().tobytes())
@@ -163,7 +174,8 @@ class MNISTDataModule(lightning.LightningDataModule):
         validation_size: images taken from the train split, the same ones whatever the seed.
         binarization: "dynamic" draws training pixels anew at every visit, and validation and test
             pixels once, with a seed that no setting changes; "none" leaves them grey.
-        num_workers: DataLoader processes; batches come from memory, so 0 is fastest.
+        num_workers: DataLoader processes; batches come from memory, so 0 is fastest, and on a GPU
+            all images then lie in its memory and batches are made there.
         num_classes: number of labels.
         image_shape: (channels, height, width).
         seed: seed of the order and of the binarization of the training images.
@@ -292,21 +304,22 @@ class MNISTDataModule(lightning.LightningDataModule):
         assert digits is not None, "call setup() first"
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        is_resident = device.type == "cuda" and self.num_workers == 0
+        kind, order_seed = GlobalBatchSampler, seed
         if trainer is not None and trainer.overfit_batches:  # type: ignore[attr-defined]
-            sampler: GlobalBatchSampler = FixedOrderSampler(
-                len(digits), batch_size, None, rank, world_size, epoch, first_batch
-            )
-        else:
-            sampler = GlobalBatchSampler(
-                len(digits), batch_size, seed, rank, world_size, epoch, first_batch
-            )
+            kind, order_seed = FixedOrderSampler, None
+        place = device if is_resident else torch.device("cpu")
+        sampler = kind(
+            len(digits), batch_size, order_seed, rank, world_size, epoch, first_batch, place
+        )
         return DataLoader(
-            digits,
+            digits.to(place),
             batch_size=None,  # the sampler gives whole batches, the data set takes them
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not is_resident,
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:

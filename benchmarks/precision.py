@@ -1,0 +1,90 @@
+"""What bfloat16 costs in nats: the same weights scored in both precisions, and training in both.
+
+``python benchmarks/precision.py [OVERRIDE ...]`` (make precision) trains several seeds of the quick
+experiment in float32 and in bf16-mixed and writes docs/precision.json. What has been trained is not
+trained again: repeat it to go on after an interruption.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from scipy import stats
+
+from cvae import noise, runs
+from cvae.data import MNISTDataModule, Rows
+from cvae.models import VAE
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = range(1, 11)
+PRECISIONS = ("32-true", "bf16-mixed")
+METRIC = "test/nll_k10"
+
+
+def trained(precision: str, seed: int, overrides: list[str]) -> Path:
+    """The folder of a run, which is trained if it is not there."""
+    folder = ROOT / "logs" / "bench" / "precision" / f"{precision}-s{seed}"
+    if runs.read_summary(folder).get("status") != "finished":
+        few = ["logger=csv", "callbacks.figures=null", "device=cpu", "experiment=quick"]
+        words = [f"hydra.run.dir={folder}", f"trainer.precision={precision}", f"seed={seed}"]
+        subprocess.run(
+            [sys.executable, "src/train.py", *few, *words, *overrides], cwd=ROOT, check=True
+        )
+    return folder
+
+
+@torch.no_grad()
+def elbo(model: VAE, data: MNISTDataModule, is_bfloat16: bool) -> float:
+    """Mean over the test images, the noise the same in both precisions."""
+    assert data.test is not None
+    total = 0.0
+    for index in torch.arange(len(data.test)).split(1000):
+        batch = data.test[Rows(0, index, len(index))]
+        eps = noise.standard_normal(
+            index, (model.latent_dim,), seed=0, stream=noise.Stream.IMPORTANCE
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+            terms = model.terms(batch.x, batch.y if model.conditional else None, eps)
+        total += float(terms.elbo.double().sum())
+    return total / len(data.test)
+
+
+def main(overrides: list[str]) -> None:
+    differences, nlls = [], []
+    for seed in SEEDS:
+        folders = [trained(precision, seed, overrides) for precision in PRECISIONS]
+        one, other = (runs.read_summary(folder)["metrics"][METRIC] for folder in folders)
+        nlls.append(one)
+        differences.append(other - one)
+        print(f"seed {seed}: {METRIC} {one:.3f}, bf16-mixed {differences[-1]:+.3f}", flush=True)
+    cfg = runs.load_config(folders[0])
+    data: MNISTDataModule = runs.instantiate(cfg.data, seed=cfg.seed)
+    data.prepare_data()
+    data.setup()
+    model = runs.load_run(folders[0])
+    assert isinstance(model, VAE)
+    scored = [elbo(model, data, is_bfloat16) for is_bfloat16 in (False, True)]
+    error = stdev(differences) / math.sqrt(len(SEEDS))
+    half = float(stats.t.ppf(0.975, len(SEEDS) - 1)) * error
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "experiment": " ".join(["quick", *overrides]),
+        "seeds": len(SEEDS),
+        "metric": METRIC,
+        "float32_nats": round(mean(nlls), 3),
+        "same_weights_difference_nats": round(scored[1] - scored[0], 5),
+        "trained_difference_nats": round(mean(differences), 3),
+        "trained_difference_95_percent": [round(mean(differences) + s * half, 3) for s in (-1, 1)],
+        "differences": [round(d, 3) for d in differences],
+    }
+    (ROOT / "docs" / "precision.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps({k: v for k, v in found.items() if k != "differences"}, indent=2))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
