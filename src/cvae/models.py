@@ -209,17 +209,16 @@ class VAE(Autoencoder):
         """Both terms of the bound at ``z = mean + std * eps``; eps ~ N(0, I) is the caller's."""
         mean, log_std = self.posterior(x, y)
         z = mean + log_std.exp() * eps
+        w, log_det = self.prior.to_base(z)
         if isinstance(self.prior, StandardNormal):
             kl = (0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std).sum(-1)
-        else:  # an estimate from this one z
-            kl = -self._log_prior_minus_posterior(z, eps, log_std)
-        return Terms(reconstruction=log_bernoulli(x, self._logits(z, y)), kl=kl)
+        else:  # log q(z | x, y) - log p(z) at this one z
+            kl = 0.5 * (w**2 - eps**2).sum(-1) - log_std.sum(-1) - log_det
+        return Terms(log_bernoulli(x, self._logits(z, y)), kl, self._penalty(w, y))
 
-    def _log_prior_minus_posterior(self, z: Latent, eps: Latent, log_std: Latent) -> Nats:
-        """log p(z) - log q(z | x, y) at ``z = mean + std * eps``."""
-        w, log_det = self.prior.to_base(z)
-        # the two Gaussian densities share (2 pi)^(-d/2)
-        return 0.5 * (eps**2 - w**2).sum(-1) + log_std.sum(-1) + log_det
+    def _penalty(self, latent: Latent, y: OneHot | None) -> Nats | float:
+        """What the loss adds to the bound, per image."""
+        return 0.0
 
     def log_weights(
         self,
@@ -238,9 +237,10 @@ class VAE(Autoencoder):
         num_samples = eps.shape[1]
         mean, log_std = self.posterior(x, y) if posterior is None else posterior
         z = mean[:, None] + log_std.exp()[:, None] * eps
-        log_prior_minus_posterior = self._log_prior_minus_posterior(
-            z.flatten(0, 1), eps.flatten(0, 1), log_std.repeat_interleave(num_samples, dim=0)
-        ).view(eps.shape[:2])
+        w, log_det = self.prior.to_base(z.flatten(0, 1))
+        # the two Gaussian densities share (2 pi)^(-d/2)
+        log_prior_minus_posterior = 0.5 * (eps**2 - w.view_as(eps) ** 2).sum(-1)
+        log_prior_minus_posterior += log_det.view(eps.shape[:2]) + log_std.sum(-1)[:, None]
         rows = None if y is None else y.repeat_interleave(num_samples, dim=0)
         logits = self._logits(z.flatten(0, 1), rows).flatten(1).unflatten(0, eps.shape[:2])
         # log Bernoulli(x | l) = x l - softplus(l), without copying x for every sample
@@ -256,7 +256,7 @@ class VAE(Autoencoder):
         return self.beta * min(1.0, (step + 1) / max(1, self.warmup_steps))
 
     def loss(self, terms: Terms, step: int) -> Nats:
-        return self.kl_weight(step) * terms.kl - terms.reconstruction
+        return self.kl_weight(step) * terms.kl - terms.reconstruction + terms.penalty
 
 
 class CVAE(VAE):
@@ -268,6 +268,54 @@ class CVAE(VAE):
     """
 
     conditional = True
+
+
+class IndependentCVAE(CVAE):
+    r"""A CVAE whose latent is kept from telling the label, by an adversary that tries to read it.
+
+    .. math:: \min_{q, p}\; -\mathrm{ELBO} + \lambda \max_a E \log a(y \mid z)
+
+    by a reversed gradient (Ganin et al. 2016; for decoders with attributes, Lample et al. 2017). In
+    a CVAE alone q(z|x,y) may differ between labels: nothing but the prior pulls it together.
+
+    Args:
+        adversary_weight: :math:`\lambda`, nats of the bound for a nat that the adversary reads.
+        adversary_dim: width of its two hidden layers.
+    """
+
+    def __init__(
+        self,
+        network: NetworkFactory,
+        latent_dim: int,
+        image_shape: Sequence[int] = (1, 28, 28),
+        num_classes: int = 10,
+        beta: float = 1.0,
+        warmup_steps: int = 0,
+        prior: PriorFactory = StandardNormal,
+        adversary_weight: float = 10.0,
+        adversary_dim: int = 256,
+    ) -> None:
+        super().__init__(network, latent_dim, image_shape, num_classes, beta, warmup_steps, prior)
+        self.adversary_weight = adversary_weight
+        self.adversary = nn.Sequential(
+            nn.Linear(self.latent_dim, adversary_dim),
+            nn.SiLU(),
+            nn.Linear(adversary_dim, adversary_dim),
+            nn.SiLU(),
+            nn.Linear(adversary_dim, self.num_classes),
+        )
+
+    def _penalty(self, latent: Latent, y: OneHot | None) -> Nats:
+        """The adversary's cross-entropy; it reaches the latent with its gradient turned round."""
+        assert y is not None
+        weight = self.adversary_weight
+        reversed_latent = (1 + weight) * latent.detach() - weight * latent
+        log_a = _full_precision(self.adversary(reversed_latent)).log_softmax(-1)
+        return -(log_a * y).sum(-1)
+
+    def metrics(self, terms: Terms) -> dict[str, Nats]:
+        assert isinstance(terms.penalty, Tensor)
+        return {**super().metrics(terms), "adversary": terms.penalty}
 
 
 def bits_per_dimension(nats: float, num_dimensions: int) -> float:

@@ -193,6 +193,11 @@ class VAE(Autoencoder):
     warmup_steps: Natural
 
 
+class IndependentCVAE(VAE):
+    adversary_weight: Weight
+    adversary_dim: Size
+
+
 class StandardNormal:
     _partial_: Partial
 
@@ -440,6 +445,7 @@ _BY_TARGET: dict[str, type] = {
     "cvae.models.Autoencoder": Autoencoder,
     "cvae.models.VAE": VAE,
     "cvae.models.CVAE": VAE,
+    "cvae.models.IndependentCVAE": IndependentCVAE,
     "cvae.networks.MLP": MLP,
     "cvae.priors.StandardNormal": StandardNormal,
     "cvae.priors.Flow": Flow,
@@ -622,6 +628,7 @@ _METRICS = {  # that our models have in validation
     "cvae.models.Autoencoder": ("val/reconstruction",),
     "cvae.models.VAE": _OF_A_BOUND,
     "cvae.models.CVAE": _OF_A_BOUND,
+    "cvae.models.IndependentCVAE": _OF_A_BOUND,
 }
 
 

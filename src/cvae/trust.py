@@ -33,6 +33,7 @@ _CALLBACKS = (
 )
 _OURS = (
     "data.MNISTDataModule data.ImagesDataModule models.Autoencoder models.VAE models.CVAE "
+    "models.IndependentCVAE "
     "networks.MLP networks.Conv priors.StandardNormal priors.Flow lightning_module.warmup_cosine "
     "callbacks.EMA callbacks.Figures callbacks.Progress callbacks.Pruning resume.LastCheckpoint "
     "loggers.wandb_logger"

@@ -44,6 +44,7 @@ class Terms(NamedTuple):
 
     reconstruction: Nats  # E_q log p(x | z, y), at most 0 for binary x
     kl: Nats  # KL(q(z | x, y) || p(z)), at least 0 where it is no estimate
+    penalty: Nats | float = 0.0  # what a model adds to its loss, and no bound knows of
 
     @property
     def elbo(self) -> Nats:
