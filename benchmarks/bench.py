@@ -212,6 +212,8 @@ def main() -> None:
     document: dict[str, Any] = {"machine": machine(), "rounds": options.rounds}
     evaluation = run([sys.executable, str(HERE / "evaluation.py")])
     document["evaluation"] = json.loads(evaluation.stdout.splitlines()[-1])
+    parts = run([sys.executable, str(HERE / "parts.py")])
+    document["parts"] = json.loads(parts.stdout.splitlines()[-1])
     document["training"] = training(options.rounds, options.steps)
     document["curves"] = curves(options.rounds, options.steps // 2)
     document["starting"] = starting(options.rounds)
@@ -220,6 +222,9 @@ def main() -> None:
     document["ours_over_bare"] = rates["ours"] / rates["bare"]
     document["best_over_bare"] = max(rates[name] for name in OURS) / rates["bare"]
     alike = [name for name in OURS if "batch 512" not in name]
+    step = 1000 * DEFAULT_BATCH / rates["ours"]
+    milliseconds = document["parts"]["milliseconds"]
+    milliseconds["the Trainer, records, clock"] = round(step - sum(milliseconds.values()), 3)
     document["best_at_equal_batch_over_bare"] = max(rates[n] for n in alike) / rates["bare"]
     document["minutes"] = round((time.perf_counter() - start) / 60, 1)
     text = json.dumps(document, indent=1) + "\n"

@@ -14,7 +14,7 @@ OURS, OTHERS = "#1f5fa8", "#9a9a9a"
 def draw(document: dict[str, Any]) -> Figure:
     mpl.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
     figure = Figure(figsize=(8.2, 4.6), layout="constrained")
-    grid = figure.add_gridspec(2, 3, height_ratios=(1.35, 1))
+    grid = figure.add_gridspec(2, 4, height_ratios=(1.35, 1))
     bars = figure.add_subplot(grid[0, :])
     rates = {name: found["median"] for name, found in document["training"].items()}
     names = sorted(rates, key=lambda name: rates[name])
@@ -43,6 +43,12 @@ def draw(document: dict[str, Any]) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_xlabel(curve)
         axes.set_ylabel("images/s" if place == 0 else "")
+    axes = figure.add_subplot(grid[1, 3])
+    rates = document["evaluation"]["decoded_rows_per_second"]
+    axes.plot(list(rates), [10_000 * int(k) / rate for k, rate in rates.items()], marker=".")
+    axes.set_yscale("log")
+    axes.set_xlabel("K of the bound")
+    axes.set_ylabel("s for 10,000 images")
     return figure
 
 

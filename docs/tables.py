@@ -43,6 +43,14 @@ def bench(document: dict[str, Any]) -> str:
     return markdown(("training", "images/s", "beside the bare loop"), rows)
 
 
+def parts(document: dict[str, Any]) -> str:
+    """Milliseconds of a default step, part by part (make bench)."""
+    found = document["parts"]["milliseconds"]
+    total = sum(found.values())
+    rows = [(name, f"{value:.2f}", f"{value / total:.1%}") for name, value in found.items()]
+    return markdown(("part of a step", "ms", "share"), [*rows, ("all", f"{total:.1f}", "")])
+
+
 def seconds(document: dict[str, Any]) -> str:
     """Seconds until something happens (make bench)."""
     found = {**document["starting"]}
@@ -56,6 +64,7 @@ def seconds(document: dict[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # with the file of each
     "faults": ("faults", faults),
     "bench": ("bench", bench),
+    "parts": ("bench", parts),
     "seconds": ("bench", seconds),
 }
 
