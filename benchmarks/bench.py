@@ -130,6 +130,24 @@ def curves(rounds: int, steps: int) -> dict[str, Any]:
     }
 
 
+def pausing() -> dict[str, Any]:
+    """Seconds of a whole default run, and those of its checkpoints and pictures."""
+    name = f"{time.time_ns():x}"
+    clock, folder = LOGS / f"{name}.json", LOGS / "runs" / name
+    clocked = ["+callbacks.clock._target_=clock.Pauses", f"+callbacks.clock.path={clock}"]
+    run([sys.executable, "src/train.py", "device=cpu", f"hydra.run.dir={folder}", *clocked])
+    found = json.loads(clock.read_text())
+    paused = found["checkpoints"] + found["pictures"]
+    share = paused / found["fit and test"]
+    print(f"checkpoints and pictures: {share:.1%} of a default run", flush=True)
+    summary = json.loads((folder / "summary.json").read_text())
+    return {
+        "seconds": {name: round(value, 2) for name, value in found.items()},
+        "share": round(share, 4),
+        "metrics": summary["metrics"],
+    }
+
+
 def seconds(command: list[str]) -> float:
     start = time.perf_counter()
     subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
@@ -214,6 +232,7 @@ def main() -> None:
     document["evaluation"] = json.loads(evaluation.stdout.splitlines()[-1])
     parts = run([sys.executable, str(HERE / "parts.py")])
     document["parts"] = json.loads(parts.stdout.splitlines()[-1])
+    document["pauses"] = pausing()
     document["training"] = training(options.rounds, options.steps)
     document["curves"] = curves(options.rounds, options.steps // 2)
     document["starting"] = starting(options.rounds)

@@ -1,12 +1,16 @@
-"""A callback that tells when steps end: the only thing that the benchmark adds to a run of ours."""
+"""Callbacks that hold a clock: the only thing that the benchmark adds to a run of ours."""
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+
+from cvae import checkpoints
+from cvae.callbacks import Figures
 
 
 class Clock(Callback):
@@ -35,3 +39,42 @@ class Clock(Callback):
             self.times[step] = time.time()
         if step == trainer.max_steps and trainer.is_global_zero:
             self.path.write_text(json.dumps({"times": self.times}))
+
+
+class Pauses(Callback):
+    """Writes the seconds of a run that checkpoints and pictures take, and all of them, as JSON.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.seconds = {"checkpoints": 0.0, "pictures": 0.0}
+        self.start = 0.0
+
+    def setup(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        if stage == "fit":
+            checkpoints.save = self._clocked("checkpoints", checkpoints.save)
+            Figures._draw = self._clocked("pictures", Figures._draw)  # type: ignore[method-assign]
+
+    def _clocked(self, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def clocked(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[what] += time.perf_counter() - start
+
+        return clocked
+
+    def on_fit_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        self.start = time.perf_counter()
+
+    def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        whole = time.perf_counter() - self.start
+        self.path.write_text(json.dumps({**self.seconds, "fit and test": whole}))

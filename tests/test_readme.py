@@ -80,7 +80,7 @@ def test_the_blocks_run_in_their_order(project: Path) -> None:
         elif kind == "python":
             run([sys.executable, "-c", text], project)
     finished = [p.parent for p in project.glob("logs/**/summary.json")]
-    assert len(finished) == 11
+    assert len(finished) == 12
     assert (project / "logs" / "latest").resolve() in finished
 
 

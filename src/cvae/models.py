@@ -71,10 +71,12 @@ class Autoencoder(nn.Module):
             self.output_bias.copy_(torch.logit(mean_image))
 
     def _statistics(self, x: Image, y: OneHot | None) -> Tensor:
-        return _full_precision(self.network.encode(x, self._label(y, len(x))))
+        return _full_precision(self.network.encode(x, self._label(y, x.shape[0])))
 
     def _logits(self, z: Latent, y: OneHot | None) -> Tensor:
-        return _full_precision(self.network.decode(z, self._label(y, len(z)))) + self.output_bias
+        return (
+            _full_precision(self.network.decode(z, self._label(y, z.shape[0]))) + self.output_bias
+        )
 
     def _decoded(self, latent: Latent) -> Latent:
         """What the decoder takes, of a point of the latent space."""
