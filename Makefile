@@ -19,7 +19,7 @@ install: .venv/.installed ## create .venv and install the project with pinned ve
 	@touch $@
 
 .venv/.extras: .venv/.installed
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[search,submitit,ray,wandb]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[search,submitit,ray,wandb,export]'
 	@touch $@
 
 LOCKS := locks/linux-x86_64-cp311
@@ -27,7 +27,7 @@ REPORT := $(RUN) -m pip install --quiet --dry-run --ignore-installed --constrain
 
 lock: .venv/.installed ## write the digests of all packages, on Linux x86-64 with Python 3.11
 	$(REPORT) setuptools | $(RUN) locks/lock.py > $(LOCKS)-build.txt
-	$(REPORT) --editable '.[search,submitit,ray,wandb]' --group dev | $(RUN) locks/lock.py > $(LOCKS).txt
+	$(REPORT) --editable '.[search,submitit,ray,wandb,export]' --group dev | $(RUN) locks/lock.py > $(LOCKS).txt
 
 install-locked: ## the same as install with all extras, from files of known digests alone
 	$(PYTHON) -m venv .venv

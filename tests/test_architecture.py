@@ -51,6 +51,7 @@ ARROWS = {
     "cli": {"processes", "runs", "schema"},
     "hooks": {"cli", "launch", "processes", "runs", "schema", "sweeps"},
     "dashboard": set[str](),
+    "export": {"models", "runs", "schema", "trust", "types"},
     "comparison": {"files", "runs", "schema", "trust"},
     "article": {"comparison", "figures", "runs", "schema"},
 }

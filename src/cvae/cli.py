@@ -32,7 +32,10 @@ _MAX_LINES = 3
 _MAX_WIDTH = 600  # characters of a line
 _SWEEP_FLAGS = ("-m", "--multirun")
 _OPTIONAL_GROUPS = ("callbacks", "logger", "scheduler")
-_EXTRAS = {"optuna": "search", "submitit": "submitit", "ray": "ray", "wandb_workspaces": "wandb"}
+_EXTRAS = {
+    **{"optuna": "search", "submitit": "submitit", "ray": "ray", "wandb_workspaces": "wandb"},
+    **dict.fromkeys(("safetensors", "onnxruntime", "onnxscript", "huggingface_hub"), "export"),
+}
 _EMPTY_GROUPS = ("experiment", "debug", "sweep")  # nothing is chosen, unless one does
 runs.register_resolvers()  # here, so that a launcher's workers have them too
 

@@ -71,24 +71,23 @@ class Autoencoder(nn.Module):
             self.output_bias.copy_(torch.logit(mean_image))
 
     def _statistics(self, x: Image, y: OneHot | None) -> Tensor:
-        return _full_precision(self.network.encode(x, self._label(y, x.shape[0])))
+        return _full_precision(self.network.encode(x, self._label(y, x)))
 
     def _logits(self, z: Latent, y: OneHot | None) -> Tensor:
-        return (
-            _full_precision(self.network.decode(z, self._label(y, z.shape[0]))) + self.output_bias
-        )
+        return _full_precision(self.network.decode(z, self._label(y, z))) + self.output_bias
 
     def _decoded(self, latent: Latent) -> Latent:
         """What the decoder takes, of a point of the latent space."""
         return latent
 
-    def _label(self, y: OneHot | None, size: int) -> OneHot | None:
+    def _label(self, y: OneHot | None, rows: Tensor) -> OneHot | None:
         if self.conditional and y is None:
             raise ValueError(f"{type(self).__name__} is conditional: give the one-hot labels y")
         if not self.conditional and y is not None:
             raise ValueError(f"{type(self).__name__} is unconditional: it takes no label")
-        if y is not None and y.shape != (size, self.num_classes):
-            raise ValueError(f"y has shape {tuple(y.shape)}, not {(size, self.num_classes)}")
+        if y is not None and y.shape != (rows.shape[0], self.num_classes):
+            expected = (rows.shape[0], self.num_classes)
+            raise ValueError(f"y has shape {tuple(y.shape)}, not {expected}")
         return y
 
     def embed(self, x: Image, y: OneHot | None = None) -> Latent:

@@ -441,7 +441,10 @@ def load_foreign_config(run_dir: Path, trusted: trust.Trust = None) -> DictConfi
     return cfg
 
 
-def _plain_config(content: Any, where: str) -> DictConfig:
+_OF_A_RUN = ("model", "data", "trainer", "optimizer")
+
+
+def _plain_config(content: Any, where: str, parts: Sequence[str] = _OF_A_RUN) -> DictConfig:
     try:
         cfg = content if isinstance(content, DictConfig) else OmegaConf.create(content)
         plain = OmegaConf.to_container(cfg, resolve=False)
@@ -450,7 +453,6 @@ def _plain_config(content: Any, where: str) -> DictConfig:
         raise ConfigError(f"{where}: {error}") from None
     except Exception as error:
         raise ConfigError(f"{where}: not a config ({type(error).__name__})") from None
-    parts = ("model", "data", "trainer", "optimizer")
     if not isinstance(plain, dict) or not all(isinstance(plain.get(k), dict) for k in parts):
         raise ConfigError(f"{where} is not that of a run")
     return cfg
@@ -571,18 +573,38 @@ def load_model(
         ConfigError: the file cannot be loaded, its weights do not go with its config, or that
             names code which is neither ours nor trusted.
     """
+    where = f"run={checkpoint_path}"
     checkpoint = load_checkpoint(checkpoint_path)
-    cfg = _plain_config(checkpoint["config"], f"run={checkpoint_path}: its config")
+    cfg = _plain_config(checkpoint["config"], f"{where}: its config")
+    return model_with_weights(cfg, model_weights(checkpoint), where, trusted)
+
+
+def model_with_weights(
+    config: Any, weights: Mapping[str, Any], where: str, trusted: trust.Trust = None
+) -> tuple["Autoencoder", DictConfig]:
+    """The model that a config from somewhere describes, with the weights that lay beside it.
+
+    Raises:
+        ConfigError: they do not go together, or the config names code that is not trusted.
+    """
+    cfg = _plain_config(config, f"{where}: its config", parts=("model",))
     try:
         model: Autoencoder = instantiate_read(cfg, "model", trusted)
     except ConfigError as error:
-        raise ConfigError(f"run={checkpoint_path}: {error}") from None
+        raise ConfigError(f"{where}: {error}") from None
     try:
-        model.load_state_dict(model_weights(checkpoint))
+        model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ConfigError(f"run={checkpoint_path}: weights of another model ({reason})") from None
+        raise ConfigError(f"{where}: weights of another model ({reason})") from None
     return model.eval(), cfg
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as dicts and lists, interpolations resolved."""
+    content = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def short_keys(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:

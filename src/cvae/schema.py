@@ -430,6 +430,14 @@ class Article:
     output: Name
 
 
+class Export:
+    """Top level of export.yaml."""
+
+    run: Name
+    trust: Name | list[Name] | None
+    output: Name | None
+
+
 class Dashboard:
     """Top level of dashboard.yaml."""
 
@@ -466,6 +474,7 @@ _BY_ENTRY_POINT: dict[str, type] = {
     "generate": Generate,
     "evaluate": Evaluate,
     "dashboard": Dashboard,
+    "export": Export,
     "compare": Compare,
     "article": Article,
 }

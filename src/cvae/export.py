@@ -1,0 +1,217 @@
+"""A trained model as files that others can use (extra "export").
+
+``model.safetensors`` with ``config.json`` is the whole model, to load without Lightning;
+``decoder.onnx`` and ``decoder.pt2`` (torch.export) are its decoder, for other runtimes;
+``README.md`` is a model card in the form that the Hugging Face Hub takes.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cvae import runs
+from cvae.models import Autoencoder
+from cvae.schema import ConfigError
+from cvae.trust import Trust
+from cvae.types import Image, Latent, OneHot
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+DECODERS = ("decoder.onnx", "decoder.pt2")
+_FORMAT = 1
+_TOLERANCE = 1e-5  # of a pixel's mean, between runtimes
+_CHECKED_ROWS = 64
+
+
+def load(folder: str | Path, trusted: Trust = None) -> Autoencoder:
+    """The model in an exported folder, ready to use; needs no Lightning.
+
+    Args:
+        trusted: packages beside ours whose classes the folder may name, such as "my_network".
+
+    Raises:
+        ConfigError: no such folder, or its weights do not go with its config.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{folder}: no exported model ({error})") from None
+    if not isinstance(config, dict) or config.get("format") != _FORMAT:
+        raise ConfigError(f"{folder / CONFIG}: not of format {_FORMAT}")
+    return runs.model_with_weights(config, weights, str(folder), trusted)[0]
+
+
+def save_model(model: Autoencoder, config: Mapping[str, Any], folder: Path) -> None:
+    """Write weights and the part of a run's config that describes the model."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    runs.write_json(folder / CONFIG, {"format": _FORMAT, "model": config["model"]})
+
+
+class DecoderMeans(nn.Module):
+    """Points of the latent space to images: what the decoder means, in [0, 1]."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latent: Latent, y: OneHot | None = None) -> Image:
+        return self.model.decode(latent, y).mean
+
+
+def save_decoder(model: Autoencoder, folder: Path) -> dict[str, float]:
+    """Write the decoder for onnxruntime and as a torch.export program, for any number of rows.
+
+    Returns:
+        For each file the largest difference of a pixel's mean from PyTorch's.
+
+    Raises:
+        ConfigError: it is larger than 1e-5, or the decoder cannot be exported.
+    """
+    import onnxruntime
+
+    decoder = DecoderMeans(model).eval()
+    names = ["latent", "y"][: 2 if model.conditional else 1]
+    batch = torch.export.Dim("batch")
+    onnx_path, program_path = (folder / name for name in DECODERS)
+    with warnings.catch_warnings():  # both libraries warn of their own deprecations
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(
+                decoder, _rows(model, 3), dynamic_shapes=[{0: batch} for _ in names]
+            )
+            torch.export.save(program, program_path)
+            torch.onnx.export(
+                program,
+                (),
+                onnx_path,
+                input_names=names,
+                output_names=["mean"],
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # whatever a network of one's own does that cannot be traced
+            reason = " ".join(str(error).split())[:160]
+            raise ConfigError(f"the decoder cannot be exported ({reason})") from error
+        session = onnxruntime.InferenceSession(onnx_path, providers=["CPUExecutionProvider"])
+        again = torch.export.load(program_path).module()
+    rows = _rows(model, _CHECKED_ROWS)
+    expected = decoder(*rows).detach()
+    (from_onnx,) = session.run(None, {k: v.numpy() for k, v in zip(names, rows, strict=True)})
+    found = {DECODERS[0]: torch.from_numpy(from_onnx), DECODERS[1]: again(*rows).detach()}
+    differences = {name: float((means - expected).abs().max()) for name, means in found.items()}
+    for name, difference in differences.items():
+        if not difference <= _TOLERANCE:
+            raise ConfigError(f"{name}: differs from PyTorch by {difference:.1e}")
+    return differences
+
+
+def _rows(model: Autoencoder, count: int) -> tuple[Float[Tensor, "batch _"], ...]:
+    latent = torch.randn(count, model.latent_dim, generator=torch.Generator().manual_seed(0))
+    label = torch.eye(model.num_classes)[torch.arange(count) % model.num_classes]
+    return (latent, label) if model.conditional else (latent,)
+
+
+def save_card(
+    model: Autoencoder,
+    config: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    metrics: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+) -> None:
+    """Write the model card: what the model is, how it was trained and what was measured.
+
+    Args:
+        config: of the run.
+        summary: its summary.json.
+        metrics: those of its evaluation.json, by name; empty where it has none.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    kind = type(model).__name__
+    data = str(config["data"].get("name", "images"))
+    scores = summary.get("metrics", {}).items()
+    measured = {name: (value, "") for name, value in scores if name.startswith("test/")}
+    for name, metric in metrics.items():
+        error = metric.get("standard_error")
+        scale = 100 if metric.get("unit") == "%" else 1
+        spread = "" if error is None else f" ± {scale * error:.2g}"
+        measured[name] = (scale * metric["value"], f"{spread} {metric.get('unit', '')}".rstrip())
+    card_data = ModelCardData(
+        license="mit",
+        library_name="pytorch",
+        pipeline_tag="unconditional-image-generation",
+        tags=["vae", "cvae", "conditional-vae", "mnist"],
+        datasets=[data.lower()],
+        model_name=str(config["name"]),
+        eval_results=[
+            EvalResult(
+                task_type="unconditional-image-generation",
+                dataset_type=data.lower(),
+                dataset_name=data,
+                dataset_split="test",
+                metric_type=name,
+                metric_name=name,
+                metric_value=round(value, 4),
+            )
+            for name, (value, _) in measured.items()
+        ],
+    )
+    rows = "\n".join(
+        f"| `{name}` | {value:.2f}{rest} |" for name, (value, rest) in measured.items()
+    )
+    arguments, inputs = "num_samples=10", "`latent` (rows drawn from N(0, I))"
+    if model.conditional:
+        arguments, inputs = f"y=7, {arguments}", f"{inputs} and `y` (one-hot rows)"
+    text = f"""---
+{card_data.to_yaml()}
+---
+
+# {config["name"]}
+
+{kind} on {data}, {summary.get("num_parameters", 0):,} parameters, latent of \
+{config["model"]["latent_dim"]} dimensions, binarized pixels.
+
+```python
+from cvae.export import load
+
+model = load(".")  # this folder
+images = model.sample({arguments})  # (10, 1, height, width), means in [0, 1]
+```
+
+`decoder.onnx` and `decoder.pt2` take {inputs} and give the means of the pixels.
+
+## Measured
+
+On the test images, one run (seed {config.get("seed")}); nats per image, ± standard error over \
+images or draws.
+
+| metric | value |
+|---|---|
+{rows}
+
+## Trained
+
+{summary.get("epochs", 0)} epochs, {summary.get("images_seen", 0):,} images, \
+{summary.get("train_seconds", 0):.0f} s on {summary.get("device", "an unknown device")}, precision \
+{summary.get("precision", "unknown")}. The weights are an exponential moving average.
+
+## Limits
+
+It draws digits of {data} and knows nothing else. What it was not measured on, it may do badly.
+"""
+    ModelCard(text).save(folder / CARD)
