@@ -4,7 +4,7 @@ ARGS ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-locked lock train article test test-engines test-faults test-long bench lint format clean
+.PHONY: help install install-locked lock train article test test-engines test-faults test-long bench precision lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -66,6 +66,9 @@ bench: .venv/.installed ## measure the speed beside a bare loop, the usual and a
 	$(RUN) -m pip install --quiet --no-deps pythae==0.1.2
 	$(RUN) benchmarks/bench.py $(ARGS)
 	$(RUN) docs/tables.py
+
+precision: .venv/.installed ## measure what bfloat16 costs in nats, over ten seeds; 10 minutes
+	$(RUN) benchmarks/precision.py $(ARGS)
 
 lint: .venv/.installed ## linter, formatter and type checker
 	$(RUN) -m ruff check .

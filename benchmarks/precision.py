@@ -7,6 +7,7 @@ trained again: repeat it to go on after an interruption.
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,16 +27,22 @@ PRECISIONS = ("32-true", "bf16-mixed")
 METRIC = "test/nll_k10"
 
 
-def trained(precision: str, seed: int, overrides: list[str]) -> Path:
-    """The folder of a run, which is trained if it is not there."""
-    folder = ROOT / "logs" / "bench" / "precision" / f"{precision}-s{seed}"
-    if runs.read_summary(folder).get("status") != "finished":
-        few = ["logger=csv", "callbacks.figures=null", "device=cpu", "experiment=quick"]
-        words = [f"hydra.run.dir={folder}", f"trainer.precision={precision}", f"seed={seed}"]
-        subprocess.run(
-            [sys.executable, "src/train.py", *few, *words, *overrides], cwd=ROOT, check=True
-        )
-    return folder
+def trained(seed: int, overrides: list[str]) -> list[Path]:
+    """The folders of a seed's runs, one for each precision, trained side by side if they are not
+    there."""
+    started, folders = [], []
+    for precision in PRECISIONS:
+        folders.append(ROOT / "logs" / "bench" / "precision" / f"{precision}-s{seed}")
+        if runs.read_summary(folders[-1]).get("status") != "finished":
+            few = ["logger=csv", "callbacks.figures=null", "device=cpu", "experiment=quick"]
+            few += [f"hydra.run.dir={folders[-1]}", f"trainer.precision={precision}"]
+            command = [sys.executable, "src/train.py", *few, f"seed={seed}", *overrides]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            quiet = subprocess.DEVNULL
+            started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=quiet))
+    if any(process.wait() for process in started):
+        raise SystemExit(f"seed {seed}: a run failed")
+    return folders
 
 
 @torch.no_grad()
@@ -57,7 +64,7 @@ def elbo(model: VAE, data: MNISTDataModule, is_bfloat16: bool) -> float:
 def main(overrides: list[str]) -> None:
     differences, nlls = [], []
     for seed in SEEDS:
-        folders = [trained(precision, seed, overrides) for precision in PRECISIONS]
+        folders = trained(seed, overrides)
         one, other = (runs.read_summary(folder)["metrics"][METRIC] for folder in folders)
         nlls.append(one)
         differences.append(other - one)

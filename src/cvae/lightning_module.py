@@ -133,13 +133,15 @@ class VAEModule(lightning.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         # not by Lightning, which refuses fused optimizers under any mixed precision
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        # those of the optimizer: to walk through all modules takes a third of a millisecond
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self._watch(norm, gradients)
         if gradient_clip_val and gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val and not (norm.device.type == _HOST and norm <= gradient_clip_val):
-            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def _watch(self, norm: Tensor, gradients: list[Tensor]) -> None:
         """Keep a loss or gradient that is not finite from the weights.
@@ -147,15 +149,16 @@ class VAEModule(lightning.LightningModule):
         On a CPU the run stops here. Elsewhere asking would wait for the device: the step is noted
         there, its gradients are zeroed, and :meth:`check_finite` asks now and then.
         """
+        if norm.device.type == _HOST:
+            if not math.isfinite(float(norm) + float(self._newest_loss)):
+                raise NotFiniteError(self.global_step)
+            return
         is_bad = ~torch.isfinite(norm + self._newest_loss)
         step = torch.full((), self.global_step, device=is_bad.device)
         noted = self._bad_step.to(is_bad.device)
         self._bad_step = torch.where(is_bad & (noted < 0), step, noted)
-        if is_bad.device.type == _HOST:
-            self.check_finite()
-        else:
-            for gradient in gradients:
-                gradient.masked_fill_(is_bad, 0.0)
+        for gradient in gradients:
+            gradient.masked_fill_(is_bad, 0.0)
 
     def check_finite(self) -> None:
         """Stop a run whose loss or gradient was not finite.

@@ -293,7 +293,7 @@ class IndependentCVAE(CVAE):
         beta: float = 1.0,
         warmup_steps: int = 0,
         prior: PriorFactory = StandardNormal,
-        adversary_weight: float = 10.0,
+        adversary_weight: float = 2.0,
         adversary_dim: int = 256,
     ) -> None:
         super().__init__(network, latent_dim, image_shape, num_classes, beta, warmup_steps, prior)

@@ -100,7 +100,7 @@ def standard_normal(
     low, high = bits & (2**32 - 1), (bits >> 32) & (2**32 - 1)
     radius = torch.sqrt(-2.0 * torch.log((high.float() + 0.5) * unit))
     angle = (2.0 * math.pi * unit) * low.float()
-    pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    pairs = torch.view_as_real(torch.polar(radius, angle))
     return pairs.flatten(1)[:, :num_draws].reshape(len(index), *size)
 
 

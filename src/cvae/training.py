@@ -206,6 +206,9 @@ def build(
         trainer = lightning.Trainer(logger=loggers or False, callbacks=callbacks, **arguments)
     except (TypeError, ValueError, MisconfigurationException) as error:  # of what a person set
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    if not torch.cuda.is_available():
+        # Lightning's: AdamW asks for a GPU at each step, and then loads a library to find none
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     # Lightning's handler would talk to other ranks from within whatever they were saying
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return module, datamodule, trainer
