@@ -43,12 +43,75 @@ def bench(document: dict[str, Any]) -> str:
     return markdown(("training", "images/s", "beside the bare loop"), rows)
 
 
+def summary(document: dict[str, Any]) -> str:
+    """What was asked of the speed, and what was found (make bench)."""
+    training, curve = document["training"], document["curves"]["processes x threads"]
+    each = [o / b for o, b in zip(training["ours"]["all"], training["bare"]["all"], strict=True)]
+    loader = document["parts"]["milliseconds"]
+    share = next(v for name, v in loader.items() if "data.py" in name) / sum(loader.values())
+    memory = document["evaluation"]["peak_memory_mib"].values()
+    started = {name: found["median"] for name, found in document["starting"].items()}
+    late = started["to the first step"] - started["import torch, lightning"]
+    pair = curve["2 x 1"]["median"] / curve["1 x 2"]["median"]
+    rows = [
+        (
+            "ours beside the bare loop, equal settings",
+            f"{document['ours_over_bare']:.2f} ({min(each):.2f} to {max(each):.2f}, "
+            f"{document['rounds']} rounds)",
+            "≥ 0.97",
+        ),
+        ("our fastest setting beside it", f"{document['best_over_bare']:.2f}", "≥ 1.6"),
+        (
+            "our fastest at batch 128 beside it",
+            f"{document['best_at_equal_batch_over_bare']:.2f}",
+            "",
+        ),
+        ("batches, of a step", f"{share:.1%}", "< 2 %"),
+        (
+            "checkpoints and pictures, of a default run",
+            f"{document['pauses']['share']:.1%}",
+            "< 1 %",
+        ),
+        (
+            "the first step after `import torch, lightning` would have ended",
+            f"{late:.1f} s",
+            "≤ 2 s",
+        ),
+        (
+            "the importance-weighted bound beside its decoder alone, K = 5,000",
+            f"{document['evaluation']['over_roofline']:.2f}",
+            "≥ 0.70",
+        ),
+        (
+            "peak memory of the bound, K = 50 to 5,000",
+            f"{min(memory):,} to {max(memory):,} MiB",
+            "alike",
+        ),
+        ("two processes of one thread beside one of two", f"{pair:.2f} (n = 1)", "≥ 0.9"),
+    ]
+    return markdown(("what", "found", "goal"), rows)
+
+
 def parts(document: dict[str, Any]) -> str:
     """Milliseconds of a default step, part by part (make bench)."""
     found = document["parts"]["milliseconds"]
     total = sum(found.values())
     rows = [(name, f"{value:.2f}", f"{value / total:.1%}") for name, value in found.items()]
     return markdown(("part of a step", "ms", "share"), [*rows, ("all", f"{total:.1f}", "")])
+
+
+def precision(document: dict[str, Any]) -> str:
+    """Nats that bfloat16 costs (make precision)."""
+    low, high = document["trained_difference_95_percent"]
+    rows = [
+        ("the same weights, scored", f"{document['same_weights_difference_nats']:+.4f}", ""),
+        (
+            f"trained, {document['seeds']} seeds of experiment={document['experiment']}",
+            f"{document['trained_difference_nats']:+.2f}",
+            f"{low:+.2f} to {high:+.2f}",
+        ),
+    ]
+    return markdown(("bf16-mixed beside float32", "nats", "95 % interval"), rows)
 
 
 def seconds(document: dict[str, Any]) -> str:
@@ -64,7 +127,9 @@ def seconds(document: dict[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # with the file of each
     "faults": ("faults", faults),
     "bench": ("bench", bench),
+    "summary": ("bench", summary),
     "parts": ("bench", parts),
+    "precision": ("precision", precision),
     "seconds": ("bench", seconds),
 }
 

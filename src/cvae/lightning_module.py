@@ -137,22 +137,25 @@ class VAEModule(lightning.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        self._watch(norm, gradients)
+        # a loss or gradient that is not finite never reaches the weights
+        is_long = True
+        if norm.device.type == _HOST:
+            length = float(norm)
+            if not math.isfinite(length + float(self._newest_loss)):
+                raise NotFiniteError(self.global_step)
+            is_long = length > (gradient_clip_val or math.inf)
+        else:
+            self._note_if_bad(norm, gradients)
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        elif gradient_clip_val and not (norm.device.type == _HOST and norm <= gradient_clip_val):
+        elif gradient_clip_val and is_long:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
-    def _watch(self, norm: Tensor, gradients: list[Tensor]) -> None:
-        """Keep a loss or gradient that is not finite from the weights.
+    def _note_if_bad(self, norm: Tensor, gradients: list[Tensor]) -> None:
+        """Note a step that is not finite on the device, and zero its gradients there.
 
-        On a CPU the run stops here. Elsewhere asking would wait for the device: the step is noted
-        there, its gradients are zeroed, and :meth:`check_finite` asks now and then.
+        To ask would wait for the device: :meth:`check_finite` does, now and then.
         """
-        if norm.device.type == _HOST:
-            if not math.isfinite(float(norm) + float(self._newest_loss)):
-                raise NotFiniteError(self.global_step)
-            return
         is_bad = ~torch.isfinite(norm + self._newest_loss)
         step = torch.full((), self.global_step, device=is_bad.device)
         noted = self._bad_step.to(is_bad.device)
