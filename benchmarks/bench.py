@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -220,32 +221,48 @@ def machine() -> dict[str, Any]:
     }
 
 
+def printed(script: str) -> Any:
+    """The JSON that a script beside this one prints last."""
+    return json.loads(run([sys.executable, str(HERE / script)]).stdout.splitlines()[-1])
+
+
+def derive(document: dict[str, Any]) -> None:
+    """Add the ratios that were asked for."""
+    rates = {name: found["median"] for name, found in document["training"].items()}
+    alike = [name for name in OURS if "batch 512" not in name]
+    document["ours_over_bare"] = rates["ours"] / rates["bare"]
+    document["best_over_bare"] = max(rates[name] for name in OURS) / rates["bare"]
+    document["best_at_equal_batch_over_bare"] = max(rates[n] for n in alike) / rates["bare"]
+    document["step_milliseconds"] = round(1000 * DEFAULT_BATCH / rates["ours"], 3)
+
+
 def main() -> None:
+    sections: dict[str, Callable[[argparse.Namespace], Any]] = {
+        "evaluation": lambda o: printed("evaluation.py"),
+        "parts": lambda o: printed("parts.py"),
+        "pauses": lambda o: pausing(),
+        "training": lambda o: training(o.rounds, o.steps),
+        "curves": lambda o: curves(o.rounds, o.steps // 2),
+        "starting": lambda o: starting(o.rounds),
+        "sweeping": lambda o: sweeping(o.rounds),
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400, help="of each run; a third warms up")
+    parser.add_argument(
+        "--again", nargs="+", choices=sections, help="measure these alone, keep the others"
+    )
     options = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    document: dict[str, Any] = {"machine": machine(), "rounds": options.rounds}
-    evaluation = run([sys.executable, str(HERE / "evaluation.py")])
-    document["evaluation"] = json.loads(evaluation.stdout.splitlines()[-1])
-    parts = run([sys.executable, str(HERE / "parts.py")])
-    document["parts"] = json.loads(parts.stdout.splitlines()[-1])
-    document["pauses"] = pausing()
-    document["training"] = training(options.rounds, options.steps)
-    document["curves"] = curves(options.rounds, options.steps // 2)
-    document["starting"] = starting(options.rounds)
-    document["sweeping"] = sweeping(options.rounds)
-    rates = {name: found["median"] for name, found in document["training"].items()}
-    document["ours_over_bare"] = rates["ours"] / rates["bare"]
-    document["best_over_bare"] = max(rates[name] for name in OURS) / rates["bare"]
-    alike = [name for name in OURS if "batch 512" not in name]
-    step = 1000 * DEFAULT_BATCH / rates["ours"]
-    milliseconds = document["parts"]["milliseconds"]
-    milliseconds["the Trainer, records, clock"] = round(step - sum(milliseconds.values()), 3)
-    document["best_at_equal_batch_over_bare"] = max(rates[n] for n in alike) / rates["bare"]
-    document["minutes"] = round((time.perf_counter() - start) / 60, 1)
+    document: dict[str, Any] = {}
+    if options.again:
+        document = json.loads((ROOT / "docs" / "bench.json").read_text())
+        if document["machine"] != machine():
+            raise SystemExit("docs/bench.json is of another machine or other versions")
+    document |= {"machine": machine(), "rounds": document.get("rounds", options.rounds)}
+    for name in options.again or sections:
+        document[name] = sections[name](options)
+    derive(document)
     text = json.dumps(document, indent=1) + "\n"
     for path in (LOGS / "latest.json", ROOT / "docs" / "bench.json"):
         path.write_text(text)

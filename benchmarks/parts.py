@@ -1,8 +1,7 @@
 """Where the milliseconds of a default step go: prints a line of JSON.
 
 The parts of a step are run one after the other, as the Trainer runs them, with a clock between
-them; the Trainer's own share is what a step takes by train.py beyond their sum. Beside it stands
-what two processes need to add up the gradients.
+them. Beside them stands what two processes need to add up the gradients.
 """
 
 import json
@@ -22,10 +21,11 @@ from cvae.data import MNISTDataModule
 
 CONF = str(runs.ROOT / "conf")
 STEPS, WARM = 300, 50
+AVERAGE = "average of the weights, every fourth step (callbacks.py)"
 
 
 def parts() -> tuple[dict[str, float], int]:
-    """Median milliseconds of each part of a step, and the number of parameters."""
+    """Milliseconds of each part of a step (medians), and the number of parameters."""
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train")
     torch.manual_seed(1)
@@ -36,7 +36,6 @@ def parts() -> tuple[dict[str, float], int]:
     parameters = list(model.parameters())
     optimizer = runs.instantiate(cfg.optimizer)(parameters)
     average = [p.detach().clone() for p in parameters]
-    every = cfg.callbacks.ema.every_n_steps
     batches = iter(data.train_dataloader())
     found: dict[str, list[float]] = {}
 
@@ -62,13 +61,10 @@ def parts() -> tuple[dict[str, float], int]:
         optimizer.step()
         optimizer.zero_grad()
         now = clocked("AdamW", now)
-        if step % every == 0:
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], 0.008)
-        clocked("average of the weights, every fourth step (callbacks.py)", now)
-    middle = {
-        name: statistics.mean(sorted(values[WARM:])[: -STEPS // 10])  # without what interrupted
-        for name, values in found.items()
-    }
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 0.008)
+        clocked(AVERAGE, now)
+    middle = {name: statistics.median(values[WARM:]) for name, values in found.items()}
+    middle[AVERAGE] /= cfg.callbacks.ema.every_n_steps
     return middle, sum(p.numel() for p in parameters)
 
 

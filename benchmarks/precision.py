@@ -8,6 +8,7 @@ trained again: repeat it to go on after an interruption.
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,22 +32,29 @@ def trained(seed: int, overrides: list[str]) -> list[Path]:
     """The folders of a seed's runs, one for each precision, trained side by side if they are not
     there."""
     started, folders = [], []
+    setting = "-".join(["quick", *(re.sub(r"[^\w.=]", "_", word) for word in overrides)])
     for precision in PRECISIONS:
-        folders.append(ROOT / "logs" / "bench" / "precision" / f"{precision}-s{seed}")
-        if runs.read_summary(folders[-1]).get("status") != "finished":
-            few = ["logger=csv", "callbacks.figures=null", "device=cpu", "experiment=quick"]
-            few += [f"hydra.run.dir={folders[-1]}", f"trainer.precision={precision}"]
-            command = [sys.executable, "src/train.py", *few, f"seed={seed}", *overrides]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            quiet = subprocess.DEVNULL
-            started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=quiet))
-    if any(process.wait() for process in started):
+        folder = ROOT / "logs" / "bench" / "precision" / setting / f"{precision}-s{seed}"
+        folders.append(folder)
+        if runs.read_summary(folder).get("status") == "finished":
+            continue
+        words = [f"resume={folder}"]
+        if not runs.holds_run(folder):
+            words = ["logger=csv", "callbacks.figures=null", "device=cpu", "experiment=quick"]
+            words += [f"hydra.run.dir={folder}", f"trainer.precision={precision}", f"seed={seed}"]
+            words += overrides
+        command = [sys.executable, "src/train.py", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        quiet = subprocess.DEVNULL
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=quiet))
+    codes = [process.wait() for process in started]  # none is left behind
+    if any(codes):
         raise SystemExit(f"seed {seed}: a run failed")
     return folders
 
 
 @torch.no_grad()
-def elbo(model: VAE, data: MNISTDataModule, is_bfloat16: bool) -> float:
+def negative_elbo(model: VAE, data: MNISTDataModule, is_bfloat16: bool) -> float:
     """Mean over the test images, the noise the same in both precisions."""
     assert data.test is not None
     total = 0.0
@@ -57,7 +65,7 @@ def elbo(model: VAE, data: MNISTDataModule, is_bfloat16: bool) -> float:
         )
         with torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
             terms = model.terms(batch.x, batch.y if model.conditional else None, eps)
-        total += float(terms.elbo.double().sum())
+        total -= float(terms.elbo.double().sum())
     return total / len(data.test)
 
 
@@ -75,7 +83,7 @@ def main(overrides: list[str]) -> None:
     data.setup()
     model = runs.load_run(folders[0])
     assert isinstance(model, VAE)
-    scored = [elbo(model, data, is_bfloat16) for is_bfloat16 in (False, True)]
+    scored = [negative_elbo(model, data, is_bfloat16) for is_bfloat16 in (False, True)]
     error = stdev(differences) / math.sqrt(len(SEEDS))
     half = float(stats.t.ppf(0.975, len(SEEDS) - 1)) * error
     found: dict[str, Any] = {

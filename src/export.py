@@ -18,12 +18,16 @@ def main(cfg: DictConfig) -> None:
     model, archived = runs.load_model(checkpoint, cfg.trust)
     folder = Path(cfg.output) if cfg.output else trust.inside(run_dir, "export")
     config = runs.plain(archived)
-    export.save_model(model, config, folder)
-    differences = export.save_decoder(model, folder)
     evaluation = runs.read_evaluation(run_dir)
     is_of_these = evaluation.get("checkpoint_digest") == runs.file_digest(checkpoint)
     metrics = evaluation["metrics"] if is_of_these else {}
-    export.save_card(model, config, runs.read_summary(run_dir), metrics, folder)
+    summary = runs.read_summary(run_dir)
+    if checkpoint != run_dir / runs.BEST:  # which alone was tested
+        summary.pop("metrics", None)
+    with export.into(folder) as fresh:
+        export.save_model(model, config, fresh)
+        differences = export.save_decoder(model, fresh)
+        export.save_card(model, config, summary, metrics, fresh)
     for name, difference in differences.items():
         print(f"{name}: within {difference:.1e} of PyTorch")
     print(runs.shown(folder))

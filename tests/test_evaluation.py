@@ -236,10 +236,17 @@ def test_mmd_is_the_sum_over_pairs() -> None:
 
 def test_active_units() -> None:
     mean = normal(0, 500, 4) * torch.tensor([1.0, 0.5, 0.05, 0.0])
-    assert (
-        aggregated_posterior.active_units(Posterior(mean, mean, torch.ones(500, 4), lambda z: z))
-        == 2
-    )
+    posterior = Posterior(mean, mean, torch.ones(500, 4), lambda z: z)
+    assert aggregated_posterior.active_units(posterior) == 2
+
+
+def test_dimensions_that_are_only_noise_are_not_active() -> None:
+    """The mean of a base variable is found from a few draws, which vary by themselves."""
+    draws = normal(0, 16, 2000, 3)
+    draws[..., 0] += normal(1, 2000)
+    error = draws.var(0).mean(0) / 16
+    found = Posterior(draws.mean(0), draws[0], draws[0], lambda z: z, error)
+    assert aggregated_posterior.active_units(found) == 1
 
 
 def ring(seed: int, count: int = 1500) -> tuple[Tensor, Tensor]:

@@ -97,6 +97,36 @@ def test_every_decoder_gives_the_same_elsewhere(
     assert max(differences.values()) <= 1e-5
 
 
+def test_links_in_the_folder_lead_nowhere(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    copy = tmp_path / "a copy"
+    shutil.copytree(exported[0], copy)
+    for path in (copy / "export").iterdir():
+        path.unlink()
+        path.symlink_to(precious)
+    done = run_script("export", f"run={copy}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert precious.read_text() == "mine"
+    assert not any(path.is_symlink() for path in (copy / "export").iterdir())
+
+
+def test_the_card_says_what_was_tested(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    """Other weights than the best were not; what was not finite is left out."""
+    run_dir = exported[0]
+    runs.update_evaluation(
+        run_dir,
+        {"checkpoint_digest": runs.file_digest(run_dir / runs.LAST)},
+        {"metrics": {"latent/mmd_ratio": {"unit": ""}}},
+    )
+    done = run_script("export", f"run={run_dir / runs.LAST}", f"output={tmp_path / 'last'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    card = (tmp_path / "last" / "README.md").read_text()
+    assert "test/elbo" not in card
+    assert "mmd_ratio" not in card
+    assert "moving average" in card
+
+
 def test_a_folder_that_is_damaged_or_hostile_is_refused(
     exported: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -254,7 +254,7 @@ def test_a_chain_of_kills_at_random(
 # told to stop
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, process_group: int | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "src/train.py"), *arguments],
         env=clean_environment(),
@@ -262,6 +262,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        process_group=process_group,
     )
 
 
@@ -320,6 +321,28 @@ def test_a_run_told_to_stop_saves_and_goes_on(
     assert "resume=" in output
     saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == int(record(run_dir)[-1]["step"])  # nothing was lost
+
+
+@pytest.mark.fault(Promise.STOPS, "signals to a run and its data workers as one group")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_group_told_to_stop_saves(
+    number: signal.Signals, data_dir: Path, tmp_path: Path, survived: Survived
+) -> None:
+    """As a terminal does with Ctrl-C: the workers hear it too, and leave it to the run."""
+    run_dir = tmp_path / "run"
+    more = [*FAST, "trainer.max_epochs=400", "data.num_workers=2", f"hydra.run.dir={run_dir}"]
+    process = start(*tiny(data_dir), *more, process_group=0)
+    try:
+        wait_for_rows(run_dir, 20)
+        os.killpg(process.pid, number)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output
+    assert summary(run_dir)["status"] == "interrupted"
+    assert (run_dir / "checkpoints" / "last.ckpt").is_file()
+    survived(1)
 
 
 @pytest.mark.fault(Promise.STOPS, "SIGUSR1 to the README's batch script, which is queued again")

@@ -117,6 +117,16 @@ def test_a_checkpoint_stands_alone(finished_run: Path, tmp_path: Path) -> None:
     assert torch.equal(one.sample([1, 2, 3], z), two.sample([1, 2, 3], z))
 
 
+def test_a_run_from_before_priors_had_a_name_is_loaded(finished_run: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.ckpt"
+    checkpoint = runs.load_checkpoint(finished_run / "checkpoints" / "best.ckpt")
+    del checkpoint["config"]["model"]["prior"]
+    checkpoints.save(checkpoint, old)
+    z = torch.randn(3, 3)
+    expected = load_run(finished_run).sample([1, 2, 3], z)
+    assert torch.equal(load_run(old).sample([1, 2, 3], z), expected)
+
+
 def test_what_cannot_be_loaded_is_explained(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         load_run(tmp_path / "nothing")

@@ -17,12 +17,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from cvae import runs
 from cvae.callbacks import EMA
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import VAEModule, warmup_cosine
 from cvae.models import CVAE
 from cvae.networks import MLP
-from cvae.runs import load_run
+from cvae.resume import LastCheckpoint
 from cvae.schema import ConfigError
 from cvae.training import _check_provenance, _native_precision, train
 from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, clean_environment, run_script, tiny
@@ -126,6 +127,25 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(data_dir: Path, tmp_pa
     torch.rand(7)  # the state of the global generator is nobody's business
     assert torch.equal(one, weights(0))
     assert not torch.equal(one, weights(1))
+
+
+class Late(LastCheckpoint):
+    """Is told to stop when it has just asked, for the last time."""
+
+    def _agree(self, trainer: lightning.Trainer, is_sure: bool) -> tuple[int, bool]:
+        answer = super()._agree(trainer, is_sure)
+        if is_sure:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer
+
+
+def test_the_last_moment_to_be_told_to_stop(data_dir: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    module, data, trainer = objects(data_dir, tmp_path, callbacks=[Late(tmp_path)])
+    with pytest.raises(runs.Stopped, match="SIGTERM"):
+        trainer.fit(module, datamodule=data)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert (tmp_path / "last.ckpt").is_file()
 
 
 def test_the_averaged_weights_are_the_average() -> None:
@@ -404,7 +424,7 @@ def test_a_flow_prior_trains_and_generates(data_dir: Path, tmp_path: Path) -> No
     done = run_script("generate", f"run={run_dir}", "label=all", "num_samples=2")
     assert done.returncode == 0, done.stdout + done.stderr
     with torch.no_grad():
-        trained = load_run(run_dir)
+        trained = runs.load_run(run_dir)
         z = torch.randn(4, 3)
         w, _ = trained.prior.to_base(z)  # type: ignore[union-attr, operator]
     assert not torch.allclose(w, z, atol=1e-4)
@@ -469,8 +489,12 @@ def test_scores_do_not_depend_on_the_precision_of_steps(data_dir: Path, tmp_path
 
 
 def test_a_run_goes_on_in_the_precision_it_began_with() -> None:
-    now = {"data": "x", "precision": "32-true"}
+    now = {"data": "x", "validation": "y", "precision": "32-true"}
     _check_provenance(now, now)
-    _check_provenance(now, {"data": "x"})  # of a run from before precisions were noted
+    without = {"data": "x", "validation": "y"}
+    _check_provenance(now, without)  # of a run from before precisions were noted
+    for other in ({"data": "x"}, {**now, "validation": "z"}):
+        with pytest.raises(ConfigError, match="validation images"):
+            _check_provenance(now, other)
     with pytest.raises(ConfigError, match="was bf16-mixed when this run began and is 32-true here"):
         _check_provenance(now, {**now, "precision": "bf16-mixed"})

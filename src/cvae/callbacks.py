@@ -31,6 +31,8 @@ from cvae.lightning_module import VAEModule
 
 log = logging.getLogger(__name__)
 
+_TO_GO_ON = {"optimizer_states", "lr_schedulers", "current_model_state", "averaging_state"}
+
 
 class EMA(WeightAveraging):
     """An exponential moving average of the weights; validation, checkpoints and test use it.
@@ -134,6 +136,8 @@ class AtomicCheckpoints(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
+        if Path(path).name == Path(runs.BEST).name:  # for its model; last.ckpt is to go on from
+            checkpoint = {k: v for k, v in checkpoint.items() if k not in _TO_GO_ON}
         checkpoints.save(checkpoint, Path(path))
 
     def load_checkpoint(

@@ -7,6 +7,7 @@ number of processes and need no state to be resumed.
 
 import hashlib
 import logging
+import signal
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -159,6 +160,13 @@ class Digits(Dataset[Batch]):
         content = hashlib.sha256(self.pixels.numpy().tobytes())
         content.update(self.labels.numpy().tobytes())
         return content.hexdigest()[:16]
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A group of processes is told to stop as one; the run saves, and ends its workers then."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class MNISTDataModule(lightning.LightningDataModule):
@@ -319,6 +327,7 @@ class MNISTDataModule(lightning.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_leave_signals_to_the_run,
             pin_memory=torch.cuda.is_available() and not is_resident,
         )
 

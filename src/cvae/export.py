@@ -6,8 +6,11 @@
 """
 
 import json
+import os
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 from cvae import runs
 from cvae.models import Autoencoder
 from cvae.schema import ConfigError
-from cvae.trust import Trust
+from cvae.trust import Trust, read_text
 from cvae.types import Image, Latent, OneHot
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -42,21 +45,39 @@ def load(folder: str | Path, trusted: Trust = None) -> Autoencoder:
 
     folder = Path(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder, CONFIG))
         weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError, ConfigError) as error:
         raise ConfigError(f"{folder}: no exported model ({error})") from None
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         raise ConfigError(f"{folder / CONFIG}: not of format {_FORMAT}")
     return runs.model_with_weights(config, weights, str(folder), trusted)[0]
 
 
+@contextmanager
+def into(folder: Path) -> Iterator[Path]:
+    """A fresh folder, whose files then replace those of another: links there lead nowhere.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as temporary:
+            yield Path(temporary)
+            for path in sorted(Path(temporary).iterdir()):
+                path.chmod(0o644)
+                os.replace(path, folder / path.name)
+    except OSError as error:
+        raise ConfigError(f"output={folder}: cannot be written ({error.strerror})") from None
+
+
 def save_model(model: Autoencoder, config: Mapping[str, Any], folder: Path) -> None:
     """Write weights and the part of a run's config that describes the model."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    # clones: layers of a network of one's own may share a weight
+    weights = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     runs.write_json(folder / CONFIG, {"format": _FORMAT, "model": config["model"]})
 
@@ -144,9 +165,15 @@ def save_card(
 
     kind = type(model).__name__
     data = str(config["data"].get("name", "images"))
+    is_binary = config["data"].get("binarization") == "dynamic"
+    pixels = "pixels drawn as 0 or 1" if is_binary else "grey pixels"
+    is_averaged = bool((config.get("callbacks") or {}).get("ema"))
+    average = " The weights are an exponential moving average." if is_averaged else ""
     scores = summary.get("metrics", {}).items()
     measured = {name: (value, "") for name, value in scores if name.startswith("test/")}
     for name, metric in metrics.items():
+        if "value" not in metric:  # it was not finite
+            continue
         error = metric.get("standard_error")
         scale = 100 if metric.get("unit") == "%" else 1
         spread = "" if error is None else f" ± {scale * error:.2g}"
@@ -155,7 +182,7 @@ def save_card(
         license="mit",
         library_name="pytorch",
         pipeline_tag="unconditional-image-generation",
-        tags=["vae", "cvae", "conditional-vae", "mnist"],
+        tags=[kind.lower(), data.lower()],
         datasets=[data.lower()],
         model_name=str(config["name"]),
         eval_results=[
@@ -174,9 +201,11 @@ def save_card(
     rows = "\n".join(
         f"| `{name}` | {value:.2f}{rest} |" for name, (value, rest) in measured.items()
     )
-    arguments, inputs = "num_samples=10", "`latent` (rows drawn from N(0, I))"
+    arguments = "num_samples=10"
+    inputs = f"`latent` ({'rows drawn from N(0, I)' if kind != 'Autoencoder' else 'rows of codes'})"
     if model.conditional:
-        arguments, inputs = f"y=7, {arguments}", f"{inputs} and `y` (one-hot rows)"
+        arguments = f"y={min(7, model.num_classes - 1)}, {arguments}"
+        inputs = f"{inputs} and `y` (one-hot rows)"
     text = f"""---
 {card_data.to_yaml()}
 ---
@@ -184,7 +213,7 @@ def save_card(
 # {config["name"]}
 
 {kind} on {data}, {summary.get("num_parameters", 0):,} parameters, latent of \
-{config["model"]["latent_dim"]} dimensions, binarized pixels.
+{config["model"]["latent_dim"]} dimensions, {pixels}.
 
 ```python
 from cvae.export import load
@@ -208,10 +237,10 @@ images or draws.
 
 {summary.get("epochs", 0)} epochs, {summary.get("images_seen", 0):,} images, \
 {summary.get("train_seconds", 0):.0f} s on {summary.get("device", "an unknown device")}, precision \
-{summary.get("precision", "unknown")}. The weights are an exponential moving average.
+{summary.get("precision", "unknown")}.{average}
 
 ## Limits
 
-It draws digits of {data} and knows nothing else. What it was not measured on, it may do badly.
+It makes images like those of {data} and knows nothing else.
 """
     ModelCard(text).save(folder / CARD)

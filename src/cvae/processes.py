@@ -58,7 +58,8 @@ def listening(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
         yield
     finally:
         for number, earlier in before.items():
-            signal.signal(number, earlier)
+            if earlier is not None:  # it was not set from Python
+                signal.signal(number, earlier)
 
 
 @contextmanager

@@ -132,7 +132,7 @@ class LastCheckpoint(Callback):
         self._save(trainer, pl_module, (trainer.fit_loop.epoch_progress.current.processed, 0))  # type: ignore[attr-defined]
         number, _ = self._agree(trainer, is_sure=True)
         self._listening.close()
-        if number:  # what follows can be done again
+        if number := number or self._signal:  # what follows can be done again
             raise runs.Stopped(number)
 
     def on_save_checkpoint(
@@ -194,6 +194,14 @@ class LastCheckpoint(Callback):
         if number == signal.SIGINT and self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
+
+    def on_exception(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        self._listening.close()
 
     def teardown(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str

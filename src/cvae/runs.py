@@ -74,7 +74,7 @@ class Busy(ConfigError):  # noqa: N818
 
 
 class Stopped(BaseException):  # no library's "except Exception" keeps a run from stopping
-    """A run was told to stop, and where it trained, has saved where it was.
+    """A run was told to stop; where it trained and keeps checkpoints, it has saved where it was.
 
     Args:
         number: of the signal.

@@ -188,7 +188,7 @@ class Autoencoder:
 
 
 class VAE(Autoencoder):
-    prior: dict[str, Any]
+    prior: dict[str, Any] = LEFT_OUT  # N(0, I)
     beta: Weight
     warmup_steps: Natural
 
@@ -675,7 +675,11 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
     optimizer = cfg["optimizer"]
     if optimizer.get("fused") and optimizer.get("foreach"):
         yield "optimizer.foreach=true: must be false where optimizer.fused=true"
-    metrics = _METRICS.get(str(cfg["model"]["_target_"]))
+    model = cfg["model"]
+    prior = (model.get("prior") or {}).get("_target_")
+    if prior == "cvae.priors.Flow" and model["latent_dim"] < 2:
+        yield f"model.latent_dim={model['latent_dim']}: must be at least 2 with model/prior=flow"
+    metrics = _METRICS.get(str(model["_target_"]))
     if metrics and cfg["monitor"] and cfg["monitor"] not in metrics:
         yield f"monitor={_shown(cfg['monitor'])}: must be one of {', '.join(metrics)}, or null"
     if trainer["use_distributed_sampler"]:

@@ -106,6 +106,9 @@ def run(run_dir: Path) -> None:
     """Train what the config in a run folder describes, and write how it went."""
     rank = int(os.environ.get("RANK", 0))
     cfg = runs.load_config(run_dir)
+    if not torch.cuda.is_available():
+        # Lightning's: AdamW asks for a GPU at each step, and then loads a library to find none
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     with _logging(run_dir, rank), _recorded(run_dir, rank), stops_at_once():
         start = time.perf_counter()
         checkpoint = _checkpoint_to_go_on_from(run_dir)
@@ -151,6 +154,8 @@ def _check_provenance(now: dict[str, Any], then: dict[str, Any]) -> None:
     """
     if now["data"] != then["data"]:
         raise ConfigError("the training data are not those that this run began with")
+    if now["validation"] != then.get("validation"):  # of other images, or drawn by other noise
+        raise ConfigError("the validation images are not those that this run began with")
     if (began := then.get("precision", now["precision"])) != now["precision"]:
         raise ConfigError(
             f"trainer.precision=auto: was {began} when this run began and is "
@@ -185,8 +190,10 @@ def build(
         compile_mode=cfg.get("compile"),
     )
     assert datamodule.train is not None
+    assert datamodule.validation is not None
     module.provenance = {
         "data": datamodule.train.digest(),
+        "validation": datamodule.validation.digest(),
         "torch": str(torch.__version__),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "threads": torch.get_num_threads(),
@@ -206,9 +213,6 @@ def build(
         trainer = lightning.Trainer(logger=loggers or False, callbacks=callbacks, **arguments)
     except (TypeError, ValueError, MisconfigurationException) as error:  # of what a person set
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-    if not torch.cuda.is_available():
-        # Lightning's: AdamW asks for a GPU at each step, and then loads a library to find none
-        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     # Lightning's handler would talk to other ranks from within whatever they were saying
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return module, datamodule, trainer

@@ -57,7 +57,7 @@ def _labelled(posterior: Points, prior: Points) -> tuple[Points, Labels]:
 
 def active_units(posterior: Posterior) -> int:
     """Latent dimensions whose posterior mean varies over images by more than 0.01."""
-    return int((posterior.mean.var(dim=0) > _ACTIVE).sum())
+    return int((posterior.mean.var(dim=0) - posterior.mean_error > _ACTIVE).sum())
 
 
 def _kernel_sum(a: Points, b: Points) -> float:

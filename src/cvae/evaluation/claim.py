@@ -61,6 +61,7 @@ class Posterior(NamedTuple):
     location: Latent
     std: Latent
     to_latent: Callable[[Latent], Latent]
+    mean_error: Float[Tensor, " latent_dim"] | float = 0.0  # variance of the mean, as it is found
 
     def draw(self, epoch: int = 0) -> Latent:
         """One point of the latent for each image, anew in every epoch."""
@@ -144,7 +145,9 @@ class Subject:
         draws = [
             _posterior_draw(location, std, to_latent, _MEAN_EPOCH + i) for i in range(_MEAN_DRAWS)
         ]
-        return Posterior(torch.stack(draws).mean(0), location, std, to_latent)
+        w = torch.stack(draws)
+        mean_error = w.var(0).mean(0) / _MEAN_DRAWS
+        return Posterior(w.mean(0), location, std, to_latent, mean_error)
 
     @cached_property
     def train_posterior(self) -> Posterior:
