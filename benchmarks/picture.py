@@ -42,10 +42,11 @@ def draw(document: dict[str, Any]) -> Figure:
         axes.plot(list(at), [point["median"] for point in at.values()], color=OURS, marker=".")
         axes.set_ylim(bottom=0)
         axes.set_xlabel(curve)
+        axes.tick_params(axis="x", labelsize=6)
         axes.set_ylabel("images/s" if place == 0 else "")
     axes = figure.add_subplot(grid[1, 3])
     rates = document["evaluation"]["decoded_rows_per_second"]
-    axes.plot(list(rates), [10_000 * int(k) / rate for k, rate in rates.items()], marker=".")
+    axes.plot(list(rates), [10_000 * int(k) / rate for k, rate in rates.items()], ".-", color=OURS)
     axes.set_yscale("log")
     axes.set_xlabel("K of the bound")
     axes.set_ylabel("s for 10,000 images")
