@@ -61,7 +61,7 @@ test-long: .venv/.extras ## inject all faults, for half an hour, and write docs/
 	$(LONG) -m "fault or long" --faults docs/faults.json $(ARGS)
 	$(RUN) docs/tables.py
 
-bench: .venv/.installed ## measure the speed beside a bare loop, the usual and a peer; 20 minutes alone
+bench: .venv/.installed ## measure the speed beside a bare loop, the usual and a peer; half an hour alone
 	$(RUN) -m pip install --quiet --constraint constraints.txt cloudpickle
 	$(RUN) -m pip install --quiet --no-deps pythae==0.1.2
 	$(RUN) benchmarks/bench.py $(ARGS)
@@ -69,6 +69,7 @@ bench: .venv/.installed ## measure the speed beside a bare loop, the usual and a
 
 precision: .venv/.installed ## measure what bfloat16 costs in nats, over ten seeds; 10 minutes
 	$(RUN) benchmarks/precision.py $(ARGS)
+	$(RUN) docs/tables.py
 
 lint: .venv/.installed ## linter, formatter and type checker
 	$(RUN) -m ruff check .
