@@ -122,5 +122,5 @@ def bernoulli(
     draws = bits.view(torch.int16)[:, :num_pixels]  # uniform over the signed 16-bit integers
     threshold = pixels.to(torch.int16).mul_((2**16 - 1) // 255).sub_(2**15)
     draws.clamp_(max=2**15 - 2)  # below what a white pixel has
-    # straight into floats: three times as fast as a boolean and its conversion
+    # straight into floats: faster than a boolean and its conversion
     return torch.lt(draws, threshold, out=torch.empty(pixels.shape, device=pixels.device))
