@@ -42,18 +42,20 @@ def exported(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return run_dir, run_dir / "export"
 
 
-def test_the_model_comes_back_without_lightning(exported: tuple[Path, Path]) -> None:
+def test_the_model_comes_back_without_lightning(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
     run_dir, folder = exported
     script = (
         "import sys, torch\n"
         "from cvae.export import load\n"
         f"model = load({str(folder)!r})\n"
         "assert 'lightning' not in sys.modules\n"
-        f"torch.save(model.state_dict(), {str(folder / 'again.pt')!r})"
+        f"torch.save(model.state_dict(), {str(tmp_path / 'again.pt')!r})"
     )
     environment = {**clean_environment(), "PYTHONPATH": str(ROOT / "src")}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
-    again = torch.load(folder / "again.pt", weights_only=True)
+    again = torch.load(tmp_path / "again.pt", weights_only=True)
     expected = runs.load_run(run_dir).state_dict()
     assert again.keys() == expected.keys()
     assert all(torch.equal(again[name], expected[name]) for name in expected)
