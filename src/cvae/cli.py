@@ -239,13 +239,12 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1].split("@")[0]
         typed = next((a for a in arguments if a.lstrip("+~").split("=")[0] == key), key)
+        if key in _groups():  # which another choice does not have
+            return f"{typed}: what is chosen beside it has no {key}"
         cfg = _composed(config_name, arguments)
         if key in addable_keys(cfg):
             return f"{typed}: the configuration has no {key} yet; to add it: +{typed}"
-        known = [*leaf_keys(cfg), *_groups()]
-        if key in known:  # a group that another choice does not have
-            return f"{typed}: what is chosen beside it has no {key}"
-        near = nearest_key(key, known)
+        near = nearest_key(key, [*leaf_keys(cfg), *_groups()])
         hint = f"; did you mean {near}?" if near else "; --help lists the keys"
         return f"{typed}: there is no key {key}{hint}"
     if match := re.search(r"Could not find '([^']+)'", text):
