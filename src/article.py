@@ -12,9 +12,11 @@ from cvae.cli import entry_point
 def main(cfg: DictConfig) -> None:
     """Skip what is finished, do the rest, write the table and the figure."""
     jobs = article.jobs(Path(cfg.folder), list(cfg.seeds), list(cfg.train or []))
-    for i, job in enumerate(jobs, start=1):
-        for doing in article.carry_out(job, list(cfg.evaluate or [])):
-            print(f"{i}/{len(jobs)} {doing}", flush=True)
+
+    def tell(job: article.Job, doing: str) -> None:
+        print(f"{jobs.index(job) + 1}/{len(jobs)} {doing}", flush=True)
+
+    article.carry_out_all(jobs, list(cfg.evaluate or []), cfg.num_jobs, tell)
     output = Path(cfg.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     runs.write_text(output.with_name(f"{output.name}.md"), article.table(jobs))

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import yaml
 from PIL import Image
 
 from cvae import article, comparison, runs
-from cvae.schema import ConfigError
+from cvae.launch import Share, shares
+from cvae.schema import ConfigError, num_cpus
 from tests.conftest import run_script, tiny
 
 
@@ -135,11 +138,14 @@ def test_folders_without_any_result_get_one_line(tmp_path: Path) -> None:
 # the systems of the article
 
 
+(MACHINE,) = shares(1)
+
+
 def test_the_jobs_of_the_article() -> None:
     jobs = article.jobs(Path("/x"), [1, 2, 3], ["logger=csv"])
-    assert len(jobs) == 11
-    assert len({job.folder for job in jobs}) == 11
-    assert sum(job.evaluated for job in jobs) == 9
+    assert len(jobs) == 14
+    assert len({job.folder for job in jobs}) == 14
+    assert sum(job.evaluated for job in jobs) == 12
     assert [j.train[-1] for j in jobs if not j.evaluated] == ["model.latent_dim=2"] * 2
 
 
@@ -147,7 +153,7 @@ def test_a_folder_of_other_settings_stays(tmp_path: Path) -> None:
     (job, *_) = article.jobs(tmp_path, [1], [])
     write_run(job.folder, 1, 1.0, status="running")
     with pytest.raises(ConfigError, match="other settings"):
-        list(article.carry_out(job, []))
+        list(article.carry_out(job, [], MACHINE))
     assert (job.folder / "config.yaml").is_file()
 
 
@@ -156,18 +162,44 @@ def test_an_unfinished_run_of_the_article_is_launched_again(
 ) -> None:
     (job, *_) = article.jobs(tmp_path, [1], [])
     commands: list[tuple[str, ...]] = []
-    monkeypatch.setattr(article, "_run", lambda script, words: commands.append((script, *words)))
-    list(article.carry_out(job, []))
+    monkeypatch.setattr(
+        article, "_run", lambda script, words, *_: commands.append((script, *words))
+    )
+    list(article.carry_out(job, [], MACHINE))
     assert commands[0] == ("train", *job.train, f"hydra.run.dir={job.folder}")
     (job.folder / "config.yaml").write_text("{}")
     runs.update_summary(job.folder, status="interrupted")
     commands.clear()
-    list(article.carry_out(job, []))
+    list(article.carry_out(job, [], MACHINE))
     assert commands[0] == ("train", f"rerun={job.folder}")
     runs.update_summary(job.folder, status="finished")
     commands.clear()
-    list(article.carry_out(job, ["figures=false"]))
+    list(article.carry_out(job, ["figures=false"], MACHINE))
     assert commands == [("evaluate", f"run={job.folder}", "num_samples=50", "figures=false")]
+
+
+def test_jobs_of_the_article_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has cores of its own and a file for what it prints; after a failure none begins."""
+    monkeypatch.setattr(article, "num_cpus", lambda: 2)
+    jobs = article.jobs(tmp_path, [1], [])
+    here = threading.Barrier(2, timeout=20)
+    begun: list[tuple[str, tuple[int, ...]]] = []
+
+    def run(script: str, words: Sequence[str], share: Share, output: Path | None) -> None:
+        begun.append((script, tuple(share.cores)))
+        assert output is not None
+        if len(begun) <= 2:
+            here.wait()  # or they would not run at one time
+        if len(begun) == 4:
+            raise runs.RunFailed("a command ended with code 1")
+
+    monkeypatch.setattr(article, "_run", run)
+    with pytest.raises(runs.RunFailed, match="code 1"):
+        article.carry_out_all(jobs, [], 2, lambda job, doing: None)
+    assert 4 <= len(begun) < 2 * len(jobs)
+    assert len({cores for _, cores in begun[:2]}) == min(2, num_cpus())
+    with pytest.raises(ConfigError, match="num_jobs=3"):
+        article.carry_out_all(jobs, [], 3, lambda job, doing: None)
 
 
 @pytest.mark.engines
@@ -176,13 +208,16 @@ def test_the_article_is_written_and_resumed(
 ) -> None:
     """What is finished is not done again; what was interrupted is."""
     monkeypatch.setattr(article, "SYSTEMS", ("cvae",))
+    monkeypatch.setattr(article, "PICTURED", ("cvae",))
     monkeypatch.setattr(article, "PLANES", ("cvae",))
     small = [w for w in tiny(data_dir) if "latent_dim" not in w]
     jobs = article.jobs(tmp_path, [1], [*small, "logger=csv", "trainer.max_epochs=1"])
 
-    def carry_out() -> list[str]:
+    def carry_out(num_parallel: int = 1) -> list[str]:
         evaluate = ["num_generated=20", "figures=false"]
-        return [doing for job in jobs for doing in article.carry_out(job, evaluate)]
+        told: list[str] = []
+        article.carry_out_all(jobs, evaluate, num_parallel, lambda _, doing: told.append(doing))
+        return told
 
     assert carry_out() == ["training cvae-s1", "evaluating cvae-s1", "training cvae-plane"]
     table = article.table(jobs)
@@ -190,5 +225,5 @@ def test_the_article_is_written_and_resumed(
     assert "over 1 seed;" in table
     assert min(article.figure(jobs).size) > 500
     runs.update_summary(jobs[1].folder, status="running")  # as if it had been killed
-    assert carry_out() == ["training cvae-plane"]
+    assert carry_out(min(2, num_cpus())) == ["training cvae-plane"]
     assert carry_out() == []

@@ -1,20 +1,27 @@
 """The systems of the article side by side: what to train, and the table and figure of it."""
 
+import os
+import queue
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cvae import comparison, runs
-from cvae.schema import CLAIMS, ConfigError
+from cvae.launch import Share, confined, shares
+from cvae.schema import CLAIMS, ConfigError, num_cpus
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-SYSTEMS = ("autoencoder", "vae", "cvae")
+SYSTEMS = ("autoencoder", "vae", "cvae", "cvae_independent")
+PICTURED = ("autoencoder", "vae", "cvae")
 PLANES = ("vae", "cvae")  # with a latent of two dimensions, for the picture of the plane
+OUTPUT = "article.log"  # of a job that shares the terminal with others
 _TABLE = (  # the metrics of the article's claims that systems are compared by
     "test/elbo",
     "test/reconstruction",
@@ -96,15 +103,58 @@ def _typed(folder: Path) -> list[str]:
         return []
 
 
-def carry_out(job: Job, evaluate: Sequence[str]) -> Iterator[str]:
+def carry_out_all(
+    all_jobs: Sequence[Job],
+    evaluate: Sequence[str],
+    num_parallel: int,
+    tell: Callable[[Job, str], None],
+) -> None:
+    """Train and evaluate what is not done yet, some jobs at a time, each on its share of cores.
+
+    Raises:
+        ConfigError: a folder holds a run of other settings, or there are fewer cores.
+        RunFailed: a command did not succeed; what runs beside it comes to its end first.
+    """
+    if num_parallel > num_cpus():
+        raise ConfigError(f"num_jobs={num_parallel}: this machine has {num_cpus()} cores")
+    free: queue.SimpleQueue[Share] = queue.SimpleQueue()
+    for share in shares(num_parallel):
+        free.put(share)
+
+    def work(job: Job) -> None:
+        share = free.get()
+        try:
+            for doing in carry_out(job, evaluate, share, num_parallel > 1):
+                tell(job, doing)
+        finally:
+            free.put(share)
+
+    with ThreadPoolExecutor(num_parallel) as pool:
+        futures = [pool.submit(work, job) for job in all_jobs]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def carry_out(
+    job: Job, evaluate: Sequence[str], share: Share, shares_terminal: bool = False
+) -> Iterator[str]:
     """Train and evaluate what is not done yet; says what it begins.
 
     A run that did not finish is launched again as it is archived.
+
+    Args:
+        share: cores and GPUs for it.
+        shares_terminal: whether its output goes to a file in its folder, as others run beside it.
 
     Raises:
         ConfigError: the folder holds a run of other settings.
         RunFailed: a command did not succeed.
     """
+    output = job.folder / OUTPUT if shares_terminal else None
     if not is_trained(job):
         is_there = runs.holds_run(job.folder)
         if is_there and _typed(job.folder) != job.train:
@@ -113,19 +163,30 @@ def carry_out(job: Job, evaluate: Sequence[str]) -> Iterator[str]:
         job.folder.mkdir(parents=True, exist_ok=True)
         runs.write_text(job.folder / "article.txt", shlex.join(job.train) + "\n")
         where = [f"hydra.run.dir={job.folder}"]
-        _run("train", [f"rerun={job.folder}"] if is_there else [*job.train, *where])
+        words = [f"rerun={job.folder}"] if is_there else [*job.train, *where]
+        _run("train", words, share, output)
     if not is_evaluated(job):
         yield f"evaluating {job.folder.name}"
-        _run("evaluate", [f"run={job.folder}", "num_samples=50", *evaluate])
+        words = [f"run={job.folder}", "num_samples=50", *evaluate]
+        _run("evaluate", words, share, output)
 
 
-def _run(script: str, overrides: Sequence[str]) -> None:
+def _run(script: str, overrides: Sequence[str], share: Share, output: Path | None) -> None:
     command = [sys.executable, str(runs.ROOT / "src" / f"{script}.py"), *overrides]
-    code = subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode
+    with confined(share) as environment, output.open("ab") if output else nullcontext() as file:
+        code = subprocess.run(
+            command,
+            check=False,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+        ).returncode
     if code in (130, -2):
         raise KeyboardInterrupt
     if code:
-        raise runs.RunFailed(f"{shlex.join(command)} ended with code {code}")
+        where = f"; see {output}" if output else ""
+        raise runs.RunFailed(f"{shlex.join(command)} ended with code {code}{where}")
 
 
 def table(all_jobs: Sequence[Job]) -> str:
@@ -173,7 +234,7 @@ def figure(all_jobs: Sequence[Job]) -> "PILImage.Image":
 
     folders = {job.folder.name: job.folder for job in all_jobs}
     first = {j.train[0].removeprefix("model="): j.folder for j in reversed(all_jobs) if j.evaluated}
-    models = {system: runs.load_run(first[system]) for system in SYSTEMS}
+    models = {system: runs.load_run(first[system]) for system in PICTURED}
     planes = {system: runs.load_run(folders[f"{system}-plane"]) for system in PLANES}
     cfg = runs.load_config(first["cvae"])
     data = runs.load_data(cfg)

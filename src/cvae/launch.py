@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,27 +203,36 @@ def start(
         environment: variables to set for it.
         output: a file descriptor for what it prints; None for this terminal.
     """
-    environment = {**_environment(), **(environment or {})}
-    if share.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
-    has_affinity = hasattr(os, "sched_setaffinity")
-    if not has_affinity and len(share.cores) < num_cpus():
-        environment["OMP_NUM_THREADS"] = str(len(share.cores))
-    before = os.sched_getaffinity(0) if has_affinity else set()
-    try:
-        if has_affinity:
-            os.sched_setaffinity(0, share.cores)  # which a new process inherits
+    with confined(share) as of_share:
         return subprocess.Popen(
             [sys.executable, *_JOB, str(run_dir)],
-            env=environment,
+            env={**_environment(), **(environment or {}), **of_share},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             process_group=0,  # Ctrl-C reaches whoever started it, who passes it on once
         )
+
+
+@contextmanager
+def confined(share: Share) -> Iterator[dict[str, str]]:
+    """While it lasts, processes that this thread starts see a share of the machine alone.
+
+    Yields:
+        variables to set for them.
+    """
+    environment = {"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if share.gpus else {}
+    if not hasattr(os, "sched_setaffinity"):
+        if len(share.cores) < num_cpus():
+            environment["OMP_NUM_THREADS"] = str(len(share.cores))
+        yield environment
+        return
+    before = os.sched_getaffinity(0)  # of this thread, which a new process inherits
+    os.sched_setaffinity(0, share.cores)
+    try:
+        yield environment
     finally:
-        if has_affinity:
-            os.sched_setaffinity(0, before)
+        os.sched_setaffinity(0, before)
 
 
 def _environment() -> dict[str, str]:

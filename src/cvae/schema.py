@@ -427,6 +427,7 @@ class Article:
     seeds: list[Annotated[int, Between(0, 2**32 - 1)]]
     train: list[Name] | None
     evaluate: list[Name] | None
+    num_jobs: Count
     output: Name
 
 
