@@ -109,7 +109,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    if not _tally:
+    if not _tally or hasattr(config, "workerinput"):  # a worker of xdist, whose counts are sent on
         return
     terminalreporter.section("faults injected and survived")
     for (promise, fault), (injected, good) in _sorted():
