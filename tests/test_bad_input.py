@@ -305,6 +305,7 @@ BY_HAND = [
     Case("train", ["~optimizer.lr"], ["optimizer.lr", "missing"]),
     Case("train", ["~model.latent_dim"], ["model.latent_dim", "missing"]),
     Case("train", ["model/prior=flow", "model.latent_dim=1"], ["latent_dim=1", "at least 2"]),
+    Case("train", ["model=autoencoder", "model/penalty=adversary"], ["model/penalty", "has no"]),
     Case("train", ["model=autoencoder", "model/prior=flow"], ["model/prior=flow", "has no"]),
     Case("train", ["~trainer.devices"], ["trainer.devices", "missing"]),
     Case("train", ["run_dir=/tmp"], ["run_dir"]),

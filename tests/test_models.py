@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from cvae.evaluation.likelihood import importance_weighted_nll
-from cvae.models import CVAE, VAE, Autoencoder, IndependentCVAE, bits_per_dimension
+from cvae.models import CVAE, VAE, Autoencoder, bits_per_dimension
 from cvae.networks import MLP
 from cvae.types import Terms
 from tests.tally import Promise
@@ -144,7 +144,7 @@ def test_an_empty_share_of_a_batch_costs_nothing() -> None:
     assert importance_weighted_nll(model, x, y, torch.arange(0), 3).shape == (0,)
 
 
-@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE, IndependentCVAE])
+@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
 def test_a_gradient_reaches_every_parameter(kind: type[Autoencoder]) -> None:
     model = make(kind)
     terms = model.terms(ALL_IMAGES, label_for(model, 16), torch.randn(16, 3))
@@ -207,28 +207,6 @@ def test_kl_warmup(beta: float, warmup_steps: int, step: int, weight: float) -> 
     terms = Terms(reconstruction=torch.tensor([-3.0]), kl=torch.tensor([2.0]))
     assert model.loss(terms, step).item() == pytest.approx(3 + weight * 2)
     assert model.metrics(terms)["elbo"].item() == -5  # whatever beta is
-
-
-def test_the_adversary_learns_and_the_latent_unlearns() -> None:
-    """One gradient step of its own makes the adversary better and the encoder worse for it."""
-    model = make(IndependentCVAE)
-    assert isinstance(model, IndependentCVAE)
-    y = labels(16)
-    latent = torch.randn(16, 3, requires_grad=True)
-    before = model._penalty(latent, y)
-    assert isinstance(before, Tensor)
-    before.sum().backward()
-    assert latent.grad is not None
-    with torch.no_grad():
-        further = model._penalty(latent - 1e-3 * latent.grad, y)
-        assert further.sum() > before.sum()  # the latent goes where less can be read
-        for p in model.adversary.parameters():
-            assert p.grad is not None
-            p.sub_(1e-4 * p.grad)
-        assert model._penalty(latent, y).sum() < before.sum()  # type: ignore[union-attr]
-    terms = model.terms(ALL_IMAGES, y, torch.randn(16, 3))
-    assert torch.equal(model.metrics(terms)["elbo"], terms.reconstruction - terms.kl)
-    torch.testing.assert_close(model.loss(terms, 9), terms.penalty - terms.elbo)
 
 
 def test_the_output_starts_at_the_train_mean() -> None:

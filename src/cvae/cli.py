@@ -31,7 +31,7 @@ CONF = runs.ROOT / "conf"
 _MAX_LINES = 3
 _MAX_WIDTH = 600  # characters of a line
 _SWEEP_FLAGS = ("-m", "--multirun")
-_OPTIONAL_GROUPS = ("callbacks", "logger", "scheduler")
+_OPTIONAL_GROUPS = ("callbacks", "logger", "model/penalty", "scheduler")
 _EXTRAS = {
     **{"optuna": "search", "submitit": "submitit", "ray": "ray", "wandb_workspaces": "wandb"},
     **dict.fromkeys(("safetensors", "onnxruntime", "onnxscript", "huggingface_hub"), "export"),

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
 from cvae.networks import Network
+from cvae.penalties import Penalty
 from cvae.priors import Prior, StandardNormal
 from cvae.types import Image, Latent, Logits, Nats, OneHot, Terms
 
 NetworkFactory = Callable[..., Network]
 PriorFactory = Callable[..., Prior]
+PenaltyFactory = Callable[..., Penalty]
 _MAX_LOG_STD = 5.0  # |log standard deviation| of the posterior stays below: e^5 is far from any use
 
 
@@ -169,6 +171,7 @@ class VAE(Autoencoder):
 
     Args:
         prior: makes the prior p(z), see :class:`cvae.priors.Prior`.
+        penalty: makes what the loss adds to the bound, see :class:`cvae.penalties.Penalty`.
         beta: weight of the KL term in the loss, 1 for the bound itself.
         warmup_steps: optimizer steps over which that weight rises linearly from 0 to beta.
     """
@@ -184,9 +187,12 @@ class VAE(Autoencoder):
         beta: float = 1.0,
         warmup_steps: int = 0,
         prior: PriorFactory = StandardNormal,
+        penalty: PenaltyFactory | None = None,
     ) -> None:
         super().__init__(network, latent_dim, image_shape, num_classes)
         self.prior = prior(latent_dim=latent_dim)
+        told = num_classes if self.conditional else 0
+        self.penalty = penalty and penalty(latent_dim=latent_dim, num_classes=told)
         self.beta = beta
         self.warmup_steps = warmup_steps
 
@@ -215,11 +221,8 @@ class VAE(Autoencoder):
             kl = (0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std).sum(-1)
         else:  # log q(z | x, y) - log p(z) at this one z
             kl = 0.5 * (w**2 - eps**2).sum(-1) - log_std.sum(-1) - log_det
-        return Terms(log_bernoulli(x, self._logits(z, y)), kl, self._penalty(w, y))
-
-    def _penalty(self, latent: Latent, y: OneHot | None) -> Nats | float:
-        """What the loss adds to the bound, per image."""
-        return 0.0
+        penalty = 0.0 if self.penalty is None else _full_precision(self.penalty(w, y, eps))
+        return Terms(log_bernoulli(x, self._logits(z, y)), kl, penalty)
 
     def log_weights(
         self,
@@ -250,7 +253,8 @@ class VAE(Autoencoder):
         return log_likelihood + log_prior_minus_posterior
 
     def metrics(self, terms: Terms) -> dict[str, Nats]:
-        return {"elbo": terms.elbo, "reconstruction": terms.reconstruction, "kl": terms.kl}
+        found = {"elbo": terms.elbo, "reconstruction": terms.reconstruction, "kl": terms.kl}
+        return found | ({"penalty": terms.penalty} if isinstance(terms.penalty, Tensor) else {})
 
     def kl_weight(self, step: int) -> float:
         """beta after ``warmup_steps`` optimizer steps, a linear ramp before."""
@@ -269,54 +273,6 @@ class CVAE(VAE):
     """
 
     conditional = True
-
-
-class IndependentCVAE(CVAE):
-    r"""A CVAE whose latent is kept from telling the label, by an adversary that tries to read it.
-
-    .. math:: \min_{q, p}\; -\mathrm{ELBO} + \lambda \max_a E \log a(y \mid z)
-
-    by a reversed gradient (Ganin et al. 2016; for decoders with attributes, Lample et al. 2017). In
-    a CVAE alone q(z|x,y) may differ between labels: nothing but the prior pulls it together.
-
-    Args:
-        adversary_weight: :math:`\lambda`, nats of the bound for a nat that the adversary reads.
-        adversary_dim: width of its two hidden layers.
-    """
-
-    def __init__(
-        self,
-        network: NetworkFactory,
-        latent_dim: int,
-        image_shape: Sequence[int] = (1, 28, 28),
-        num_classes: int = 10,
-        beta: float = 1.0,
-        warmup_steps: int = 0,
-        prior: PriorFactory = StandardNormal,
-        adversary_weight: float = 2.0,
-        adversary_dim: int = 256,
-    ) -> None:
-        super().__init__(network, latent_dim, image_shape, num_classes, beta, warmup_steps, prior)
-        self.adversary_weight = adversary_weight
-        self.adversary = nn.Sequential(
-            nn.Linear(self.latent_dim, adversary_dim),
-            nn.SiLU(),
-            nn.Linear(adversary_dim, adversary_dim),
-            nn.SiLU(),
-            nn.Linear(adversary_dim, self.num_classes),
-        )
-
-    def _penalty(self, latent: Latent, y: OneHot | None) -> Nats:
-        """The adversary's cross-entropy; it reaches the latent with its gradient turned round."""
-        assert y is not None
-        weight = self.adversary_weight
-        reversed_latent = (1 + weight) * latent.detach() - weight * latent
-        log_a = _full_precision(self.adversary(reversed_latent)).log_softmax(-1)
-        return -(log_a * y).sum(-1)
-
-    def metrics(self, terms: Terms) -> dict[str, Nats]:
-        assert isinstance(terms.penalty, Tensor)
-        return {**super().metrics(terms), "adversary": terms.penalty}
 
 
 def bits_per_dimension(nats: float, num_dimensions: int) -> float:

@@ -151,8 +151,9 @@ def write_text(path: Path, text: str) -> None:
 def run_name(cfg: DictConfig) -> str:
     """A name that a person can read, such as cvae-mlp-z24-s1."""
     parts = [_class_name(cfg.model), _class_name(cfg.model.network)]
-    prior = _class_name(cfg.model.prior) if cfg.model.get("prior") else "standardnormal"
-    parts += [*([prior] if prior != "standardnormal" else []), f"z{cfg.model.latent_dim}"]
+    chosen = (cfg.model[part] for part in ("prior", "penalty") if cfg.model.get(part))
+    parts += [name for node in chosen if (name := _class_name(node)) != "standardnormal"]
+    parts.append(f"z{cfg.model.latent_dim}")
     data = str(cfg.data.get("name", "")).lower()
     return "-".join([*parts, *([data] if data not in ("mnist", "") else []), f"s{cfg.seed}"])
 

@@ -189,13 +189,15 @@ class Autoencoder:
 
 class VAE(Autoencoder):
     prior: dict[str, Any] = LEFT_OUT  # N(0, I)
+    penalty: dict[str, Any] | None = LEFT_OUT
     beta: Weight
     warmup_steps: Natural
 
 
-class IndependentCVAE(VAE):
-    adversary_weight: Weight
-    adversary_dim: Size
+class Adversary:
+    _partial_: Partial
+    weight: Weight
+    hidden_dim: Size
 
 
 class StandardNormal:
@@ -454,8 +456,8 @@ _BY_TARGET: dict[str, type] = {
     "cvae.models.Autoencoder": Autoencoder,
     "cvae.models.VAE": VAE,
     "cvae.models.CVAE": VAE,
-    "cvae.models.IndependentCVAE": IndependentCVAE,
     "cvae.networks.MLP": MLP,
+    "cvae.penalties.Adversary": Adversary,
     "cvae.priors.StandardNormal": StandardNormal,
     "cvae.priors.Flow": Flow,
     "cvae.networks.Conv": Conv,
@@ -522,7 +524,7 @@ def _check_nodes(cfg: Mapping[str, Any]) -> Iterator[str]:
     nodes = {key: cfg[key] for key in _MADE_OF_A_TARGET if cfg.get(key)}
     for group in _SEVERAL_TARGETS:
         nodes |= {f"{group}.{name}": node for name, node in (cfg.get(group) or {}).items() if node}
-    for part in ("network", "prior"):
+    for part in ("network", "prior", "penalty"):
         if isinstance(cfg["model"].get(part), Mapping):
             nodes[f"model.{part}"] = cfg["model"][part]
     for key, node in nodes.items():
@@ -638,7 +640,6 @@ _METRICS = {  # that our models have in validation
     "cvae.models.Autoencoder": ("val/reconstruction",),
     "cvae.models.VAE": _OF_A_BOUND,
     "cvae.models.CVAE": _OF_A_BOUND,
-    "cvae.models.IndependentCVAE": _OF_A_BOUND,
 }
 
 

@@ -33,8 +33,8 @@ _CALLBACKS = (
 )
 _OURS = (
     "data.MNISTDataModule data.ImagesDataModule models.Autoencoder models.VAE models.CVAE "
-    "models.IndependentCVAE "
-    "networks.MLP networks.Conv priors.StandardNormal priors.Flow lightning_module.warmup_cosine "
+    "networks.MLP networks.Conv penalties.Adversary "
+    "priors.StandardNormal priors.Flow lightning_module.warmup_cosine "
     "callbacks.EMA callbacks.Figures callbacks.Progress callbacks.Pruning resume.LastCheckpoint "
     "loggers.wandb_logger"
 )

@@ -1,0 +1,71 @@
+"""What a loss adds to the bound, so that the latent keeps what is claimed of it.
+
+A penalty of your own is one class with the method of :class:`Penalty`, and one YAML file in
+conf/model/penalty/ that names it in ``_target_``.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn.functional import softplus
+
+from cvae.types import Latent, Nats, OneHot
+
+
+class Penalty(Protocol):
+    """What a model asks of its penalty.
+
+    It gives ``latent_dim`` and ``num_classes``, which is 0 where the model is told no label.
+    """
+
+    def __call__(self, latent: Latent, y: OneHot | None, eps: Latent) -> Nats:
+        """The penalty, per image.
+
+        Args:
+            latent: a draw from the posterior of each image.
+            eps: draws from N(0, I), as many.
+        """
+        ...
+
+
+class Adversary(nn.Module):
+    r"""An adversary that tells posteriors from the prior, label by label.
+
+    .. math:: \min_{q, p}\; -\mathrm{ELBO} + \lambda \max_a
+        E_{q(z|y)} \log a(z, y) + E_{N(0, I)} \log (1 - a(z, y))
+
+    by a reversed gradient (Ganin et al. 2016); the maximum is twice the Jensen-Shannon divergence
+    from N(0, I) of q(z|y), all posteriors of a label together, less log 4 (Goodfellow et al. 2014;
+    on codes, Makhzani et al. 2016). The bound alone lets q(z|y) differ between labels: then z tells
+    the label, and a draw from N(0, I) may lie where the decoder never saw that label.
+
+    Args:
+        weight: :math:`\lambda`, nats of the bound for a nat of the adversary's.
+        hidden_dim: width of its two hidden layers.
+    """
+
+    def __init__(
+        self, latent_dim: int, num_classes: int, weight: float = 10.0, hidden_dim: int = 256
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.network = nn.Sequential(
+            nn.Linear(latent_dim + num_classes, hidden_dim),
+            nn.SiLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.SiLU(),
+            nn.Linear(hidden_dim, 1),
+        )
+
+    def forward(self, latent: Latent, y: OneHot | None, eps: Latent) -> Nats:
+        """The adversary's two cross-entropies, log 4 in all where it can tell nothing.
+
+        They reach the latent with their gradient turned round.
+        """
+        turned = (1 + self.weight) * latent.detach() - self.weight * latent
+        rows = torch.cat([turned, eps])
+        if y is not None:
+            rows = torch.cat([rows, torch.cat([y, y])], dim=1)
+        of_posterior, of_prior = self.network(rows).squeeze(1).chunk(2)
+        return softplus(-of_posterior) + softplus(of_prior)
