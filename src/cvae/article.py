@@ -44,6 +44,7 @@ _TABLE = (  # the metrics of the article's claims that systems are compared by
     "style/correlation_thickness",
     "style/correlation_slant",
     "latent/mmd_ratio",
+    "latent/mmd_ratio_train",
     "latent/normal_accuracy",
     "latent/active_units",
     "samples/recall",
