@@ -21,8 +21,9 @@ def aggregated_posterior(subject: Subject) -> Metrics:
 
     The unbiased squared maximum mean discrepancy as a ratio to the 95 % quantile that two draws of
     N(0, I) give, beside that of draws for as many training images, and, as the floor, how far test
-    and training images are from each other: other people wrote them. Then the accuracy on held-out points of a perceptron 2 x 256 that tells the two apart;
-    and the active dimensions, since dead ones match trivially. Of a plain autoencoder, its codes.
+    and training images are from each other: other people wrote them. Then the accuracy on held-out
+    points of a perceptron 2 x 256 that tells draws from N(0, I); and the active dimensions, since
+    dead ones match trivially. Of a plain autoencoder, its codes.
     """
     z = subject.test_posterior.draw()
     count = len(z)
