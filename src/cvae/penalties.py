@@ -46,7 +46,7 @@ class Adversary(nn.Module):
     """
 
     def __init__(
-        self, latent_dim: int, num_classes: int, weight: float = 10.0, hidden_dim: int = 256
+        self, latent_dim: int, num_classes: int, weight: float = 5.0, hidden_dim: int = 256
     ) -> None:
         super().__init__()
         self.weight = weight
