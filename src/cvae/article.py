@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cvae import comparison, runs
 from cvae.launch import Share, confined, shares
@@ -206,12 +206,7 @@ def table(all_jobs: Sequence[Job]) -> str:
     ]
     broken = [r for found in read.values() for r in found if isinstance(r, comparison.Broken)]
     known = comparison.metric_names(groups)
-    targets: dict[str, str] = {}
-    floors: dict[str, str] = {}
-    for job in all_jobs:
-        for name, metric in runs.read_evaluation(job.folder).get("metrics", {}).items():
-            targets[name] = comparison.target(metric)
-            floors[name] = comparison.shown_floor(metric)
+    targets, floors = _beside(all_jobs)
     extra = {"target, CVAE": targets, "real data": floors}
     text = comparison.markdown(groups, [m for m in _TABLE if m in known], broken, extra)
     summaries = [s for job in all_jobs if (s := runs.read_summary(job.folder))]
@@ -227,6 +222,23 @@ def table(all_jobs: Sequence[Job]) -> str:
         f"{minutes_evaluating:.0f} of evaluation in all; test set {digests}. The latent of a plain "
         f"autoencoder is its code.\n\n{text}"
     )
+
+
+def _beside(all_jobs: Sequence[Job]) -> tuple[dict[str, str], dict[str, str]]:
+    """Target and real data of every metric, as text; those of the CVAE where it has it."""
+    targets: dict[str, str] = {}
+    floors: dict[str, str] = {}
+    for system in (*SYSTEMS, "cvae"):
+        found: dict[str, list[dict[str, Any]]] = {}
+        for job in (j for j in all_jobs if j.evaluated and j.train[0] == f"model={system}"):
+            for name, metric in runs.read_evaluation(job.folder).get("metrics", {}).items():
+                found.setdefault(name, []).append(metric)
+        for name, metrics in found.items():
+            targets[name] = comparison.target(metrics[0])
+            known = [m["floor"] for m in metrics if "floor" in m]
+            floor = {"floor": sum(known) / len(known)} if known else {}
+            floors[name] = comparison.shown_floor({**metrics[0], **floor})
+    return targets, floors
 
 
 def figure(all_jobs: Sequence[Job]) -> "PILImage.Image":
