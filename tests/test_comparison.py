@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -153,7 +156,7 @@ def test_a_folder_of_other_settings_stays(tmp_path: Path) -> None:
     (job, *_) = article.jobs(tmp_path, [1], [])
     write_run(job.folder, 1, 1.0, status="running")
     with pytest.raises(ConfigError, match="other settings"):
-        list(article.carry_out(job, [], MACHINE))
+        list(article.carry_out(job, [], MACHINE, set()))
     assert (job.folder / "config.yaml").is_file()
 
 
@@ -165,41 +168,62 @@ def test_an_unfinished_run_of_the_article_is_launched_again(
     monkeypatch.setattr(
         article, "_run", lambda script, words, *_: commands.append((script, *words))
     )
-    list(article.carry_out(job, [], MACHINE))
+    list(article.carry_out(job, [], MACHINE, set()))
     assert commands[0] == ("train", *job.train, f"hydra.run.dir={job.folder}")
     (job.folder / "config.yaml").write_text("{}")
     runs.update_summary(job.folder, status="interrupted")
     commands.clear()
-    list(article.carry_out(job, [], MACHINE))
+    list(article.carry_out(job, [], MACHINE, set()))
     assert commands[0] == ("train", f"rerun={job.folder}")
     runs.update_summary(job.folder, status="finished")
     commands.clear()
-    list(article.carry_out(job, ["figures=false"], MACHINE))
+    list(article.carry_out(job, ["figures=false"], MACHINE, set()))
     assert commands == [("evaluate", f"run={job.folder}", "num_samples=50", "figures=false")]
 
 
 def test_jobs_of_the_article_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has cores of its own and a file for what it prints; after a failure none begins."""
+    """Each has a share of its own and a file for what it prints; after a failure none begins."""
+    two = [Share([0], []), Share([1], [])]
     monkeypatch.setattr(article, "num_cpus", lambda: 2)
+    monkeypatch.setattr(article, "shares", lambda count: two)
     jobs = article.jobs(tmp_path, [1], [])
-    here = threading.Barrier(2, timeout=20)
-    begun: list[tuple[str, tuple[int, ...]]] = []
+    together = threading.Barrier(2, timeout=20)
+    begun: list[Share] = []
 
-    def run(script: str, words: Sequence[str], share: Share, output: Path | None) -> None:
-        begun.append((script, tuple(share.cores)))
+    def run(
+        script: str, words: Sequence[str], share: Share, output: Path | None, _: object
+    ) -> None:
+        begun.append(share)
         assert output is not None
-        if len(begun) <= 2:
-            here.wait()  # or they would not run at one time
-        if len(begun) == 4:
+        together.wait()  # or they would not run at one time
+        if words[0] == "model=vae":
             raise runs.RunFailed("a command ended with code 1")
+        time.sleep(1.0)  # the other is over by now
 
     monkeypatch.setattr(article, "_run", run)
+    told: list[str] = []
     with pytest.raises(runs.RunFailed, match="code 1"):
-        article.carry_out_all(jobs, [], 2, lambda job, doing: None)
-    assert 4 <= len(begun) < 2 * len(jobs)
-    assert len({cores for _, cores in begun[:2]}) == min(2, num_cpus())
+        article.carry_out_all(jobs, [], 2, lambda job, doing: told.append(doing))
+    assert sorted(told) == ["training autoencoder-s1", "training vae-s1"]
+    assert sorted(begun) == two
     with pytest.raises(ConfigError, match="num_jobs=3"):
         article.carry_out_all(jobs, [], 3, lambda job, doing: None)
+
+
+def test_an_article_that_is_stopped_stops_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a signal to it alone, not to the group of processes of a terminal."""
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "train.py").write_text("import time; time.sleep(60)")
+    jobs = article.jobs(tmp_path, [1], [])
+    threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as stopped:
+        article.carry_out_all(jobs, [], 1, lambda job, doing: None)
+    assert stopped.value.code == 143
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.engines

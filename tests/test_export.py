@@ -29,7 +29,8 @@ def exported(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """A run folder, and what was exported of it."""
     pytest.importorskip("onnxruntime")
     run_dir = tmp_path_factory.mktemp("export") / "a run"
-    done = run_script("train", *tiny(data_dir, run_dir), "callbacks.figures=null", "logger=csv")
+    words = ["callbacks.figures=null", "logger=csv", "model/penalty=adversary"]
+    done = run_script("train", *tiny(data_dir, run_dir), *words)
     assert done.returncode == 0, done.stdout + done.stderr
     runs.update_evaluation(
         run_dir,
@@ -56,9 +57,19 @@ def test_the_model_comes_back_without_lightning(
     environment = {**clean_environment(), "PYTHONPATH": str(ROOT / "src")}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     again = torch.load(tmp_path / "again.pt", weights_only=True)
-    expected = runs.load_run(run_dir).state_dict()
+    trained = runs.load_run(run_dir).state_dict()
+    expected = {name: v for name, v in trained.items() if not name.startswith("penalty.")}
     assert again.keys() == expected.keys()
     assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+def test_a_penalty_stays_with_the_training(exported: tuple[Path, Path]) -> None:
+    from cvae import export
+
+    run_dir, folder = exported
+    assert runs.load_run(run_dir).penalty is not None
+    assert export.load(folder).penalty is None
+    assert "penalty" not in (folder / "config.json").read_text()
 
 
 def test_the_card_is_one_of_the_hub(exported: tuple[Path, Path]) -> None:

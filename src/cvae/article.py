@@ -3,8 +3,10 @@
 import os
 import queue
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cvae import comparison, runs
 from cvae.launch import Share, confined, shares
+from cvae.processes import INTERRUPTED, terminated_by_exception
 from cvae.schema import CLAIMS, ConfigError, num_cpus
 
 if TYPE_CHECKING:
@@ -114,34 +117,47 @@ def carry_out_all(
 
     Raises:
         ConfigError: a folder holds a run of other settings, or there are fewer cores.
-        RunFailed: a command did not succeed; what runs beside it comes to its end first.
+        RunFailed: a command did not succeed; those beside it come to their end first.
     """
     if num_parallel > num_cpus():
         raise ConfigError(f"num_jobs={num_parallel}: this machine has {num_cpus()} cores")
     free: queue.SimpleQueue[Share] = queue.SimpleQueue()
     for share in shares(num_parallel):
         free.put(share)
+    running: set[subprocess.Popen[bytes]] = set()
+    shares_terminal = num_parallel > 1
+    ended = threading.Event()
 
     def work(job: Job) -> None:
         share = free.get()
         try:
-            for doing in carry_out(job, evaluate, share, num_parallel > 1):
+            for doing in carry_out(job, evaluate, share, running, shares_terminal):
+                if ended.is_set():
+                    return
                 tell(job, doing)
+        except BaseException:
+            ended.set()
+            raise
         finally:
             free.put(share)
 
-    with ThreadPoolExecutor(num_parallel) as pool:
-        futures = [pool.submit(work, job) for job in all_jobs]
+    with terminated_by_exception(), ThreadPoolExecutor(num_parallel) as pool:
         try:
-            for future in as_completed(futures):
+            for future in as_completed([pool.submit(work, job) for job in all_jobs]):
                 future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+        except (KeyboardInterrupt, SystemExit):
+            ended.set()
+            for process in list(running):
+                process.terminate()
             raise
 
 
 def carry_out(
-    job: Job, evaluate: Sequence[str], share: Share, shares_terminal: bool = False
+    job: Job,
+    evaluate: Sequence[str],
+    share: Share,
+    running: set[subprocess.Popen[bytes]],
+    shares_terminal: bool = False,
 ) -> Iterator[str]:
     """Train and evaluate what is not done yet; says what it begins.
 
@@ -149,6 +165,7 @@ def carry_out(
 
     Args:
         share: cores and GPUs for it.
+        running: holds the process that does it, while it does.
         shares_terminal: whether its output goes to a file in its folder, as others run beside it.
 
     Raises:
@@ -165,25 +182,35 @@ def carry_out(
         runs.write_text(job.folder / "article.txt", shlex.join(job.train) + "\n")
         where = [f"hydra.run.dir={job.folder}"]
         words = [f"rerun={job.folder}"] if is_there else [*job.train, *where]
-        _run("train", words, share, output)
+        _run("train", words, share, output, running)
     if not is_evaluated(job):
         yield f"evaluating {job.folder.name}"
         words = [f"run={job.folder}", "num_samples=50", *evaluate]
-        _run("evaluate", words, share, output)
+        _run("evaluate", words, share, output, running)
 
 
-def _run(script: str, overrides: Sequence[str], share: Share, output: Path | None) -> None:
+def _run(
+    script: str,
+    overrides: Sequence[str],
+    share: Share,
+    output: Path | None,
+    running: set[subprocess.Popen[bytes]],
+) -> None:
     command = [sys.executable, str(runs.ROOT / "src" / f"{script}.py"), *overrides]
     with confined(share) as environment, output.open("ab") if output else nullcontext() as file:
-        code = subprocess.run(
+        process = subprocess.Popen(
             command,
-            check=False,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-        ).returncode
-    if code in (130, -2):
+        )
+        running.add(process)
+        try:
+            code = process.wait()
+        finally:
+            running.remove(process)
+    if code in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     if code:
         where = f"; see {output}" if output else ""
@@ -219,8 +246,8 @@ def table(all_jobs: Sequence[Job]) -> str:
     plural = "" if seeds == 1 else "s"
     return (
         f"Mean ± s.d. over {seeds} seed{plural}; {devices}; {minutes:.0f} minutes of training and "
-        f"{minutes_evaluating:.0f} of evaluation in all; test set {digests}. The latent of a plain "
-        f"autoencoder is its code.\n\n{text}"
+        f"{minutes_evaluating:.0f} of evaluation, added up over runs; test set {digests}. The "
+        f"latent of a plain autoencoder is its code.\n\n{text}"
     )
 
 

@@ -73,13 +73,20 @@ def into(folder: Path) -> Iterator[Path]:
 
 
 def save_model(model: Autoencoder, config: Mapping[str, Any], folder: Path) -> None:
-    """Write weights and the part of a run's config that describes the model."""
+    """Write weights and the part of a run's config that describes the model.
+
+    A penalty belongs to the training, and stays there.
+    """
     from safetensors.torch import save_file
 
-    # clones: layers of a network of one's own may share a weight
-    weights = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
+    weights = {  # clones: layers of a network of one's own may share a weight
+        name: value.clone().contiguous()
+        for name, value in model.state_dict().items()
+        if not name.startswith("penalty.")
+    }
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    runs.write_json(folder / CONFIG, {"format": _FORMAT, "model": config["model"]})
+    described = {key: node for key, node in config["model"].items() if key != "penalty"}
+    runs.write_json(folder / CONFIG, {"format": _FORMAT, "model": described})
 
 
 class DecoderMeans(nn.Module):

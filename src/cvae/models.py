@@ -221,7 +221,7 @@ class VAE(Autoencoder):
             kl = (0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std).sum(-1)
         else:  # log q(z | x, y) - log p(z) at this one z
             kl = 0.5 * (w**2 - eps**2).sum(-1) - log_std.sum(-1) - log_det
-        penalty = 0.0 if self.penalty is None else _full_precision(self.penalty(w, y, eps))
+        penalty = 0.0 if self.penalty is None else self.penalty(w, y, eps)
         return Terms(log_bernoulli(x, self._logits(z, y)), kl, penalty)
 
     def log_weights(

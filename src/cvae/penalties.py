@@ -16,7 +16,8 @@ from cvae.types import Latent, Nats, OneHot
 class Penalty(Protocol):
     """What a model asks of its penalty.
 
-    It gives ``latent_dim`` and ``num_classes``, which is 0 where the model is told no label.
+    It gives ``latent_dim`` and ``num_classes`` to the constructor, the latter 0 where the model is
+    told no label.
     """
 
     def __call__(self, latent: Latent, y: OneHot | None, eps: Latent) -> Nats:
@@ -24,13 +25,13 @@ class Penalty(Protocol):
 
         Args:
             latent: a draw from the posterior of each image.
-            eps: draws from N(0, I), as many.
+            eps: the draws from N(0, I) that the latent was made with, row by row.
         """
         ...
 
 
 class Adversary(nn.Module):
-    r"""An adversary that tells posteriors from the prior, label by label.
+    r"""An adversary that tells posteriors from N(0, I), label by label where there is a label.
 
     .. math:: \min_{q, p}\; -\mathrm{ELBO} + \lambda \max_a
         E_{q(z|y)} \log a(z, y) + E_{N(0, I)} \log (1 - a(z, y))
@@ -61,11 +62,12 @@ class Adversary(nn.Module):
     def forward(self, latent: Latent, y: OneHot | None, eps: Latent) -> Nats:
         """The adversary's two cross-entropies, log 4 in all where it can tell nothing.
 
-        They reach the latent with their gradient turned round.
+        They reach the latent with their gradient turned round, times the weight.
         """
         turned = (1 + self.weight) * latent.detach() - self.weight * latent
         rows = torch.cat([turned, eps])
         if y is not None:
             rows = torch.cat([rows, torch.cat([y, y])], dim=1)
-        of_posterior, of_prior = self.network(rows).squeeze(1).chunk(2)
+        scores = self.network(rows).squeeze(1).to(latent.dtype)  # of bfloat16 under autocast
+        of_posterior, of_prior = scores.chunk(2)
         return softplus(-of_posterior) + softplus(of_prior)

@@ -37,6 +37,19 @@ def die_with_parent(wanted: signal.Signals) -> None:
 
 
 @contextmanager
+def terminated_by_exception() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, where this thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def stops_at_once() -> Iterator[None]:
     """Let a signal raise :class:`~cvae.runs.Stopped`, wherever nobody else listens to it."""
 

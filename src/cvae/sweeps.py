@@ -9,11 +9,8 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +19,7 @@ from rich.table import Table
 
 from cvae import runs
 from cvae.launch import Share, failure, shares, start
-from cvae.processes import TERMINATED
+from cvae.processes import terminated_by_exception
 from cvae.schema import ConfigError, device_count, num_cpus
 
 OUTPUT = "terminal.log"  # of a job that shares the terminal with others
@@ -120,7 +117,7 @@ def run_jobs(
     waiting = list(enumerate(run_dirs, start=1))
     free = shares(num_parallel)
     running: dict[subprocess.Popen[bytes], tuple[int, Path, Share]] = {}
-    with _terminated_by_exception():
+    with terminated_by_exception():
         try:
             while waiting or running:
                 while waiting and free:
@@ -179,19 +176,6 @@ def _stop(processes: list[subprocess.Popen[bytes]], by: signal.Signals | None) -
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-@contextmanager
-def _terminated_by_exception() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, where this thread may."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def swept(overrides: Sequence[str], of_all: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ _NULL_SIZE, _NULL_COUNT = 1000, 200
 _NULL_QUANTILE = 0.95
 _ACTIVE = 0.01  # variance of the posterior mean, as in Burda et al. 2016
 _TEST_EPOCH, _VALIDATION_EPOCH, _MMD_EPOCH = 1001, 1002, 1003  # draws not used in training
+_TRAIN_EPOCH = 1004
 _NULL_EPOCH = 2000
 
 
@@ -28,9 +29,9 @@ def aggregated_posterior(subject: Subject) -> Metrics:
     z = subject.test_posterior.draw()
     count = len(z)
     subject.progress("maximum mean discrepancy", 0.0)
-    of_train = subject.train_posterior.draw()[:count]
+    of_train = subject.train_posterior.draw(_TRAIN_EPOCH)[:count]  # noise of its own
     prior = subject.prior_draws(count, _MMD_EPOCH)
-    null = mmd_null_quantile(subject, min(count, len(of_train)))
+    null = mmd_null_quantile(subject, count)
     ratio, train_ratio, floor = (
         mmd_squared(a, b) / null for a, b in ((z, prior), (of_train, prior), (z, of_train))
     )
