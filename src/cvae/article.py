@@ -21,8 +21,7 @@ from cvae.schema import CLAIMS, ConfigError, num_cpus
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-SYSTEMS = ("autoencoder", "vae", "cvae", "cvae_independent")
-PICTURED = ("autoencoder", "vae", "cvae")
+SYSTEMS = ("autoencoder", "vae", "cvae")
 PLANES = ("vae", "cvae")  # with a latent of two dimensions, for the picture of the plane
 OUTPUT = "article.log"  # of a job that shares the terminal with others
 _TABLE = (  # the metrics of the article's claims that systems are compared by
@@ -274,7 +273,7 @@ def figure(all_jobs: Sequence[Job]) -> "PILImage.Image":
 
     folders = {job.folder.name: job.folder for job in all_jobs}
     first = {j.train[0].removeprefix("model="): j.folder for j in reversed(all_jobs) if j.evaluated}
-    models = {system: runs.load_run(first[system]) for system in PICTURED}
+    models = {system: runs.load_run(first[system]) for system in SYSTEMS}
     planes = {system: runs.load_run(folders[f"{system}-plane"]) for system in PLANES}
     cfg = runs.load_config(first["cvae"])
     data = runs.load_data(cfg)
