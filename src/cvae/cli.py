@@ -241,8 +241,6 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
         typed = next((a for a in arguments if a.lstrip("+~").split("=")[0] == key), key)
         if key in _groups():  # which another choice does not have
             return f"{typed}: what is chosen beside it has no {key}"
-        if (group := key.replace(".", "/")) in _groups():
-            return f"{typed}: {group} is a group; choose one of it as {group}=NAME"
         cfg = _composed(config_name, arguments)
         if key in addable_keys(cfg):
             return f"{typed}: the configuration has no {key} yet; to add it: +{typed}"

@@ -550,7 +550,10 @@ def _check_fields(node: Mapping[str, Any], schema: type, prefix: str, owner: str
             if not hasattr(schema, key):
                 yield f"{prefix}{key}: missing; it must be {_describe(kind)}"
         elif not _allows(kind, node[key]):
-            yield f"{prefix}{key}={_shown(node[key])}: must be {_describe(kind)}"
+            described, path = _describe(kind), f"{prefix}{key}".replace(".", "/")
+            if described.startswith("a group") and isinstance(node[key], str):
+                described += f"; one is chosen with a slash, {path}={_shown(node[key])}"
+            yield f"{prefix}{key}={_shown(node[key])}: must be {described}"
     for key in node.keys() - fields.keys() - _KEYS_OF_HYDRA:
         near = nearest_key(str(key), list(fields))
         hint = f"; did you mean {prefix}{near}?" if near else ""
