@@ -247,7 +247,7 @@ def cell(group: Group, metric: str) -> str:
     found = group.statistics.get(metric)
     if found is None:
         return ""
-    unit = next((run.units[metric] for run in group.runs if metric in run.units), "")
+    unit = _unit(group, metric)
     scale = 100 if unit == "%" else 1
     size = abs(found.mean * scale)
     digits = 2 if unit in ("%", "nats") or size >= 10 else 3 if size >= 0.1 else 4
@@ -255,6 +255,10 @@ def cell(group: Group, metric: str) -> str:
     text += "" if found.std is None else f" ± {found.std * scale:.{digits}f}"
     text += "%" if unit == "%" else ""
     return text if found.num_runs == len(group.runs) else f"{text} (n={found.num_runs})"
+
+
+def _unit(group: Group, metric: str) -> str:
+    return next((run.units[metric] for run in group.runs if metric in run.units), "")
 
 
 def target(metric: Mapping[str, Any]) -> str:
@@ -327,10 +331,14 @@ def save_plot(groups: Sequence[Group], metrics: Sequence[str], path: Path) -> No
         for row, group in enumerate(groups):
             if (found := group.statistics.get(metric)) is None:
                 continue
-            axes.errorbar(found.mean, row, xerr=found.std or 0.0, fmt="o", color="C0", capsize=4)
-            dots = [r.metrics[metric] for r in group.runs if metric in r.metrics]
+            scale = 100 if _unit(group, metric) == "%" else 1
+            width = scale * (found.std or 0.0)
+            axes.errorbar(scale * found.mean, row, xerr=width, fmt="o", color="C0", capsize=4)
+            dots = [scale * r.metrics[metric] for r in group.runs if metric in r.metrics]
             axes.plot(dots, [row + 0.15] * len(dots), ".", color="C1", markersize=4)
-        axes.set_title(metric, fontsize=8)
+        is_share = any(_unit(group, metric) == "%" for group in groups)
+        axes.set_title(f"{metric}, %" if is_share else metric, fontsize=8)
+        axes.locator_params(axis="x", nbins=4)
         axes.tick_params(labelsize=7)
         axes.grid(axis="x", alpha=0.3)
     all_axes[0].set_yticks(range(len(groups)), labels)
