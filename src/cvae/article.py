@@ -30,6 +30,7 @@ _TABLE = (  # the metrics of the article's claims that systems are compared by
     "test/nll_k50",
     "test/joint_nll_k50",
     "test/marginal_nll_k50",
+    "test/generative_accuracy_k50",
     "test/generative_accuracy_k500",
     "samples/label_agreement",
     "samples/label_agreement_drawn",
