@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cvae import launch
 from cvae.launch import Ranks, started_ranks
 from tests.conftest import ROOT, clean_environment, tiny
 
@@ -139,3 +140,31 @@ def test_who_started_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NNODES", "2")
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert started_ranks() == Ranks(1, 4, 2, "srun")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_reply_of_a_rank_is_whole_or_none(
+    killed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever started the ranks reads it once they are gone, killed in the middle or not."""
+    reply = tmp_path / "error.json"
+    whole = json.dump
+
+    def dump(data: Any, file: Any) -> None:
+        if killed:
+            file.write("{")
+            file.flush()
+            raise SystemExit
+        whole(data, file)
+
+    def fail(run_dir: Path) -> None:
+        raise ValueError("of the run")
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(reply))
+    monkeypatch.setattr(json, "dump", dump)
+    monkeypatch.setattr("cvae.training.run", fail)
+    with pytest.raises(SystemExit if killed else ValueError):
+        launch._rank(tmp_path)
+    assert reply.exists() is not killed
+    if not killed:
+        assert json.loads(reply.read_text())["message"]["message"] == "ValueError: of the run"

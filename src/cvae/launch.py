@@ -320,10 +320,13 @@ def _rank(run_dir: Path) -> None:
     try:
         run(run_dir)
     except Exception as error:
-        try:
-            get_error_handler().record_exception(error)  # for whoever started it
-        except OSError:  # no room, and half of it is worse than nothing
-            Path(os.environ["TORCHELASTIC_ERROR_FILE"]).unlink(missing_ok=True)
+        # for whoever started it, whole or not at all: this process may be killed meanwhile
+        reply = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
+        draft = reply.with_suffix(".part")
+        os.environ["TORCHELASTIC_ERROR_FILE"] = str(draft)
+        with contextlib.suppress(OSError):  # no room
+            get_error_handler().record_exception(error)
+            draft.replace(reply)
         raise
 
 
