@@ -33,6 +33,11 @@ def log_bernoulli(x: Image, logits: Logits) -> Nats:
     return -cross_entropy.flatten(1).sum(1)
 
 
+def _sum_softplus(logits: Tensor) -> Tensor:
+    """Over the last dimension. Not by log1p(e), which takes four times as long where e is tiny."""
+    return (logits.relu() - logits.abs().sigmoid().log()).sum(-1)
+
+
 class Autoencoder(nn.Module):
     r"""A deterministic code, trained to reconstruct: :math:`\max E\,\log p(x \mid z = f(x))`.
 
@@ -248,8 +253,7 @@ class VAE(Autoencoder):
         rows = None if y is None else y.repeat_interleave(num_samples, dim=0)
         logits = self._logits(z.flatten(0, 1), rows).flatten(1).unflatten(0, eps.shape[:2])
         # log Bernoulli(x | l) = x l - softplus(l), without copying x for every sample
-        log_likelihood = torch.einsum("bsp,bp->bs", logits, x.flatten(1))
-        log_likelihood = log_likelihood - nn.functional.softplus(logits).sum(-1)
+        log_likelihood = torch.einsum("bsp,bp->bs", logits, x.flatten(1)) - _sum_softplus(logits)
         return log_likelihood + log_prior_minus_posterior
 
     def metrics(self, terms: Terms) -> dict[str, Nats]:

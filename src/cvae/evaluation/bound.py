@@ -7,11 +7,10 @@ import torch
 
 from cvae.evaluation.claim import Metric, Metrics, NotApplicable, Subject, as_vae, standard_error
 from cvae.evaluation.generative_classifier import log_marginal
-from cvae.evaluation.likelihood import importance_weighted_nlls, score_batch
+from cvae.evaluation.likelihood import BATCH, importance_weighted_nlls, score_batch
 from cvae.models import bits_per_dimension
 from cvae.types import Batch, Nats
 
-_ROWS = 500  # images at a time
 _USUAL_COUNTS = (1, 50)  # K that are always reported, beside the one asked for
 
 
@@ -25,7 +24,7 @@ def bound(subject: Subject) -> Metrics:
     """
     count = len(subject.test.labels)
     parts: dict[str, list[Nats]] = {}
-    for index in torch.arange(count).split(_ROWS):
+    for index in torch.arange(count).split(BATCH):
         x, y = subject.inputs(subject.test, index)
         one_hot = torch.nn.functional.one_hot(subject.test.labels[index], subject.num_classes)
         batch = Batch(x, one_hot.float() if y is None else y, index, len(index))
@@ -63,7 +62,7 @@ def test_nlls(subject: Subject) -> dict[int, Nats]:
     counts = sorted({k for k in _USUAL_COUNTS if k < subject.num_samples} | {subject.num_samples})
     count = len(subject.test.labels)
     parts: dict[int, list[Nats]] = {k: [] for k in counts}
-    for index in torch.arange(count).split(_ROWS):
+    for index in torch.arange(count).split(BATCH):
         subject.progress(f"bound, K = {max(counts)}", float(index[0]) / count)
         x, y = subject.inputs(subject.test, index)
         for k, nll in importance_weighted_nlls(model, x, y, index, counts).items():

@@ -15,11 +15,11 @@ from cvae.evaluation.claim import (
     conditional_model,
     standard_error,
 )
-from cvae.evaluation.likelihood import importance_weighted_nll
+from cvae.evaluation.likelihood import BATCH, importance_weighted_nll
 from cvae.types import Nats
 
 _STAGES = ((5, 20.0), (50, 10.0), (500, 0.0))  # K, and the nats behind that end a label's chances
-_ROWS = 500  # pairs of image and label at a time
+_MARGINAL_STAGE = 1  # whose bounds are tight enough for log p(x)
 
 
 def generative_classifier(subject: Subject) -> Metrics:
@@ -30,12 +30,12 @@ def generative_classifier(subject: Subject) -> Metrics:
     samples, or 10 after 50, are given up, and images with no other label left are decided.
     """
     metrics: Metrics = {}
-    for k, log_p in label_bounds(subject).items():
-        if k > _STAGES[0][0]:
-            right = (log_p.argmax(1) == subject.test.labels).double()
-            metrics[f"test/generative_accuracy_k{k}"] = Metric(
-                float(right.mean()), "%", standard_error(right), at_least=0.985
-            )
+    for stage in range(_MARGINAL_STAGE, len(_STAGES)):
+        log_p, _ = label_bounds(subject, stage)
+        right = (log_p.argmax(1) == subject.test.labels).double()
+        metrics[f"test/generative_accuracy_k{_STAGES[stage][0]}"] = Metric(
+            float(right.mean()), "%", standard_error(right), at_least=0.985
+        )
     return metrics
 
 
@@ -47,37 +47,37 @@ def log_marginal(subject: Subject, nll: Nats) -> Nats:
     Args:
         nll: of every test image with its own label, as tight as there is one.
     """
-    log_p = label_bounds(subject)[_STAGES[1][0]].clone()
+    log_p = label_bounds(subject, _MARGINAL_STAGE)[0].clone()
     log_p[torch.arange(len(nll)), subject.test.labels] = -nll
     return log_p.logsumexp(dim=1) - math.log(subject.num_classes)
 
 
-@lru_cache(maxsize=1)
-def label_bounds(subject: Subject) -> dict[int, Float[Tensor, "num_images num_classes"]]:
-    """Lower bounds on log p(x | y) of all test images and labels, by K.
+@lru_cache(maxsize=len(_STAGES))
+def label_bounds(
+    subject: Subject, stage: int
+) -> tuple[Float[Tensor, "num_images num_classes"], Int64[Tensor, " num_pairs"]]:
+    """Lower bounds on log p(x | y) of all test images and labels, and the pairs not given up.
 
-    A label that was given up keeps the bound of fewer samples.
+    A label that was given up before this stage keeps the bound of fewer samples.
     """
     conditional_model(subject)
     count, classes = len(subject.test.labels), subject.num_classes
-    pairs = torch.arange(count * classes)
-    log_p = torch.zeros(count * classes)
-    found = {}
-    for k, hopeless in _STAGES:
-        log_p = log_p.index_put((pairs,), _bounds(subject, pairs, k))
-        found[k] = log_p.view(count, classes)
-        in_reach = found[k] > found[k].max(dim=1, keepdim=True).values - hopeless
-        in_reach &= (in_reach.sum(1) > 1)[:, None]
-        pairs = pairs[in_reach.flatten()[pairs]]  # who was given up stays so
-    return found
+    log_p, pairs = torch.zeros(count, classes), torch.arange(count * classes)
+    if stage:
+        log_p, pairs = label_bounds(subject, stage - 1)
+    k, hopeless = _STAGES[stage]
+    log_p = log_p.flatten().index_put((pairs,), _bounds(subject, pairs, k)).view(count, classes)
+    in_reach = log_p > log_p.max(dim=1, keepdim=True).values - hopeless
+    in_reach &= (in_reach.sum(1) > 1)[:, None]
+    return log_p, pairs[in_reach.flatten()[pairs]]  # who was given up stays so
 
 
 def _bounds(subject: Subject, pairs: Int64[Tensor, " num_pairs"], num_samples: int) -> Nats:
     """The bound for pairs, numbered image * num_classes + label."""
     model = as_vae(subject)
     parts = [torch.zeros(0)]
-    for part in pairs.split(_ROWS):
-        subject.progress(f"every label, K = {num_samples}", _ROWS * len(parts) / (len(pairs) + 1))
+    for part in pairs.split(BATCH):
+        subject.progress(f"every label, K = {num_samples}", BATCH * len(parts) / (len(pairs) + 1))
         image, label = part // subject.num_classes, part % subject.num_classes
         x = subject.test.inputs[image].float() / 255.0
         y = subject.condition(label)

@@ -10,7 +10,9 @@ from cvae.models import VAE, Autoencoder
 from cvae.types import Batch, Image, ImageIndices, Nats, OneHot
 
 _EVALUATION_SEED = 0  # never a run's: all runs and epochs are scored with the same noise
-_MAX_ROWS = 8192  # decoder rows at a time: bounds the memory, changes no result
+# how many at a time changes no result: few enough for the caches of a processor
+BATCH = 128  # images, or pairs of image and label
+_MAX_ROWS = 2048  # evaluations of the decoder
 
 
 @torch.no_grad()
