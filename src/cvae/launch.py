@@ -258,7 +258,10 @@ def failure(run_dir: Path, code: int, said: str = "") -> BaseException:
         killed = f"ended with exit code {code}"
     cause = said.partition(f"{run_dir}: ")[2] or killed
     summary = runs.read_summary(run_dir)
-    if summary.get("status") in ("pending", "running") and code != BAD_INPUT:
+    # interrupted: a sibling was told to stop because of this failure, and wrote after it
+    if summary.get("status") == "interrupted":
+        cause = summary.get("error") or said or cause
+    if summary.get("status") in ("pending", "running", "interrupted") and code != BAD_INPUT:
         with contextlib.suppress(OSError):  # a full disk may be what it died of
             runs.update_summary(run_dir, status="failed", error=cause)
     rank = f"rank {summary['rank']}: " if summary.get("rank") else ""
