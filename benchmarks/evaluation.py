@@ -29,7 +29,8 @@ def roofline(model: CVAE, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> 
 @torch.no_grad()
 def main() -> None:
     torch.manual_seed(0)
-    model = CVAE(partial(MLP, hidden_dim=384, num_blocks=3), 24)
+    network = partial(MLP, hidden_dim=384, encoder_blocks=2, decoder_blocks=3, latent_skips=True)
+    model = CVAE(network, 24)
     x = torch.bernoulli(torch.rand(IMAGES, 1, 28, 28))
     y = nn.functional.one_hot(torch.arange(IMAGES) % 10, 10).float()
     index = torch.arange(IMAGES)

@@ -522,7 +522,7 @@ GOOD = [
     ["model/network=conv"],
     ["model/network=conv", "model.network.channels=[8]"],
     ["model/network=conv", "model.network.num_blocks=0"],
-    ["model.network.num_blocks=0"],
+    ["model.network.encoder_blocks=0", "model.network.decoder_blocks=0"],
     ["model.network._target_=my_package.Net", "+model.network.anything={a: [1, {b: c}]}"],
     ["model._target_=my_package.Model", "monitor=val/mine"],
     ["optimizer.lr=1e-12"],

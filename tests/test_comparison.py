@@ -146,9 +146,9 @@ def test_folders_without_any_result_get_one_line(tmp_path: Path) -> None:
 
 def test_the_jobs_of_the_article() -> None:
     jobs = article.jobs(Path("/x"), [1, 2, 3], ["logger=csv"])
-    assert len(jobs) == 11
-    assert len({job.folder for job in jobs}) == 11
-    assert sum(job.evaluated for job in jobs) == 9
+    assert len(jobs) == 14
+    assert len({job.folder for job in jobs}) == 14
+    assert sum(job.evaluated for job in jobs) == 12
     assert [j.train[-1] for j in jobs if not j.evaluated] == ["model.latent_dim=2"] * 2
 
 

@@ -176,7 +176,7 @@ def test_all_violations_are_found_at_once() -> None:
 
 def test_a_class_of_ones_own_may_have_any_argument() -> None:
     mine = ("model.network._target_=my.Net", "+model.network.anything=-3")
-    assert validate(plain(compose(*mine, "model.network.num_blocks=-3"))) == []
+    assert validate(plain(compose(*mine, "model.network.encoder_blocks=-3"))) == []
 
 
 @pytest.mark.parametrize("entry_point", ["generate", "evaluate", "compare", "article"])

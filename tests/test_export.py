@@ -19,7 +19,7 @@ from cvae.schema import ConfigError
 from tests.conftest import ROOT, clean_environment, run_script, tiny
 
 pytestmark = pytest.mark.engines
-perceptron = partial(MLP, hidden_dim=12, num_blocks=1)
+perceptron = partial(MLP, hidden_dim=12, encoder_blocks=1, decoder_blocks=1)
 convolutions = partial(Conv, channels=[4, 8, 8], num_blocks=1, hidden_dim=16)
 flow = partial(Flow, num_couplings=2, hidden_dim=8)
 

@@ -13,7 +13,7 @@ from cvae.types import Batch
 
 
 def network(**given: Any) -> MLP:
-    return MLP(hidden_dim=8, num_blocks=1, **given)
+    return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
 
 
 def batch(count: int = 10) -> Batch:

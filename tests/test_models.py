@@ -3,24 +3,29 @@
 import itertools
 import math
 import random
+from functools import partial
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from cvae.evaluation.likelihood import importance_weighted_nll
-from cvae.models import CVAE, VAE, Autoencoder, bits_per_dimension
+from cvae.models import CVAE, VAE, Autoencoder, PriorFactory, bits_per_dimension
 from cvae.networks import MLP
+from cvae.priors import Flow, StandardNormal
 from cvae.types import Terms
 from tests.tally import Promise
 
 SHAPE = (1, 2, 2)
 ALL_IMAGES = torch.tensor(list(itertools.product((0.0, 1.0), repeat=4))).view(16, *SHAPE)
 
+FLOW = partial(Flow, num_couplings=2, hidden_dim=8)
+
 
 def network(**given: object) -> MLP:
-    return MLP(hidden_dim=12, num_blocks=2, **given)  # type: ignore[arg-type]
+    return MLP(hidden_dim=12, encoder_blocks=2, decoder_blocks=2, **given)  # type: ignore[arg-type]
 
 
 def randomized(model: Autoencoder) -> Autoencoder:
@@ -77,6 +82,42 @@ def test_kl_is_that_of_the_posterior_to_the_prior(kind: type[VAE]) -> None:
     expected = model.terms(x, y, torch.zeros(16, 3)).reconstruction
     torch.testing.assert_close(likelihood.log_prob(x), expected)
     assert (terms.reconstruction <= 0).all()
+
+
+@pytest.mark.parametrize("prior", [StandardNormal, FLOW])
+def test_the_path_gradient_is_the_gradient_on_average(prior: PriorFactory) -> None:
+    """Over all eps, by quadrature; the value is the same for each."""
+    model = randomized(CVAE(network, 2, SHAPE, num_classes=4, prior=prior)).double()
+    assert isinstance(model, VAE)
+    nodes, mass = (torch.from_numpy(found) for found in numpy.polynomial.hermite_e.hermegauss(60))
+    eps = torch.cartesian_prod(nodes, nodes)
+    weight = torch.cartesian_prod(mass, mass).prod(1) / mass.sum() ** 2
+    x, y = (rows[:1].double().expand(len(eps), *rows.shape[1:]) for rows in (ALL_IMAGES, labels(1)))
+
+    def found(path_gradient: bool, weight: Tensor) -> tuple[Tensor, Tensor]:
+        model.path_gradient = path_gradient
+        model.zero_grad()
+        terms = model.terms(x, y, eps)
+        (weight * model.loss(terms, 0)).sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        return terms.kl.detach(), torch.cat([g.flatten() for g in gradients])
+
+    (path_kl, path), (kl, whole) = found(True, weight), found(False, weight)
+    torch.testing.assert_close(path_kl, kl)
+    assert (path - whole).norm() < 1e-4 * whole.norm()
+    one = torch.zeros_like(weight).index_fill(0, torch.tensor(1234), 1.0)
+    assert (found(True, one)[1] - found(False, one)[1]).norm() > 0.01 * whole.norm()
+
+
+@pytest.mark.parametrize("path_gradient", [True, False])
+def test_the_path_gradient_has_no_noise_where_q_is_exact(path_gradient: bool) -> None:
+    """The posterior is the prior and the decoder looks away: nothing is to be learned of z."""
+    model = posterior_is_prior(CVAE(network, 3, SHAPE, num_classes=4, prior=FLOW))
+    assert isinstance(model, VAE)
+    model.path_gradient = path_gradient
+    model.terms(ALL_IMAGES, labels(16), torch.randn(16, 3)).kl.sum().backward()
+    head = model.network.encoder.head.bias.grad  # type: ignore[attr-defined]
+    assert (head.abs().max() < 1e-5) == path_gradient
 
 
 def test_kl_vanishes_where_the_posterior_is_the_prior() -> None:
@@ -273,6 +314,8 @@ def test_extreme_inputs_stay_finite_with_finite_gradients(
         statistics = torch.cat((statistics, extreme(rng, (batch, dim), 30, dtype)), dim=1)
     logits = extreme(rng, (batch, *SHAPE), 30, dtype)
     model = kind(lambda **_: Given(statistics, logits), dim, image_shape=SHAPE, num_classes=4)
+    if isinstance(model, VAE):
+        model.path_gradient = seed % 2 == 1
     work = torch.float64 if dtype is torch.float64 else torch.float32
     grey = torch.tensor([rng.random() for _ in range(batch * 4)], dtype=work).view(batch, *SHAPE)
     for x in (grey, grey.round()):

@@ -12,11 +12,11 @@ from cvae.networks import MLP, Conv
 
 
 def mlp(**given: Any) -> MLP:
-    return MLP(hidden_dim=8, num_blocks=1, **given)
+    return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
 
 
 def deep_mlp(**given: Any) -> MLP:
-    return MLP(hidden_dim=5, num_blocks=4, **given)
+    return MLP(hidden_dim=5, encoder_blocks=4, decoder_blocks=3, latent_skips=True, **given)
 
 
 def conv(**given: Any) -> Conv:
@@ -66,6 +66,20 @@ def test_every_network_serves_every_model(
         optimizer.step()
     after = -model.terms(x, y, torch.zeros(6, 4)).reconstruction.sum()
     assert after < 0.95 * before
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_skips_bring_z_to_every_block_of_the_decoder(skips: bool) -> None:
+    network = mlp(
+        image_shape=(1, 4, 4), latent_dim=3, num_statistics=2, num_classes=10, latent_skips=skips
+    )
+    with torch.no_grad():
+        for p in network.decoder.stem.parameters():
+            p.zero_()  # the first layer says nothing of z
+        for p in network.decoder.blocks.parameters():
+            p.add_(torch.randn_like(p))
+    one, other = network.decode(torch.randn(2, 3), torch.eye(10)[[4, 4]])
+    assert torch.equal(one, other) != skips
 
 
 @pytest.mark.parametrize("network", [mlp, conv])

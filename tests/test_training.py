@@ -41,7 +41,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 def objects(data_dir: Path, folder: Path, **trainer: Any) -> tuple[Any, Any, Any]:
     def network(**given: Any) -> MLP:
-        return MLP(hidden_dim=8, num_blocks=1, **given)
+        return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
 
     data = MNISTDataModule(
         data_dir, "KMNIST", batch_size=32, eval_batch_size=16, validation_size=45

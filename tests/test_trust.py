@@ -96,7 +96,7 @@ def attacks(marker: str) -> dict[str, Any]:
             "_target_": "cvae.networks.MLP",
             "_partial_": True,
             "hidden_dim": 16,
-            "num_blocks": {"_target_": "os.system", "_args_": [touch]},
+            "encoder_blocks": {"_target_": "os.system", "_args_": [touch]},
         },
     }
 

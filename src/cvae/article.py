@@ -21,7 +21,8 @@ from cvae.schema import CLAIMS, ConfigError, num_cpus
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-SYSTEMS = ("autoencoder", "vae", "cvae")
+DRAWN = ("autoencoder", "vae", "cvae")  # the article's own, in the figure
+SYSTEMS = (*DRAWN, "cvae_independent")  # in the table
 PLANES = ("vae", "cvae")  # with a latent of two dimensions, for the picture of the plane
 OUTPUT = "article.log"  # of a job that shares the terminal with others
 _TABLE = (  # the metrics of the article's claims that systems are compared by
@@ -269,12 +270,12 @@ def _beside(all_jobs: Sequence[Job]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def figure(all_jobs: Sequence[Job]) -> "PILImage.Image":
-    """The article's pictures, from the first seed of every system."""
+    """The article's pictures, from the first seed of its systems."""
     from cvae import figures
 
     folders = {job.folder.name: job.folder for job in all_jobs}
     first = {j.train[0].removeprefix("model="): j.folder for j in reversed(all_jobs) if j.evaluated}
-    models = {system: runs.load_run(first[system]) for system in SYSTEMS}
+    models = {system: runs.load_run(first[system]) for system in DRAWN}
     planes = {system: runs.load_run(folders[f"{system}-plane"]) for system in PLANES}
     cfg = runs.load_config(first["cvae"])
     data = runs.load_data(cfg)

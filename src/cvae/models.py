@@ -38,6 +38,11 @@ def _sum_softplus(logits: Tensor) -> Tensor:
     return (logits.relu() - logits.abs().sigmoid().log()).sum(-1)
 
 
+def _sampled_kl(w: Latent, log_det: Nats, eps: Latent, log_std: Latent) -> Nats:
+    """log q(z | x, y) - log p(z) at one z; the two densities share (2 pi)^(-d/2)."""
+    return 0.5 * (w**2 - eps**2).sum(-1) - log_std.sum(-1) - log_det
+
+
 class Autoencoder(nn.Module):
     r"""A deterministic code, trained to reconstruct: :math:`\max E\,\log p(x \mid z = f(x))`.
 
@@ -179,6 +184,8 @@ class VAE(Autoencoder):
         penalty: makes what the loss adds to the bound, see :class:`cvae.penalties.Penalty`.
         beta: weight of the KL term in the loss, 1 for the bound itself.
         warmup_steps: optimizer steps over which that weight rises linearly from 0 to beta.
+        path_gradient: whether the gradient of the KL term leaves out the score of q, which is 0 on
+            average and noise otherwise (Roeder, Wu and Duvenaud 2017). The value stays the same.
     """
 
     num_statistics = 2
@@ -191,6 +198,7 @@ class VAE(Autoencoder):
         num_classes: int = 10,
         beta: float = 1.0,
         warmup_steps: int = 0,
+        path_gradient: bool = False,
         prior: PriorFactory = StandardNormal,
         penalty: PenaltyFactory | None = None,
     ) -> None:
@@ -200,6 +208,7 @@ class VAE(Autoencoder):
         self.penalty = penalty and penalty(latent_dim=latent_dim, num_classes=told)
         self.beta = beta
         self.warmup_steps = warmup_steps
+        self.path_gradient = path_gradient
 
     def posterior(self, x: Image, y: OneHot | None) -> tuple[Latent, Latent]:
         """Mean and log standard deviation of q(z | x, y), in the space of z."""
@@ -224,8 +233,12 @@ class VAE(Autoencoder):
         w, log_det = self.prior.to_base(z)
         if isinstance(self.prior, StandardNormal):
             kl = (0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std).sum(-1)
-        else:  # log q(z | x, y) - log p(z) at this one z
-            kl = 0.5 * (w**2 - eps**2).sum(-1) - log_std.sum(-1) - log_det
+        else:
+            kl = _sampled_kl(w, log_det, eps, log_std)
+        if self.path_gradient:  # that of q as a function of z alone
+            mean, log_std = mean.detach(), log_std.detach()
+            path = _sampled_kl(w, log_det, (z - mean) * torch.exp(-log_std), log_std)
+            kl = kl.detach() + path - path.detach()
         penalty = 0.0 if self.penalty is None else self.penalty(w, y, eps)
         return Terms(log_bernoulli(x, self._logits(z, y)), kl, penalty)
 

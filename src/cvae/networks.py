@@ -36,42 +36,56 @@ class Network(Protocol):
         ...
 
 
-class LabelledLinear(nn.Module):
-    """An affine map of (features, label): ``W h + V y + b``, with no V when unconditional."""
+class ConditionedLinear(nn.Module):
+    """An affine map of features and a condition: ``W h + V c + b``, with no V where c has no size."""
 
-    def __init__(self, in_features: int, out_features: int, num_classes: int) -> None:
+    def __init__(self, in_features: int, out_features: int, condition_size: int) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, out_features)
-        self.label = nn.Linear(num_classes, out_features, bias=False) if num_classes else None
+        self.condition = (
+            nn.Linear(condition_size, out_features, bias=False) if condition_size else None
+        )
 
-    def forward(self, h: Tensor, y: OneHot | None) -> Tensor:
-        return self.linear(h) if self.label is None else self.linear(h) + self.label(y)
+    def forward(self, h: Tensor, c: Tensor | None) -> Tensor:
+        return self.linear(h) if self.condition is None else self.linear(h) + self.condition(c)
 
 
 class ResidualBlock(nn.Module):
-    """``h + W2 silu(W1 norm(h) + V y)``, the identity at initialization."""
+    """``h + W2 silu(W1 norm(h) + V c)``, the identity at initialization."""
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(self, width: int, condition_size: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.inner = LabelledLinear(width, width, num_classes)
+        self.inner = ConditionedLinear(width, width, condition_size)
         self.outer = nn.Linear(width, width)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 
-    def forward(self, h: Tensor, y: OneHot | None) -> Tensor:
-        return h + self.outer(F.silu(self.inner(self.norm(h), y)))
+    def forward(self, h: Tensor, c: Tensor | None) -> Tensor:
+        return h + self.outer(F.silu(self.inner(self.norm(h), c)))
 
 
 class ResidualMLP(nn.Module):
-    """Pre-norm residual perceptron that sees the label at every block."""
+    """Pre-norm residual perceptron that sees the label at every block.
+
+    Args:
+        skips: whether every block sees the input of the whole as well.
+    """
 
     def __init__(
-        self, in_features: int, out_features: int, width: int, num_blocks: int, num_classes: int
+        self,
+        in_features: int,
+        out_features: int,
+        width: int,
+        num_blocks: int,
+        num_classes: int,
+        skips: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = LabelledLinear(in_features, width, num_classes)
-        self.blocks = nn.ModuleList(ResidualBlock(width, num_classes) for _ in range(num_blocks))
+        self.skips = skips
+        self.stem = ConditionedLinear(in_features, width, num_classes)
+        condition_size = num_classes + in_features * skips
+        self.blocks = nn.ModuleList(ResidualBlock(width, condition_size) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, out_features)
         # near-zero outputs: training starts from q = N(0, I) and from the model's output bias
@@ -79,9 +93,12 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, h: Tensor, y: OneHot | None) -> Tensor:
+        condition = y
+        if self.skips:
+            condition = h if y is None else torch.cat([h, y.to(h)], dim=-1)
         h = self.stem(h, y)
         for block in self.blocks:
-            h = block(h, y)
+            h = block(h, condition)
         return self.head(F.silu(self.norm(h)))
 
 
@@ -90,7 +107,9 @@ class MLP(nn.Module):
 
     Args:
         hidden_dim: width of every layer.
-        num_blocks: residual blocks, of two layers each, on either side.
+        encoder_blocks, decoder_blocks: residual blocks, of two layers each.
+        latent_skips: whether z goes to every block of the decoder, beside the label (Dieng et al.
+            2019), and not to its first layer alone.
     """
 
     def __init__(
@@ -100,15 +119,19 @@ class MLP(nn.Module):
         num_statistics: int,
         num_classes: int,
         hidden_dim: int,
-        num_blocks: int,
+        encoder_blocks: int,
+        decoder_blocks: int,
+        latent_skips: bool = False,
     ) -> None:
         super().__init__()
         self.image_shape = tuple(image_shape)
         num_pixels = math.prod(self.image_shape)
         self.encoder = ResidualMLP(
-            num_pixels, num_statistics * latent_dim, hidden_dim, num_blocks, num_classes
+            num_pixels, num_statistics * latent_dim, hidden_dim, encoder_blocks, num_classes
         )
-        self.decoder = ResidualMLP(latent_dim, num_pixels, hidden_dim, num_blocks, num_classes)
+        self.decoder = ResidualMLP(
+            latent_dim, num_pixels, hidden_dim, decoder_blocks, num_classes, latent_skips
+        )
 
     def encode(self, x: Image, y: OneHot | None) -> Statistics:
         return self.encoder(x.flatten(1), y)
@@ -181,7 +204,7 @@ class Conv(nn.Module):
         self.to_statistics = ResidualMLP(
             inner_features, num_statistics * latent_dim, hidden_dim, 0, num_classes
         )
-        self.from_latent = LabelledLinear(latent_dim, hidden_dim, num_classes)
+        self.from_latent = ConditionedLinear(latent_dim, hidden_dim, num_classes)
         self.to_maps = nn.Linear(hidden_dim, inner_features)
         self.decoder_stages = nn.ModuleList(
             nn.ModuleList(ConvBlock(size, num_classes) for _ in range(num_blocks))

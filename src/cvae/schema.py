@@ -192,6 +192,7 @@ class VAE(Autoencoder):
     penalty: dict[str, Any] | None = LEFT_OUT
     beta: Weight
     warmup_steps: Natural
+    path_gradient: bool
 
 
 class Adversary:
@@ -213,7 +214,9 @@ class Flow:
 class MLP:
     _partial_: Partial
     hidden_dim: Size
-    num_blocks: Annotated[int, Between(0, 1000)]
+    encoder_blocks: Annotated[int, Between(0, 1000)]
+    decoder_blocks: Annotated[int, Between(0, 1000)]
+    latent_skips: bool
 
 
 class Conv:
