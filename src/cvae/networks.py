@@ -37,7 +37,7 @@ class Network(Protocol):
 
 
 class ConditionedLinear(nn.Module):
-    """An affine map of features and a condition: ``W h + V c + b``, with no V where c has no size."""
+    """An affine map of features and a condition: ``W h + V c + b``, no V where c has no size."""
 
     def __init__(self, in_features: int, out_features: int, condition_size: int) -> None:
         super().__init__()
