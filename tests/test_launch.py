@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cvae import launch
+from cvae import launch, runs
 from cvae.launch import Ranks, started_ranks
 from tests.conftest import ROOT, clean_environment, tiny
 
@@ -168,3 +168,16 @@ def test_the_reply_of_a_rank_is_whole_or_none(
     assert reply.exists() is not killed
     if not killed:
         assert json.loads(reply.read_text())["message"]["message"] == "ValueError: of the run"
+
+
+@pytest.mark.parametrize("written", [{"error": "ValueError: of rank 1", "rank": 1}, {}])
+def test_a_failure_is_told_though_another_rank_was_interrupted_after_it(
+    written: dict[str, Any], tmp_path: Path
+) -> None:
+    """A rank told to stop because of it writes last, now and then over what the other had said."""
+    runs.update_summary(tmp_path, status="interrupted", **written)
+    error = launch.failure(tmp_path, 1, said=f"RunFailed: {tmp_path}: ValueError: of rank 1")
+    assert str(error).endswith("ValueError: of rank 1")
+    told = runs.read_summary(tmp_path)
+    assert told["status"] == "failed"
+    assert told["error"].endswith("ValueError: of rank 1")
