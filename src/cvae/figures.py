@@ -153,7 +153,7 @@ def latent_plane(model: Autoencoder, batch: Batch, name: str = "") -> PILImage.I
     handles, names = colours.legend_elements(num=None)  # type: ignore[arg-type]
     figure.legend(handles, names, title="label", loc="outside right center")
     title = "Test images in the latent plane" + (f", {name}" if name else "")
-    extent = 1.05 * float(z.abs().max())
+    extent = 1.05 * max(1.0, float(z.abs().max()))
     limits = (-extent, extent)  # square, so that two of them stand level
     axes.set(xlabel="$z_0$", ylabel="$z_1$", title=title, xlim=limits, ylim=limits)
     content = io.BytesIO()
