@@ -36,7 +36,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "beta_0.9": ("model.beta=0.9",),
     "batch_256": ("data.batch_size=256", "optimizer.lr=2e-3", "model.warmup_steps=250"),
     "flow": ("model/prior=flow",),
-    "adversary": ("model=cvae_independent",),
+    "adversary_off": ("model/penalty=none",),
+    "plain": ("model=cvae_plain",),
     "conv": ("model/network=conv", "trainer.max_epochs=3"),  # what the time is enough for
 }
 

@@ -30,11 +30,11 @@ def roofline(model: CVAE, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> 
 def main() -> None:
     torch.manual_seed(0)
     network = partial(MLP, hidden_dim=384, encoder_blocks=2, decoder_blocks=3, latent_skips=True)
-    model = CVAE(network, 24)
+    model = CVAE(network, 32)
     x = torch.bernoulli(torch.rand(IMAGES, 1, 28, 28))
     y = nn.functional.one_hot(torch.arange(IMAGES) % 10, 10).float()
     index = torch.arange(IMAGES)
-    z, rows_y = torch.randn(ROWS, 24), y[:1].expand(ROWS, 10).contiguous()
+    z, rows_y = torch.randn(ROWS, 32), y[:1].expand(ROWS, 10).contiguous()
     flat = x.flatten(1)
     compiled = torch.compile(roofline)
     ceilings: dict[str, list[float]] = {"eager": [], "compiled": []}

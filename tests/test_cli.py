@@ -47,7 +47,7 @@ BAD = [
     ("train", "model.latnet_dim=3", ["model.latnet_dim", "model.latent_dim?"]),
     ("train", "latent_dim=3", ["latent_dim=3", "model.latent_dim?"]),
     ("train", "modle=vae", ["modle=vae", "model?"]),
-    ("train", "model=vea", ["model=vea", "autoencoder, cvae, cvae_independent, vae"]),
+    ("train", "model=vea", ["model=vea", "autoencoder, cvae, cvae_plain, vae"]),
     ("train", "model/network=foo", ["model/network=foo", "conv, mlp"]),
     ("train", "model.latent_dim=0", ["model.latent_dim=0", "from 1 to 65536"]),
     ("train", "model.latent_dim=abc", ["model.latent_dim=abc", "an integer"]),

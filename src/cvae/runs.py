@@ -149,7 +149,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def run_name(cfg: DictConfig) -> str:
-    """A name that a person can read, such as cvae-mlp-z24-s1."""
+    """A name that a person can read, such as cvae-mlp-adversary-z32-s1."""
     parts = [_class_name(cfg.model), _class_name(cfg.model.network)]
     chosen = (cfg.model[part] for part in ("prior", "penalty") if cfg.model.get(part))
     parts += [name for node in chosen if (name := _class_name(node)) != "standardnormal"]
