@@ -27,7 +27,7 @@ AVERAGE = "average of the weights, every fourth step (callbacks.py)"
 def parts() -> tuple[dict[str, float], int]:
     """Milliseconds of each part of a step (medians), and the number of parameters."""
     with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("train")
+        cfg = compose("train", ["model=cvae_plain"])
     torch.manual_seed(1)
     data = MNISTDataModule(runs.ROOT / "data", batch_size=cfg.data.batch_size)
     data.prepare_data()

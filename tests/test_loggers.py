@@ -47,7 +47,7 @@ def test_the_offline_file_holds_config_metrics_and_pictures(finished_run: Path) 
     told = json.loads((finished_run / "summary.json").read_text())
     (run,) = [r["run"] for r in found if r["type"] == "run"]
     assert run["run_id"] == told["run_id"]
-    assert run["display_name"] == "cvae-mlp-z3-kmnist-s1"
+    assert run["display_name"] == "cvae-mlp-adversary-z3-kmnist-s1"
     assert run["project"] == "conditional-vae"
     assert run["job_type"] == "train"
     config: dict[str, Any] = {}

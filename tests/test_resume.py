@@ -559,7 +559,7 @@ def test_the_record_is_rewound(tmp_path: Path) -> None:
         ("trainer.max_epochs=9", True),
         ("test_num_samples=7", True),
         ("model=vae", False),
-        ("model/network=conv", False),
+        ("model.network.decoder_blocks=2", False),
         ("seed=2", False),
         ("callbacks.ema.decay=0.5", False),
         ("callbacks.ema=null", False),
