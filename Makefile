@@ -39,7 +39,7 @@ install-locked: ## the same as install with all extras, from files of known dige
 train: .venv/.installed ## train the default CVAE on MNIST (ARGS="key=value ..." changes it)
 	$(RUN) src/train.py $(ARGS)
 
-article: .venv/.installed ## train and evaluate autoencoder, VAE and CVAE, 3 seeds each, and compare
+article: .venv/.installed ## train and evaluate autoencoder, VAE and CVAEs, 3 seeds each, and compare; over an hour
 	$(RUN) src/article.py $(ARGS)
 	$(RUN) docs/tables.py
 

@@ -1,22 +1,23 @@
-"""What each part of the default recipe is worth: ``python benchmarks/ablations.py [OVERRIDE ...]``.
+"""What each part of the default recipe is worth: ``python benchmarks/ablations.py [VARIANT ...]``.
 
-Trains every variant with every seed, two at a time on a core each (make ablations), scores them on
-the validation images and writes docs/ablations.json. What has been trained is not trained again:
-repeat it to go on after an interruption. Words after the command choose variants.
+Trains the variants, or those named, with every seed, two at a time on a core each (make ablations),
+scores them on the validation images and writes docs/ablations.json of all that are there. What has
+been trained is not trained again: repeat it to go on after an interruption.
 """
 
-import json
 import math
-import os
 import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from bench import machine
+from scipy import stats
 from validation import NUM_SAMPLES, validation_nll
 
 from cvae import runs
-from cvae.article import Job, carry_out_all
+from cvae.article import Job, carry_out_all, is_trained
+from cvae.schema import ConfigError, num_cpus
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "logs" / "ablations"
@@ -30,52 +31,60 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "latent_skips_off": ("model.network.latent_skips=false",),
     "blocks_3_3": ("model.network.encoder_blocks=3",),
     "blocks_2_4": ("model.network.decoder_blocks=4",),
-    "warmup_0": ("model.warmup_steps=0",),
-    "warmup_2000": ("model.warmup_steps=2000",),
+    "latent_24": ("model.latent_dim=24",),
+    "warmup_500": ("model.warmup_steps=500",),
     "ema_off": ("callbacks.ema=null",),
     "beta_0.9": ("model.beta=0.9",),
-    "batch_256": ("data.batch_size=256", "optimizer.lr=2e-3", "model.warmup_steps=250"),
+    "batch_256": ("data.batch_size=256", "optimizer.lr=2e-3", "callbacks.ema.decay=0.996"),
     "flow": ("model/prior=flow",),
     "adversary_off": ("model/penalty=none",),
-    "plain": ("model=cvae_plain",),
-    "conv": ("model/network=conv", "trainer.max_epochs=3"),  # what the time is enough for
+    "cvae_plain": ("model=cvae_plain",),
+    "conv_3_epochs": ("model/network=conv", "trainer.max_epochs=3"),  # in a default run's time
 }
 
 
-def found(jobs: dict[tuple[str, int], Job]) -> dict[str, Any]:
-    """Nats and seconds of every variant, beside the default of the same seeds."""
-    nlls = {key: validation_nll(job.folder) for key, job in jobs.items()}
-    seconds = {key: runs.read_summary(job.folder)["train_seconds"] for key, job in jobs.items()}
-    variants = {}
-    for name in {name: None for name, _ in jobs}:
-        gained = [nlls[DEFAULT, seed] - nlls[name, seed] for seed in SEEDS]
+def jobs_of(name: str) -> list[Job]:
+    words = [*COMMON, *VARIANTS[name]]
+    return [Job(FOLDER / f"{name}-s{n}", [f"seed={n}", *words], evaluated=False) for n in SEEDS]
+
+
+def found() -> dict[str, Any]:
+    """Nats of every variant, beside the default of the same seeds, and its share of the time."""
+    variants: dict[str, Any] = {}
+    there = {name: jobs_of(name) for name in VARIANTS}
+    there = {name: jobs for name, jobs in there.items() if all(map(is_trained, jobs))}
+    nlls = {name: [validation_nll(job.folder) for job in jobs] for name, jobs in there.items()}
+    seconds = {
+        name: [runs.read_summary(job.folder)["train_seconds"] for job in jobs]
+        for name, jobs in there.items()
+    }
+    for name in there:
+        gains = [was - now for was, now in zip(nlls[DEFAULT], nlls[name], strict=True)]
+        half = float(stats.t.ppf(0.975, len(SEEDS) - 1)) * stdev(gains) / math.sqrt(len(SEEDS))
         variants[name] = {
             "overrides": list(VARIANTS[name]),
-            "nll": [round(nlls[name, seed], 3) for seed in SEEDS],
-            "gain": round(mean(gained), 3),
-            "standard_error": round(stdev(gained) / math.sqrt(len(SEEDS)), 3),
-            "time": round(mean(seconds[name, s] / seconds[DEFAULT, s] for s in SEEDS), 2),
+            "nll": [round(nll, 3) for nll in nlls[name]],
+            "gain": round(mean(gains), 3),
+            "half_of_95_percent": round(half, 3),
+            "time": round(mean(seconds[name]) / mean(seconds[DEFAULT]), 2),
         }
-    return {"num_samples": NUM_SAMPLES, "seeds": len(SEEDS), "variants": variants}
+    return {"machine": machine(), "num_samples": NUM_SAMPLES, "variants": variants}
 
 
 def main(names: list[str]) -> None:
     if unknown := set(names) - set(VARIANTS):
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
-    chosen = [DEFAULT, *(name for name in names or VARIANTS if name != DEFAULT)]
-    jobs = {
-        (name, seed): Job(
-            FOLDER / f"{name}-s{seed}", [f"seed={seed}", *COMMON, *VARIANTS[name]], False
-        )
-        for seed in SEEDS
-        for name in chosen
-    }
-    count = min(2, os.cpu_count() or 1)
-    carry_out_all(list(jobs.values()), [], count, lambda _, doing: print(doing, flush=True))
-    document = found(jobs)
-    OUTPUT.write_text(json.dumps(document, indent=2) + "\n")
+    chosen = dict.fromkeys([DEFAULT, *(names or VARIANTS)])
+    jobs = [job for several in zip(*map(jobs_of, chosen), strict=True) for job in several]
+    try:
+        carry_out_all(jobs, [], min(2, num_cpus()), lambda _, doing: print(doing, flush=True))
+    except (ConfigError, runs.RunFailed) as error:
+        raise SystemExit(f"{error}; what is in {FOLDER} may be deleted") from None
+    document = found()
+    runs.write_json(OUTPUT, document)
     for name, row in document["variants"].items():
-        print(f"{name:20} {row['gain']:+.2f} ± {row['standard_error']:.2f}  time {row['time']:.2f}")
+        spread = f"{row['gain']:+.2f} ± {row['half_of_95_percent']:.2f}"
+        print(f"{name:20} {spread}  {row['time']:.2f} of the time")
 
 
 if __name__ == "__main__":

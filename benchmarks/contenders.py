@@ -1,4 +1,4 @@
-"""Other ways to train the default network on the same batches: a bare loop, what is usual, a peer.
+"""Other ways to train the same network on the same batches: a bare loop, what is usual, a peer.
 
 ``python benchmarks/contenders.py NAME STEPS START OVERRIDE...`` prints the times of the first step,
 of step START and of the last as JSON. All of them train the model that the overrides describe, with

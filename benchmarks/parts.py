@@ -1,4 +1,4 @@
-"""Where the milliseconds of a default step go: prints a line of JSON.
+"""Where the milliseconds of a step of cvae_plain go: prints a line of JSON.
 
 The parts of a step are run one after the other, as the Trainer runs them, with a clock between
 them. Beside them stands what two processes need to add up the gradients.

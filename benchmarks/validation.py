@@ -19,7 +19,7 @@ def validation_nll(run_dir: Path) -> float:
     digest, kept = runs.file_digest(checkpoint), run_dir / "validation.json"
     if kept.exists():
         found = json.loads(kept.read_text())
-        if found["checkpoint_digest"] == digest:
+        if (found["checkpoint_digest"], found["num_samples"]) == (digest, NUM_SAMPLES):
             return float(found["nll"])
     model, cfg = runs.load_model(checkpoint)
     assert isinstance(model, VAE)

@@ -94,7 +94,7 @@ def summary(document: dict[str, Any]) -> str:
 
 
 def parts(document: dict[str, Any]) -> str:
-    """Milliseconds of a default step, part by part (make bench)."""
+    """Milliseconds of a step of cvae_plain, part by part (make bench)."""
     total = document["step_milliseconds"]
     found = dict(document["parts"]["milliseconds"])
     found["what is left of a step: the Trainer's Python"] = total - sum(found.values())

@@ -10,10 +10,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cvae import comparison, runs
+from hydra import compose, initialize_config_dir
+
+from cvae import changes, comparison, runs
 from cvae.launch import Share, confined, shares
 from cvae.processes import INTERRUPTED, terminated_by_exception
 from cvae.schema import CLAIMS, ConfigError, num_cpus
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 DRAWN = ("autoencoder", "vae", "cvae")  # in the figure
 SYSTEMS = (*DRAWN, "cvae_plain")  # in the table
 PLANES = ("vae", "cvae")  # with a latent of two dimensions, for the picture of the plane
+_CONF = runs.ROOT / "conf"
+_COMPOSING = threading.Lock()  # Hydra has one state for all threads
 OUTPUT = "article.log"  # of a job that shares the terminal with others
 _TABLE = (  # the metrics of the article's claims that systems are compared by
     "test/elbo",
@@ -87,7 +92,7 @@ def jobs(folder: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[J
 def is_trained(job: Job) -> bool:
     """Whether its run finished, of the same command."""
     finished = runs.read_summary(job.folder).get("status") == "finished"
-    return finished and _typed(job.folder) == job.train
+    return finished and _is_of(job)
 
 
 def is_evaluated(job: Job) -> bool:
@@ -101,11 +106,20 @@ def is_evaluated(job: Job) -> bool:
     return set(CLAIMS) <= {*found.get("seconds", {}), *found.get("left_out", {})}
 
 
-def _typed(folder: Path) -> list[str]:
+def _is_of(job: Job) -> bool:
+    """Whether its folder holds a run of its settings, as they are now."""
     try:
-        return shlex.split((folder / "article.txt").read_text(encoding="utf-8"))
+        return (job.folder / "article.txt").read_text(encoding="utf-8") == _described(*job.train)
     except OSError:
-        return []
+        return False
+
+
+@lru_cache
+def _described(*overrides: str) -> str:
+    """A command's words, and a digest of the settings that they mean."""
+    with _COMPOSING, initialize_config_dir(str(_CONF), version_base="1.3"):
+        digest = changes.fingerprint(compose("train", list(overrides)))
+    return f"{shlex.join(overrides)}\n{digest}\n"
 
 
 def carry_out_all(
@@ -176,11 +190,11 @@ def carry_out(
     output = job.folder / OUTPUT if shares_terminal else None
     if not is_trained(job):
         is_there = runs.holds_run(job.folder)
-        if is_there and _typed(job.folder) != job.train:
+        if is_there and not _is_of(job):
             raise ConfigError(f"{job.folder}: holds a run of other settings; name another folder=")
         yield f"training {job.folder.name}"
         job.folder.mkdir(parents=True, exist_ok=True)
-        runs.write_text(job.folder / "article.txt", shlex.join(job.train) + "\n")
+        runs.write_text(job.folder / "article.txt", _described(*job.train))
         where = [f"hydra.run.dir={job.folder}"]
         words = [f"rerun={job.folder}"] if is_there else [*job.train, *where]
         _run("train", words, share, output, running)

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +70,19 @@ def apply(archived: DictConfig, composed: DictConfig, typed: Sequence[str]) -> l
     if refused:
         raise ConfigError("\n".join(["a run goes on with the settings it began with", *refused]))
     return changed
+
+
+def fingerprint(composed: DictConfig) -> str:
+    """Digest of all in a composed config that can change the steps of a run."""
+    content = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(content, dict)
+    for key in (*_FREE, *_OF_THE_COMMAND):
+        *path, last = key.split(".")
+        node: Any = content
+        for name in path:
+            node = node.get(name) or {}
+        node.pop(last, None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def changes_the_schedule(changed: Sequence[str]) -> bool:

@@ -208,6 +208,8 @@ def save_card(
     rows = "\n".join(
         f"| `{name}` | {value:.2f}{rest} |" for name, (value, rest) in measured.items()
     )
+    kept = (p for name, p in model.named_parameters() if not name.startswith("penalty."))
+    num_parameters = sum(p.numel() for p in kept)
     arguments = "num_samples=10"
     inputs = f"`latent` ({'rows drawn from N(0, I)' if kind != 'Autoencoder' else 'rows of codes'})"
     if model.conditional:
@@ -219,7 +221,7 @@ def save_card(
 
 # {config["name"]}
 
-{kind} on {data}, {summary.get("num_parameters", 0):,} parameters, latent of \
+{kind} on {data}, {num_parameters:,} parameters, latent of \
 {config["model"]["latent_dim"]} dimensions, {pixels}.
 
 ```python

@@ -156,6 +156,7 @@ def latent_plane(model: Autoencoder, batch: Batch, name: str = "") -> PILImage.I
     extent = 1.05 * max(1.0, float(z.abs().max()))
     limits = (-extent, extent)  # square, so that two of them stand level
     axes.set(xlabel="$z_0$", ylabel="$z_1$", title=title, xlim=limits, ylim=limits)
+    axes.set_box_aspect(1)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return PILImage.open(content).convert("RGB")

@@ -184,8 +184,9 @@ class VAE(Autoencoder):
         penalty: makes what the loss adds to the bound, see :class:`cvae.penalties.Penalty`.
         beta: weight of the KL term in the loss, 1 for the bound itself.
         warmup_steps: optimizer steps over which that weight rises linearly from 0 to beta.
-        path_gradient: whether the gradient of the KL term leaves out the score of q, which is 0 on
-            average and noise otherwise (Roeder, Wu and Duvenaud 2017). The value stays the same.
+        path_gradient: whether the gradient of the bound is that by way of z alone, without the
+            score of q, which is 0 on average: its noise vanishes where q is the true posterior
+            (Roeder, Wu and Duvenaud 2017). The value stays the same.
     """
 
     num_statistics = 2
@@ -238,7 +239,7 @@ class VAE(Autoencoder):
         if self.path_gradient:  # that of q as a function of z alone
             mean, log_std = mean.detach(), log_std.detach()
             path = _sampled_kl(w, log_det, (z - mean) * torch.exp(-log_std), log_std)
-            kl = kl.detach() + path - path.detach()
+            kl = kl.detach() + (path - path.detach())
         penalty = 0.0 if self.penalty is None else self.penalty(w, y, eps)
         return Terms(log_bernoulli(x, self._logits(z, y)), kl, penalty)
 
