@@ -4,7 +4,7 @@ ARGS ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-locked lock train article test test-engines test-faults test-long bench precision ablations speedrun lint format clean
+.PHONY: help install install-locked lock train article test test-engines test-faults test-long bench precision ablations lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -74,9 +74,6 @@ precision: .venv/.installed ## measure what bfloat16 costs in nats, over ten see
 
 ablations: .venv/.installed ## measure what each part of the default recipe is worth, 3 seeds each; 3 hours
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/ablations.py $(ARGS)
-
-speedrun: .venv/.installed ## measure the seconds of training to 84 nats, 3 seeds, alone on the machine
-	$(RUN) benchmarks/speedrun.py $(ARGS)
 
 lint: .venv/.installed ## linter, formatter and type checker
 	$(RUN) -m ruff check .
