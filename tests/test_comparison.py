@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -179,6 +180,30 @@ def test_an_unfinished_run_of_the_article_is_launched_again(
     commands.clear()
     list(article.carry_out(job, ["figures=false"], MACHINE, set()))
     assert commands == [("evaluate", f"run={job.folder}", "num_samples=50", "figures=false")]
+
+
+def test_a_recipe_that_has_changed_is_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words of the command may be the same, and mean something else by now."""
+    (job, *_) = article.jobs(tmp_path / "runs", [1], [])
+    monkeypatch.setattr(article, "_run", lambda *_: None)
+    list(article.carry_out(job, [], MACHINE, set()))
+    (job.folder / "config.yaml").write_text("{}")
+    runs.update_summary(job.folder, status="finished")
+    assert article.is_trained(job)
+    conf = tmp_path / "conf"
+    shutil.copytree(runs.ROOT / "conf", conf)
+    recipe = conf / "optimizer" / "adamw.yaml"
+    recipe.write_text(recipe.read_text() + "eps: 1e-6\n")
+    monkeypatch.setattr(article, "_CONF", conf)
+    article._described.cache_clear()
+    try:
+        assert not article.is_trained(job)
+        with pytest.raises(ConfigError, match="other settings"):
+            list(article.carry_out(job, [], MACHINE, set()))
+    finally:
+        article._described.cache_clear()
 
 
 def test_jobs_of_the_article_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
