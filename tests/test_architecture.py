@@ -54,7 +54,7 @@ ARROWS = {
     "dashboard": set[str](),
     "export": {"models", "runs", "schema", "trust", "types"},
     "comparison": {"files", "runs", "schema", "trust"},
-    "article": {"comparison", "figures", "launch", "processes", "runs", "schema"},
+    "article": {"changes", "comparison", "figures", "launch", "processes", "runs", "schema"},
 }
 KNOW_HYDRA = {"changes", "cli", "hooks", "processes", "runs", "schema", "search", "training"}
 KNOW_LIGHTNING = {

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,21 @@ def test_every_row_is_on_disk_at_once(tmp_path: Path) -> None:
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    """What W&B's own reader finds in the offline file of a run."""
+    """What W&B's own reader finds in the offline file of a run.
+
+    W&B has a process of its own, which may write on when that of the run is over.
+    """
     (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
     wandb = Path(sys.executable).parent / "wandb"
-    done = subprocess.run(
-        [wandb, "leet", "inspect", "--json", file], capture_output=True, text=True, check=True
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    for _ in range(20):
+        done = subprocess.run(
+            [wandb, "leet", "inspect", "--json", file], capture_output=True, text=True, check=True
+        )
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        if any(r["type"] == "exit" for r in found):
+            break
+        time.sleep(0.5)
+    return found
 
 
 def test_the_offline_file_holds_config_metrics_and_pictures(finished_run: Path) -> None:
@@ -63,7 +72,8 @@ def test_the_offline_file_holds_config_metrics_and_pictures(finished_run: Path) 
     assert all({"epoch", "images_seen"} <= row.keys() for row in history if "val/elbo" in row)
     pictures = {k.partition(".")[0] for row in history for k in row if k.startswith("figures/")}
     names = ("label_grid", "reconstructions", "style_transfer", "traversals")
-    assert pictures == {f"figures/{name}" for name in names}
+    log = (finished_run / "train.log").read_text()
+    assert pictures == {f"figures/{name}" for name in names}, log
     files = [
         row[f"figures/{name}.filenames"]
         for row in history

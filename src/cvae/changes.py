@@ -4,9 +4,12 @@ import contextlib
 import copy
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -36,6 +39,7 @@ _FREE = (
 )
 _SCHEDULED = ("trainer.max_epochs",)  # the schedule may depend on it
 _OF_THE_COMMAND = ("resume", "rerun", "trust")
+_COMPOSING = threading.Lock()  # Hydra has one state for all threads
 _ARCHIVED = ("run_dir", "run_id", "sweep", "monitor", "name")
 
 
@@ -72,9 +76,14 @@ def apply(archived: DictConfig, composed: DictConfig, typed: Sequence[str]) -> l
     return changed
 
 
-def fingerprint(composed: DictConfig) -> str:
-    """Digest of all in a composed config that can change the steps of a run."""
-    content = OmegaConf.to_container(composed, resolve=True)
+def fingerprint(conf: Path, overrides: Sequence[str] = ()) -> str:
+    """Digest of all that can change the steps of a run in the config that overrides compose.
+
+    Args:
+        conf: folder of the configuration files.
+    """
+    with _COMPOSING, initialize_config_dir(str(conf), version_base="1.3"):
+        content = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
     assert isinstance(content, dict)
     for key in (*_FREE, *_OF_THE_COMMAND):
         *path, last = key.split(".")
