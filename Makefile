@@ -72,7 +72,7 @@ precision: .venv/.installed ## measure what bfloat16 costs in nats, over ten see
 	$(RUN) benchmarks/precision.py $(ARGS)
 	$(RUN) docs/tables.py
 
-ablations: .venv/.installed ## measure what each part of the default recipe is worth, 3 seeds each; 3 hours
+ablations: .venv/.installed ## measure what each part of the default recipe is worth, 3 seeds each; hours
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/ablations.py $(ARGS)
 
 lint: .venv/.installed ## linter, formatter and type checker
