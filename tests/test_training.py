@@ -511,3 +511,14 @@ def test_a_run_goes_on_in_the_precision_it_began_with() -> None:
             _check_provenance(now, other)
     with pytest.raises(ConfigError, match="was bf16-mixed when this run began and is 32-true here"):
         _check_provenance(now, {**now, "precision": "bf16-mixed"})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_every_experiment_takes_steps(path: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Also one that is written for another machine."""
+    few = ["trainer.max_steps=2", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+    of_tests = ["data.name=KMNIST", f"data.data_dir={data_dir}", "data.validation_size=45"]
+    words = [f"experiment={path.stem}", *of_tests, *few, "test_num_samples=2", "logger=csv"]
+    done = run_script("train", *words, "callbacks.figures=null", f"hydra.run.dir={tmp_path / 'a'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary(tmp_path / "a")["steps"] == 2

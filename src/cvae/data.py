@@ -9,7 +9,7 @@ import hashlib
 import logging
 import signal
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +22,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from cvae import noise
+from cvae.augmentation import Augmentation
 from cvae.digits import SETS, DataError, Pixels, load_digits
 from cvae.types import Batch, Split
 
 log = logging.getLogger(__name__)
 
+AugmentationFactory = Callable[..., Augmentation]
 _SPLIT_SEED = 0  # of the train/validation split and of the binarized evaluation sets: never a run's
 
 
@@ -108,6 +110,7 @@ class Digits(Dataset[Batch]):
         num_classes: length of the one-hot labels.
         binarization_seed: draw every pixel anew at each visit, keyed by this seed; None to
             give pixels / 255 as they are.
+        augmentation: of the images at each visit, before their pixels are drawn.
     """
 
     def __init__(
@@ -116,11 +119,13 @@ class Digits(Dataset[Batch]):
         labels: Int64[Tensor, " num_images"],
         num_classes: int,
         binarization_seed: int | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.pixels = pixels
         self.labels = labels
         self.num_classes = num_classes
         self.binarization_seed = binarization_seed
+        self.augmentation = augmentation
         self._one_hot = torch.eye(num_classes, device=labels.device)
 
     def __len__(self) -> int:
@@ -128,6 +133,8 @@ class Digits(Dataset[Batch]):
 
     def __getitem__(self, rows: Rows) -> Batch:
         pixels = self.pixels.index_select(0, rows.indices)  # a tenth of the time of [indices]
+        if self.augmentation is not None:
+            pixels = self.augmentation(pixels, rows.indices, rows.epoch)
         y = self._one_hot.index_select(0, self.labels.index_select(0, rows.indices))
         if self.binarization_seed is None:
             x = pixels.float() / 255.0
@@ -153,7 +160,7 @@ class Digits(Dataset[Batch]):
         if self.pixels.device == torch.device(device):
             return self
         moved = self.pixels.to(device), self.labels.to(device)
-        return Digits(*moved, self.num_classes, self.binarization_seed)
+        return Digits(*moved, self.num_classes, self.binarization_seed, self.augmentation)
 
     def digest(self) -> str:
         """Fingerprint of pixels and labels: equal digests, equal evaluation set."""
@@ -186,7 +193,9 @@ class MNISTDataModule(lightning.LightningDataModule):
             all images then lie in its memory and batches are made there.
         num_classes: number of labels.
         image_shape: (channels, height, width).
-        seed: seed of the order and of the binarization of the training images.
+        seed: seed of the order, the augmentation and the binarization of the training images.
+        augmentation: makes the augmentation of the training images, see
+            :class:`cvae.augmentation.Augmentation`.
     """
 
     def __init__(
@@ -201,6 +210,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         num_classes: int = 10,
         image_shape: Sequence[int] = (1, 28, 28),
         seed: int = 1,
+        augmentation: AugmentationFactory | None = None,
     ) -> None:
         super().__init__()
         if binarization not in ("dynamic", "none"):
@@ -215,6 +225,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         self.num_classes = num_classes
         self.image_shape = tuple(image_shape)
         self.seed = seed
+        self.augmentation = augmentation
         self.goes_on_at = (0, 0)  # epoch and batch at which a run goes on
         self._arrays: Sequence[NDArray[Any]] | None = None  # read, and not yet split
         self.train: Digits | None = None
@@ -252,7 +263,11 @@ class MNISTDataModule(lightning.LightningDataModule):
                 "compare them with each other only"
             )
         self.train = Digits(
-            pixels[taken], labels[taken], self.num_classes, self.seed if dynamic else None
+            pixels[taken],
+            labels[taken],
+            self.num_classes,
+            self.seed if dynamic else None,
+            self.augmentation and self.augmentation(seed=self.seed),
         )
         self.validation = Digits(pixels[held_out], labels[held_out], self.num_classes)
         self.test = Digits(*self._tensors(test_x, test_y), self.num_classes)

@@ -240,9 +240,10 @@ class VAEModule(lightning.LightningModule):
         generator.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        num_samples = self.model.num_samples
         eps = noise.standard_normal(
             batch.indices,
-            (self.model.latent_dim,),
+            (*([num_samples] if num_samples > 1 else []), self.model.latent_dim),
             seed=self.seed,
             stream=noise.Stream.POSTERIOR,
             epoch=self.current_epoch,

@@ -32,6 +32,7 @@ class Stream(IntEnum):
     FIGURES = 6
     PRIOR = 7
     SAMPLES = 8
+    AUGMENTATION = 9
 
 
 def _signed(value: int) -> int:

@@ -151,8 +151,9 @@ def write_text(path: Path, text: str) -> None:
 def run_name(cfg: DictConfig) -> str:
     """A name that a person can read, such as cvae-mlp-adversary-z32-s1."""
     parts = [_class_name(cfg.model), _class_name(cfg.model.network)]
-    chosen = (cfg.model[part] for part in ("prior", "penalty") if cfg.model.get(part))
-    parts += [name for node in chosen if (name := _class_name(node)) != "standardnormal"]
+    nodes = (cfg.model.get("prior"), cfg.model.get("penalty"), cfg.data.get("augmentation"))
+    names = (_class_name(node) for node in nodes if node)
+    parts += [name for name in names if name != "standardnormal"]
     parts.append(f"z{cfg.model.latent_dim}")
     data = str(cfg.data.get("name", "")).lower()
     return "-".join([*parts, *([data] if data not in ("mnist", "") else []), f"s{cfg.seed}"])

@@ -170,6 +170,15 @@ class _Data:
     num_classes: Size
     image_shape: Annotated[list[Size], Length(3)]
     data_dir: Name
+    augmentation: dict[str, Any] | None = LEFT_OUT
+
+
+class Warp:
+    _partial_: Partial
+    affine: Weight
+    elastic: Weight
+    share: Annotated[float, Between(0, 1)]
+    until_epoch: Natural
 
 
 class MNISTDataModule(_Data):
@@ -193,6 +202,7 @@ class VAE(Autoencoder):
     beta: Weight
     warmup_steps: Natural
     path_gradient: bool
+    num_samples: Size
 
 
 class Adversary:
@@ -224,6 +234,7 @@ class Conv:
     channels: list[Size]
     num_blocks: Annotated[int, Between(0, 1000)]
     hidden_dim: Size
+    patch_size: Size
 
 
 class AdamW:
@@ -456,6 +467,7 @@ class Dashboard:
 _BY_TARGET: dict[str, type] = {
     "cvae.data.MNISTDataModule": MNISTDataModule,
     "cvae.data.ImagesDataModule": ImagesDataModule,
+    "cvae.augmentation.Warp": Warp,
     "cvae.models.Autoencoder": Autoencoder,
     "cvae.models.VAE": VAE,
     "cvae.models.CVAE": VAE,
@@ -488,6 +500,12 @@ _BY_ENTRY_POINT: dict[str, type] = {
 
 _MADE_OF_A_TARGET = ("data", "model", "optimizer", "scheduler")
 _SEVERAL_TARGETS = ("logger", "callbacks")
+_PARTS = (
+    ("model", "network"),
+    ("model", "prior"),
+    ("model", "penalty"),
+    ("data", "augmentation"),
+)
 _KEYS_OF_HYDRA = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
 
@@ -527,9 +545,9 @@ def _check_nodes(cfg: Mapping[str, Any]) -> Iterator[str]:
     nodes = {key: cfg[key] for key in _MADE_OF_A_TARGET if cfg.get(key)}
     for group in _SEVERAL_TARGETS:
         nodes |= {f"{group}.{name}": node for name, node in (cfg.get(group) or {}).items() if node}
-    for part in ("network", "prior", "penalty"):
-        if isinstance(cfg["model"].get(part), Mapping):
-            nodes[f"model.{part}"] = cfg["model"][part]
+    for group, part in _PARTS:
+        if isinstance(cfg[group].get(part), Mapping):
+            nodes[f"{group}.{part}"] = cfg[group][part]
     for key, node in nodes.items():
         target = node.get("_target_") if isinstance(node, Mapping) else node
         if not (isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target)):
