@@ -12,12 +12,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench import machine
+from recipes import carry_out
 from scipy import stats
 from validation import NUM_SAMPLES, validation_nll
 
 from cvae import runs
-from cvae.article import Job, carry_out_all, is_trained
-from cvae.schema import ConfigError, num_cpus
+from cvae.article import Job, is_trained
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "logs" / "ablations"
@@ -39,13 +39,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "flow": ("model/prior=flow",),
     "adversary_off": ("model/penalty=none",),
     "cvae_plain": ("model=cvae_plain",),
-    "conv_3_epochs": ("model/network=conv", "trainer.max_epochs=3"),  # in a default run's time
+    "weighted_4": ("model.num_samples=4", "trainer.max_epochs=17"),  # in a default run's time
+    "conv": ("model/network=conv", "trainer.max_epochs=5"),  # in a default run's time
+    "warp": ("data/augmentation=warp",),
 }
 
 
 def jobs_of(name: str) -> list[Job]:
     words = [*COMMON, *VARIANTS[name]]
-    return [Job(FOLDER / f"{name}-s{n}", [f"seed={n}", *words], evaluated=False) for n in SEEDS]
+    return [Job(FOLDER / f"{name}-s{n}", [f"seed={n}", *words]) for n in SEEDS]
 
 
 def found() -> dict[str, Any]:
@@ -72,14 +74,7 @@ def found() -> dict[str, Any]:
 
 
 def main(names: list[str]) -> None:
-    if unknown := set(names) - set(VARIANTS):
-        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
-    chosen = dict.fromkeys([DEFAULT, *(names or VARIANTS)])
-    jobs = [job for several in zip(*map(jobs_of, chosen), strict=True) for job in several]
-    try:
-        carry_out_all(jobs, [], min(2, num_cpus()), lambda _, doing: print(doing, flush=True))
-    except (ConfigError, runs.RunFailed) as error:
-        raise SystemExit(f"{error}; what is in {FOLDER} may be deleted") from None
+    carry_out(list(dict.fromkeys([DEFAULT, *(names or VARIANTS)])), VARIANTS, jobs_of)
     document = found()
     runs.write_json(OUTPUT, document)
     for name, row in document["variants"].items():

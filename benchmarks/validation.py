@@ -3,11 +3,8 @@
 import json
 from pathlib import Path
 
-import torch
-from torch.nn.functional import one_hot
-
 from cvae import runs
-from cvae.evaluation.likelihood import BATCH, importance_weighted_nll
+from cvae.evaluation.likelihood import split_nlls
 from cvae.models import VAE
 
 NUM_SAMPLES = 100
@@ -26,12 +23,7 @@ def validation_nll(run_dir: Path) -> float:
     data = runs.load_data(cfg)
     data.prepare_data()
     data.setup()
-    images = data.splits()["validation"]
-    nll = 0.0
-    for index in torch.arange(len(images.labels)).split(BATCH):
-        x = images.inputs[index].float() / 255
-        y = one_hot(images.labels[index], data.num_classes).float() if model.conditional else None
-        nll += float(importance_weighted_nll(model, x, y, index, NUM_SAMPLES).double().sum())
-    nll /= len(images.labels)
+    nlls = split_nlls(model, data.splits()["validation"], [NUM_SAMPLES])[NUM_SAMPLES]
+    nll = float(nlls.double().mean())
     runs.write_json(kept, {"nll": nll, "num_samples": NUM_SAMPLES, "checkpoint_digest": digest})
     return nll

@@ -149,8 +149,8 @@ def test_the_jobs_of_the_article() -> None:
     jobs = article.jobs(Path("/x"), [1, 2, 3], ["logger=csv"])
     assert len(jobs) == 14
     assert len({job.folder for job in jobs}) == 14
-    assert sum(job.evaluated for job in jobs) == 12
-    assert [j.train[-1] for j in jobs if not j.evaluated] == ["model.latent_dim=2"] * 2
+    assert sum(bool(job.claims) for job in jobs) == 12
+    assert [j.train[-1] for j in jobs if not j.claims] == ["model.latent_dim=2"] * 2
 
 
 def test_a_folder_of_other_settings_stays(tmp_path: Path) -> None:

@@ -66,23 +66,23 @@ _TABLE = (  # the metrics of the article's claims that systems are compared by
 
 
 class Job(NamedTuple):
-    """One run of the article."""
+    """One run of several that are compared."""
 
     folder: Path
     train: list[str]  # overrides of train.py
-    evaluated: bool  # whether its metrics stand in the table
+    claims: Sequence[str] = ()  # that are measured on it
 
 
 def jobs(folder: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[Job]:
     """Every system with every seed, and the two planes with the first."""
     found = [
-        Job(folder / f"{system}-s{seed}", [f"model={system}", f"seed={seed}", *overrides], True)
+        Job(folder / f"{system}-s{seed}", [f"model={system}", f"seed={seed}", *overrides], CLAIMS)
         for seed in seeds
         for system in SYSTEMS
     ]
     for system in PLANES:
         words = [f"model={system}", f"seed={seeds[0]}", *overrides, "model.latent_dim=2"]
-        found.append(Job(folder / f"{system}-plane", words, False))
+        found.append(Job(folder / f"{system}-plane", words))
     return found
 
 
@@ -94,13 +94,13 @@ def is_trained(job: Job) -> bool:
 
 def is_evaluated(job: Job) -> bool:
     """Whether nothing is left to measure on the run."""
-    if not job.evaluated:
+    if not job.claims:
         return True
     found = runs.read_evaluation(job.folder)
     checkpoint = job.folder / "checkpoints" / str(found.get("checkpoint"))
     if not checkpoint.is_file() or runs.file_digest(checkpoint) != found["checkpoint_digest"]:
         return False
-    return set(CLAIMS) <= {*found.get("seconds", {}), *found.get("left_out", {})}
+    return set(job.claims) <= {*found.get("seconds", {}), *found.get("left_out", {})}
 
 
 def _is_of(job: Job) -> bool:
@@ -195,7 +195,8 @@ def carry_out(
         _run("train", words, share, output, running)
     if not is_evaluated(job):
         yield f"evaluating {job.folder.name}"
-        words = [f"run={job.folder}", "num_samples=50", *evaluate]
+        claims = f"claims=[{','.join(job.claims)}]"
+        words = [f"run={job.folder}", "num_samples=50", claims, *evaluate]
         _run("evaluate", words, share, output, running)
 
 
@@ -233,7 +234,7 @@ def table(all_jobs: Sequence[Job]) -> str:
         system: [
             comparison.read_run(j.folder)
             for j in all_jobs
-            if j.evaluated and j.train[0] == f"model={system}"
+            if j.claims and j.train[0] == f"model={system}"
         ]
         for system in SYSTEMS
     }
@@ -252,7 +253,7 @@ def table(all_jobs: Sequence[Job]) -> str:
     minutes_evaluating = sum(sum(seconds.values()) for seconds in measured) / 60
     devices = ", ".join(sorted({str(s.get("device")) for s in summaries}))
     digests = ", ".join(sorted({str(s.get("test_digest")) for s in summaries}))
-    seeds = sum(1 for j in all_jobs if j.evaluated) // len(SYSTEMS)
+    seeds = sum(1 for j in all_jobs if j.claims) // len(SYSTEMS)
     plural = "" if seeds == 1 else "s"
     return (
         f"Mean ± s.d. over {seeds} seed{plural}; {devices}; {minutes:.0f} minutes of training and "
@@ -267,7 +268,7 @@ def _beside(all_jobs: Sequence[Job]) -> tuple[dict[str, str], dict[str, str]]:
     floors: dict[str, str] = {}
     for system in (*SYSTEMS, "cvae"):
         found: dict[str, list[dict[str, Any]]] = {}
-        for job in (j for j in all_jobs if j.evaluated and j.train[0] == f"model={system}"):
+        for job in (j for j in all_jobs if j.claims and j.train[0] == f"model={system}"):
             for name, metric in runs.read_evaluation(job.folder).get("metrics", {}).items():
                 found.setdefault(name, []).append(metric)
         for name, metrics in found.items():
@@ -283,7 +284,7 @@ def figure(all_jobs: Sequence[Job]) -> "PILImage.Image":
     from cvae import figures
 
     folders = {job.folder.name: job.folder for job in all_jobs}
-    first = {j.train[0].removeprefix("model="): j.folder for j in reversed(all_jobs) if j.evaluated}
+    first = {j.train[0].removeprefix("model="): j.folder for j in reversed(all_jobs) if j.claims}
     models = {system: runs.load_run(first[system]) for system in DRAWN if system in first}
     planes = {system: runs.load_run(folders[f"{system}-plane"]) for system in PLANES}
     cfg = runs.load_config(first["cvae"])

@@ -7,7 +7,7 @@ import torch
 
 from cvae.evaluation.claim import Metric, Metrics, NotApplicable, Subject, as_vae, standard_error
 from cvae.evaluation.generative_classifier import log_marginal
-from cvae.evaluation.likelihood import BATCH, importance_weighted_nlls, score_batch
+from cvae.evaluation.likelihood import BATCH, score_batch, split_nlls
 from cvae.models import bits_per_dimension
 from cvae.types import Batch, Nats
 
@@ -60,11 +60,8 @@ def test_nlls(subject: Subject) -> dict[int, Nats]:
     """The importance-weighted bound of every test image by K, at the K asked for and the usual."""
     model = as_vae(subject)
     counts = sorted({k for k in _USUAL_COUNTS if k < subject.num_samples} | {subject.num_samples})
-    count = len(subject.test.labels)
-    parts: dict[int, list[Nats]] = {k: [] for k in counts}
-    for index in torch.arange(count).split(BATCH):
-        subject.progress(f"bound, K = {max(counts)}", float(index[0]) / count)
-        x, y = subject.inputs(subject.test, index)
-        for k, nll in importance_weighted_nlls(model, x, y, index, counts).items():
-            parts[k].append(nll)
-    return {k: torch.cat(part) for k, part in parts.items()}
+
+    def tell(share: float) -> None:
+        subject.progress(f"bound, K = {max(counts)}", share)
+
+    return split_nlls(model, subject.test, counts, tell)

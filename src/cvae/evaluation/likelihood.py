@@ -1,13 +1,14 @@
 """How likely the model finds images: the bound it trains on, and the importance-weighted one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from cvae import noise
 from cvae.models import VAE, Autoencoder
-from cvae.types import Batch, Image, ImageIndices, Nats, OneHot
+from cvae.types import Batch, Image, ImageIndices, Nats, OneHot, Split
 
 _EVALUATION_SEED = 0  # never a run's: all runs and epochs are scored with the same noise
 # how many at a time changes no result: few enough for the caches of a processor
@@ -71,6 +72,24 @@ def importance_weighted_nlls(
                 found[k] = math.log(k) - torch.logaddexp(total, part)
         total = torch.logaddexp(total, log_w.logsumexp(dim=1))
     return {k: found[k] for k in counts}
+
+
+def split_nlls(
+    model: VAE,
+    split: Split,
+    counts: Sequence[int],
+    progress: Callable[[float], None] = lambda share: None,
+) -> dict[int, Nats]:
+    """:func:`importance_weighted_nlls` of all images of a split; ``progress`` is told its share."""
+    parts: dict[int, list[Nats]] = {k: [] for k in counts}
+    for index in torch.arange(len(split.labels)).split(BATCH):
+        progress(float(index[0]) / len(split.labels))
+        x, y = split.inputs[index].float() / 255.0, None
+        if model.conditional:
+            y = F.one_hot(split.labels[index], model.num_classes).float()
+        for k, nll in importance_weighted_nlls(model, x, y, index, counts).items():
+            parts[k].append(nll)
+    return {k: torch.cat(part) for k, part in parts.items()}
 
 
 @torch.no_grad()
