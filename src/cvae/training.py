@@ -53,7 +53,7 @@ _KNOWN_WARNINGS = (
     ".*sync_dist=True.* when logging on epoch level.*",  # what is logged is global already
     ".*resuming from a checkpoint that ended before the epoch ended.*",  # ours starts where it did
     ".*Checkpoint directory .* exists and is not empty.*",
-    ".*torch.distributed.nn.functional.all_gather. is deprecated.*",
+    ".*torch.distributed.nn.functional.all_gather.? is deprecated.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
 )
 
