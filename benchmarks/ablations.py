@@ -39,7 +39,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "flow": ("model/prior=flow",),
     "adversary_off": ("model/penalty=none",),
     "cvae_plain": ("model=cvae_plain",),
-    "weighted_4": ("model.num_samples=4", "trainer.max_epochs=17"),  # in a default run's time
     "conv": ("model/network=conv", "trainer.max_epochs=5"),  # in a default run's time
     "warp": ("data/augmentation=warp",),
 }

@@ -71,7 +71,8 @@ def carry_out(names: list[str], known: Mapping[str, Any], jobs_of: JobsOf, *eval
     """Do what is not done yet, seed by seed, two jobs at a time, and say what is begun."""
     if unknown := set(names) - set(known):
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
-    jobs = [job for several in zip(*map(jobs_of, names), strict=True) for job in several]
+    each = zip(*map(jobs_of, dict.fromkeys(names)), strict=True)
+    jobs = [job for several in each for job in several]
     try:
         carry_out_all(jobs, evaluate, min(2, num_cpus()), lambda _, doing: print(doing, flush=True))
     except (ConfigError, runs.RunFailed) as error:

@@ -4,7 +4,10 @@ from jaxtyping import install_import_hook
 
 from tests import shapes  # noqa: F401 - named below
 
-TENSOR_ROOMS = ("noise", "networks", "models", "evaluation", "figures", "sampling", "data")
+TENSOR_ROOMS = (
+    *("noise", "augmentation", "data"),
+    *("networks", "models", "evaluation", "figures", "sampling"),
+)
 # before anything of ours is imported
 install_import_hook([f"cvae.{room}" for room in TENSOR_ROOMS], "tests.shapes.typechecker")
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cvae import article, comparison, runs
 from cvae.launch import Share, shares
-from cvae.schema import ConfigError, num_cpus
+from cvae.schema import CLAIMS, ConfigError, num_cpus
 from tests.conftest import run_script, tiny
 
 
@@ -179,7 +179,9 @@ def test_an_unfinished_run_of_the_article_is_launched_again(
     runs.update_summary(job.folder, status="finished")
     commands.clear()
     list(article.carry_out(job, ["figures=false"], MACHINE, set()))
-    assert commands == [("evaluate", f"run={job.folder}", "num_samples=50", "figures=false")]
+    all_claims = f"claims=[{','.join(CLAIMS)}]"
+    words = (f"run={job.folder}", "num_samples=50", all_claims, "figures=false")
+    assert commands == [("evaluate", *words)]
 
 
 def test_a_recipe_that_has_changed_is_other_settings(

@@ -110,52 +110,6 @@ def test_the_path_gradient_is_the_gradient_on_average(prior: PriorFactory) -> No
     assert (found(True, one)[1] - found(False, one)[1]).norm() > 0.01 * whole.norm()
 
 
-@pytest.mark.parametrize("prior", [StandardNormal, FLOW])
-def test_the_doubly_reparametrized_gradient_is_that_of_the_importance_weighted_bound(
-    prior: PriorFactory,
-) -> None:
-    """Over all pairs of samples, by quadrature; the values are those of the bound of one sample."""
-    dim = 1 if prior is StandardNormal else 2  # a coupling needs two
-    model = randomized(CVAE(network, dim, SHAPE, num_classes=4, prior=prior)).double()
-    assert isinstance(model, VAE)
-    nodes, mass = (
-        torch.from_numpy(found)
-        for found in numpy.polynomial.hermite_e.hermegauss(40 if dim == 1 else 14)
-    )
-    eps = torch.cartesian_prod(*[nodes] * 2 * dim).view(-1, 2, dim)
-    weight = torch.cartesian_prod(*[mass] * 2 * dim).prod(1) / mass.sum() ** (2 * dim)
-    x, y = (rows[:1].double().expand(len(eps), *rows.shape[1:]) for rows in (ALL_IMAGES, labels(1)))
-
-    def gradient(bounds: Tensor) -> Tensor:
-        model.zero_grad()
-        (weight * bounds).sum().backward()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        return torch.cat([g.flatten() for g in gradients])
-
-    terms = model.terms(x, y, eps)
-    each = [model.terms(x, y, eps[:, k]).reconstruction for k in (0, 1)]
-    torch.testing.assert_close(terms.reconstruction, torch.stack(each).mean(0))
-    kl, of_first = (t.kl.detach() @ weight for t in (terms, model.terms(x, y, eps[:, 0])))
-    torch.testing.assert_close(kl, of_first)
-    doubly = gradient(-model.loss(terms, 0))
-    whole = gradient(model.log_weights(x, y, eps).logsumexp(dim=1))
-    of_one = gradient(model.terms(x, y, eps[:, 0]).elbo)
-    assert (doubly - whole).norm() < 5e-3 * whole.norm()
-    assert (of_one - whole).norm() > 0.01 * whole.norm()
-
-
-def test_one_sample_is_the_path_gradient() -> None:
-    model = randomized(CVAE(network, 2, SHAPE, num_classes=4, path_gradient=True)).double()
-    x, y, eps = ALL_IMAGES.double(), labels(16), torch.randn(16, 2, dtype=torch.float64)
-    found: list[Tensor] = []
-    for draws in (eps, eps[:, None]):
-        model.zero_grad()
-        model.loss(model.terms(x, y.double(), draws), 0).sum().backward()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        found.append(torch.cat([g.flatten() for g in gradients]))
-    torch.testing.assert_close(*found)
-
-
 @pytest.mark.parametrize("path_gradient", [True, False])
 def test_the_path_gradient_has_no_noise_at_the_true_posterior(
     path_gradient: bool, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvae import noise
+from cvae.augmentation import Warp
 from cvae.callbacks import EMA
 from cvae.data import GlobalBatchSampler, MNISTDataModule
 from tests.conftest import ROOT, clean_environment, tiny
@@ -117,9 +119,11 @@ def test_a_batch_has_few_operators(data_dir: Path) -> None:
     assert sum(counts.calls.values()) < 53
 
 
-def test_a_resident_batch_is_made_on_its_device(data_dir: Path) -> None:
+@pytest.mark.parametrize("augmentation", [None, partial(Warp, affine=0.1, elastic=0.5)])
+def test_a_resident_batch_is_made_on_its_device(data_dir: Path, augmentation: Any) -> None:
     """The device is one without numbers: neither host memory nor a number is in the way."""
-    data = MNISTDataModule(data_dir, "KMNIST", batch_size=32, validation_size=45)
+    warp = augmentation and partial(augmentation, share=0.5, until=1.0)
+    data = MNISTDataModule(data_dir, "KMNIST", batch_size=32, validation_size=45, augmentation=warp)
     data.setup()
     assert data.train is not None
     sampler = GlobalBatchSampler(len(data.train), 32, shuffle_seed=1, device="meta")

@@ -240,10 +240,9 @@ class VAEModule(lightning.LightningModule):
         generator.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        num_samples = self.model.num_samples
         eps = noise.standard_normal(
             batch.indices,
-            (*([num_samples] if num_samples > 1 else []), self.model.latent_dim),
+            (self.model.latent_dim,),
             seed=self.seed,
             stream=noise.Stream.POSTERIOR,
             epoch=self.current_epoch,

@@ -19,7 +19,6 @@ from cvae.types import Image, Latent, Logits, Nats, OneHot, Terms
 NetworkFactory = Callable[..., Network]
 PriorFactory = Callable[..., Prior]
 PenaltyFactory = Callable[..., Penalty]
-Draws = Float[Tensor, "batch *num_samples latent_dim"]  # one z an image, or several
 _MAX_LOG_STD = 5.0  # |log standard deviation| of the posterior stays below: e^5 is far from any use
 
 
@@ -39,8 +38,8 @@ def _sum_softplus(logits: Tensor) -> Tensor:
     return (logits.relu() - logits.abs().sigmoid().log()).sum(-1)
 
 
-def _sampled_kl(w: Draws, log_det: Tensor, eps: Draws, log_std: Tensor) -> Tensor:
-    """log q(z | x, y) - log p(z) at every z; the two densities share (2 pi)^(-d/2)."""
+def _sampled_kl(w: Latent, log_det: Nats, eps: Latent, log_std: Latent) -> Nats:
+    """log q(z | x, y) - log p(z) at one z; the two densities share (2 pi)^(-d/2)."""
     return 0.5 * (w**2 - eps**2).sum(-1) - log_std.sum(-1) - log_det
 
 
@@ -58,7 +57,6 @@ class Autoencoder(nn.Module):
 
     conditional = False
     num_statistics = 1
-    num_samples = 1  # of z for an image, in a step
 
     def __init__(
         self,
@@ -158,7 +156,7 @@ class Autoencoder(nn.Module):
             return mean
         return torch.bernoulli(mean.cpu(), generator=generator).to(weight)
 
-    def terms(self, x: Image, y: OneHot | None, eps: Draws) -> Terms:
+    def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
         """The reconstruction term alone: a code has no distribution and costs no nats."""
         reconstruction = log_bernoulli(x, self._logits(self.embed(x, y), y))
         return Terms(reconstruction, torch.zeros_like(reconstruction))
@@ -189,10 +187,6 @@ class VAE(Autoencoder):
         path_gradient: whether the gradient of the bound is that by way of z alone, without the
             score of q, which is 0 on average: its noise vanishes where q is the true posterior
             (Roeder, Wu and Duvenaud 2017). The value stays the same.
-        num_samples: K of the importance-weighted bound that training raises (Burda, Grosse and
-            Salakhutdinov 2016), 1 for the bound above. Its gradient is the doubly reparametrized
-            one (Tucker et al. 2019), of which the path gradient is the case K = 1; values stay
-            those of the bound above.
     """
 
     num_statistics = 2
@@ -206,7 +200,6 @@ class VAE(Autoencoder):
         beta: float = 1.0,
         warmup_steps: int = 0,
         path_gradient: bool = False,
-        num_samples: int = 1,
         prior: PriorFactory = StandardNormal,
         penalty: PenaltyFactory | None = None,
     ) -> None:
@@ -217,7 +210,6 @@ class VAE(Autoencoder):
         self.beta = beta
         self.warmup_steps = warmup_steps
         self.path_gradient = path_gradient
-        self.num_samples = num_samples
 
     def posterior(self, x: Image, y: OneHot | None) -> tuple[Latent, Latent]:
         """Mean and log standard deviation of q(z | x, y), in the space of z."""
@@ -235,14 +227,8 @@ class VAE(Autoencoder):
     def _decoded(self, latent: Latent) -> Latent:
         return self.prior.from_base(latent)
 
-    def terms(self, x: Image, y: OneHot | None, eps: Draws) -> Terms:
-        """Both terms of the bound at ``z = mean + std * eps``; eps ~ N(0, I) is the caller's.
-
-        With a dimension of samples after that of images, eps gives the means over samples, whose
-        gradients are those of the importance-weighted bound.
-        """
-        if eps.ndim == 3:
-            return self._weighted_terms(x, y, eps)
+    def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
+        """Both terms of the bound at ``z = mean + std * eps``; eps ~ N(0, I) is the caller's."""
         mean, log_std = self.posterior(x, y)
         z = mean + log_std.exp() * eps
         w, log_det = self.prior.to_base(z)
@@ -256,33 +242,6 @@ class VAE(Autoencoder):
             kl = kl.detach() + (path - path.detach())
         penalty = 0.0 if self.penalty is None else self.penalty(w, y, eps)
         return Terms(log_bernoulli(x, self._logits(z, y)), kl, penalty)
-
-    def _weighted_terms(
-        self, x: Image, y: OneHot | None, eps: Float[Tensor, "batch num_samples latent_dim"]
-    ) -> Terms:
-        size, num_samples = eps.shape[:2]
-        mean, log_std = self.posterior(x, y)
-        z = mean[:, None] + log_std.exp()[:, None] * eps
-        w, log_det = self.prior.to_base(z.flatten(0, 1))
-        mean_q, log_std_q = mean.detach()[:, None], log_std.detach()[:, None]
-        eps_of_z = (z - mean_q) * torch.exp(-log_std_q)  # q as a function of z alone
-        kl = _sampled_kl(w.view_as(eps), log_det.view(size, -1), eps_of_z, log_std_q)
-        rows = x.repeat_interleave(num_samples, dim=0)
-        labels = None if y is None else y.repeat_interleave(num_samples, dim=0)
-        reconstruction = log_bernoulli(rows, self._logits(z.flatten(0, 1), labels)).view(size, -1)
-        weights = (reconstruction - kl).detach().softmax(dim=1)
-        if z.requires_grad:  # once by the sums below, and once more on the way to the encoder
-            z.register_hook(lambda gradient: gradient * weights[:, :, None])
-        penalty: Nats | float = 0.0
-        if self.penalty is not None:
-            first = self.prior.to_base(mean + log_std.exp() * eps[:, 0])[0]
-            penalty = self.penalty(first, y, eps[:, 0])
-
-        def mean_with_gradient(term: Tensor) -> Nats:
-            weighted = (weights * term).sum(1)
-            return term.detach().mean(1) + (weighted - weighted.detach())
-
-        return Terms(mean_with_gradient(reconstruction), mean_with_gradient(kl), penalty)
 
     def log_weights(
         self,

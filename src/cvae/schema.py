@@ -178,7 +178,8 @@ class Warp:
     affine: Weight
     elastic: Weight
     share: Annotated[float, Between(0, 1)]
-    until_epoch: Natural
+    until: Annotated[float, Between(0, 1)]
+    max_epochs: Annotated[int, AtLeast(-1)] | None  # as the trainer's
 
 
 class MNISTDataModule(_Data):
@@ -202,7 +203,6 @@ class VAE(Autoencoder):
     beta: Weight
     warmup_steps: Natural
     path_gradient: bool
-    num_samples: Size
 
 
 class Adversary:
