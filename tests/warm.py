@@ -34,6 +34,9 @@ def become(request: dict[str, Any]) -> None:
     for number, name in ((1, "out"), (2, "error")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = [request["script"], *request["arguments"]]
+    # W&B makes a folder for pictures as it is imported, which the first fork to end takes with it
+    media = importlib.import_module("wandb.sdk.data_types._private").MEDIA_TMP
+    os.makedirs(media.name, exist_ok=True)  # noqa: PTH103 - a name
     sys.path[0] = os.path.dirname(request["script"])  # noqa: PTH120 - as the interpreter does
     runpy.run_path(request["script"], run_name="__main__")
 
