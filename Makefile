@@ -4,7 +4,7 @@ ARGS ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-locked lock train article test test-engines test-faults test-long bench precision ablations lint format clean
+.PHONY: help install install-locked lock train article test test-engines test-faults test-long bench precision recipes speedrun ablations lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -71,6 +71,13 @@ bench: .venv/.installed ## measure the speed beside a bare loop, the usual and a
 precision: .venv/.installed ## measure what bfloat16 costs in nats, over ten seeds; 10 minutes
 	$(RUN) benchmarks/precision.py $(ARGS)
 	$(RUN) docs/tables.py
+
+recipes: .venv/.installed ## train and measure every recipe, 3 seeds each; hours, or minutes for ARGS=quick
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/recipes.py $(ARGS)
+	$(RUN) docs/tables.py
+
+speedrun: .venv/.installed ## measure the time to 84 nats, 3 seeds alone on the machine; 10 minutes
+	$(RUN) benchmarks/speedrun.py $(ARGS)
 
 ablations: .venv/.installed ## measure what each part of the default recipe is worth, 3 seeds each; hours
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/ablations.py $(ARGS)

@@ -1,8 +1,8 @@
 """What each part of the default recipe is worth: ``python benchmarks/ablations.py [VARIANT ...]``.
 
 Trains the variants, or those named, with every seed, two at a time on a core each (make ablations),
-scores them on the validation images and writes docs/ablations.json of all that are there. What has
-been trained is not trained again: repeat it to go on after an interruption.
+scores them on the validation images and puts their rows into docs/ablations.json. What has been
+trained is not trained again: repeat it to go on after an interruption.
 """
 
 import math
@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench import machine
-from recipes import carry_out
+from recipes import beside_earlier, carry_out
 from scipy import stats
 from validation import NUM_SAMPLES, validation_nll
 
@@ -36,7 +36,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "ema_off": ("callbacks.ema=null",),
     "beta_0.9": ("model.beta=0.9",),
     "batch_256": ("data.batch_size=256", "optimizer.lr=2e-3", "callbacks.ema.decay=0.996"),
-    "flow": ("model/prior=flow",),
+    "prior_flow": ("model/prior=flow",),
     "adversary_off": ("model/penalty=none",),
     "cvae_plain": ("model=cvae_plain",),
     "conv": ("model/network=conv", "trainer.max_epochs=5"),  # in a default run's time
@@ -45,7 +45,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 def jobs_of(name: str) -> list[Job]:
-    words = [*COMMON, *VARIANTS[name]]
+    words = [*VARIANTS[name], *COMMON]
     return [Job(FOLDER / f"{name}-s{n}", [f"seed={n}", *words]) for n in SEEDS]
 
 
@@ -64,19 +64,20 @@ def found() -> dict[str, Any]:
         half = float(stats.t.ppf(0.975, len(SEEDS) - 1)) * stdev(gains) / math.sqrt(len(SEEDS))
         variants[name] = {
             "overrides": list(VARIANTS[name]),
+            "machine": machine(),
             "nll": [round(nll, 3) for nll in nlls[name]],
             "gain": round(mean(gains), 3),
             "half_of_95_percent": round(half, 3),
             "time": round(mean(seconds[name]) / mean(seconds[DEFAULT]), 2),
         }
-    return {"machine": machine(), "num_samples": NUM_SAMPLES, "variants": variants}
+    return variants
 
 
 def main(names: list[str]) -> None:
     carry_out(list(dict.fromkeys([DEFAULT, *(names or VARIANTS)])), VARIANTS, jobs_of)
-    document = found()
-    runs.write_json(OUTPUT, document)
-    for name, row in document["variants"].items():
+    rows = beside_earlier(found(), OUTPUT, "variants", VARIANTS)
+    runs.write_json(OUTPUT, {"num_samples": NUM_SAMPLES, "variants": rows})
+    for name, row in rows.items():
         spread = f"{row['gain']:+.2f} ± {row['half_of_95_percent']:.2f}"
         print(f"{name:20} {spread}  {row['time']:.2f} of the time")
 

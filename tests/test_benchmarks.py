@@ -32,11 +32,11 @@ def test_recipes_are_measured_and_not_again(
     assert list(document["recipes"]) == ["small"]  # the other has not been trained
     row = document["recipes"]["small"]
     assert row["n"] == 2
-    nll, joint = (row[f"test/{what}nll_k100"]["mean"] for what in ("", "joint_"))
+    nll, joint = (row[f"test/{what}nll_k50"]["mean"] for what in ("", "joint_"))
     assert joint == pytest.approx(nll + 2.302585)
-    assert row["test/nll_k100"]["sd"] > 0
+    assert row["test/nll_k50"]["sd"] > 0
     table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["recipes"](document)
-    assert f"| **small** (n=2) | {nll:.2f} ± " in table
+    assert f"| **small** | {nll:.2f} ± " in table
     capsys.readouterr()
     recipes.main(["small"])
     assert capsys.readouterr().out == ""
@@ -57,3 +57,21 @@ def test_ablations_are_paired_by_seed(
     found = json.loads((tmp_path / "ablations.json").read_text())["variants"]
     gains = [a - b for a, b in zip(found["default"]["nll"], found["wide"]["nll"], strict=True)]
     assert found["wide"]["gain"] == pytest.approx(sum(gains) / 2, abs=2e-3)
+
+
+@pytest.mark.engines
+def test_the_speedrun_says_whether_it_came_there(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    speedrun = importlib.import_module("speedrun")
+    monkeypatch.setattr(speedrun, "WORDS", (*speedrun.WORDS[1:], *tiny(data_dir)))
+    speedrun.main(["1", "2"])
+    _, *seeds, mean = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in seeds] == ["seed 1", "seed 2"]
+    nats = [float(line.split()[2]) for line in seeds]
+    assert float(mean.split()[3]) == pytest.approx(sum(nats) / 2, abs=0.01)
+    assert mean.endswith("84 NOT reached")
+    monkeypatch.setattr(speedrun, "GOAL", 1000.0)
+    speedrun.main(["1"])
+    assert capsys.readouterr().out.endswith("1000 reached\n")

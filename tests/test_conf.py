@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -202,6 +203,18 @@ def test_units_stand_where_values_are() -> None:
     """The command line of an experiment is its first comment."""
     for path in (CONF / "experiment").glob("*.yaml"):
         assert f"python src/train.py experiment={path.stem}" in path.read_text()
+
+
+def test_recipes_open_with_what_was_measured() -> None:
+    """The figures of the README's table: nats of p(x|y), of p(x, y) and of p(x)."""
+    rows = re.findall(
+        r"^\| \*\*(\w+)\*\* (.*)", (runs.ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert [name for name, _ in rows] == ["quick", "default", "reference"]
+    for name, row in rows:
+        path = CONF / ("train.yaml" if name == "default" else f"experiment/{name}.yaml")
+        nats = row.split(" | ")[:3]
+        assert all(found.strip("| ") in path.read_text() for found in nats), path
 
 
 def test_schema_and_command_line_import_no_torch() -> None:

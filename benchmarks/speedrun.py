@@ -1,0 +1,45 @@
+"""How long it takes to come to 84 nats: ``python benchmarks/speedrun.py [SEED ...]``.
+
+Trains ``experiment=speedrun`` with seed after seed, on all cores (make speedrun), and prints what
+each run took, and its bound on -log p(x|y) on the validation images. Close what else runs there.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean
+
+from bench import machine
+from validation import NUM_SAMPLES, validation_nll
+
+from cvae import runs
+from cvae.article import Job, carry_out_all
+
+GOAL = 84.0  # nats
+SEEDS = ("1", "2", "3")
+WORDS = ("experiment=speedrun", "logger=csv", "callbacks.figures=null", "test=false")
+
+
+def main(seeds: list[str]) -> None:
+    known = machine()
+    print(f"{known['cpu']}, {known['cores']} cores, torch {known['versions']['torch']}")
+    taken, reached = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in seeds or SEEDS:
+            job = Job(Path(folder) / f"s{seed}", [f"seed={seed}", *WORDS])
+            try:
+                carry_out_all([job], (), 1, lambda job, doing: None)
+            except runs.RunFailed as error:
+                raise SystemExit(str(error)) from None
+            taken.append(runs.read_summary(job.folder)["train_seconds"])
+            reached.append(validation_nll(job.folder))
+            print(f"seed {seed}: {reached[-1]:.2f} nats in {taken[-1]:.0f} s", flush=True)
+    verdict = "reached" if mean(reached) <= GOAL else "NOT reached"
+    print(
+        f"mean of {len(taken)}: {mean(reached):.2f} nats (validation, K = {NUM_SAMPLES}) "
+        f"in {mean(taken):.0f} s; {GOAL:.0f} {verdict}"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
