@@ -72,15 +72,15 @@ precision: .venv/.installed ## measure what bfloat16 costs in nats, over ten see
 	$(RUN) benchmarks/precision.py $(ARGS)
 	$(RUN) docs/tables.py
 
-recipes: .venv/.installed ## train and measure every recipe, 3 seeds each; hours, or minutes for ARGS=quick
-	OMP_NUM_THREADS=1 $(RUN) benchmarks/recipes.py $(ARGS)
+recipes: .venv/.installed ## train and measure quick and reference, 3 seeds each; 2 hours, or minutes for ARGS=quick
+	$(RUN) benchmarks/recipes.py $(ARGS)
 	$(RUN) docs/tables.py
 
 speedrun: .venv/.installed ## measure the time to 84 nats, 3 seeds alone on the machine; 10 minutes
 	$(RUN) benchmarks/speedrun.py $(ARGS)
 
 ablations: .venv/.installed ## measure what each part of the default recipe is worth, 3 seeds each; hours
-	OMP_NUM_THREADS=1 $(RUN) benchmarks/ablations.py $(ARGS)
+	$(RUN) benchmarks/ablations.py $(ARGS)
 
 lint: .venv/.installed ## linter, formatter and type checker
 	$(RUN) -m ruff check .

@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench import machine
-from recipes import beside_earlier, carry_out
+from recipes import COMMON, beside_earlier, carry_out, settings_of
 from scipy import stats
 from validation import NUM_SAMPLES, validation_nll
 
@@ -24,7 +24,6 @@ FOLDER = ROOT / "logs" / "ablations"
 OUTPUT = ROOT / "docs" / "ablations.json"
 SEEDS = (1, 2, 3)
 DEFAULT = "default"
-COMMON = ("logger=csv", "callbacks.figures=null", "test=false")
 VARIANTS: dict[str, tuple[str, ...]] = {
     DEFAULT: (),
     "path_gradient_off": ("model.path_gradient=false",),
@@ -49,6 +48,11 @@ def jobs_of(name: str) -> list[Job]:
     return [Job(FOLDER / f"{name}-s{n}", [f"seed={n}", *words]) for n in SEEDS]
 
 
+def settings_beside_default(name: str) -> str:
+    """Digest of a variant and of the default, which its gain is over."""
+    return f"{settings_of(VARIANTS[name])} {settings_of(VARIANTS[DEFAULT])}"
+
+
 def found() -> dict[str, Any]:
     """Nats of every variant, beside the default of the same seeds, and its share of the time."""
     variants: dict[str, Any] = {}
@@ -64,6 +68,7 @@ def found() -> dict[str, Any]:
         half = float(stats.t.ppf(0.975, len(SEEDS) - 1)) * stdev(gains) / math.sqrt(len(SEEDS))
         variants[name] = {
             "overrides": list(VARIANTS[name]),
+            "settings": settings_beside_default(name),
             "machine": machine(),
             "nll": [round(nll, 3) for nll in nlls[name]],
             "gain": round(mean(gains), 3),
@@ -75,8 +80,10 @@ def found() -> dict[str, Any]:
 
 def main(names: list[str]) -> None:
     carry_out(list(dict.fromkeys([DEFAULT, *(names or VARIANTS)])), VARIANTS, jobs_of)
-    rows = beside_earlier(found(), OUTPUT, "variants", VARIANTS)
+    settings = {name: settings_beside_default(name) for name in VARIANTS}
+    rows = beside_earlier(found(), OUTPUT, "variants", settings)
     runs.write_json(OUTPUT, {"num_samples": NUM_SAMPLES, "variants": rows})
+    print("gain in nats over the default, ± half of a 95 % interval")
     for name, row in rows.items():
         spread = f"{row['gain']:+.2f} ± {row['half_of_95_percent']:.2f}"
         print(f"{name:20} {spread}  {row['time']:.2f} of the time")

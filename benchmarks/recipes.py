@@ -6,15 +6,16 @@ repeat it to go on after an interruption. The default is measured by make articl
 """
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from bench import machine
 
-from cvae import runs
+from cvae import changes, runs
 from cvae.article import Job, carry_out_all, is_evaluated, is_trained
 from cvae.schema import ConfigError, num_cpus
 
@@ -24,6 +25,7 @@ FOLDER = ROOT / "logs" / "recipes"
 OUTPUT = ROOT / "docs" / "recipes.json"
 SEEDS = (1, 2, 3)
 NUM_SAMPLES = 50
+COMMON = ("device=cpu", "logger=csv", "callbacks.figures=null", "test=false")
 RECIPES: dict[str, tuple[str, ...]] = {
     "quick": ("experiment=quick",),
     "reference": ("experiment=reference",),
@@ -41,7 +43,7 @@ METRICS = (
 
 def jobs_of(name: str) -> list[Job]:
     claims = ("bound", "label_control", "latent_independence")
-    words = [*RECIPES[name], "logger=csv", "callbacks.figures=null", "test=false"]
+    words = [*RECIPES[name], *COMMON]
     return [Job(FOLDER / f"{name}-s{n}", [f"seed={n}", *words], claims) for n in SEEDS]
 
 
@@ -55,6 +57,7 @@ def found() -> dict[str, Any]:
         minutes = [runs.read_summary(job.folder)["train_seconds"] / 60 for job in jobs]
         recipes[name] = {
             "overrides": list(words),
+            "settings": settings_of(words),
             "machine": machine(),
             "n": len(jobs),
             "minutes": round(mean(minutes), 1),
@@ -65,34 +68,41 @@ def found() -> dict[str, Any]:
     return recipes
 
 
+def settings_of(words: Sequence[str]) -> str:
+    """Digest of what a command means, as the configuration files are now."""
+    return changes.fingerprint(runs.ROOT / "conf", words)
+
+
 def beside_earlier(
-    rows: dict[str, Any], output: Path, key: str, order: Iterable[str]
+    rows: dict[str, Any], output: Path, key: str, settings: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The rows, and those that the file holds of what is not in logs/ here, in this order."""
+    """The rows, and those of the file that are of the same settings, in the order of these."""
     earlier = json.loads(output.read_text(encoding="utf-8"))[key] if output.exists() else {}
-    rows = {**earlier, **rows}
-    return {name: rows[name] for name in order if name in rows}
+    rows = {**{n: r for n, r in earlier.items() if r["settings"] == settings.get(n)}, **rows}
+    return {name: rows[name] for name in settings if name in rows}
 
 
 def carry_out(names: list[str], known: Mapping[str, Any], jobs_of: JobsOf, *evaluate: str) -> None:
-    """Do what is not done yet, seed by seed, two jobs at a time, and say what is begun."""
+    """Do what is not done yet, seed by seed, two jobs at a time on a core each, and tell of it."""
     if unknown := set(names) - set(known):
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
     each = zip(*map(jobs_of, dict.fromkeys(names)), strict=True)
-    jobs = [job for several in each for job in several]
+    jobs = [job for of_a_seed in each for job in of_a_seed]
+    os.environ["OMP_NUM_THREADS"] = "1"
     try:
         carry_out_all(jobs, evaluate, min(2, num_cpus()), lambda _, doing: print(doing, flush=True))
-    except (ConfigError, runs.RunFailed) as error:
-        raise SystemExit(f"{error}; what is in {jobs[0].folder.parent} may be deleted") from None
+    except ConfigError as error:
+        raise SystemExit(f"{error}, or delete it") from None
+    except runs.RunFailed as error:
+        raise SystemExit(f"{error}; what is done is kept: repeat the command to go on") from None
 
 
 def main(names: list[str]) -> None:
     samples = f"num_samples={NUM_SAMPLES}"
-    try:
-        carry_out(names or list(RECIPES), RECIPES, jobs_of, samples, "figures=false")
-    finally:
-        rows = beside_earlier(found(), OUTPUT, "recipes", RECIPES)
-        runs.write_json(OUTPUT, {"num_samples": NUM_SAMPLES, "recipes": rows})
+    carry_out(names or list(RECIPES), RECIPES, jobs_of, samples, "figures=false")
+    settings = {name: settings_of(words) for name, words in RECIPES.items()}
+    rows = beside_earlier(found(), OUTPUT, "recipes", settings)
+    runs.write_json(OUTPUT, {"num_samples": NUM_SAMPLES, "recipes": rows})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Writes the tables of README.md and docs/ablations.md.
+"""Writes the README's tables from the files that the measuring commands leave in docs/.
 
-They come from the files that the measuring commands leave in docs/: ``python docs/tables.py``. A
-test holds the pages to it.
+``python docs/tables.py``; a test holds the README to it.
 """
 
 import json
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
-PAGES = (DOCS.parent / "README.md", DOCS / "ablations.md")
+README = DOCS.parent / "README.md"
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -198,5 +197,4 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for page in PAGES:
-        page.write_text(with_tables(page.read_text()))
+    README.write_text(with_tables(README.read_text()))

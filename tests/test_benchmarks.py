@@ -40,6 +40,11 @@ def test_recipes_are_measured_and_not_again(
     capsys.readouterr()
     recipes.main(["small"])
     assert capsys.readouterr().out == ""
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path / "of another machine")
+    rows = recipes.beside_earlier(recipes.found(), recipes.OUTPUT, "recipes", {"small": "changed"})
+    assert rows == {}  # measured with other settings
+    rows = recipes.beside_earlier({}, recipes.OUTPUT, "recipes", {"small": row["settings"]})
+    assert rows == document["recipes"]
     with pytest.raises(SystemExit, match="unknown: none"):
         recipes.main(["none"])
 
@@ -65,7 +70,7 @@ def test_the_speedrun_says_whether_it_came_there(
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     speedrun = importlib.import_module("speedrun")
-    monkeypatch.setattr(speedrun, "WORDS", (*speedrun.WORDS[1:], *tiny(data_dir)))
+    monkeypatch.setattr(speedrun, "WORDS", (*speedrun.COMMON, *tiny(data_dir)))
     speedrun.main(["1", "2"])
     _, *seeds, mean = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in seeds] == ["seed 1", "seed 2"]
