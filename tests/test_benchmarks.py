@@ -66,10 +66,11 @@ def test_ablations_are_paired_by_seed(
 
 @pytest.mark.engines
 def test_the_speedrun_says_whether_it_came_there(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     speedrun = importlib.import_module("speedrun")
+    monkeypatch.setattr(speedrun, "FOLDER", tmp_path)
     monkeypatch.setattr(speedrun, "WORDS", (*speedrun.COMMON, *tiny(data_dir)))
     speedrun.main(["1", "2"])
     _, *seeds, mean = capsys.readouterr().out.splitlines()
