@@ -81,6 +81,7 @@ speedrun: .venv/.installed ## measure the time to 84 nats, 3 seeds alone on the 
 
 ablations: .venv/.installed ## measure what each part of the default recipe is worth, 3 seeds each; hours
 	$(RUN) benchmarks/ablations.py $(ARGS)
+	$(RUN) docs/tables.py
 
 lint: .venv/.installed ## linter, formatter and type checker
 	$(RUN) -m ruff check .

@@ -19,7 +19,6 @@ from cvae import changes, runs
 from cvae.article import Job, carry_out_all, is_evaluated, is_trained
 from cvae.schema import ConfigError, num_cpus
 
-JobsOf = Callable[[str], list[Job]]
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "logs" / "recipes"
 OUTPUT = ROOT / "docs" / "recipes.json"
@@ -82,15 +81,21 @@ def beside_earlier(
     return {name: rows[name] for name in settings if name in rows}
 
 
-def carry_out(names: list[str], known: Mapping[str, Any], jobs_of: JobsOf, *evaluate: str) -> None:
-    """Do what is not done yet, seed by seed, two jobs at a time on a core each, and tell of it."""
-    if unknown := set(names) - set(known):
-        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
-    each = zip(*map(jobs_of, dict.fromkeys(names)), strict=True)
-    jobs = [job for of_a_seed in each for job in of_a_seed]
+def known(names: list[str], there_are: Mapping[str, Any]) -> list[str]:
+    """The names that were typed, or all."""
+    if unknown := set(names) - set(there_are):
+        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(there_are)}")
+    return list(dict.fromkeys(names)) or list(there_are)
+
+
+def carry_out(
+    jobs: Sequence[Job], *evaluate: str, done: Callable[[Job], None] = lambda job: None
+) -> None:
+    """Do what is not done yet, two jobs at a time on a core each, and tell of it."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    at_a_time = min(2, num_cpus())
     try:
-        carry_out_all(jobs, evaluate, min(2, num_cpus()), lambda _, doing: print(doing, flush=True))
+        carry_out_all(jobs, evaluate, at_a_time, lambda _, doing: print(doing, flush=True), done)
     except ConfigError as error:
         raise SystemExit(f"{error}, or delete it") from None
     except runs.RunFailed as error:
@@ -98,8 +103,9 @@ def carry_out(names: list[str], known: Mapping[str, Any], jobs_of: JobsOf, *eval
 
 
 def main(names: list[str]) -> None:
-    samples = f"num_samples={NUM_SAMPLES}"
-    carry_out(names or list(RECIPES), RECIPES, jobs_of, samples, "figures=false")
+    each = zip(*map(jobs_of, known(names, RECIPES)), strict=True)
+    jobs = [job for of_a_seed in each for job in of_a_seed]
+    carry_out(jobs, f"num_samples={NUM_SAMPLES}", "figures=false")
     settings = {name: settings_of(words) for name, words in RECIPES.items()}
     rows = beside_earlier(found(), OUTPUT, "recipes", settings)
     runs.write_json(OUTPUT, {"num_samples": NUM_SAMPLES, "recipes": rows})

@@ -1,6 +1,6 @@
-"""Writes the README's tables from the files that the measuring commands leave in docs/.
+"""Writes the tables of the README and of ablations.md from the files that the measuring commands leave in docs/.
 
-``python docs/tables.py``; a test holds the README to it.
+``python docs/tables.py``; a test holds both to it.
 """
 
 import json
@@ -8,10 +8,11 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
-README = DOCS.parent / "README.md"
+PAGES = (DOCS.parent / "README.md", DOCS / "ablations.md")
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -173,7 +174,32 @@ def recipes(document: dict[str, Any]) -> str:
     return markdown(("model", *nats, "right digit, %", "label read from z, %"), rows)
 
 
+def ablations(document: dict[str, Any]) -> str:
+    """What the default loses or gains by a change, of the same seeds (make ablations)."""
+    variants = document["variants"]
+    default = variants["default"]["runs"]
+    rows = []
+    for name, variant in variants.items():
+        if set(variant["runs"]) != set(default) or len(default) < 2:
+            continue  # not all seeds yet
+        pairs = [(default[seed], run) for seed, run in variant["runs"].items()]
+        gains = [was["nll"] - now["nll"] for was, now in pairs]
+        agreement = [100 * (now["label_agreement"] - was["label_agreement"]) for was, now in pairs]
+        time = mean(now["train_seconds"] for _, now in pairs)
+        time /= mean(was["train_seconds"] for was, _ in pairs)
+        words = "<br>".join(f"`{word}`" for word in variant["overrides"])
+        if name != "default":
+            rows.append((words, with_error(gains), with_error(agreement), f"{time:.2f}"))
+    return markdown(("change", "nats gained", "right digits gained, %", "time"), rows)
+
+
+def with_error(values: list[float]) -> str:
+    """Mean and its standard error."""
+    return f"{mean(values):+.2f} ± {stdev(values) / math.sqrt(len(values)):.2f}"
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # with the file of each
+    "ablations": ("ablations", ablations),
     "faults": ("faults", faults),
     "bench": ("bench", bench),
     "summary": ("bench", summary),
@@ -197,4 +223,5 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))

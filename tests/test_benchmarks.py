@@ -50,18 +50,30 @@ def test_recipes_are_measured_and_not_again(
 
 
 @pytest.mark.engines
-def test_ablations_are_paired_by_seed(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ablations_are_paired_by_seed_and_go_on_from_their_file(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     ablations = script("ablations", tmp_path, monkeypatch)
-    common = (*ablations.COMMON, *tiny(data_dir))
-    monkeypatch.setattr(ablations, "COMMON", common)
-    variants = {"default": (), "wide": ("model.network.hidden_dim=32",)}
+    monkeypatch.setattr(ablations, "COMMON", (*ablations.COMMON, *tiny(data_dir)))
+    plain = "model.network._target_=alternatives.PlainMLP"  # of a file beside the command
+    variants = {"default": (), "plain": (plain, "model.network.latent_skips=false"), "other": ()}
     monkeypatch.setattr(ablations, "VARIANTS", variants)
-    ablations.main(["wide"])
-    found = json.loads((tmp_path / "ablations.json").read_text())["variants"]
-    gains = [a - b for a, b in zip(found["default"]["nll"], found["wide"]["nll"], strict=True)]
-    assert found["wide"]["gain"] == pytest.approx(sum(gains) / 2, abs=2e-3)
+    ablations.main(["plain"])
+    document = json.loads((tmp_path / "ablations.json").read_text())
+    assert list(document["variants"]) == ["default", "plain"]
+    default, found = (document["variants"][name]["runs"] for name in ("default", "plain"))
+    assert list(default) == list(found) == ["1", "2"]
+    gains = [default[seed]["nll"] - found[seed]["nll"] for seed in default]
+    table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["ablations"](document)
+    error = abs(gains[0] - gains[1]) / 2
+    assert f"| {sum(gains) / 2:+.2f} ± {error:.2f} |" in table
+    capsys.readouterr()
+    monkeypatch.setattr(ablations, "FOLDER", tmp_path / "of another machine")
+    ablations.main(["plain"])
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(ablations, "SEEDS", (1, 2, 3))
+    ablations.main(["default"])
+    assert capsys.readouterr().out == "training default-s3\n"
 
 
 @pytest.mark.engines

@@ -122,8 +122,13 @@ def carry_out_all(
     evaluate: Sequence[str],
     num_parallel: int,
     tell: Callable[[Job, str], None],
+    done: Callable[[Job], None] = lambda job: None,
 ) -> None:
     """Train and evaluate what is not done yet, some jobs at a time, each on its share of cores.
+
+    Args:
+        evaluate: further overrides of evaluate.py.
+        num_parallel: jobs at a time, each in a thread that says what it begins and what is done.
 
     Raises:
         ConfigError: a folder holds a run of other settings, or there are fewer cores.
@@ -145,6 +150,7 @@ def carry_out_all(
                 if ended.is_set():
                     return
                 tell(job, doing)
+            done(job)
         except BaseException:
             ended.set()
             raise
