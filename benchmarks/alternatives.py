@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from cvae.models import CVAE, log_bernoulli
 from cvae.networks import MLP, ConditionedLinear
+from cvae.penalties import Adversary
 from cvae.types import Image, Latent, Logits, Nats, OneHot, Statistics, Terms
 
 
@@ -28,7 +30,7 @@ class Stack(nn.Module):
         self.gated = gated
         self.layers = nn.ModuleList(
             ConditionedLinear(a, b * (1 + gated), 0 if i else num_classes)
-            for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
+            for i, (a, b) in enumerate(pairwise(sizes))
         )
         self.head = nn.Linear(sizes[-1], out_features)
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(sizes[-1]))
@@ -41,7 +43,11 @@ class Stack(nn.Module):
 
 
 class PlainMLP(nn.Module):
-    """As many layers as :class:`~cvae.networks.MLP` has, of its width, none of them residual."""
+    """As many layers as :class:`~cvae.networks.MLP` has, of its width, and nothing else of it.
+
+    No residuals and no norms; z and the label enter at the first layer alone, whatever
+    ``latent_skips`` says.
+    """
 
     gated = False
 
@@ -72,7 +78,7 @@ class PlainMLP(nn.Module):
 
 
 class GatedMLP(PlainMLP):
-    """The same with gates; each takes two layers' time, so it has half as many."""
+    """The same with gates; each takes two layers' time, so there is one for every block of two."""
 
     gated = True
 
@@ -101,7 +107,8 @@ class LabelAtInput(MLP):
 class FreeBits(CVAE):
     """A latent dimension costs no less than ``free`` nats, on average over a batch, in training.
 
-    (Kingma et al. 2016, equation 15), by the closed form of the KL, so for the prior N(0, I).
+    (Kingma et al. 2016, equation 15.) By the closed form of the KL: for the prior N(0, I), and
+    without path gradient.
     """
 
     free = 0.1
@@ -113,7 +120,7 @@ class FreeBits(CVAE):
         mean, log_std = self.posterior(x, y)
         each = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
         spent = each.mean(0)
-        missing = (spent.clamp_min(self.free) - spent).sum()  # its gradient undoes that of the KL
+        missing = (spent.clamp_min(self.free) - spent).sum()  # its gradient undoes the closed KL's
         return found._replace(kl=found.kl + missing)
 
 
@@ -159,3 +166,23 @@ def _carried(weights: Tensor, term: Tensor) -> Nats:
     """The mean over samples, with the gradient of the weighted sum."""
     weighted = (weights * term).sum(1)
     return term.detach().mean(1) + (weighted - weighted.detach())
+
+
+class HeadsAdversary(Adversary):
+    """:class:`~cvae.penalties.Adversary` with a score for every label, and not told the label.
+
+    Draws from N(0, I) are scored for all labels at once.
+    """
+
+    def __init__(
+        self, latent_dim: int, num_classes: int, weight: float = 5.0, hidden_dim: int = 256
+    ) -> None:
+        super().__init__(latent_dim, 0, weight, hidden_dim)
+        self.network[-1] = nn.Linear(hidden_dim, max(1, num_classes))
+
+    def forward(self, latent: Latent, y: OneHot | None, eps: Latent) -> Nats:
+        turned = (1 + self.weight) * latent.detach() - self.weight * latent
+        scores = self.network(torch.cat([turned, eps])).to(latent.dtype)
+        of_posterior, of_prior = scores.chunk(2)
+        own = of_posterior.squeeze(1) if y is None else (of_posterior * y).sum(1)
+        return F.softplus(-own) + F.softplus(of_prior).mean(1)

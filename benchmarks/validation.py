@@ -27,7 +27,7 @@ def validation_nll(run_dir: Path, trusted: Trust = None) -> float:
 
 
 def validation_scores(run_dir: Path, trusted: Trust = None) -> Scores:
-    """The same, and whether samples are of the digit asked for; the first time trains the oracle."""
+    """The same, and whether samples are of the digit asked for, by the oracle."""
     subject = _subject(run_dir, trusted)
     return Scores(_nll(subject), label_control(subject)["samples/label_agreement"].value)
 

@@ -1,4 +1,4 @@
-"""Writes the tables of the README and of ablations.md from the files that the measuring commands leave in docs/.
+"""Writes the tables of the README and of ablations.md from what the measuring commands leave.
 
 ``python docs/tables.py``; a test holds both to it.
 """
@@ -175,27 +175,36 @@ def recipes(document: dict[str, Any]) -> str:
 
 
 def ablations(document: dict[str, Any]) -> str:
-    """What the default loses or gains by a change, of the same seeds (make ablations)."""
+    """What the default gains or loses by a change, seed by seed (make ablations)."""
     variants = document["variants"]
     default = variants["default"]["runs"]
-    rows = []
+    rows, spreads = [], []
     for name, variant in variants.items():
-        if set(variant["runs"]) != set(default) or len(default) < 2:
+        found = variant["runs"]
+        if len(default) < 2 or set(found) != set(default):
             continue  # not all seeds yet
-        pairs = [(default[seed], run) for seed, run in variant["runs"].items()]
-        gains = [was["nll"] - now["nll"] for was, now in pairs]
-        agreement = [100 * (now["label_agreement"] - was["label_agreement"]) for was, now in pairs]
-        time = mean(now["train_seconds"] for _, now in pairs)
-        time /= mean(was["train_seconds"] for was, _ in pairs)
-        words = "<br>".join(f"`{word}`" for word in variant["overrides"])
-        if name != "default":
-            rows.append((words, with_error(gains), with_error(agreement), f"{time:.2f}"))
-    return markdown(("change", "nats gained", "right digits gained, %", "time"), rows)
-
-
-def with_error(values: list[float]) -> str:
-    """Mean and its standard error."""
-    return f"{mean(values):+.2f} ± {stdev(values) / math.sqrt(len(values)):.2f}"
+        nats = [found[seed]["nll"] for seed in default]
+        right = [100 * found[seed]["label_agreement"] for seed in default]
+        gains = [default[seed]["nll"] - found[seed]["nll"] for seed in default]
+        error = stdev(gains) / math.sqrt(len(gains))
+        spreads += [stdev(gains)] if name != "default" else []
+        rows.append(
+            (
+                "<br>".join(f"`{word}`" for word in variant["overrides"]) or "the default",
+                f"{mean(nats):.2f}",
+                f"{mean(gains):+.2f} ± {error:.2f}" if name != "default" else "",
+                f"{mean(right):.2f} ± {stdev(right):.2f}",
+            )
+        )
+    pooled = math.sqrt(mean(s**2 for s in spreads)) if spreads else math.nan
+    each = (run["cpu"] for variant in variants.values() for run in variant["runs"].values())
+    caption = (
+        f"Validation images, K = {document['num_samples']}, mean of {len(default)} seeds; + is "
+        "better. Nats gained ± standard error, right digits ± s.d. The gain of one seed has an "
+        f"s.d. of {pooled:.2f} nats, pooled over the rows. {', '.join(sorted(set(each)))}, one "
+        "core a run.\n\n"
+    )
+    return caption + markdown(("change", "nats", "gained", "right digits, %"), rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # with the file of each

@@ -67,6 +67,7 @@ def test_ablations_are_paired_by_seed_and_go_on_from_their_file(
     table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["ablations"](document)
     error = abs(gains[0] - gains[1]) / 2
     assert f"| {sum(gains) / 2:+.2f} ± {error:.2f} |" in table
+    assert f"an s.d. of {error * 2**0.5:.2f} nats" in table
     capsys.readouterr()
     monkeypatch.setattr(ablations, "FOLDER", tmp_path / "of another machine")
     ablations.main(["plain"])
