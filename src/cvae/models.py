@@ -287,7 +287,8 @@ class CVAE(VAE):
 
     .. math:: \log p(x|y) \ge E_{q(z|x,y)} \log p(x|z,y) - KL(q(z|x,y) \,\|\, p(z))
 
-    The prior does not depend on y, so z is free to hold what y does not say: the style.
+    The prior does not depend on y, so z is free to hold what y does not say: the style. (That is
+    model M2 of Kingma et al. 2014, all labels given.)
     """
 
     conditional = True
