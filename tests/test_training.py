@@ -306,10 +306,8 @@ def test_one_device_and_two_count_each_test_image_once(pair_of_runs: dict[int, P
     assert NUM_TEST % 2 == 1
     one, two = (summary(pair_of_runs[n]) for n in (1, 2))
     assert two["devices"] == 2
-    for key, value in one["metrics"].items():
-        assert value == pytest.approx(
-            two["metrics"][key], rel=1e-6, abs=1e-6
-        )  # nats; a small KL is a difference of larger terms
+    for key, value in one["metrics"].items():  # in nats; a small KL is a difference of larger terms
+        assert value == pytest.approx(two["metrics"][key], rel=1e-6, abs=1e-6)
     for key in ("validation_digest", "test_digest", "images_seen", "steps"):
         assert one[key] == two[key]
 
