@@ -94,7 +94,6 @@ def main(names: list[str]) -> None:
             run = {
                 "nll": round(scores.nll, 3),
                 "label_agreement": round(scores.label_agreement, 4),
-                "train_seconds": round(runs.read_summary(job.folder)["train_seconds"]),
                 "cpu": machine()["cpu"],
             }
             rows[name]["runs"] = dict(sorted({**rows[name]["runs"], str(seed): run}.items()))
