@@ -24,7 +24,8 @@ class Penalty(Protocol):
         """The penalty, per image.
 
         Args:
-            latent: a draw from the posterior of each image.
+            latent: a draw from the posterior of each image, as the base variable of the prior: w
+                of a flow, z of N(0, I).
             eps: the draws from N(0, I) that the latent was made with, row by row.
         """
         ...

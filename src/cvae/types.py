@@ -40,7 +40,7 @@ class Split(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """The two terms of the bound, per image, in nats."""
+    """The two terms of the bound and what the loss adds to them, per image, in nats."""
 
     reconstruction: Nats  # E_q log p(x | z, y), at most 0 for binary x
     kl: Nats  # KL(q(z | x, y) || p(z)), at least 0 where it is no estimate

@@ -25,12 +25,13 @@ def importance_weighted_nll(
     num_samples: int,
     max_rows: int = _MAX_ROWS,
 ) -> Nats:
-    r"""An upper bound on :math:`-\log p(x|y)` in nats per image, tighter with more samples.
+    r"""An upper bound on :math:`-\log p(x|y)` on average, in nats per image, by one draw.
 
     .. math:: -\log \frac1K \sum_{k=1}^K \frac{p(x|z_k,y)\,p(z_k)}{q(z_k|x,y)},\quad z_k \sim q
 
-    (Burda, Grosse and Salakhutdinov 2016, equation 8), in log space. The noise is keyed by image
-    and sample, so an image's value does not depend on the batch or on ``max_rows``.
+    (Burda, Grosse and Salakhutdinov 2016, equation 8), in log space; tighter with more samples. The
+    noise is keyed by image and sample, so an image's value does not depend on the batch or on
+    ``max_rows``.
 
     Args:
         index: position of each image in its split, the key of its noise.
