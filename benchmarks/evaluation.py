@@ -5,7 +5,6 @@ rows at a time as the bound takes; the bound adds noise, densities and bookkeepi
 """
 
 import json
-import resource
 import statistics
 import time
 from functools import partial
@@ -39,7 +38,6 @@ def main() -> None:
     compiled = torch.compile(roofline)
     ceilings: dict[str, list[float]] = {"eager": [], "compiled": []}
     ours: dict[int, list[float]] = {k: [] for k in (50, 500, 5000)}
-    memory: dict[int, float] = {}
     for _ in range(ROUNDS + 1):  # the first warms up
         for name, function in (("eager", roofline), ("compiled", compiled)):
             start = time.perf_counter()
@@ -50,7 +48,6 @@ def main() -> None:
             start = time.perf_counter()
             importance_weighted_nll(model, x, y, index, k)
             found.append(IMAGES * k / (time.perf_counter() - start))
-            memory.setdefault(k, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     best = max(statistics.median(found[1:]) for found in ceilings.values())
     rates = {k: statistics.median(found[1:]) for k, found in ours.items()}
     print(
@@ -61,7 +58,6 @@ def main() -> None:
                     name: round(statistics.median(found[1:])) for name, found in ceilings.items()
                 },
                 "over_roofline": round(rates[5000] / best, 3),
-                "peak_memory_mib": {str(k): round(v) for k, v in memory.items()},
             }
         )
     )

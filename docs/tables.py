@@ -52,7 +52,6 @@ def summary(document: dict[str, Any]) -> str:
     parts = document["parts"]["milliseconds"]
     loader = next(v for name, v in parts.items() if "data.py" in name)
     share = loader / document["step_milliseconds"]
-    memory = document["evaluation"]["peak_memory_mib"].values()
     started = {name: found["median"] for name, found in document["starting"].items()}
     late = started["to the first step"] - started["import torch, lightning"]
     pair = curve["2 x 1"]["median"] / curve["1 x 2"]["median"]
@@ -84,11 +83,6 @@ def summary(document: dict[str, Any]) -> str:
             "the importance-weighted bound beside its decoder alone, K = 5,000",
             f"{document['evaluation']['over_roofline']:.2f}",
             "≥ 0.70",
-        ),
-        (
-            "peak memory of the bound, K = 50 to 5,000",
-            f"{min(memory):,} to {max(memory):,} MiB",
-            "alike",
         ),
         ("two processes of one thread beside one of two", f"{pair:.2f}", "≥ 0.9"),
     ]
