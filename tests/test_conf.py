@@ -159,6 +159,12 @@ def test_bad_values_are_named(overrides: list[str], said: str) -> None:
     assert said in problems[0]
 
 
+@pytest.mark.parametrize("model", sorted(p.stem for p in (CONF / "model").glob("*.yaml")))
+@pytest.mark.parametrize("chosen", ["experiment=quick", "debug=one_batch", "debug=overfit"])
+def test_what_is_for_any_model_suits_every_one(model: str, chosen: str) -> None:
+    assert validate(plain(compose(f"model={model}", chosen))) == []
+
+
 @pytest.mark.parametrize("target", sorted(_BY_TARGET))
 def test_the_schema_of_a_target_knows_its_arguments(target: str) -> None:
     schema = _BY_TARGET[target]

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, clean_environment, run_warm
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"(?:<!-- (?P<tag>[^>]*?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)```", re.DOTALL)
 TINY = (
-    "model.warmup_steps=0 trainer.max_epochs=1 trainer.limit_train_batches=3 "
+    "trainer.max_epochs=1 trainer.limit_train_batches=3 "
     "trainer.limit_val_batches=1 trainer.limit_test_batches=1 test_num_samples=2"
 )
 
@@ -64,8 +64,7 @@ def tiny(line: str) -> str:
         return f"{command.rstrip()} claims=bound num_samples=2 #{comment}"
     if not command.startswith("python src/train.py"):
         return line
-    budget = TINY.replace("model.warmup_steps=0 ", "") if "autoencoder" in command else TINY
-    return f"{command.rstrip()} {budget} #{comment}"
+    return f"{command.rstrip()} {TINY} #{comment}"
 
 
 def test_the_blocks_run_in_their_order(project: Path) -> None:
