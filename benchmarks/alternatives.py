@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvae.models import CVAE, log_bernoulli
-from cvae.networks import MLP, ConditionedLinear
+from cvae.networks import MLP, ConditionedLinear, Conv, ResidualBlock, ResidualMLP
 from cvae.penalties import Adversary
 from cvae.types import Image, Latent, Logits, Nats, OneHot, Statistics, Terms
 
@@ -102,6 +102,50 @@ class LabelAtInput(MLP):
                 seen = inputs if nothing is None else torch.cat([inputs, nothing], dim=1)
             h = block(h, seen)
         return part.head(F.silu(part.norm(h)))
+
+
+class BlocksAtLatent(Conv):
+    """:class:`~cvae.networks.Conv` with two residual perceptrons between its maps and the latent.
+
+    On the way in as on the way out, and told the label: convolutions see it as a shift of whole
+    maps alone.
+    """
+
+    num_latent_blocks = 2
+
+    def __init__(
+        self, *, latent_dim: int, num_classes: int, hidden_dim: int, **kwargs: Any
+    ) -> None:
+        sizes: Any = {
+            "latent_dim": latent_dim,
+            "num_classes": num_classes,
+            "hidden_dim": hidden_dim,
+        }
+        super().__init__(**sizes, **kwargs)
+        self.to_statistics = ResidualMLP(
+            math.prod(self.inner_shape),
+            kwargs["num_statistics"] * latent_dim,
+            hidden_dim,
+            self.num_latent_blocks,
+            num_classes,
+        )
+        self.from_latent = FromLatent(latent_dim, hidden_dim, self.num_latent_blocks, num_classes)
+
+
+class FromLatent(ConditionedLinear):
+    """Its residual blocks see z as well."""
+
+    def __init__(self, latent_dim: int, width: int, num_blocks: int, num_classes: int) -> None:
+        super().__init__(latent_dim, width, num_classes)
+        condition_size = latent_dim + num_classes
+        self.blocks = nn.ModuleList(ResidualBlock(width, condition_size) for _ in range(num_blocks))
+
+    def forward(self, z: Latent, y: OneHot | None) -> Tensor:
+        h = super().forward(z, y)
+        condition = z if y is None else torch.cat([z, y], dim=1)
+        for block in self.blocks:
+            h = block(h, condition)
+        return h
 
 
 class FreeBits(CVAE):
