@@ -1,4 +1,4 @@
-"""What the library does without because it did not pay, for ablations.py to measure again."""
+"""What the library does without, for ablations.py to measure or as leads of docs/ablations.md."""
 
 import math
 from collections.abc import Sequence
@@ -107,8 +107,7 @@ class LabelAtInput(MLP):
 class BlocksAtLatent(Conv):
     """:class:`~cvae.networks.Conv` with two residual perceptrons between its maps and the latent.
 
-    On the way in as on the way out, and told the label: convolutions see it as a shift of whole
-    maps alone.
+    On the way in as on the way out, and told the label.
     """
 
     num_latent_blocks = 2

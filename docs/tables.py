@@ -93,7 +93,7 @@ def parts(document: dict[str, Any]) -> str:
     """Milliseconds of a step of cvae_plain, part by part (make bench)."""
     total = document["step_milliseconds"]
     found = dict(document["parts"]["milliseconds"])
-    found["what is left of a step: the Trainer's Python"] = total - sum(found.values())
+    found["what is left of a step, most of it the Trainer's Python"] = total - sum(found.values())
     rows = [(name, f"{value:.2f}", f"{value / total:.1%}") for name, value in found.items()]
     return markdown(("part of a step", "ms", "share"), [*rows, ("all", f"{total:.1f}", "")])
 
