@@ -112,27 +112,23 @@ class BlocksAtLatent(Conv):
 
     num_latent_blocks = 2
 
-    def __init__(
-        self, *, latent_dim: int, num_classes: int, hidden_dim: int, **kwargs: Any
-    ) -> None:
-        sizes: Any = {
-            "latent_dim": latent_dim,
-            "num_classes": num_classes,
-            "hidden_dim": hidden_dim,
-        }
-        super().__init__(**sizes, **kwargs)
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        latent_dim, width, num_classes = (
+            given[name] for name in ("latent_dim", "hidden_dim", "num_classes")
+        )
         self.to_statistics = ResidualMLP(
             math.prod(self.inner_shape),
-            kwargs["num_statistics"] * latent_dim,
-            hidden_dim,
+            given["num_statistics"] * latent_dim,
+            width,
             self.num_latent_blocks,
             num_classes,
         )
-        self.from_latent = FromLatent(latent_dim, hidden_dim, self.num_latent_blocks, num_classes)
+        self.from_latent = FromLatent(latent_dim, width, self.num_latent_blocks, num_classes)
 
 
 class FromLatent(ConditionedLinear):
-    """Its residual blocks see z as well."""
+    """The first layer of the decoder and residual blocks behind it, which see z as well."""
 
     def __init__(self, latent_dim: int, width: int, num_blocks: int, num_classes: int) -> None:
         super().__init__(latent_dim, width, num_classes)
