@@ -28,7 +28,7 @@ def flat_conv(**given: Any) -> Conv:
 
 
 def patched_conv(**given: Any) -> Conv:
-    return Conv(channels=[2, 4], num_blocks=1, hidden_dim=8, patch_size=2, **given)
+    return Conv(channels=[2, 4], num_blocks=1, hidden_dim=8, patch_size=2, latent_blocks=1, **given)
 
 
 class Linear(nn.Module):

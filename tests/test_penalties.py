@@ -6,21 +6,24 @@ import pytest
 import torch
 
 from cvae.models import CVAE, VAE
-from cvae.penalties import Adversary
+from cvae.penalties import Adversary, LabelwiseAdversary
 from tests.test_models import ALL_IMAGES, SHAPE, label_for, labels, network, randomized
 
 
-def with_adversary(kind: type[VAE] = CVAE) -> VAE:
+def with_adversary(kind: type[VAE] = CVAE, adversary: type[Adversary] = Adversary) -> VAE:
     torch.manual_seed(0)
-    model = randomized(kind(network, 3, SHAPE, num_classes=4, penalty=Adversary))
+    model = randomized(kind(network, 3, SHAPE, num_classes=4, penalty=adversary))
     assert isinstance(model, VAE)
     return model
 
 
+@pytest.mark.parametrize("which", [Adversary, LabelwiseAdversary])
 @pytest.mark.parametrize("kind", [VAE, CVAE])
-def test_the_adversary_learns_and_the_latent_unlearns(kind: type[VAE]) -> None:
+def test_the_adversary_learns_and_the_latent_unlearns(
+    kind: type[VAE], which: type[Adversary]
+) -> None:
     """One gradient step of its own makes the adversary better and the encoder worse for it."""
-    model = with_adversary(kind)
+    model = with_adversary(kind, which)
     adversary, y = model.penalty, label_for(model, 16)
     assert isinstance(adversary, Adversary)
     eps = torch.randn(16, 3)
@@ -37,13 +40,14 @@ def test_the_adversary_learns_and_the_latent_unlearns(kind: type[VAE]) -> None:
         assert adversary(latent, y, eps).sum() < before.sum()
 
 
-def test_an_adversary_alone_makes_every_label_standard_normal() -> None:
+@pytest.mark.parametrize("which", [Adversary, LabelwiseAdversary])
+def test_an_adversary_alone_makes_every_label_standard_normal(which: type[Adversary]) -> None:
     """Codes of four labels, each around a mean of its own, move to N(0, I) by its gradient."""
     torch.manual_seed(0)
     y = labels(512)
     mean = (2 * y).requires_grad_()
     log_std = torch.full((512, 4), -1.0, requires_grad=True)
-    adversary = Adversary(latent_dim=4, num_classes=4, weight=1.0, hidden_dim=64)
+    adversary = which(latent_dim=4, num_classes=4, weight=1.0, hidden_dim=64)
     optimizer = torch.optim.Adam([mean, log_std, *adversary.parameters()], lr=0.01)
     for _ in range(400):
         eps = torch.randn(512, 4)

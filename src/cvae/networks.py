@@ -172,7 +172,9 @@ class Conv(nn.Module):
         patch_size: pixels on a side of a patch.
         channels: feature maps of each stage, from the image inwards.
         num_blocks: residual blocks in each stage.
-        hidden_dim: width of the layer between feature maps and latent.
+        hidden_dim: width of the layers between feature maps and latent.
+        latent_blocks: residual blocks of that width between these, on either side, which see the
+            label and, in the decoder, z.
     """
 
     def __init__(
@@ -185,6 +187,7 @@ class Conv(nn.Module):
         num_blocks: int,
         hidden_dim: int,
         patch_size: int = 1,
+        latent_blocks: int = 0,
     ) -> None:
         super().__init__()
         image_channels, height, width = image_shape
@@ -210,9 +213,12 @@ class Conv(nn.Module):
             nn.Conv2d(outer, inner, 3, stride=2, padding=1) for outer, inner in pairwise(channels)
         )
         self.to_statistics = ResidualMLP(
-            inner_features, num_statistics * latent_dim, hidden_dim, 0, num_classes
+            inner_features, num_statistics * latent_dim, hidden_dim, latent_blocks, num_classes
         )
         self.from_latent = ConditionedLinear(latent_dim, hidden_dim, num_classes)
+        self.latent_blocks = nn.ModuleList(
+            ResidualBlock(hidden_dim, latent_dim + num_classes) for _ in range(latent_blocks)
+        )
         self.to_maps = nn.Linear(hidden_dim, inner_features)
         self.decoder_stages = nn.ModuleList(
             nn.ModuleList(ConvBlock(size, latent_dim + num_classes) for _ in range(num_blocks))
@@ -237,7 +243,10 @@ class Conv(nn.Module):
 
     def decode(self, z: Latent, y: OneHot | None) -> Logits:
         condition = _with_latent(z, y)
-        h = self.to_maps(F.silu(self.from_latent(z, y))).unflatten(1, self.inner_shape)
+        h = self.from_latent(z, y)
+        for block in self.latent_blocks:
+            h = block(h, condition)
+        h = self.to_maps(F.silu(h)).unflatten(1, self.inner_shape)
         for i, stage in enumerate(self.decoder_stages):
             h = self.ups[i - 1](h) if i else h
             for block in stage:  # type: ignore[attr-defined]

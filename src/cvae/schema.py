@@ -235,6 +235,7 @@ class Conv:
     num_blocks: Annotated[int, Between(0, 1000)]
     hidden_dim: Size
     patch_size: Size
+    latent_blocks: Annotated[int, Between(0, 1000)] = LEFT_OUT
 
 
 class AdamW:
@@ -473,6 +474,7 @@ _BY_TARGET: dict[str, type] = {
     "cvae.models.CVAE": VAE,
     "cvae.networks.MLP": MLP,
     "cvae.penalties.Adversary": Adversary,
+    "cvae.penalties.LabelwiseAdversary": Adversary,
     "cvae.priors.StandardNormal": StandardNormal,
     "cvae.priors.Flow": Flow,
     "cvae.networks.Conv": Conv,
