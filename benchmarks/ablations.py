@@ -27,17 +27,20 @@ OUTPUT = ROOT / "docs" / "ablations.json"
 SEEDS = (1, 2, 3)
 DEFAULT = "default"
 TRUSTED = "alternatives"  # what the library does without: beside this file
+CONV = (  # 1.0 of the time of a default run
+    "model/network=conv",
+    "model/penalty=labelwise_adversary",
+    "model.network.channels=[16,32]",
+    "optimizer.lr=2.5e-3",
+    "trainer.max_epochs=12",
+)
 VARIANTS: dict[str, tuple[str, ...]] = {
     DEFAULT: (),
     "adversary_off": ("model/penalty=none",),
-    "adversary_heads": ("model.penalty._target_=alternatives.HeadsAdversary",),
+    "adversary_labelwise": ("model/penalty=labelwise_adversary",),
     "prior_flow": ("model/prior=flow",),
-    "conv": (  # 1.0 of the time of a default run
-        "model/network=conv",
-        "model.network.channels=[16,32]",
-        "optimizer.lr=2.5e-3",
-        "trainer.max_epochs=15",
-    ),
+    "conv": CONV,
+    "conv_flow": (*CONV, "model/prior=flow"),
     "latent_skips_off": ("model.network.latent_skips=false",),
     "path_gradient_off": ("model.path_gradient=false",),
     "ema_off": ("callbacks.ema=null",),

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvae.models import CVAE, log_bernoulli
-from cvae.networks import MLP, ConditionedLinear, Conv, ResidualBlock, ResidualMLP
-from cvae.penalties import Adversary
+from cvae.networks import MLP, ConditionedLinear
 from cvae.types import Image, Latent, Logits, Nats, OneHot, Statistics, Terms
 
 
@@ -104,45 +103,6 @@ class LabelAtInput(MLP):
         return part.head(F.silu(part.norm(h)))
 
 
-class BlocksAtLatent(Conv):
-    """:class:`~cvae.networks.Conv` with two residual perceptrons between its maps and the latent.
-
-    On the way in as on the way out, and told the label.
-    """
-
-    num_latent_blocks = 2
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        latent_dim, width, num_classes = (
-            given[name] for name in ("latent_dim", "hidden_dim", "num_classes")
-        )
-        self.to_statistics = ResidualMLP(
-            math.prod(self.inner_shape),
-            given["num_statistics"] * latent_dim,
-            width,
-            self.num_latent_blocks,
-            num_classes,
-        )
-        self.from_latent = FromLatent(latent_dim, width, self.num_latent_blocks, num_classes)
-
-
-class FromLatent(ConditionedLinear):
-    """The first layer of the decoder and residual blocks behind it, which see z as well."""
-
-    def __init__(self, latent_dim: int, width: int, num_blocks: int, num_classes: int) -> None:
-        super().__init__(latent_dim, width, num_classes)
-        condition_size = latent_dim + num_classes
-        self.blocks = nn.ModuleList(ResidualBlock(width, condition_size) for _ in range(num_blocks))
-
-    def forward(self, z: Latent, y: OneHot | None) -> Tensor:
-        h = super().forward(z, y)
-        condition = z if y is None else torch.cat([z, y], dim=1)
-        for block in self.blocks:
-            h = block(h, condition)
-        return h
-
-
 class FreeBits(CVAE):
     """A latent dimension costs no less than ``free`` nats, on average over a batch, in training.
 
@@ -205,23 +165,3 @@ def _carried(weights: Tensor, term: Tensor) -> Nats:
     """The mean over samples, with the gradient of the weighted sum."""
     weighted = (weights * term).sum(1)
     return term.detach().mean(1) + (weighted - weighted.detach())
-
-
-class HeadsAdversary(Adversary):
-    """:class:`~cvae.penalties.Adversary` with a score for every label, and not told the label.
-
-    Draws from N(0, I) are scored for all labels at once.
-    """
-
-    def __init__(
-        self, latent_dim: int, num_classes: int, weight: float = 5.0, hidden_dim: int = 256
-    ) -> None:
-        super().__init__(latent_dim, 0, weight, hidden_dim)
-        self.network[-1] = nn.Linear(hidden_dim, max(1, num_classes))
-
-    def forward(self, latent: Latent, y: OneHot | None, eps: Latent) -> Nats:
-        turned = (1 + self.weight) * latent.detach() - self.weight * latent
-        scores = self.network(torch.cat([turned, eps])).to(latent.dtype)
-        of_posterior, of_prior = scores.chunk(2)
-        own = of_posterior.squeeze(1) if y is None else (of_posterior * y).sum(1)
-        return F.softplus(-own) + F.softplus(of_prior).mean(1)
