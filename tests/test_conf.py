@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from cvae import runs
 from cvae.cli import CONF
 from cvae.schema import _BY_TARGET, _PROFILERS, _STRATEGIES, Trainer, validate
+from cvae.trust import foreign_targets
 
 GROUPS = ["data", "model", "model/network", "optimizer", "scheduler", "trainer", "device", "logger"]
 GROUPS += [
@@ -55,6 +56,7 @@ def test_every_file_composes_into_a_valid_config(group: str, option: str) -> Non
     problems = validate(plain(cfg))
     elsewhere = option in ("gpu", "gpus", "slurm", "cpu_pair", "mps")
     assert problems == [] or (elsewhere and "this machine" in problems[0])
+    assert foreign_targets(plain(cfg)) == []  # else no folder of such a run could be read
 
 
 def targets(node: Any) -> list[dict[str, Any]]:

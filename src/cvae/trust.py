@@ -33,8 +33,8 @@ _CALLBACKS = (
 )
 _OURS = (
     "data.MNISTDataModule data.ImagesDataModule models.Autoencoder models.VAE models.CVAE "
-    "networks.MLP networks.Conv penalties.Adversary augmentation.Warp "
-    "priors.StandardNormal priors.Flow lightning_module.warmup_cosine "
+    "networks.MLP networks.Conv penalties.Adversary penalties.LabelwiseAdversary "
+    "augmentation.Warp priors.StandardNormal priors.Flow lightning_module.warmup_cosine "
     "callbacks.EMA callbacks.Figures callbacks.Progress callbacks.Pruning resume.LastCheckpoint "
     "loggers.wandb_logger"
 )
