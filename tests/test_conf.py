@@ -142,6 +142,10 @@ def test_good_overrides_are_accepted(override: str) -> None:
         (["model/network=conv", "model.network.channels=[]"], "model.network.channels=[]"),
         (["optimizer.betas=[0.9]"], "optimizer.betas=[0.9]"),
         (["model/network=conv", "model.network.patch_size=0"], "model.network.patch_size=0"),
+        (
+            ["model/network=conv", "model.network.latent_blocks=-1"],
+            "model.network.latent_blocks=-1",
+        ),
         (["data.augmentation=warp"], "one is chosen with a slash, data/augmentation=warp"),
         (["data/augmentation=warp", "data.augmentation.share=2"], "data.augmentation.share=2"),
         (["data/augmentation=warp", "data.augmentation.elastic=-1"], "data.augmentation.elastic"),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cvae.models import CVAE, VAE, Autoencoder
 from cvae.networks import MLP, Conv
+from tests.test_models import randomized
 
 
 def mlp(**given: Any) -> MLP:
@@ -70,6 +71,17 @@ def test_every_network_serves_every_model(
         optimizer.step()
     after = -model.terms(x, y, torch.zeros(6, 4)).reconstruction.sum()
     assert after < 0.95 * before
+
+
+@pytest.mark.parametrize("network", [mlp, deep_mlp, conv, flat_conv, patched_conv])
+def test_every_parameter_is_used(network: Callable[..., Any]) -> None:
+    """Blocks start as the identity: a bound that falls does not tell that they are there."""
+    torch.manual_seed(0)
+    model = randomized(CVAE(network, latent_dim=4))
+    x, y = torch.rand(6, 1, 28, 28).round(), torch.eye(10)[:6]
+    model.loss(model.terms(x, y, torch.randn(6, 4)), step=0).sum().backward()
+    unused = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert unused == []
 
 
 @pytest.mark.parametrize("skips", [True, False])

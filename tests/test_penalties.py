@@ -9,23 +9,23 @@ from cvae.models import CVAE, VAE
 from cvae.penalties import Adversary, LabelwiseAdversary
 from tests.test_models import ALL_IMAGES, SHAPE, label_for, labels, network, randomized
 
+Kind = type[Adversary] | type[LabelwiseAdversary]
 
-def with_adversary(kind: type[VAE] = CVAE, adversary: type[Adversary] = Adversary) -> VAE:
+
+def with_adversary(kind: type[VAE] = CVAE, which: Kind = Adversary) -> VAE:
     torch.manual_seed(0)
-    model = randomized(kind(network, 3, SHAPE, num_classes=4, penalty=adversary))
+    model = randomized(kind(network, 3, SHAPE, num_classes=4, penalty=which))
     assert isinstance(model, VAE)
     return model
 
 
 @pytest.mark.parametrize("which", [Adversary, LabelwiseAdversary])
 @pytest.mark.parametrize("kind", [VAE, CVAE])
-def test_the_adversary_learns_and_the_latent_unlearns(
-    kind: type[VAE], which: type[Adversary]
-) -> None:
+def test_the_adversary_learns_and_the_latent_unlearns(kind: type[VAE], which: Kind) -> None:
     """One gradient step of its own makes the adversary better and the encoder worse for it."""
     model = with_adversary(kind, which)
     adversary, y = model.penalty, label_for(model, 16)
-    assert isinstance(adversary, Adversary)
+    assert isinstance(adversary, which)
     eps = torch.randn(16, 3)
     latent = (eps + 1).requires_grad_()
     before = adversary(latent, y, eps)
@@ -41,7 +41,7 @@ def test_the_adversary_learns_and_the_latent_unlearns(
 
 
 @pytest.mark.parametrize("which", [Adversary, LabelwiseAdversary])
-def test_an_adversary_alone_makes_every_label_standard_normal(which: type[Adversary]) -> None:
+def test_an_adversary_alone_makes_every_label_standard_normal(which: Kind) -> None:
     """Codes of four labels, each around a mean of its own, move to N(0, I) by its gradient."""
     torch.manual_seed(0)
     y = labels(512)

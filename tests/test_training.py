@@ -430,13 +430,18 @@ def test_a_flow_prior_trains_and_generates(data_dir: Path, tmp_path: Path) -> No
     assert not torch.allclose(w, z, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["vae", "cvae"])
-def test_a_penalty_trains_and_generates(kind: str, data_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "penalty"), [("vae", "adversary"), ("cvae", "labelwise_adversary")]
+)
+def test_a_penalty_trains_and_generates(
+    kind: str, penalty: str, data_dir: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
-    words = [f"model={kind}", "model/penalty=adversary", "model.penalty.hidden_dim=8"]
+    words = [f"model={kind}", f"model/penalty={penalty}", "model.penalty.hidden_dim=8"]
     done = run_script("train", *tiny(data_dir, run_dir), *words, "trainer.precision=bf16-mixed")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert summary(run_dir)["name"] == f"{kind}-mlp-adversary-z3-kmnist-s1"
+    part = penalty.replace("_", "")
+    assert summary(run_dir)["name"] == f"{kind}-mlp-{part}-z3-kmnist-s1"
     assert 0 < summary(run_dir)["metrics"]["test/penalty"] < 3
     label = ["label=all"] if kind == "cvae" else []
     done = run_script("generate", f"run={run_dir}", "num_samples=2", *label)

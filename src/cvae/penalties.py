@@ -52,52 +52,65 @@ class Adversary(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = weight
-        inputs, scores = self._sizes(latent_dim, num_classes)
-        self.network = nn.Sequential(
-            nn.Linear(inputs, hidden_dim),
-            nn.SiLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.SiLU(),
-            nn.Linear(hidden_dim, scores),
-        )
+        self.network = _perceptron(latent_dim + num_classes, hidden_dim, 1)
 
     def forward(self, latent: Latent, y: OneHot | None, eps: Latent) -> Nats:
         """The adversary's two cross-entropies, log 4 in all where it can tell nothing.
 
         They reach the latent with their gradient turned round, times the weight.
         """
-        turned = (1 + self.weight) * latent.detach() - self.weight * latent
-        of_posterior, of_prior = self._scores(turned, y, eps)
-        return softplus(-of_posterior) + softplus(of_prior).mean(1)
-
-    @staticmethod
-    def _sizes(latent_dim: int, num_classes: int) -> tuple[int, int]:
-        """Features in, scores out."""
-        return latent_dim + num_classes, 1
-
-    def _scores(self, latent: Latent, y: OneHot | None, eps: Latent) -> tuple[Tensor, Tensor]:
-        """Logits of posteriors, one each, and of draws from N(0, I), one or more each."""
-        rows = torch.cat([latent, eps])
+        turned = _turned(latent, self.weight)
         if y is not None:
-            rows = torch.cat([rows, torch.cat([y, y])], dim=1)
-        of_posterior, of_prior = self.network(rows).to(latent.dtype).chunk(2)  # bf16 in autocast
-        return of_posterior.squeeze(1), of_prior
+            turned, eps = torch.cat([turned, y], dim=1), torch.cat([eps, y], dim=1)
+        of_posterior, of_prior = _scores(self.network, turned, eps)
+        return (softplus(-of_posterior) + softplus(of_prior)).squeeze(1)
 
 
-class LabelwiseAdversary(Adversary):
-    """An adversary with a score for every label, in the place of one that is told the label.
+class LabelwiseAdversary(nn.Module):
+    r"""An adversary with a score for every label, in the place of one that is told the label.
 
-    A draw from N(0, I) is scored for all labels at once, so it learns several times as fast
-    (docs/ablations.md): where a flow moves the posteriors, an adversary that is told the label
-    stays behind, and what it has not found it does not keep out of z.
+    .. math:: \max_a E_{q(z|y)} \log a_y(z) + \frac1C \sum_{c=1}^C E_{N(0, I)} \log (1 - a_c(z))
+
+    in the place of the maximum of :class:`Adversary`, with the same solution: the posteriors of
+    every label are N(0, I). (The two maxima are one where labels are equally likely.) It learns
+    several times as fast (docs/ablations.md): where a flow moves the posteriors, an adversary that
+    is told the label stays behind, and what it has not found it does not keep out of z.
+
+    Args:
+        weight: nats of the bound for a nat of the adversary's.
+        hidden_dim: width of its two hidden layers.
     """
 
-    @staticmethod
-    def _sizes(latent_dim: int, num_classes: int) -> tuple[int, int]:
-        return latent_dim, max(1, num_classes)
+    def __init__(
+        self, latent_dim: int, num_classes: int, weight: float = 5.0, hidden_dim: int = 256
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.network = _perceptron(latent_dim, hidden_dim, max(1, num_classes))
 
-    def _scores(self, latent: Latent, y: OneHot | None, eps: Latent) -> tuple[Tensor, Tensor]:
-        scores = self.network(torch.cat([latent, eps])).to(latent.dtype)
-        of_posterior, of_prior = scores.chunk(2)
-        own = of_posterior.squeeze(1) if y is None else (of_posterior * y).sum(1)
-        return own, of_prior
+    def forward(self, latent: Latent, y: OneHot | None, eps: Latent) -> Nats:
+        """As :meth:`Adversary.forward`; log 4 where labels are equally likely."""
+        of_posterior, of_prior = _scores(self.network, _turned(latent, self.weight), eps)
+        own = of_posterior if y is None else of_posterior * y
+        return softplus(-own.sum(1)) + softplus(of_prior).mean(1)
+
+
+def _perceptron(inputs: int, width: int, scores: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, width),
+        nn.SiLU(),
+        nn.Linear(width, width),
+        nn.SiLU(),
+        nn.Linear(width, scores),
+    )
+
+
+def _turned(latent: Latent, weight: float) -> Latent:
+    """The same numbers, with their gradient turned round, times the weight."""
+    return (1 + weight) * latent.detach() - weight * latent
+
+
+def _scores(network: nn.Module, of_posterior: Tensor, of_prior: Tensor) -> tuple[Tensor, ...]:
+    """Logits of both, (batch, scores), by one pass."""
+    rows = torch.cat([of_posterior, of_prior])
+    return network(rows).to(rows.dtype).chunk(2)  # of bfloat16 under autocast
