@@ -72,7 +72,7 @@ precision: .venv/.installed ## measure what bfloat16 costs in nats, over ten see
 	$(RUN) benchmarks/precision.py $(ARGS)
 	$(RUN) docs/tables.py
 
-recipes: .venv/.installed ## train and measure quick and reference, 3 seeds each; 2 hours, or minutes for ARGS=quick
+recipes: .venv/.installed ## train and measure the recipes, 3 seeds each; over two hours, or minutes for ARGS=quick
 	$(RUN) benchmarks/recipes.py $(ARGS)
 	$(RUN) docs/tables.py
 

@@ -32,7 +32,7 @@ def main(seeds: list[str]) -> None:
     for seed in seeds or SEEDS:
         job = Job(folder / f"s{seed}", [f"seed={seed}", *WORDS])
         try:
-            carry_out_all([job], (), 1, lambda job, doing: None)
+            carry_out_all([job], 1, lambda job, doing: None)
         except (ConfigError, runs.RunFailed) as error:
             raise SystemExit(str(error)) from None
         summary = runs.read_summary(job.folder)

@@ -135,32 +135,16 @@ _PUBLISHED = (
 )
 
 
-def of_the_default() -> dict[str, str]:
-    """The metrics of the default, as make article has written them."""
-    text = (DOCS / "article.md").read_text()
-    header, *rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    column = next(i for i, name in enumerate(header) if name.startswith("cvae "))
-    return {row[0].strip("| `"): row[column].rstrip("%") for row in rows}
-
-
 def recipes(document: dict[str, Any]) -> str:
-    """The likelihood of each recipe (make recipes, make article), and what others published."""
-    k = document["num_samples"]
-    metrics = [f"test/{what}nll_k{k}" for what in ("", "joint_", "marginal_")]
-    shares = ["samples/label_agreement", "latent/label_accuracy_mlp"]
-
-    def shown(row: dict[str, Any], metric: str) -> str:
-        unit = 100.0 if metric in shares else 1.0
-        return f"{unit * row[metric]['mean']:.2f} ± {unit * row[metric]['sd']:.2f}"
-
-    default = of_the_default()
-    found = {"default": [default[m] for m in (*metrics, *shares)]}
-    found |= {
-        name: [shown(row, metric) for metric in (*metrics, *shares)]
-        for name, row in document["recipes"].items()
-    }
-    order = sorted(found, key=lambda name: -float(found[name][0].split()[0]))
-    rows = [(f"**{name}**", *found[name][:3], str(k), *found[name][3:]) for name in order]
+    """The likelihood of each recipe (make recipes), and what others published."""
+    rows = []
+    for name, row in document["recipes"].items():
+        k = row["num_samples"]
+        bounds = [row[f"test/{what}nll_k{k}"] for what in ("", "joint_", "marginal_")]
+        shares = [row[m] for m in ("samples/label_agreement", "latent/label_accuracy_mlp")]
+        nats = [f"{found['mean']:.2f} ± {found['sd']:.2f}" for found in bounds]
+        percent = [f"{100 * found['mean']:.2f} ± {100 * found['sd']:.2f}" for found in shares]
+        rows.append((f"**{name}**", *nats, f"{k:,}", *percent))
     for name, conditional, marginal, num_samples in _PUBLISHED:
         joint = f"{float(conditional) + math.log(10):.2f}" if conditional else ""
         rows.append((name, conditional, joint, marginal, num_samples, "", ""))

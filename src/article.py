@@ -11,12 +11,13 @@ from cvae.cli import entry_point
 @entry_point("article")
 def main(cfg: DictConfig) -> None:
     """Skip what is finished, do the rest, write the table and the figure."""
-    jobs = article.jobs(Path(cfg.folder), list(cfg.seeds), list(cfg.train or []))
+    train, evaluate = list(cfg.train or []), list(cfg.evaluate or [])
+    jobs = article.jobs(Path(cfg.folder), list(cfg.seeds), train, evaluate)
 
     def tell(job: article.Job, doing: str) -> None:
         print(f"{jobs.index(job) + 1}/{len(jobs)} {doing}", flush=True)
 
-    article.carry_out_all(jobs, list(cfg.evaluate or []), cfg.num_jobs, tell)
+    article.carry_out_all(jobs, cfg.num_jobs, tell)
     output = Path(cfg.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     runs.write_text(output.with_name(f"{output.name}.md"), article.table(jobs))

@@ -157,7 +157,7 @@ def test_a_folder_of_other_settings_stays(tmp_path: Path) -> None:
     (job, *_) = article.jobs(tmp_path, [1], [])
     write_run(job.folder, 1, 1.0, status="running")
     with pytest.raises(ConfigError, match="other settings"):
-        list(article.carry_out(job, [], MACHINE, set()))
+        list(article.carry_out(job, MACHINE, set()))
     assert (job.folder / "config.yaml").is_file()
 
 
@@ -169,19 +169,47 @@ def test_an_unfinished_run_of_the_article_is_launched_again(
     monkeypatch.setattr(
         article, "_run", lambda script, words, *_: commands.append((script, *words))
     )
-    list(article.carry_out(job, [], MACHINE, set()))
+    list(article.carry_out(job, MACHINE, set()))
     assert commands[0] == ("train", *job.train, f"hydra.run.dir={job.folder}")
     (job.folder / "config.yaml").write_text("{}")
     runs.update_summary(job.folder, status="interrupted")
     commands.clear()
-    list(article.carry_out(job, [], MACHINE, set()))
+    list(article.carry_out(job, MACHINE, set()))
     assert commands[0] == ("train", f"rerun={job.folder}")
     runs.update_summary(job.folder, status="finished")
     commands.clear()
-    list(article.carry_out(job, ["figures=false"], MACHINE, set()))
+    list(article.carry_out(job._replace(evaluate=["figures=false"]), MACHINE, set()))
     all_claims = f"claims=[{','.join(CLAIMS)}]"
-    words = (f"run={job.folder}", "num_samples=50", all_claims, "figures=false")
+    words = (f"run={job.folder}", all_claims, "figures=false")
     assert commands == [("evaluate", *words)]
+
+
+def test_a_run_is_evaluated_again_in_other_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And after another training; not where both are as they were."""
+    (job, *_) = article.jobs(tmp_path, [1], [], ["num_samples=5"])
+    best = job.folder / "checkpoints" / "best.ckpt"
+
+    def run(script: str, *_: Any) -> None:
+        best.parent.mkdir(parents=True, exist_ok=True)
+        if script == "train":
+            best.write_bytes(b"weights")
+            runs.update_summary(job.folder, status="finished")
+            return
+        done = {"metrics": {}, "seconds": dict.fromkeys(CLAIMS, 1.0)}
+        of = {"checkpoint": best.name, "checkpoint_digest": runs.file_digest(best)}
+        runs.write_json(job.folder / runs.EVALUATION, {**of, **done})
+
+    monkeypatch.setattr(article, "_run", run)
+    first = [f"training {job.folder.name}", f"evaluating {job.folder.name}"]
+    assert list(article.carry_out(job, MACHINE, set())) == first
+    assert list(article.carry_out(job, MACHINE, set())) == []
+    other = job._replace(evaluate=["num_samples=6"])
+    assert list(article.carry_out(other, MACHINE, set())) == first[1:]
+    best.write_bytes(b"other weights")
+    assert list(article.carry_out(other, MACHINE, set())) == first[1:]
+    assert list(article.carry_out(other, MACHINE, set())) == []
 
 
 def test_a_recipe_that_has_changed_is_other_settings(
@@ -190,7 +218,7 @@ def test_a_recipe_that_has_changed_is_other_settings(
     """The words of the command may be the same, and mean something else by now."""
     (job, *_) = article.jobs(tmp_path / "runs", [1], [])
     monkeypatch.setattr(article, "_run", lambda *_: None)
-    list(article.carry_out(job, [], MACHINE, set()))
+    list(article.carry_out(job, MACHINE, set()))
     (job.folder / "config.yaml").write_text("{}")
     runs.update_summary(job.folder, status="finished")
     assert article.is_trained(job)
@@ -203,7 +231,7 @@ def test_a_recipe_that_has_changed_is_other_settings(
     try:
         assert not article.is_trained(job)
         with pytest.raises(ConfigError, match="other settings"):
-            list(article.carry_out(job, [], MACHINE, set()))
+            list(article.carry_out(job, MACHINE, set()))
     finally:
         article._described.cache_clear()
 
@@ -230,11 +258,11 @@ def test_jobs_of_the_article_side_by_side(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(article, "_run", run)
     told: list[str] = []
     with pytest.raises(runs.RunFailed, match="code 1"):
-        article.carry_out_all(jobs, [], 2, lambda job, doing: told.append(doing))
+        article.carry_out_all(jobs, 2, lambda job, doing: told.append(doing))
     assert sorted(told) == ["training autoencoder-s1", "training vae-s1"]
     assert sorted(begun) == two
     with pytest.raises(ConfigError, match="num_jobs=3"):
-        article.carry_out_all(jobs, [], 3, lambda job, doing: None)
+        article.carry_out_all(jobs, 3, lambda job, doing: None)
 
 
 def test_an_article_that_is_stopped_stops_its_runs(
@@ -248,7 +276,7 @@ def test_an_article_that_is_stopped_stops_its_runs(
     threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
     start = time.monotonic()
     with pytest.raises(SystemExit) as stopped:
-        article.carry_out_all(jobs, [], 1, lambda job, doing: None)
+        article.carry_out_all(jobs, 1, lambda job, doing: None)
     assert stopped.value.code == 143
     assert time.monotonic() - start < 30
 
@@ -261,12 +289,12 @@ def test_the_article_is_written_and_resumed(
     monkeypatch.setattr(article, "SYSTEMS", ("cvae",))
     monkeypatch.setattr(article, "PLANES", ("cvae",))
     small = [w for w in tiny(data_dir) if "latent_dim" not in w]
-    jobs = article.jobs(tmp_path, [1], [*small, "logger=csv", "trainer.max_epochs=1"])
+    train, evaluate = [*small, "logger=csv", "trainer.max_epochs=1"], ["num_generated=20"]
+    jobs = article.jobs(tmp_path, [1], train, [*evaluate, "figures=false"])
 
     def carry_out(num_parallel: int = 1) -> list[str]:
-        evaluate = ["num_generated=20", "figures=false"]
         told: list[str] = []
-        article.carry_out_all(jobs, evaluate, num_parallel, lambda _, doing: told.append(doing))
+        article.carry_out_all(jobs, num_parallel, lambda _, doing: told.append(doing))
         return told
 
     assert carry_out() == ["training cvae-s1", "evaluating cvae-s1", "training cvae-plane"]

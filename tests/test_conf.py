@@ -218,15 +218,15 @@ def test_units_stand_where_values_are() -> None:
 
 
 def test_recipes_open_with_what_was_measured() -> None:
-    """The figures of the README's table: nats of p(x|y), of p(x, y) and of p(x)."""
+    """The figures of the README's table: nats of p(x|y), of p(x, y) and of p(x), and K."""
     rows = re.findall(
         r"^\| \*\*(\w+)\*\* (.*)", (runs.ROOT / "README.md").read_text(), re.MULTILINE
     )
     assert [name for name, _ in rows] == ["quick", "default", "reference"]
     for name, row in rows:
         path = CONF / ("train.yaml" if name == "default" else f"experiment/{name}.yaml")
-        nats = row.split(" | ")[:3]
-        assert all(found.strip("| ") in path.read_text() for found in nats), path
+        *nats, k = (cell.strip("| ") for cell in row.split(" | ")[:4])
+        assert all(found in path.read_text() for found in (*nats, f"K = {k}")), path
 
 
 def test_schema_and_command_line_import_no_torch() -> None:

@@ -27,6 +27,7 @@ SYSTEMS = (*DRAWN, "cvae_plain")  # in the table
 PLANES = ("vae", "cvae")  # with a latent of two dimensions, for the picture of the plane
 _CONF = runs.ROOT / "conf"
 OUTPUT = "article.log"  # of a job that shares the terminal with others
+_TRAINED, _EVALUATED = "article.txt", "evaluated.txt"  # what it was trained and evaluated with
 _TABLE = (  # the metrics of the article's claims that systems are compared by
     "test/elbo",
     "test/reconstruction",
@@ -71,17 +72,24 @@ class Job(NamedTuple):
     folder: Path
     train: list[str]  # overrides of train.py
     claims: Sequence[str] = ()  # that are measured on it
+    evaluate: Sequence[str] = ()  # further overrides of evaluate.py
 
 
-def jobs(folder: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[Job]:
-    """Every system with every seed, and the two planes with the first."""
-    found = [
-        Job(folder / f"{system}-s{seed}", [f"model={system}", f"seed={seed}", *overrides], CLAIMS)
-        for seed in seeds
-        for system in SYSTEMS
-    ]
+def jobs(
+    folder: Path, seeds: Sequence[int], train: Sequence[str], evaluate: Sequence[str] = ()
+) -> list[Job]:
+    """Every system with every seed, and the two planes with the first.
+
+    Args:
+        train, evaluate: further overrides of train.py and evaluate.py.
+    """
+    found = []
+    for seed in seeds:
+        for system in SYSTEMS:
+            words = [f"model={system}", f"seed={seed}", *train]
+            found.append(Job(folder / f"{system}-s{seed}", words, CLAIMS, evaluate))
     for system in PLANES:
-        words = [f"model={system}", f"seed={seeds[0]}", *overrides, "model.latent_dim=2"]
+        words = [f"model={system}", f"seed={seeds[0]}", *train, "model.latent_dim=2"]
         found.append(Job(folder / f"{system}-plane", words))
     return found
 
@@ -96,6 +104,8 @@ def is_evaluated(job: Job) -> bool:
     """Whether nothing is left to measure on the run."""
     if not job.claims:
         return True
+    if _read(job.folder / _EVALUATED) != shlex.join(job.evaluate):
+        return False
     found = runs.read_evaluation(job.folder)
     checkpoint = job.folder / "checkpoints" / str(found.get("checkpoint"))
     if not checkpoint.is_file() or runs.file_digest(checkpoint) != found["checkpoint_digest"]:
@@ -105,10 +115,14 @@ def is_evaluated(job: Job) -> bool:
 
 def _is_of(job: Job) -> bool:
     """Whether its folder holds a run of its settings, as they are now."""
+    return _read(job.folder / _TRAINED) == _described(*job.train)
+
+
+def _read(path: Path) -> str | None:
     try:
-        return (job.folder / "article.txt").read_text(encoding="utf-8") == _described(*job.train)
+        return path.read_text(encoding="utf-8")
     except OSError:
-        return False
+        return None
 
 
 @lru_cache
@@ -119,7 +133,6 @@ def _described(*overrides: str) -> str:
 
 def carry_out_all(
     all_jobs: Sequence[Job],
-    evaluate: Sequence[str],
     num_parallel: int,
     tell: Callable[[Job, str], None],
     done: Callable[[Job], None] = lambda job: None,
@@ -127,7 +140,6 @@ def carry_out_all(
     """Train and evaluate what is not done yet, some jobs at a time, each on its share of cores.
 
     Args:
-        evaluate: further overrides of evaluate.py.
         num_parallel: jobs at a time, each in a thread that says what it begins and what is done.
 
     Raises:
@@ -146,7 +158,7 @@ def carry_out_all(
     def work(job: Job) -> None:
         share = free.get()
         try:
-            for doing in carry_out(job, evaluate, share, running, shares_terminal):
+            for doing in carry_out(job, share, running, shares_terminal):
                 if ended.is_set():
                     return
                 tell(job, doing)
@@ -170,7 +182,6 @@ def carry_out_all(
 
 def carry_out(
     job: Job,
-    evaluate: Sequence[str],
     share: Share,
     running: set[subprocess.Popen[bytes]],
     shares_terminal: bool = False,
@@ -195,15 +206,15 @@ def carry_out(
             raise ConfigError(f"{job.folder}: holds a run of other settings; name another folder=")
         yield f"training {job.folder.name}"
         job.folder.mkdir(parents=True, exist_ok=True)
-        runs.write_text(job.folder / "article.txt", _described(*job.train))
+        runs.write_text(job.folder / _TRAINED, _described(*job.train))
         where = [f"hydra.run.dir={job.folder}"]
         words = [f"rerun={job.folder}"] if is_there else [*job.train, *where]
         _run("train", words, share, output, running)
     if not is_evaluated(job):
         yield f"evaluating {job.folder.name}"
         claims = f"claims=[{','.join(job.claims)}]"
-        words = [f"run={job.folder}", "num_samples=50", claims, *evaluate]
-        _run("evaluate", words, share, output, running)
+        _run("evaluate", [f"run={job.folder}", claims, *job.evaluate], share, output, running)
+        runs.write_text(job.folder / _EVALUATED, shlex.join(job.evaluate))
 
 
 def _run(
