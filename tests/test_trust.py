@@ -11,7 +11,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from cvae import checkpoints, load_run, runs, trust
+from cvae import checkpoints, load_run, runs, sweeps, trust
 from cvae.schema import ConfigError
 from tests.conftest import run_script
 from tests.tally import Promise
@@ -326,6 +326,22 @@ def test_a_resumed_run_stays_in_its_folder(
     tamper(folder, set_key(key, value.format(run_dir=folder)))
     with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
         runs.load_foreign_config(folder)
+
+
+def test_an_unfinished_run_is_trained_where_it_lies(
+    folder: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep that was moved, or is a stranger's, goes on in no other folder."""
+    started: list[Any] = []
+    monkeypatch.setattr(
+        sweeps, "run_jobs", lambda dirs, _: started.extend(map(runs.load_config, dirs))
+    )
+    runs.update_summary(folder, status="interrupted")
+    with pytest.raises(runs.RunFailed):
+        sweeps.run_unfinished(folder, 1)
+    (cfg,) = started
+    assert cfg.callbacks.best.dirpath == str(folder / "checkpoints")
+    assert str(finished_run) not in OmegaConf.to_yaml(cfg)
 
 
 def test_a_folder_may_be_moved(folder: Path, finished_run: Path) -> None:

@@ -397,9 +397,15 @@ def prepare_resume(run_dir: Path, composed: DictConfig, typed: Sequence[str]) ->
         print(f"changed: {line}")
     if changes.changes_the_schedule(changed) and cfg.get("scheduler"):
         print("the learning rate may depend on the number of epochs: it takes another course")
-    if has_ended or changed or OmegaConf.to_yaml(cfg) != (run_dir / CONFIG).read_text("utf-8"):
-        write_text(run_dir / CONFIG, OmegaConf.to_yaml(cfg))
+    archive_again(run_dir, cfg)
     return True
+
+
+def archive_again(run_dir: Path, cfg: DictConfig) -> None:
+    """Write the config of an archived run anew, where it is another by now."""
+    text = OmegaConf.to_yaml(cfg)
+    if text != (run_dir / CONFIG).read_text("utf-8"):
+        write_text(run_dir / CONFIG, text)
 
 
 def _epochs_on_record(run_dir: Path) -> int:

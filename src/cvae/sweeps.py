@@ -88,10 +88,10 @@ def run_unfinished(sweep_dir: Path, num_parallel: int, trust: Any = None) -> Non
     left = [job.run_dir for job in jobs if not job.is_finished]
     print(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished, {len(left)} to train")
     for run_dir in list(left):
-        runs.load_foreign_config(run_dir, trust)
+        cfg = runs.load_foreign_config(run_dir, trust)
         try:
             with runs.claimed(run_dir):
-                pass
+                runs.archive_again(run_dir, cfg)  # its paths in the folder where it lies now
         except runs.Busy:
             print(f"run {run_dir.name} is being trained by another process: left alone")
             left.remove(run_dir)
