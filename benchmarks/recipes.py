@@ -40,7 +40,7 @@ class Recipe(NamedTuple):
     """What it is trained and measured with."""
 
     words: tuple[str, ...]  # overrides of train.py
-    num_samples: int  # K of the bound, as large as a quarter of an hour of a core allows
+    num_samples: int  # K of the bound
 
     def settings(self) -> str:
         """What a row stands for: with other settings, it is measured anew."""

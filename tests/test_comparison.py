@@ -184,6 +184,19 @@ def test_an_unfinished_run_of_the_article_is_launched_again(
     assert commands == [("evaluate", *words)]
 
 
+def test_the_command_gets_as_far_as_training(data_dir: Path, tmp_path: Path) -> None:
+    """The whole of ``make article`` takes too long: its first training fails here."""
+    train = [w for w in tiny(data_dir) if "latent_dim" not in w] + [
+        "trainer.limit_val_batches=1e-6"
+    ]
+    words = [f"folder={tmp_path}", "seeds=[1]", f"train={json.dumps(train, ensure_ascii=False)}"]
+    done = run_script("article", *words)
+    assert done.returncode == 1
+    assert "1/6 training autoencoder-s1" in done.stdout
+    assert "limit_val_batches" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_run_is_evaluated_again_in_other_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

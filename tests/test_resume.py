@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hydra
 import pytest
 import torch
 
@@ -406,6 +407,7 @@ def test_resume_goes_on_in_the_same_folder(interrupted: Path, uninterrupted: Pat
     done = run_script("train", f"resume={interrupted}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on at step 18" in done.stdout
+    assert "dirpath has changed" not in done.stdout + done.stderr  # the best score would be lost
     assert {p.name for p in interrupted.parent.iterdir()} == before
     assert_same_run(uninterrupted, interrupted)
 
@@ -592,3 +594,6 @@ def test_the_fingerprint_is_of_what_changes_the_steps() -> None:
     assert changes.fingerprint(conf, same) == default
     for other in ("seed=2", "model=vae", "callbacks.ema=null", "trainer.max_epochs=3"):
         assert changes.fingerprint(conf, [other]) != default
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):  # as src/article.py asks
+        assert changes.fingerprint(conf) == default
+        assert hydra.compose("compare").keys() != hydra.compose("train").keys()

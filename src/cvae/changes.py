@@ -5,11 +5,12 @@ import copy
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -82,7 +83,7 @@ def fingerprint(conf: Path, overrides: Sequence[str] = ()) -> str:
     Args:
         conf: folder of the configuration files.
     """
-    with _COMPOSING, initialize_config_dir(str(conf), version_base="1.3"):
+    with _composing(conf):
         content = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
     assert isinstance(content, dict)
     for key in (*_FREE, *_OF_THE_COMMAND):
@@ -92,6 +93,19 @@ def fingerprint(conf: Path, overrides: Sequence[str] = ()) -> str:
             node = node.get(name) or {}
         node.pop(last, None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _composing(conf: Path) -> Iterator[None]:
+    """For one caller at a time, within a main function of Hydra's as well as without."""
+    with _COMPOSING:
+        outer = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(conf), version_base="1.3"):
+                yield
+        finally:
+            GlobalHydra.instance().hydra = outer
 
 
 def changes_the_schedule(changed: Sequence[str]) -> bool:

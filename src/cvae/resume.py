@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from cvae import checkpoints, runs
 from cvae.data import MNISTDataModule
@@ -165,6 +165,12 @@ class LastCheckpoint(Callback):
         checkpoint: dict[str, Any],
     ) -> None:
         """Before any loader is made: with workers it would have read ahead from the wrong place."""
+        for callback in trainer.checkpoint_callbacks:
+            if (
+                isinstance(callback, ModelCheckpoint)
+                and callback.state_key in checkpoint["callbacks"]
+            ):
+                _move(checkpoint["callbacks"][callback.state_key], str(callback.dirpath))
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(datamodule, MNISTDataModule) and "position" in checkpoint:
             datamodule.goes_on_at = checkpoint["position"]
@@ -207,3 +213,17 @@ class LastCheckpoint(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
     ) -> None:
         self._listening.close()
+
+
+def _move(state: dict[str, Any], dirpath: str) -> None:
+    """Let the state of a checkpoint callback speak of the folder where the run lies now.
+
+    Of another folder Lightning takes over no best score, and a worse epoch becomes the best.
+    """
+
+    def here(path: str) -> str:
+        return path and str(Path(dirpath, Path(path).name))
+
+    paths = ("best_model_path", "last_model_path", "kth_best_model_path")
+    state.update({key: here(state[key]) for key in paths if key in state}, dirpath=dirpath)
+    state["best_k_models"] = {here(p): score for p, score in state["best_k_models"].items()}

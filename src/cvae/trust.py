@@ -194,8 +194,9 @@ def confined(cfg: dict[str, Any], run_dir: Path) -> dict[str, Any]:
             return node
         if node == former or node.startswith(f"{former}/"):
             node = str(run_dir) + node.removeprefix(former)
-        is_folder = key.rpartition(".")[2] in _FOLDER_KEYS
-        if is_folder or ".." in Path(node).parts or node.startswith(("/", "~")):
+        if ".." in Path(node).parts:  # of what folder, the library decides that joins it
+            raise ConfigError(f"{key}={node}: may lead out of the folder")
+        if key.rpartition(".")[2] in _FOLDER_KEYS or node.startswith(("/", "~")):
             try:
                 inside(run_dir, node if Path(node).is_absolute() else Path.cwd() / node)
             except ConfigError as error:
