@@ -26,19 +26,19 @@ def test_recipes_are_measured_and_not_again(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     recipes = script("recipes", tmp_path, monkeypatch)
-    small, other = recipes.Recipe(tuple(tiny(data_dir)), 3), recipes.Recipe(("seed=x",), 3)
+    small, other = recipes.Recipe(tuple(tiny(data_dir)), 60), recipes.Recipe(("seed=x",), 60)
     monkeypatch.setattr(recipes, "RECIPES", {"small": small, "other": other})
     recipes.main(["small"])
     document = json.loads((tmp_path / "recipes.json").read_text())
     assert list(document["recipes"]) == ["small"]  # the other has not been trained
     row = document["recipes"]["small"]
     assert row["n"] == 2
-    nll, joint = (row[f"test/{what}nll_k3"]["mean"] for what in ("", "joint_"))
+    nll, joint = (row[f"test/{what}nll_k60"]["mean"] for what in ("", "joint_"))
     assert joint == pytest.approx(nll + 2.302585)
-    assert row["test/nll_k3"]["sd"] > 0
+    assert row["test/nll_k60"]["sd"] > 0
     table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["recipes"](document)
     assert f"| **small** | {nll:.2f} ± " in table
-    assert " | 3 | " in table
+    assert " | 60 | " in table
     capsys.readouterr()
     recipes.main(["small"])
     assert capsys.readouterr().out == ""
