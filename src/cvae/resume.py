@@ -164,7 +164,11 @@ class LastCheckpoint(Callback):
         pl_module: lightning.LightningModule,
         checkpoint: dict[str, Any],
     ) -> None:
-        """Before any loader is made: with workers it would have read ahead from the wrong place."""
+        """Say where the run lies now, and where its epoch goes on.
+
+        That is before any loader is made: with workers it would have read ahead from the wrong
+        place.
+        """
         for callback in trainer.checkpoint_callbacks:
             if (
                 isinstance(callback, ModelCheckpoint)
