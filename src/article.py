@@ -5,13 +5,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cvae import article, files, runs
-from cvae.cli import entry_point
+from cvae.cli import entry_point, understood
 
 
 @entry_point("article")
 def main(cfg: DictConfig) -> None:
     """Skip what is finished, do the rest, write the table and the figure."""
-    train, evaluate = list(cfg.train or []), list(cfg.evaluate or [])
+    train, evaluate = (understood(name, cfg[name] or []) for name in ("train", "evaluate"))
     jobs = article.jobs(Path(cfg.folder), list(cfg.seeds), train, evaluate)
 
     def tell(job: article.Job, doing: str) -> None:

@@ -50,7 +50,7 @@ ARROWS = {
     "launch": {"processes", "runs", "schema", "training"},
     "sweeps": {"launch", "processes", "runs", "schema"},
     "search": {"runs", "schema"},
-    "cli": {"processes", "runs", "schema"},
+    "cli": {"changes", "processes", "runs", "schema"},
     "hooks": {"cli", "launch", "processes", "runs", "schema", "sweeps"},
     "dashboard": set[str](),
     "export": {"models", "runs", "schema", "trust", "types"},

@@ -10,7 +10,7 @@ import pytest
 from cvae.cli import quote_paths
 from tests.conftest import ROOT, run_script, tiny
 
-ENTRY_POINTS = ["train", "generate", "evaluate", "compare", "article"]
+ENTRY_POINTS = ["train", "generate", "evaluate", "compare", "article", "export", "dashboard"]
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +49,7 @@ BAD = [
     ("train", "modle=vae", ["modle=vae", "model?"]),
     ("train", "model=vea", ["model=vea", "autoencoder, cvae, cvae_plain, vae"]),
     ("train", "model/network=foo", ["model/network=foo", "conv, mlp"]),
+    ("train", "model.network.channels=[8]", ["model.network.channels", "model/network=conv"]),
     ("train", "model.latent_dim=0", ["model.latent_dim=0", "from 1 to 65536"]),
     ("train", "model.latent_dim=abc", ["model.latent_dim=abc", "an integer"]),
     ("train", "data.batch_size=0", ["data.batch_size=0", "from 1 to"]),
@@ -69,6 +70,10 @@ BAD = [
     ("evaluate", "claims=[bound,x]", ["claims", "one of bound"]),
     ("compare", "runs=/no/such/folder", ["runs=/no/such/folder", "no run folder"]),
     ("article", "seeds=[]", ["seeds=[]", "a list"]),
+    ("article", 'train=["model.latnet_dim=3"]', ["model.latnet_dim", "model.latent_dim?"]),
+    ("article", 'train=["model.latent_dim=0"]', ["model.latent_dim=0", "from 1 to 65536"]),
+    ("article", 'evaluate=["num_generate=9"]', ["num_generate=9", "num_generated?"]),
+    ("article", 'evaluate=["claims=style,x"]', ["claims=style,x"]),
     ("evaluate", "num_samples=0", ["num_samples=0", "from 1 to"]),
     ("evaluate", "run=/no/such/run", ["run=/no/such/run", "no such folder"]),
 ]

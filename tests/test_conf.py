@@ -250,3 +250,10 @@ def test_every_model_can_be_built_from_its_file(model: str, network: str) -> Non
     built = runs.build_model(cfg)
     y = 3 if built.conditional else None
     assert built.sample(y, num_samples=2).shape == (2, 1, 28, 28)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "hydra/help").glob("*.yaml")), ids=lambda p: p.stem)
+def test_help_fits_a_terminal(path: Path) -> None:
+    """80 columns, for what we write: the configuration below it may hold longer paths."""
+    template = str(OmegaConf.select(OmegaConf.load(path), "template"))
+    assert max(map(len, template.splitlines())) <= 80

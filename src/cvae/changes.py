@@ -83,9 +83,7 @@ def fingerprint(conf: Path, overrides: Sequence[str] = ()) -> str:
     Args:
         conf: folder of the configuration files.
     """
-    with _composing(conf):
-        content = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
-    assert isinstance(content, dict)
+    content = composed(conf, "train", overrides)
     for key in (*_FREE, *_OF_THE_COMMAND):
         *path, last = key.split(".")
         node: Any = content
@@ -93,6 +91,19 @@ def fingerprint(conf: Path, overrides: Sequence[str] = ()) -> str:
             node = node.get(name) or {}
         node.pop(last, None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def composed(conf: Path, entry_point: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What the command line of a script gives, resolved; within another's main function too.
+
+    Args:
+        conf: folder of the configuration files.
+        overrides: words as Hydra takes them.
+    """
+    with _composing(conf):
+        content = OmegaConf.to_container(compose(entry_point, list(overrides)), resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 @contextlib.contextmanager

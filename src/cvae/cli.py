@@ -9,23 +9,22 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cvae import runs
+from cvae import changes, runs
 from cvae.processes import BAD_INPUT, BROKEN_PIPE, DIVERGED, FAILED
-from cvae.schema import ConfigError, addable_keys, leaf_keys, nearest_key
+from cvae.schema import ConfigError, addable_keys, leaf_keys, nearest_key, validate
 
 CONF = runs.ROOT / "conf"
 _MAX_LINES = 3
@@ -131,6 +130,15 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         return main
 
     return decorate
+
+
+def understood(entry_point: str, words: Sequence[str]) -> list[str]:
+    """Words for another of our scripts, as Hydra takes them; refused as that script would do."""
+    with reported(entry_point, list(words)):
+        taken = quote_paths(_hydras_words(list(words)), Path.cwd())
+        if problems := validate(changes.composed(CONF, entry_point, taken), entry_point):
+            raise ConfigError("\n".join(problems))
+    return taken
 
 
 def _short(words: list[str]) -> str:
@@ -244,6 +252,8 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
         cfg = _composed(config_name, arguments)
         if key in addable_keys(cfg):
             return f"{typed}: the configuration has no {key} yet; to add it: +{typed}"
+        if choices := list(_choices_with(key)):
+            return f"{typed}: there is no key {key} without {' or '.join(choices)}"
         near = nearest_key(key, [*leaf_keys(cfg), *_groups()])
         hint = f"; did you mean {near}?" if near else "; --help lists the keys"
         return f"{typed}: there is no key {key}{hint}"
@@ -271,11 +281,16 @@ def _composed(config_name: str, arguments: list[str]) -> Mapping[str, Any]:
     """The config for the groups that a person chose, without what else they typed."""
     chosen = [a for a in arguments if re.fullmatch(r"[\w/]+=[\w/]+", a)]
     chosen = [a for a in chosen if (CONF / "{}/{}.yaml".format(*a.split("="))).is_file()]
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        plain = OmegaConf.to_container(hydra.compose(config_name, chosen))
-    assert isinstance(plain, Mapping)
-    return {str(key): value for key, value in plain.items()}
+    return changes.composed(CONF, config_name, chosen)
+
+
+def _choices_with(key: str) -> Iterator[str]:
+    """Options of the key's group that have it: model/network=conv for one of model.network."""
+    parent, _, name = key.rpartition(".")
+    group = parent.replace(".", "/")
+    for path in sorted((CONF / group).glob("*.yaml")) if group else []:
+        if name in OmegaConf.load(path):
+            yield f"{group}={path.stem}"
 
 
 def _groups() -> list[str]:
