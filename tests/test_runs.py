@@ -42,6 +42,18 @@ def test_generate_has_a_place_of_its_own(finished_run: Path) -> None:
     assert written.is_file()
 
 
+def test_the_last_weights_do_not_stand_in_for_the_best(finished_run: Path, tmp_path: Path) -> None:
+    """Of a run that has had a best; one that is under way is read from what there is."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished_run, run_dir)
+    (run_dir / runs.BEST).unlink()
+    with pytest.raises(ConfigError, match=r"best\.ckpt is gone"):
+        runs.find_run(run_dir)
+    assert runs.find_run(run_dir / runs.LAST) == (run_dir, run_dir / runs.LAST)
+    runs.update_summary(run_dir, status="running")
+    assert runs.find_run(run_dir) == (run_dir, run_dir / runs.LAST)
+
+
 @pytest.fixture(scope="module")
 def evaluated(
     finished_run: Path, tmp_path_factory: pytest.TempPathFactory

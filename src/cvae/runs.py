@@ -519,9 +519,11 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
     given = given.resolve()
     if given.is_dir():
         there = (trust.inside(given, c) for c in (BEST, LAST) if (given / c).is_file())
-        checkpoint = next(there, None)
+        checkpoint, summary = next(there, None), read_summary(given)
+        status, had_best = summary.get("status"), summary.get("objective") is not None
+        if checkpoint and status == "finished" and had_best and not (given / BEST).is_file():
+            raise ConfigError(f"run={path}: {BEST} is gone; to use the last: run={path}/{LAST}")
         if checkpoint is None:
-            status = read_summary(given).get("status")
             known = f" (its status: {status})" if status else ""
             raise ConfigError(f"run={path}: no checkpoint in {given / 'checkpoints'}{known}")
         return given, checkpoint
