@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from bench import machine
 from recipes import COMMON, carry_out, known, settings_of
-from validation import NUM_SAMPLES, validation_scores
+from validation import ALTERNATIVES, NUM_SAMPLES, validation_scores
 
 from cvae import runs
 from cvae.article import Job
@@ -26,7 +26,6 @@ FOLDER = ROOT / "logs" / "ablations"
 OUTPUT = ROOT / "docs" / "ablations.json"
 SEEDS = (1, 2, 3)
 DEFAULT = "default"
-TRUSTED = "alternatives"  # what the library does without: beside this file
 CONV = (  # 1.0 of the time of a default run
     "model/network=conv",
     "model/penalty=labelwise_adversary",
@@ -93,7 +92,7 @@ def main(names: list[str]) -> None:
     def done(job: Job) -> None:
         name, seed = row_of[job.folder]
         with one_at_a_time:
-            scores = validation_scores(job.folder, TRUSTED)
+            scores = validation_scores(job.folder, ALTERNATIVES)
             run = {
                 "nll": round(scores.nll, 3),
                 "label_agreement": round(scores.label_agreement, 4),

@@ -1,17 +1,24 @@
-"""What recipes are chosen by, with no look at the test images."""
+"""What recipes are chosen by, with no look at the test images.
 
+``python benchmarks/validation.py RUN ...`` measures runs; those of the ablations too.
+"""
+
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from cvae import runs
 from cvae.evaluation.claim import Subject
 from cvae.evaluation.label_control import label_control
+from cvae.evaluation.latent_independence import latent_independence
 from cvae.evaluation.likelihood import split_nlls
 from cvae.evaluation.oracle import Oracle
 from cvae.models import VAE
+from cvae.schema import ConfigError
 from cvae.trust import Trust
 
 NUM_SAMPLES = 100
+ALTERNATIVES = "alternatives"  # what the library does without: beside this file
 
 
 class Scores(NamedTuple):
@@ -48,3 +55,23 @@ def _nll(subject: Subject) -> float:
     assert isinstance(subject.model, VAE)
     found = split_nlls(subject.model, subject.validation, [NUM_SAMPLES])[NUM_SAMPLES]
     return float(found.double().mean())
+
+
+def main(run_dirs: list[str]) -> None:
+    for run_dir in run_dirs:
+        try:
+            subject = _subject(Path(run_dir), ALTERNATIVES)
+        except ConfigError as error:
+            raise SystemExit(str(error)) from None
+        control, read = label_control(subject), latent_independence(subject)
+        means, drawn = (control[f"samples/label_agreement{end}"].value for end in ("", "_drawn"))
+        print(
+            f"{run_dir}: {_nll(subject):.2f} nats (validation, K = {NUM_SAMPLES}); right digits "
+            f"{means:.2%}, drawn {drawn:.2%}; label read by a perceptron "
+            f"{read['latent/label_accuracy_mlp'].value:.1%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

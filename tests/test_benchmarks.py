@@ -2,12 +2,16 @@
 
 import importlib
 import json
+import math
 import runpy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from cvae.networks import MLP
 from tests.conftest import ROOT, tiny
 
 
@@ -19,6 +23,50 @@ def script(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(module, "OUTPUT", tmp_path / f"{name}.json")
     monkeypatch.setattr(module, "SEEDS", (1, 2))
     return module
+
+
+def alternative(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A small model of benchmarks/alternatives.py with weights at random, on images of 4 pixels."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    network = partial(MLP, hidden_dim=8, encoder_blocks=1, decoder_blocks=1)
+    torch.manual_seed(0)
+    model = getattr(importlib.import_module("alternatives"), name)(
+        network, latent_dim=2, image_shape=(1, 2, 2), num_classes=2
+    )
+    for parameter in model.parameters():
+        parameter.data += 0.5 * torch.randn_like(parameter)
+    return model
+
+
+def test_the_doubly_reparametrized_gradient_is_that_of_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On average: of 100,000 draws for one image, beside the bound differentiated as it stands."""
+    model = alternative("ImportanceWeighted", monkeypatch)
+    x = torch.tensor([1.0, 0.0, 1.0, 1.0]).view(1, 1, 2, 2).expand(100_000, 1, 2, 2)
+    y = torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
+    loss = model.loss(model.terms(x, y, torch.randn(len(x), 2)), 0).mean()
+    log_weights = model.log_weights(x, y, torch.randn(len(x), 4, 2))
+    bound = (torch.logsumexp(log_weights, dim=1) - math.log(4)).mean()
+    parameters = list(model.parameters())
+    found, expected = (torch.autograd.grad(value, parameters) for value in (loss, -bound))
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() < 0.03 * b.norm()
+
+
+def test_free_bits_leave_alone_what_costs_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dimensions below the threshold have no gradient of the KL, those above it all of it."""
+    model = alternative("FreeBits", monkeypatch)
+    x, y = torch.bernoulli(torch.full((50, 1, 2, 2), 0.5)), torch.eye(2).repeat(25, 1)
+    head = model.network.encoder.head.weight  # rows: two means, two of the standard deviation
+    kl = 0.0
+    for model.free, spared in ((1e3, [0, 1]), (0.0, [])):
+        gradient = torch.autograd.grad(model.terms(x, y, torch.zeros(50, 2)).kl.mean(), head)[0]
+        rows = gradient.norm(dim=1)
+        assert [i for i in (0, 1) if rows[i] < 1e-5 and rows[i + 2] < 1e-5] == spared
+        kl = model.terms(x, y, torch.zeros(50, 2)).kl.mean().item()
+    model.eval()
+    assert model.terms(x, y, torch.zeros(50, 2)).kl.mean().item() == pytest.approx(kl)
 
 
 @pytest.mark.engines
@@ -71,6 +119,12 @@ def test_ablations_are_paired_by_seed_and_go_on_from_their_file(
     assert f"| {sum(gains) / 2:+.2f} ± {error:.2f} |" in table
     assert f"an s.d. of {error * 2**0.5:.2f} nats" in table
     capsys.readouterr()
+    validation = importlib.import_module("validation")
+    validation.main([str(tmp_path / "ablations" / "plain-s1")])
+    nats, right = found["1"]["nll"], found["1"]["label_agreement"]
+    assert f": {nats:.2f} nats (validation, K = 100); right digits {right:.2%}, " in (
+        capsys.readouterr().out
+    )
     monkeypatch.setattr(ablations, "FOLDER", tmp_path / "of another machine")
     ablations.main(["plain"])
     assert capsys.readouterr().out == ""
