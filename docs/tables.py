@@ -168,7 +168,8 @@ def ablations(document: dict[str, Any]) -> str:
         spreads += [stdev(gains)] if name != "default" else []
         rows.append(
             (
-                "<br>".join(f"`{word}`" for word in variant["overrides"]) or "the default",
+                name,
+                "<br>".join(f"`{word}`" for word in variant["overrides"]),
                 f"{mean(nats):.2f}",
                 f"{mean(gains):+.2f} ± {error:.2f}" if name != "default" else "",
                 f"{mean(right):.2f} ± {stdev(right):.2f}",
@@ -182,7 +183,7 @@ def ablations(document: dict[str, Any]) -> str:
         f"s.d. of {pooled:.2f} nats, pooled over the rows. {', '.join(sorted(set(each)))}, one "
         "core a run.\n\n"
     )
-    return caption + markdown(("change", "nats", "gained", "right digits, %"), rows)
+    return caption + markdown(("name", "change", "nats", "gained", "right digits, %"), rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # with the file of each
