@@ -54,6 +54,7 @@ class Recipe(NamedTuple):
 RECIPES = {
     "quick": Recipe(("experiment=quick",), 50),
     "default": Recipe((), 1000),
+    "flow": Recipe(("experiment=flow",), 50),
     "reference": Recipe(("experiment=reference",), 50),
 }
 

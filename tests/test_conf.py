@@ -222,7 +222,7 @@ def test_recipes_open_with_what_was_measured() -> None:
     rows = re.findall(
         r"^\| \*\*(\w+)\*\* (.*)", (runs.ROOT / "README.md").read_text(), re.MULTILINE
     )
-    assert [name for name, _ in rows] == ["quick", "default", "reference"]
+    assert [name for name, _ in rows] == ["quick", "default", "flow", "reference"]
     for name, row in rows:
         path = CONF / ("train.yaml" if name == "default" else f"experiment/{name}.yaml")
         *nats, k = (cell.strip("| ") for cell in row.split(" | ")[:4])
