@@ -48,8 +48,14 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "rate_constant": ("scheduler=constant",),
     "batch_256": ("data.batch_size=256", "optimizer.lr=2e-3", "callbacks.ema.decay=0.996"),
     "warp": ("data/augmentation=warp",),
-    # without the adversary, which leaves a plain perceptron with 12 nats of KL in the place of 19
     "mlp_plain": ("model.network._target_=alternatives.PlainMLP", "model/penalty=none"),
+    "mlp_shallow": (  # three layers a side
+        "model.network._target_=alternatives.PlainMLP",
+        "model.network.encoder_blocks=1",
+        "model.network.decoder_blocks=1",
+        "model/penalty=none",
+        "trainer.max_epochs=52",
+    ),
     "mlp_gated": ("model.network._target_=alternatives.GatedMLP", "model/penalty=none"),
     "label_at_input": ("model.network._target_=alternatives.LabelAtInput",),
     "free_bits": ("model._target_=alternatives.FreeBits", "model.path_gradient=false"),
