@@ -68,6 +68,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def jobs_of(name: str) -> dict[int, Job]:
     words = [*VARIANTS[name], *COMMON]
+    if any(f"={ALTERNATIVES}." in word for word in words):
+        words.append(f"trust={ALTERNATIVES}")  # to go on after an interruption
     return {n: Job(FOLDER / f"{name}-s{n}", [f"seed={n}", *words]) for n in SEEDS}
 
 

@@ -1,6 +1,6 @@
 """What recipes are chosen by, with no look at the test images.
 
-``python benchmarks/validation.py RUN ...`` measures runs; those of the ablations too.
+``python benchmarks/validation.py RUN ...`` measures runs of a CVAE; those of the ablations too.
 """
 
 import sys
@@ -13,7 +13,7 @@ from cvae.evaluation.label_control import label_control
 from cvae.evaluation.latent_independence import latent_independence
 from cvae.evaluation.likelihood import split_nlls
 from cvae.evaluation.oracle import Oracle
-from cvae.models import VAE
+from cvae.models import CVAE, VAE
 from cvae.schema import ConfigError
 from cvae.trust import Trust
 
@@ -58,11 +58,16 @@ def _nll(subject: Subject) -> float:
 
 
 def main(run_dirs: list[str]) -> None:
+    """The probe of the label keeps its best epoch by the images that it is scored on."""
+    if not run_dirs:
+        raise SystemExit("which run? python benchmarks/validation.py RUN ...")
     for run_dir in run_dirs:
         try:
             subject = _subject(Path(run_dir), ALTERNATIVES)
         except ConfigError as error:
             raise SystemExit(str(error)) from None
+        if not isinstance(subject.model, CVAE):
+            raise SystemExit(f"{run_dir}: no CVAE")
         control, read = label_control(subject), latent_independence(subject)
         means, drawn = (control[f"samples/label_agreement{end}"].value for end in ("", "_drawn"))
         print(

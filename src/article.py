@@ -5,14 +5,17 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cvae import article, files, runs
-from cvae.cli import entry_point, understood
+from cvae.cli import as_hydra_takes, check, entry_point
 
 
 @entry_point("article")
 def main(cfg: DictConfig) -> None:
     """Skip what is finished, do the rest, write the table and the figure."""
-    train, evaluate = (understood(name, cfg[name] or []) for name in ("train", "evaluate"))
+    train, evaluate = (as_hydra_takes(cfg[name] or []) for name in ("train", "evaluate"))
     jobs = article.jobs(Path(cfg.folder), list(cfg.seeds), train, evaluate)
+    check("evaluate", evaluate)
+    for job in jobs:
+        check("train", job.train)
 
     def tell(job: article.Job, doing: str) -> None:
         print(f"{jobs.index(job) + 1}/{len(jobs)} {doing}", flush=True)

@@ -50,7 +50,7 @@ def test_the_last_weights_do_not_stand_in_for_the_best(finished_run: Path, tmp_p
     with pytest.raises(ConfigError, match=r"best\.ckpt is gone"):
         runs.find_run(run_dir)
     assert runs.find_run(run_dir / runs.LAST) == (run_dir, run_dir / runs.LAST)
-    runs.update_summary(run_dir, status="running")
+    runs.begin(run_dir, step=1)
     assert runs.find_run(run_dir) == (run_dir, run_dir / runs.LAST)
 
 

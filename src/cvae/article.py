@@ -28,6 +28,10 @@ PLANES = ("vae", "cvae")  # with a latent of two dimensions, for the picture of 
 _CONF = runs.ROOT / "conf"
 OUTPUT = "article.log"  # of a job that shares the terminal with others
 _TRAINED, _EVALUATED = "article.txt", "evaluated.txt"  # what it was trained and evaluated with
+_OURS = {  # what no word for a job may say, as the job does
+    "train": ("model", "seed", "resume", "rerun", "sweep"),
+    "evaluate": ("run", "claims"),
+}
 _TABLE = (  # the metrics of the article's claims that systems are compared by
     "test/elbo",
     "test/reconstruction",
@@ -82,7 +86,15 @@ def jobs(
 
     Args:
         train, evaluate: further overrides of train.py and evaluate.py.
+
+    Raises:
+        ConfigError: one of them says what makes the jobs differ.
     """
+    for script, words in (("train", train), ("evaluate", evaluate)):
+        for word in words:
+            key = word.lstrip("+~").partition("=")[0].partition("@")[0]
+            if key in _OURS[script] or key.startswith("hydra"):
+                raise ConfigError(f"{script}=[{word}]: {key} is not for words that all jobs share")
     found = []
     for seed in seeds:
         for system in SYSTEMS:
@@ -208,7 +220,8 @@ def carry_out(
         job.folder.mkdir(parents=True, exist_ok=True)
         runs.write_text(job.folder / _TRAINED, _described(*job.train))
         where = [f"hydra.run.dir={job.folder}"]
-        words = [f"rerun={job.folder}"] if is_there else [*job.train, *where]
+        trusted = [word for word in job.train if word.startswith("trust=")]
+        words = [f"rerun={job.folder}", *trusted] if is_there else [*job.train, *where]
         _run("train", words, share, output, running)
     if not is_evaluated(job):
         yield f"evaluating {job.folder.name}"

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +19,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cvae import changes, runs
@@ -132,13 +132,19 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
     return decorate
 
 
-def understood(entry_point: str, words: Sequence[str]) -> list[str]:
-    """Words for another of our scripts, as Hydra takes them; refused as that script would do."""
+def as_hydra_takes(words: Sequence[str]) -> list[str]:
+    """What a person typed for one of our scripts, in Hydra's grammar; no flags and no sweeps."""
+    for word in words:
+        if word.startswith(("-", "=")) or not (word.startswith("~") or "=" in word):
+            raise ConfigError(f"{word}: must be of the form key=value")
+    return quote_paths(_hydras_words(list(words)), Path.cwd())
+
+
+def check(entry_point: str, words: Sequence[str]) -> None:
+    """Refuse words, as Hydra takes them, that one of our scripts would refuse."""
     with reported(entry_point, list(words)):
-        taken = quote_paths(_hydras_words(list(words)), Path.cwd())
-        if problems := validate(changes.composed(CONF, entry_point, taken), entry_point):
-            raise ConfigError("\n".join(problems))
-    return taken
+        if problems := validate(changes.composed(CONF, entry_point, words), entry_point):
+            raise ConfigError("\n".join(f"{entry_point}: {problem}" for problem in problems))
 
 
 def _short(words: list[str]) -> str:
@@ -252,7 +258,7 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
         cfg = _composed(config_name, arguments)
         if key in addable_keys(cfg):
             return f"{typed}: the configuration has no {key} yet; to add it: +{typed}"
-        if choices := list(_choices_with(key)):
+        if choices := list(_choices_with(key, config_name, arguments)):
             return f"{typed}: there is no key {key} without {' or '.join(choices)}"
         near = nearest_key(key, [*leaf_keys(cfg), *_groups()])
         hint = f"; did you mean {near}?" if near else "; --help lists the keys"
@@ -279,18 +285,25 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
 
 def _composed(config_name: str, arguments: list[str]) -> Mapping[str, Any]:
     """The config for the groups that a person chose, without what else they typed."""
-    chosen = [a for a in arguments if re.fullmatch(r"[\w/]+=[\w/]+", a)]
-    chosen = [a for a in chosen if (CONF / "{}/{}.yaml".format(*a.split("="))).is_file()]
-    return changes.composed(CONF, config_name, chosen)
+    return changes.composed(CONF, config_name, _choices(arguments))
 
 
-def _choices_with(key: str) -> Iterator[str]:
-    """Options of the key's group that have it: model/network=conv for one of model.network."""
-    parent, _, name = key.rpartition(".")
-    group = parent.replace(".", "/")
-    for path in sorted((CONF / group).glob("*.yaml")) if group else []:
-        if name in OmegaConf.load(path):
-            yield f"{group}={path.stem}"
+def _choices(arguments: list[str]) -> list[str]:
+    options = [a for a in arguments if re.fullmatch(r"[\w/]+=[\w/]+", a)]
+    return [a for a in options if (CONF / "{}/{}.yaml".format(*a.split("="))).is_file()]
+
+
+def _choices_with(key: str, config_name: str, arguments: list[str]) -> Iterator[str]:
+    """Options of the key's group that bring it: model/network=conv for one of model.network."""
+    path = key.split(".")
+    groups = ("/".join(path[:length]) for length in range(len(path) - 1, 0, -1))
+    group = next((g for g in groups if g in _groups() and g not in _EMPTY_GROUPS), None)
+    for option in sorted((CONF / group).glob("*.yaml")) if group else []:
+        choice = f"{group}={option.stem}"
+        with suppress(HydraException, OmegaConfBaseException):
+            chosen = [a for a in _choices(arguments) if not a.startswith(f"{group}=")]
+            if key in leaf_keys(changes.composed(CONF, config_name, [*chosen, choice])):
+                yield choice
 
 
 def _groups() -> list[str]:

@@ -520,8 +520,8 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
     if given.is_dir():
         there = (trust.inside(given, c) for c in (BEST, LAST) if (given / c).is_file())
         checkpoint, summary = next(there, None), read_summary(given)
-        status, had_best = summary.get("status"), summary.get("objective") is not None
-        if checkpoint and status == "finished" and had_best and not (given / BEST).is_file():
+        status, had_best = summary.get("status"), summary.get("checkpoint") == BEST
+        if checkpoint and had_best and not (given / BEST).is_file():
             raise ConfigError(f"run={path}: {BEST} is gone; to use the last: run={path}/{LAST}")
         if checkpoint is None:
             known = f" (its status: {status})" if status else ""

@@ -279,6 +279,7 @@ def _finish(
     runs.update_summary(
         run_dir,
         status="finished",
+        checkpoint=next((c for c in (runs.BEST, runs.LAST) if (run_dir / c).is_file()), None),
         objective=None if best is None else float(best),
         monitor=cfg.monitor,
         metrics=metrics,
