@@ -72,9 +72,9 @@ class LabelwiseAdversary(nn.Module):
     .. math:: \max_a E_{q(z|y)} \log a_y(z) + \frac1C \sum_{c=1}^C E_{N(0, I)} \log (1 - a_c(z))
 
     in the place of the maximum of :class:`Adversary`, with the same solution: the posteriors of
-    every label are N(0, I). (The two maxima are one where labels are equally likely.) It learns
-    several times as fast (docs/ablations.md): where a flow moves the posteriors, an adversary that
-    is told the label stays behind, and what it has not found it does not keep out of z.
+    every label are N(0, I). (The two maxima are one where labels are equally likely.) It learned
+    several times as fast in one trial (docs/ablations.md): where a flow moves the posteriors, an
+    adversary that is told the label stays behind, and what it has not found stays in z.
 
     Args:
         weight: nats of the bound for a nat of the adversary's.
