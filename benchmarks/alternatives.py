@@ -135,7 +135,7 @@ class ImportanceWeighted(CVAE):
     """Trains on the importance-weighted bound of four samples, doubly reparametrized.
 
     (Burda, Grosse and Salakhutdinov 2016; Tucker et al. 2019, equation 8.) What it logs stays the
-    bound of one sample.
+    bound of one sample. For beta = 1 and no warm-up: the weights of its samples know no other.
     """
 
     num_samples = 4
