@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,18 @@ def test_bad_input_gets_one_clear_message(
     assert lines[0].startswith("error: ")
     assert all(part in done.stderr for part in said)
     assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"),
+    [("slurm", "submitit"), ("submitit_local", "submitit"), ("ray_local", "ray")],
+)
+def test_what_is_not_installed_is_named(launcher: str, extra: str) -> None:
+    if find_spec(f"hydra_plugins.hydra_{extra}_launcher"):
+        pytest.skip(f"{extra} is installed")
+    done = run_script("train", "-m", f"hydra/launcher={launcher}", "seed=1,2")
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"pip install -e '.[{extra}]'\n")
 
 
 def test_a_traceback_can_be_asked_for() -> None:

@@ -223,7 +223,7 @@ def _missing_extra(error: BaseException | None) -> str | None:
         for package, extra in _EXTRAS.items():
             if isinstance(error, ModuleNotFoundError) and error.name == package:
                 return extra
-            if f"Could not find 'hydra/launcher/{package}" in str(error):
+            if re.search(f"Could not (find|load) 'hydra/launcher/{package}", str(error)):
                 return extra
         error = error.__cause__ or error.__context__
     return None
