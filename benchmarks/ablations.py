@@ -26,7 +26,7 @@ FOLDER = ROOT / "logs" / "ablations"
 OUTPUT = ROOT / "docs" / "ablations.json"
 SEEDS = (1, 2, 3)
 DEFAULT = "default"
-CONV = (  # 1.0 of the time of a default run
+CONV = (  # in about the time of a default run
     "model/network=conv",
     "model/penalty=labelwise_adversary",
     "model.network.channels=[16,32]",
@@ -58,9 +58,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
     "mlp_gated": ("model.network._target_=alternatives.GatedMLP", "model/penalty=none"),
     "label_at_input": ("model.network._target_=alternatives.LabelAtInput",),
-    "free_bits": ("model._target_=alternatives.FreeBits", "model.path_gradient=false"),
-    "importance_weighted": (  # its steps take two and a half times as long
+    "free_bits": (  # beside path_gradient_off
+        "model._target_=alternatives.FreeBits",
+        "model.path_gradient=false",
+    ),
+    "importance_weighted": (  # beside adversary_off; its steps take two and a half times as long
         "model._target_=alternatives.ImportanceWeighted",
+        "model/penalty=none",
         "trainer.max_epochs=14",
     ),
 }

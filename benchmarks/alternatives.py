@@ -85,7 +85,7 @@ class PlainMLP(nn.Module):
 
 
 class GatedMLP(PlainMLP):
-    """The same with gates; each takes two layers' time, so there is one for every block of two."""
+    """With gates, and one layer for every two: a gated one takes twice the time."""
 
     gated = True
 
@@ -114,28 +114,30 @@ class LabelAtInput(MLP):
 class FreeBits(CVAE):
     """A latent dimension costs no less than ``free`` nats, on average over a batch, in training.
 
-    (Kingma et al. 2016, equation 15.) By the closed form of the KL: for the prior N(0, I), and
-    without path gradient.
+    (Kingma et al. 2016, equation 15, whose smaller values are around this one.) By the closed form
+    of the KL: for the prior N(0, I), and without path gradient.
     """
 
     free = 0.1
 
     def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
-        found = super().terms(x, y, eps)
         if not self.training:
-            return found
+            return super().terms(x, y, eps)
         mean, log_std = self.posterior(x, y)
+        z = mean + log_std.exp() * eps
         each = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
         spent = each.mean(0)
-        missing = (spent.clamp_min(self.free) - spent).sum()  # its gradient undoes the closed KL's
-        return found._replace(kl=found.kl + missing)
+        kl = each.sum(-1) + (spent.clamp_min(self.free) - spent).sum()  # the same to every image
+        penalty = 0.0 if self.penalty is None else self.penalty(z, y, eps)
+        return Terms(log_bernoulli(x, self._logits(z, y)), kl, penalty)
 
 
 class ImportanceWeighted(CVAE):
     """Trains on the importance-weighted bound of four samples, doubly reparametrized.
 
     (Burda, Grosse and Salakhutdinov 2016; Tucker et al. 2019, equation 8.) What it logs stays the
-    bound of one sample. For beta = 1 and no warm-up: the weights of its samples know no other.
+    bound of one sample. For beta = 1 and no warm-up: the weights of its samples know no other. And
+    without a penalty: it would weigh up to four times as much beside squared weights.
     """
 
     num_samples = 4
@@ -143,6 +145,7 @@ class ImportanceWeighted(CVAE):
     def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
         if not self.training:
             return super().terms(x, y, eps)
+        assert self.penalty is None, "no penalty: model/penalty=none"
         mean, log_std = self.posterior(x, y)
         more = torch.randn(len(x), self.num_samples - 1, self.latent_dim, device=x.device)
         draws = torch.cat([eps[:, None], more], dim=1)
@@ -157,11 +160,7 @@ class ImportanceWeighted(CVAE):
         weights = (log_p - kl).detach().softmax(dim=1)
         # once by the weighted sums, and once more on the way to the encoder
         z.register_hook(lambda gradient: gradient * weights[:, :, None])
-        penalty: Nats | float = 0.0
-        if self.penalty is not None:
-            latent = mean + log_std.exp() * eps
-            penalty = self.penalty(self.prior.to_base(latent)[0], y, eps)
-        return Terms(_carried(weights, log_p), _carried(weights, kl), penalty)
+        return Terms(_carried(weights, log_p), _carried(weights, kl))
 
 
 def _known(y: OneHot | None) -> OneHot:

@@ -180,9 +180,9 @@ def ablations(document: dict[str, Any]) -> str:
     caption = (
         f"Validation images, K = {document['num_samples']}, mean of {len(default)} seeds; + is "
         "better. Nats gained ± standard error, right digits ± s.d. The gain of one seed has an "
-        f"s.d. of {pooled:.2f} nats, pooled over the rows: a safer standard error of each mean is "
-        f"{pooled / math.sqrt(len(default)):.2f}. {', '.join(sorted(set(each)))}, one core a run."
-        "\n\n"
+        f"s.d. of {pooled:.2f} nats, pooled over the rows: where a standard error is below "
+        f"{pooled / math.sqrt(len(default)):.2f}, that is the safer one. "
+        f"{', '.join(sorted(set(each)))}, one core a run.\n\n"
     )
     return caption + markdown(("name", "change", "nats", "gained", "right digits, %"), rows)
 

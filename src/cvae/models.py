@@ -78,7 +78,7 @@ class Autoencoder(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(self.image_shape))
 
     def initialize_output_bias(self, mean_image: Tensor) -> None:
-        """Start from the logits of the train mean, in (0, 1): worth about a nat, for free."""
+        """Start from the logits of the train mean, in (0, 1)."""
         with torch.no_grad():
             self.output_bias.copy_(torch.logit(mean_image))
 

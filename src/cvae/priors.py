@@ -1,6 +1,6 @@
 """Priors over z. A prior is an invertible map between z and a base variable w ~ N(0, I).
 
-The latent that all other rooms speak of is w: what is drawn, decoded, embedded and measured. For
+The latent that all other modules speak of is w: what is drawn, decoded, embedded and measured. For
 the article's own prior it is z itself. No prior here sees the label, so the latent is free to hold
 what the label does not say.
 

@@ -1,4 +1,4 @@
-"""The tensor vocabulary: what the other rooms hand to each other. Imports nothing of ours."""
+"""The tensor vocabulary: what the other modules hand to each other. Imports nothing of ours."""
 
 from typing import NamedTuple
 
