@@ -58,7 +58,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
     "mlp_gated": ("model.network._target_=alternatives.GatedMLP", "model/penalty=none"),
     "label_at_input": ("model.network._target_=alternatives.LabelAtInput",),
-    "free_bits": (  # beside path_gradient_off
+    "free_bits": ("model._target_=alternatives.FreeBits",),
+    "free_bits_path_off": (  # beside path_gradient_off
         "model._target_=alternatives.FreeBits",
         "model.path_gradient=false",
     ),

@@ -114,8 +114,8 @@ class LabelAtInput(MLP):
 class FreeBits(CVAE):
     """A latent dimension costs no less than ``free`` nats, on average over a batch, in training.
 
-    (Kingma et al. 2016, equation 15, whose smaller values are around this one.) By the closed form
-    of the KL: for the prior N(0, I), and without path gradient.
+    (Kingma et al. 2016, equation 15, whose smaller values are around this one.) What it costs is
+    told by the closed form of the KL: for the prior N(0, I).
     """
 
     free = 0.1
@@ -126,8 +126,11 @@ class FreeBits(CVAE):
         mean, log_std = self.posterior(x, y)
         z = mean + log_std.exp() * eps
         each = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
-        spent = each.mean(0)
-        kl = each.sum(-1) + (spent.clamp_min(self.free) - spent).sum()  # the same to every image
+        costly = each.mean(0) > self.free
+        if self.path_gradient:
+            mean, log_std = mean.detach(), log_std.detach()
+            each = 0.5 * (z**2 - ((z - mean) * torch.exp(-log_std)) ** 2) - log_std
+        kl = torch.where(costly, each, self.free).sum(-1)
         penalty = 0.0 if self.penalty is None else self.penalty(z, y, eps)
         return Terms(log_bernoulli(x, self._logits(z, y)), kl, penalty)
 
