@@ -63,7 +63,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "model._target_=alternatives.FreeBits",
         "model.path_gradient=false",
     ),
-    "importance_weighted": (  # beside adversary_off; its steps take two and a half times as long
+    "importance_weighted": (  # beside adversary_off; its steps take twice as long
         "model._target_=alternatives.ImportanceWeighted",
         "model/penalty=none",
         "trainer.max_epochs=14",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cvae.models import CVAE, log_bernoulli
 from cvae.networks import MLP, ConditionedLinear
+from cvae.priors import StandardNormal
 from cvae.types import Image, Latent, Logits, Nats, OneHot, Statistics, Terms
 
 
@@ -114,8 +115,8 @@ class LabelAtInput(MLP):
 class FreeBits(CVAE):
     """A latent dimension costs no less than ``free`` nats, on average over a batch, in training.
 
-    (Kingma et al. 2016, equation 15, whose smaller values are around this one.) What it costs is
-    told by the closed form of the KL: for the prior N(0, I).
+    (Kingma et al. 2016, whose smaller values are around this one.) What it costs is told by the
+    closed form of the KL: for the prior N(0, I). With path gradient the value is of one sample.
     """
 
     free = 0.1
@@ -123,6 +124,7 @@ class FreeBits(CVAE):
     def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
         if not self.training:
             return super().terms(x, y, eps)
+        assert isinstance(self.prior, StandardNormal), "N(0, I): model/prior=standard_normal"
         mean, log_std = self.posterior(x, y)
         z = mean + log_std.exp() * eps
         each = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
@@ -149,6 +151,7 @@ class ImportanceWeighted(CVAE):
         if not self.training:
             return super().terms(x, y, eps)
         assert self.penalty is None, "no penalty: model/penalty=none"
+        assert (self.beta, self.warmup_steps) == (1, 0), "model.beta=1 model.warmup_steps=0"
         mean, log_std = self.posterior(x, y)
         more = torch.randn(len(x), self.num_samples - 1, self.latent_dim, device=x.device)
         draws = torch.cat([eps[:, None], more], dim=1)

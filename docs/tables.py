@@ -180,8 +180,8 @@ def ablations(document: dict[str, Any]) -> str:
     caption = (
         f"Validation images, K = {document['num_samples']}, mean of {len(default)} seeds; + is "
         "better. Nats gained ± standard error, right digits ± s.d. The gain of one seed has an "
-        f"s.d. of {pooled:.2f} nats, pooled over the rows: where a standard error is below "
-        f"{pooled / math.sqrt(len(default)):.2f}, that is the safer one. "
+        f"s.d. of {pooled:.2f} nats, pooled over the rows: for a standard error that is smaller, "
+        f"{pooled / math.sqrt(len(default)):.2f} is the safer one. "
         f"{', '.join(sorted(set(each)))}, one core a run.\n\n"
     )
     return caption + markdown(("name", "change", "nats", "gained", "right digits, %"), rows)
