@@ -63,6 +63,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "model._target_=alternatives.FreeBits",
         "model.path_gradient=false",
     ),
+    "free_bits_labelwise": (  # beside adversary_labelwise
+        "model._target_=alternatives.FreeBits",
+        "model/penalty=labelwise_adversary",
+    ),
     "importance_weighted": (  # beside adversary_off; its steps take twice as long
         "model._target_=alternatives.ImportanceWeighted",
         "model/penalty=none",
