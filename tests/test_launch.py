@@ -1,9 +1,11 @@
 """Ranks that somebody else has started: torchrun on one node and two, and srun."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,26 @@ def test_ranks_with_different_settings_do_not_train(data_dir: Path, tmp_path: Pa
     assert [code for _, _, code in said] == [2, 2]
     assert "rank 1 was given other settings" in said[0][1]
     assert not run_dir.exists()
+
+
+@pytest.mark.parametrize("silent", [True, pytest.param(False, marks=pytest.mark.engines)])
+def test_a_rank_does_not_wait_for_long_for_one_that_is_not_there(
+    silent: bool, data_dir: Path, tmp_path: Path
+) -> None:
+    """Connected to what never answers, torch alone would wait for ever."""
+    (command, _), (_, environment) = by_srun()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        if not silent:
+            server.close()
+        more = arguments(data_dir, tmp_path / "run", "rank_timeout=2")
+        start = time.monotonic()
+        said = together([[*command, *more]], [{**environment, "MASTER_PORT": port}])
+    ((_, errors, code),) = said
+    assert code == 1
+    assert re.search("failed: .* did not (answer|meet)", errors)  # whichever ends it first
+    assert time.monotonic() - start < 40  # imports on a busy machine
+    assert not (tmp_path / "run").exists()
 
 
 WRONG = [("trainer.devices=3", "has started 2"), ("-m", "-m")]

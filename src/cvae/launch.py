@@ -26,6 +26,7 @@ from cvae.processes import (
     INTERRUPTED,
     PARENT,
     STOPPED,
+    answered_within,
     die_with_parent,
     exit_codes,
 )
@@ -72,7 +73,9 @@ def join(run_dir: Path, settings: str, timeout: float) -> Path:
 
     Raises:
         ConfigError: the ranks were given different settings.
+        runs.RunFailed: they did not meet; the process ends where it waits for longer than that.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of torch, which must not be there yet
     import torch.distributed as dist
 
     ranks = started_ranks()
@@ -91,7 +94,12 @@ def join(run_dir: Path, settings: str, timeout: float) -> Path:
     import torch
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    with answered_within(timeout, "another rank"):
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        except dist.DistError as error:
+            reason = str(error).partition("\n")[0]  # and C++ frames
+            raise runs.RunFailed(f"the ranks did not meet: {reason}") from error
     said: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(said, (str(run_dir), settings))
     different = [rank for rank, (_, given) in enumerate(said) if given != said[0][1]]

@@ -76,6 +76,28 @@ def listening(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 
 @contextmanager
+def answered_within(seconds: float, whom: str) -> Iterator[None]:
+    """End this process where it waits longer: ranks that meet heed a limit of their own loosely.
+
+    Args:
+        seconds: it may wait.
+        whom: it waits for.
+    """
+
+    def leave() -> None:  # what waits is no Python and could not be interrupted
+        print(f"failed: {whom} did not answer for {seconds:g} s", file=sys.stderr, flush=True)
+        os._exit(FAILED)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
 def exit_codes(run_dir: Path) -> Iterator[None]:
     """End with a code that says how the run ended; what was refused gets a line."""
     try:
