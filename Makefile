@@ -54,8 +54,8 @@ test-engines: .venv/.extras ## run those of launchers, search and the article; i
 LONG := $(RUN) -m pytest --numprocesses 2 --dist worksteal
 COMMIT_NUMBER = $(shell printf '%d' 0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0))
 
-test-faults: .venv/.extras ## inject faults for five minutes, others with each commit
-	$(LONG) -m long --minutes 5 --faults-seed $(COMMIT_NUMBER) $(ARGS)
+test-faults: .venv/.extras ## inject faults for four minutes, others with each commit
+	$(LONG) -m long --minutes 4 --faults-seed $(COMMIT_NUMBER) $(ARGS)
 
 test-long: .venv/.extras ## inject all faults, for half an hour, and write docs/faults.json
 	rm -f docs/faults.json
