@@ -94,7 +94,7 @@ def join(run_dir: Path, settings: str, timeout: float) -> Path:
     import torch
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with answered_within(timeout, "another rank"):
+    with answered_within(timeout):
         try:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         except dist.DistError as error:

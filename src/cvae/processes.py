@@ -76,16 +76,11 @@ def listening(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 
 @contextmanager
-def answered_within(seconds: float, whom: str) -> Iterator[None]:
-    """End this process where it waits longer: ranks that meet heed a limit of their own loosely.
-
-    Args:
-        seconds: it may wait.
-        whom: it waits for.
-    """
+def answered_within(seconds: float) -> Iterator[None]:
+    """End this process where it waits for other ranks for longer; torch heeds a limit loosely."""
 
     def leave() -> None:  # what waits is no Python and could not be interrupted
-        print(f"failed: {whom} did not answer for {seconds:g} s", file=sys.stderr, flush=True)
+        print(f"failed: another rank did not answer for {seconds:g} s", file=sys.stderr, flush=True)
         os._exit(FAILED)
 
     timer = threading.Timer(seconds, leave)
