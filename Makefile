@@ -2,6 +2,8 @@
 PYTHON ?= python3
 ARGS ?=
 RUN := .venv/bin/python
+# this checkout comes before one that is installed in the environment
+export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-locked lock train article test test-engines test-faults test-long bench precision recipes speedrun ablations lint format clean

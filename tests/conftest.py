@@ -86,7 +86,13 @@ def clean_environment() -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
     # a thread a process: tests run side by side, and threads that wait for each other's cores crawl
     kept["OMP_NUM_THREADS"] = "1"
-    return {**kept, "WANDB_MODE": "offline", "COLUMNS": "100", "PYTHONWARNINGS": "default"}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT / "src"),  # this checkout, whichever one is installed
+        "WANDB_MODE": "offline",
+        "COLUMNS": "100",
+        "PYTHONWARNINGS": "default",
+    }
 
 
 def run_script(

@@ -2,9 +2,14 @@
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import clean_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
@@ -132,3 +137,44 @@ def test_the_lock_is_that_of_the_constraints() -> None:
         lock = (ROOT / "locks" / name).read_text().splitlines()
         assert all(re.search(r" --hash=sha256:[0-9a-f]{64}$", line) for line in lock[1:])
         assert pinned(f"locks/{name}").items() <= constraints.items()
+
+
+WHERE = """
+import subprocess, sys
+import cvae
+from tests.conftest import ROOT, clean_environment
+
+def test_where() -> None:
+    show = [sys.executable, "-c", "import cvae; print(cvae.__file__)"]
+    started = subprocess.run(show, env=clean_environment(), capture_output=True, text=True)
+    assert cvae.__file__ == started.stdout.strip() == str(ROOT / "src" / "cvae" / "__init__.py")
+"""
+
+
+def test_tests_import_the_checkout_that_they_lie_in(tmp_path: Path) -> None:
+    copy = tmp_path / "another checkout"
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for folder in ("src", "tests"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+    for name in ("pyproject.toml", "Makefile"):
+        shutil.copy(ROOT / name, copy / name)
+    (copy / "tests" / "test_where.py").write_text(WHERE)
+    environment = {**clean_environment(), "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests/test_where.py"],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = subprocess.run(
+        ["make", "--eval", 'path: ; @echo "$$PYTHONPATH"', "path"],
+        cwd=copy,
+        env={**environment, "PYTHONPATH": "elsewhere"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.strip() == f"{copy / 'src'}:elsewhere"
