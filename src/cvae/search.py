@@ -58,10 +58,13 @@ def _storage(journal: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
 
 
-def open_study(folder: Path, space: Mapping[str, Any], **arguments: Any) -> optuna.Study:
-    """The study in a folder, new or from an earlier start; its objective is maximized.
+def open_study(
+    folder: Path, space: Mapping[str, Any], mode: str = "max", **arguments: Any
+) -> optuna.Study:
+    """The study in a folder, new or from an earlier start.
 
     Args:
+        mode: whether the monitored metric is best at its "max" or its "min".
         space: what is searched and what is fixed, to be held to by all its workers.
         arguments: sampler and pruner.
 
@@ -69,10 +72,11 @@ def open_study(folder: Path, space: Mapping[str, Any], **arguments: Any) -> optu
         ConfigError: the study there searches something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    direction = {"max": "maximize", "min": "minimize"}[mode]
     study = optuna.create_study(
         storage=_storage(folder / JOURNAL),
         study_name=folder.name,
-        direction="maximize",
+        direction=direction,
         load_if_exists=True,
         **arguments,
     )
@@ -160,12 +164,17 @@ def tell(study: optuna.Study, trial: optuna.Trial, status: str, value: float) ->
 
 
 def is_behind(
-    journal: Path, study: str, number: int, value: float, epoch: int, pruner: BasePruner
+    journal: Path, study: str, number: int, value: float, validation: int, pruner: BasePruner
 ) -> bool:
-    """Report a validation of a trial; whether the pruner would end it."""
+    """Report a validation of a trial; whether the pruner would end it.
+
+    Args:
+        number: of the trial.
+        validation: number of the validation in it, from 0; Optuna keeps the first of each.
+    """
     shared = optuna.load_study(study_name=study, storage=_storage(journal), pruner=pruner)
     trial = optuna.Trial(shared, shared.get_trials(deepcopy=False)[number]._trial_id)
-    trial.report(value, step=epoch)
+    trial.report(value, step=validation)
     return trial.should_prune()
 
 

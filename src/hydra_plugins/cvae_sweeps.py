@@ -123,6 +123,7 @@ class OptunaSweeper(Sweeper):
         study = search.open_study(
             folder,
             {k: str(o.input_line).partition("=")[2] for k, o in overrides.items()},
+            mode=self.config.get("mode", "max"),
             sampler=self.sampler,
             pruner=self.pruner,
         )
