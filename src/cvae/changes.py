@@ -28,6 +28,7 @@ _FREE = (
     "data.eval_batch_size",
     "data.num_workers",
     "rank_timeout",
+    "smoke",
     "test",
     "test_num_samples",
     "trainer.accelerator",
@@ -40,8 +41,9 @@ _FREE = (
 )
 _SCHEDULED = ("trainer.max_epochs",)  # the schedule may depend on it
 _OF_THE_COMMAND = ("resume", "rerun", "trust")
+_REPEATED = ("mode",)  # which the callbacks that it is for have as well
 _COMPOSING = threading.Lock()  # Hydra has one state for all threads
-_ARCHIVED = ("run_dir", "run_id", "sweep", "monitor", "name")
+_ARCHIVED = ("run_dir", "run_id", "sweep", "monitor", "mode", "name")
 
 
 def apply(archived: DictConfig, composed: DictConfig, typed: Sequence[str]) -> list[str]:
@@ -84,7 +86,7 @@ def fingerprint(conf: Path, overrides: Sequence[str] = ()) -> str:
         conf: folder of the configuration files.
     """
     content = composed(conf, "train", overrides)
-    for key in (*_FREE, *_OF_THE_COMMAND):
+    for key in (*_FREE, *_OF_THE_COMMAND, *_REPEATED):
         *path, last = key.split(".")
         node: Any = content
         for name in path:

@@ -15,7 +15,7 @@ import secrets
 import stat
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -109,18 +109,22 @@ def load(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def newest_good(folder: Path, pattern: str = "*.ckpt") -> tuple[Path | None, list[str]]:
+def newest_good(
+    folder: Path, pattern: str = "*.ckpt", needed: Set[str] = frozenset()
+) -> tuple[Path | None, list[str]]:
     """The readable checkpoint of a folder with the most steps, and what was skipped, and why.
 
     At equal steps ``last.ckpt`` comes first. What was skipped is logged as well.
 
     Args:
         pattern: of the names to look at; ``last*.ckpt`` for those that a run goes on from.
+        needed: keys that the checkpoint must hold.
     """
     skipped: list[str] = []
     for path in sorted(folder.glob(pattern), key=_rank, reverse=True):
         try:
-            load(path)
+            if missing := sorted(needed - load(path).keys()):
+                raise ConfigError(f"{path}: not a state to resume from, without {missing[0]}")
         except ConfigError as error:
             log.warning("skipped: %s", error)
             skipped.append(str(error))

@@ -22,8 +22,8 @@ from cvae.schema import ConfigError, nearest_key
 
 _SIGNS = (CONFIG, SUMMARY, METRICS, EVALUATION, "checkpoints", ".hydra")  # of a run's folder
 _IGNORED = re.compile(  # what a run's result does not depend on
-    r"(seed|name|run_dir|run_id|sweep|data\.data_dir|data\.num_workers|data\.eval_batch_size"
-    r"|logger|logger\..*|callbacks\.(figures|progress)\..*|trainer\.(enable_\w+|log_every_n_steps"
+    r"(seed|name|run_dir|run_id|sweep|mode|smoke|data\.data_dir|data\.num_workers"
+    r"|data\.eval_batch_size|logger|logger\..*|callbacks\.(figures|progress)\..*|trainer\.(enable_\w+|log_every_n_steps"
     r"|profiler|default_root_dir)|test|test_num_samples|rerun|resume|trust|callbacks\.pruning\..*)$"
 )
 _LOWER_IS_BETTER = re.compile(r"nll|bits|frechet|mmd|kl$|label_accuracy|normal_accuracy|loss")
@@ -112,6 +112,8 @@ def read_run(folder: Path) -> Run | Broken:
         return Broken(folder, f"{CONFIG} is not that of a run")
     summary, evaluation = read_summary(folder), read_evaluation(folder)
     status = summary.get("status")
+    if status == "smoke":
+        return Broken(folder, "a smoke run")
     if status != "finished":
         reason = f": {_printable(summary['error'])}" if summary.get("error") else ""
         no_status = f"no readable {SUMMARY} in it"

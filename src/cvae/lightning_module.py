@@ -3,8 +3,8 @@
 import inspect
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import lightning
 import torch
@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from cvae import noise
@@ -64,6 +64,8 @@ class VAEModule(lightning.LightningModule):
         optimizer: makes the optimizer from parameter groups.
         scheduler: makes the learning-rate schedule from the optimizer, stepped every batch; it is
             given ``total_steps`` where it takes them. None for a constant rate.
+        scheduler_settings: Lightning's ``interval``, ``frequency`` and ``monitor`` of the schedule;
+            every step if left out, and of a ReduceLROnPlateau every epoch, by val/elbo.
         seed: seed of the noise.
         test_num_samples: K of test/nll_kK, the importance-weighted bound; 0 to leave it out.
         config: plain data kept in every checkpoint, from which the model can be built again.
@@ -75,7 +77,8 @@ class VAEModule(lightning.LightningModule):
         self,
         model: Autoencoder,
         optimizer: Callable[..., Optimizer],
-        scheduler: Callable[..., LRScheduler] | None = None,
+        scheduler: Callable[..., LRScheduler | ReduceLROnPlateau] | None = None,
+        scheduler_settings: Mapping[str, Any] | None = None,
         seed: int = 1,
         test_num_samples: int = 100,
         config: dict[str, Any] | None = None,
@@ -89,6 +92,7 @@ class VAEModule(lightning.LightningModule):
         self.compile_mode = compile_mode
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
+        self._scheduler_settings = scheduler_settings or {}
         self._means: dict[str, MeanMetric] = {}
         self._window: Tensor | None = None  # sums over the images since the last logged step
         self._window_names: list[str] = []
@@ -118,10 +122,11 @@ class VAEModule(lightning.LightningModule):
                 raise ValueError("the schedule needs an end: set trainer.max_epochs or max_steps")
             arguments["total_steps"] = int(total_steps)
         scheduler = self._make_scheduler(optimizer, **arguments)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        settings: dict[str, Any] = {"interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            settings = {"interval": "epoch", "monitor": "val/elbo"}
+        settings |= {"scheduler": scheduler, **self._scheduler_settings}
+        return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": settings})
 
     def configure_gradient_clipping(
         self,
@@ -307,7 +312,10 @@ class VAEModule(lightning.LightningModule):
         self._score("val", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self.validation = self._log_means()
+        ours = self._log_means()
+        logged = self.trainer.callback_metrics  # by callbacks of a user's own, too
+        others = {k: float(v) for k, v in logged.items() if k.startswith("val/") and k not in ours}
+        self.validation = {**ours, **others}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._score("test", batch, self.test_num_samples)

@@ -6,6 +6,7 @@ metrics not yet logged. A run that goes on from it takes the same steps as one t
 """
 
 import logging
+import os
 import signal
 import time
 from contextlib import ExitStack
@@ -24,7 +25,15 @@ from cvae.processes import listening
 
 log = logging.getLogger(__name__)
 
+# keys of a checkpoint without which a run cannot take the same steps
+TO_RESUME = frozenset({"position", "optimizer_states", "loops", "provenance"})
 _LATENCY = 0.5  # seconds within which ranks should agree to stop
+
+
+def best_checkpoint(trainer: lightning.Trainer) -> Path | None:
+    """Return the file that the trainer's first ModelCheckpoint calls best, if it has saved one."""
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    return Path(path) if path else None
 
 
 class LastCheckpoint(Callback):
@@ -157,6 +166,8 @@ class LastCheckpoint(Callback):
             counts.update(ready=done, started=done, processed=done, completed=done)
         checkpoint["epoch"] = epoch
         checkpoint["position"] = self._position
+        if (best := best_checkpoint(trainer)) is not None:
+            checkpoint["best"] = os.path.relpath(best, self.path.parent.resolve())
 
     def on_load_checkpoint(
         self,

@@ -57,6 +57,7 @@ UNFINISHED = ("pending", "running", "interrupted", "failed")  # states of a run 
 _OUTPUTS = ("checkpoints", "figures", "wandb", "tensorboard")
 JOURNAL = "study.journal"  # of a search, in the folder of its sweep
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+_FOLLOWED = ("train", "sweeps")  # folders of logs/ whose runs logs/latest follows
 _MONITORS = {"cvae.models.Autoencoder": "val/reconstruction"}  # of models that have no elbo
 _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core", "wandb", "numpy")
 
@@ -325,9 +326,12 @@ def shown(path: Path) -> str:
 
 
 def point_latest(run_dir: Path) -> None:
-    """Let logs/latest name the run; runs outside the project's logs/ leave it alone."""
+    """Let logs/latest name a run of logs/train or logs/sweeps.
+
+    What benchmarks and make article train lies elsewhere and leaves it alone.
+    """
     logs = ROOT / "logs"
-    if not run_dir.is_relative_to(logs):
+    if not any(run_dir.is_relative_to(logs / folder) for folder in _FOLLOWED):
         return
     temporary = logs / f".latest-{secrets.token_hex(4)}"
     try:
@@ -503,6 +507,36 @@ def exists(path: Path) -> bool:
         return False
 
 
+def name_in(run_dir: Path, path: Path) -> str:
+    """Return a path relative to its run folder, with forward slashes.
+
+    Raises:
+        ConfigError: it lies elsewhere.
+    """
+    return trust.inside(run_dir, path).relative_to(run_dir.resolve()).as_posix()
+
+
+def _checkpoint_of(run_dir: Path, typed: str | Path) -> Path | None:
+    """The checkpoint that stands for a run: the best one, by the name that the run recorded.
+
+    That is in its summary once it has finished, until then in its last checkpoint.
+    """
+    recorded = read_summary(run_dir).get("checkpoint")
+    if isinstance(recorded, str):
+        checkpoint = trust.inside(run_dir, recorded)
+        if not checkpoint.is_file():
+            hint = f"; to use the last: run={typed}/{LAST}" if recorded != LAST else ""
+            raise ConfigError(f"run={typed}: {recorded} is gone{hint}")
+        return checkpoint
+    last, candidates = trust.inside(run_dir, LAST), [BEST, LAST]
+    if last.is_file():
+        with contextlib.suppress(ConfigError):  # a damaged one is told of if it has to be read
+            if isinstance(best := load_checkpoint(last).get("best"), str):
+                candidates = [str(last.parent / best), LAST]
+    there = (trust.inside(run_dir, name) for name in candidates)
+    return next((path for path in there if path.is_file()), None)
+
+
 def find_run(path: str | Path) -> tuple[Path, Path]:
     """The folder and the checkpoint that a path names: a run folder, or a checkpoint in one.
 
@@ -518,12 +552,9 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
         raise ConfigError(f"run={path}: no such folder or checkpoint{hint}")
     given = given.resolve()
     if given.is_dir():
-        there = (trust.inside(given, c) for c in (BEST, LAST) if (given / c).is_file())
-        checkpoint, summary = next(there, None), read_summary(given)
-        status, had_best = summary.get("status"), summary.get("checkpoint") == BEST
-        if checkpoint and had_best and not (given / BEST).is_file():
-            raise ConfigError(f"run={path}: {BEST} is gone; to use the last: run={path}/{LAST}")
+        checkpoint = _checkpoint_of(given, path)
         if checkpoint is None:
+            status = read_summary(given).get("status")
             known = f" (its status: {status})" if status else ""
             raise ConfigError(f"run={path}: no checkpoint in {given / 'checkpoints'}{known}")
         return given, checkpoint

@@ -147,6 +147,8 @@ class Train:
     compile: Annotated[str, OneOf("default", "reduce-overhead", "max-autotune")] | None
     name: Title | None
     monitor: str | None
+    mode: Annotated[str, OneOf("min", "max")]
+    smoke: bool
     test: bool
     test_num_samples: Annotated[int, Between(0, 1_000_000)]
     data: dict[str, Any]
@@ -252,13 +254,31 @@ class AdamW:
     fused: bool | None = LEFT_OUT
 
 
-class WarmupCosine:
+class _Scheduler:
+    """What any schedule may have beside its own arguments, for Lightning."""
+
     _partial_: Partial
+    interval: Annotated[str, OneOf("step", "epoch")] = LEFT_OUT
+    frequency: Count = LEFT_OUT
+    monitor: str | None = LEFT_OUT
+
+
+class WarmupCosine(_Scheduler):
     warmup_fraction: Share
 
 
-class ConstantLR:
-    _partial_: Partial
+class ReduceLROnPlateau(_Scheduler):
+    mode: Annotated[str, OneOf("min", "max")] = LEFT_OUT
+    factor: Share = LEFT_OUT
+    patience: Natural = LEFT_OUT
+    threshold: Weight = LEFT_OUT
+    threshold_mode: Annotated[str, OneOf("rel", "abs")] = LEFT_OUT
+    cooldown: Natural = LEFT_OUT
+    min_lr: Weight = LEFT_OUT
+    eps: Weight = LEFT_OUT
+
+
+class ConstantLR(_Scheduler):
     factor: Annotated[float, Between(0, 1)] = LEFT_OUT
     total_iters: Natural = LEFT_OUT
     last_epoch: Annotated[int, Between(-1, -1)] = LEFT_OUT
@@ -487,6 +507,7 @@ _BY_TARGET: dict[str, type] = {
     "lightning.pytorch.callbacks.ModelCheckpoint": ModelCheckpoint,
     "lightning.pytorch.callbacks.EarlyStopping": EarlyStopping,
     "torch.optim.lr_scheduler.ConstantLR": ConstantLR,
+    "torch.optim.lr_scheduler.ReduceLROnPlateau": ReduceLROnPlateau,
     "cvae.loggers.wandb_logger": WandbRun,
 }
 _BY_ENTRY_POINT: dict[str, type] = {
@@ -707,9 +728,13 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
     prior = (model.get("prior") or {}).get("_target_")
     if prior == "cvae.priors.Flow" and model["latent_dim"] < 2:
         yield f"model.latent_dim={model['latent_dim']}: must be at least 2 with model/prior=flow"
-    metrics = _METRICS.get(str(model["_target_"]))
-    if metrics and cfg["monitor"] and cfg["monitor"] not in metrics:
-        yield f"monitor={_shown(cfg['monitor'])}: must be one of {', '.join(metrics)}, or null"
+    yield from _check_monitor(cfg)
+    scheduler, mode = cfg.get("scheduler") or {}, cfg.get("mode", "max")
+    is_plateau = str(scheduler.get("_target_")).endswith(".ReduceLROnPlateau")
+    is_of_run = scheduler.get("monitor", cfg["monitor"]) == cfg["monitor"]
+    if is_plateau and is_of_run and (given := scheduler.get("mode", "min")) != mode:
+        yield f"scheduler.mode={given}: the run's metric is best at its {mode}; set it to {mode}"
+    yield from _check_checkpoints(cfg)
     if trainer["use_distributed_sampler"]:
         yield "trainer.use_distributed_sampler=true: must be false, the data module has its own"
     if trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1:
@@ -718,6 +743,84 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
             yield f"{shown}: the schedule needs an end; set it, or max_steps, or scheduler=constant"
         elif not trainer["max_time"]:
             yield f"{shown}: the run has no end; set it, or trainer.max_steps"
+
+
+def _check_monitor(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """A run is selected by a validation metric; callbacks of a user's own may log more of them."""
+    monitor, mode = cfg["monitor"], cfg.get("mode", "max")
+    if mode == "min" and monitor in (None, "val/elbo", "val/reconstruction"):
+        yield "mode=min: the default monitor is a bound, which goes up; use mode=max"
+    if monitor is None:
+        return
+    metrics = _METRICS.get(str(cfg["model"]["_target_"]))
+    callbacks = [node for node in (cfg.get("callbacks") or {}).values() if node]
+    has_own = any(not str(c["_target_"]).startswith(("cvae.", "lightning.")) for c in callbacks)
+    if not monitor.startswith("val/"):
+        yield f"monitor={_shown(monitor)}: must be a validation metric, val/NAME, or null"
+    elif metrics and not has_own and monitor not in metrics:
+        yield f"monitor={_shown(monitor)}: must be one of {', '.join(metrics)}, or null"
+
+
+def _check_checkpoints(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """The first ModelCheckpoint selects the weights that stand for a run.
+
+    What it calls best must be what its file holds, and no file may have two writers.
+    """
+    callbacks = {key: node for key, node in (cfg.get("callbacks") or {}).items() if node}
+    own = f"{cfg.get('run_dir')}/"  # the run folder, which has no name before the run starts
+    writers: dict[tuple[str, str], str] = {}
+    for key, node in callbacks.items():
+        if str(node["_target_"]) == "cvae.resume.LastCheckpoint":
+            for name in ("last", "last-previous"):
+                writers[str(node.get("dirpath")), name] = f"callbacks.{key}"
+    is_first = True
+    for name, node in callbacks.items():
+        if not str(node["_target_"]).endswith(".ModelCheckpoint"):
+            continue
+        key, folder = f"callbacks.{name}", str(node.get("dirpath") or f"{own}checkpoints")
+        if is_first:
+            yield from _check_best(cfg, key, node, folder, own)
+        is_first = False
+        filename = node.get("filename") or "{epoch}-{step}"
+        files = [filename] + ["last"] * bool(node.get("save_last"))
+        for file in files:
+            other = writers.setdefault((folder, file), key)
+            if other != key:
+                setting = "save_last" if file == "last" != filename else "filename"
+                yield (
+                    f"{key}.{setting}={_shown(node.get(setting))}: {other} writes {file}.ckpt in "
+                    "the same folder; choose another name or leave it out"
+                )
+        several = cfg["trainer"]["val_check_interval"] not in (None, 1.0)
+        is_distinct = "{step" in filename or ("{epoch" in filename and not several)
+        overwrites = node.get("enable_version_counter", True) is False and not is_distinct
+        if node.get("save_top_k", 1) not in (0, 1) and overwrites:
+            yield (
+                f"{key}.save_top_k={node['save_top_k']}: filename={_shown(filename)} gives several "
+                "checkpoints one file; add {step} to it, or set enable_version_counter=true"
+            )
+
+
+def _check_best(
+    cfg: Mapping[str, Any], key: str, node: Mapping[str, Any], folder: str, own: str
+) -> Iterator[str]:
+    for setting, default in (("monitor", None), ("mode", "max")):
+        wanted = cfg.get(setting, default)
+        if node.get(setting, wanted) != wanted:
+            given = _shown(node[setting])
+            yield f"{key}.{setting}={given}: set {setting}={given}, which the whole run follows"
+    if not f"{folder}/".startswith(own) or ".." in Path(node.get("filename") or "").parts:
+        yield f"{key}.dirpath={_shown(folder)}: must lie in the run folder, ${{run_dir}}/..."
+    for setting in ("every_n_train_steps", "train_time_interval", "save_on_exception"):
+        if node.get(setting):
+            yield (
+                f"{key}.{setting}={_shown(node[setting])}: its weights were not validated; use "
+                "trainer.val_check_interval, or a ModelCheckpoint of your own under callbacks"
+            )
+    if node.get("save_weights_only"):
+        yield f"{key}.save_weights_only=true: would save raw weights, not the averaged ones"
+    if node.get("save_on_train_epoch_end") and cfg["trainer"]["check_val_every_n_epoch"] != 1:
+        yield f"{key}.save_on_train_epoch_end=true: needs trainer.check_val_every_n_epoch=1"
 
 
 def leaf_keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -36,7 +36,7 @@ class Job(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        return self.summary.get("status") in ("finished", "pruned")
+        return self.summary.get("status") in ("finished", "pruned", "smoke")
 
 
 def is_search(sweeper: str) -> bool:
@@ -162,7 +162,7 @@ def _settled(run_dir: Path, code: int) -> str:
 
 def _objective(run_dir: Path) -> float:
     summary = runs.read_summary(run_dir)
-    value = summary.get("objective") if summary.get("status") == "finished" else None
+    value = summary.get("objective") if summary.get("status") in ("finished", "smoke") else None
     return math.nan if value is None else float(value)
 
 

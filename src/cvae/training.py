@@ -23,7 +23,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
@@ -35,7 +35,7 @@ from cvae.data import MNISTDataModule
 from cvae.lightning_module import NotFiniteError, VAEModule
 from cvae.loggers import MetricsFile, close_wandb
 from cvae.processes import INTERRUPTED, stops_at_once
-from cvae.resume import LastCheckpoint
+from cvae.resume import TO_RESUME, LastCheckpoint, best_checkpoint
 from cvae.schema import ConfigError, num_cpus
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ _CHATTY_LOGGERS = (  # they tell what is usual
     "lightning.pytorch.accelerators",
     "lightning.fabric",
 )
+_OF_LIGHTNING = ("interval", "frequency", "monitor")  # settings of a schedule that it steps by
 _KNOWN_WARNINGS = (
     ".*does not have many workers.*",  # batches are gathered in memory
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",  # Lightning's own
@@ -68,9 +69,12 @@ def train(
 ) -> dict[str, float]:
     """Fit, then test the best weights. Knows nothing of configs: call it from a notebook.
 
+    The best weights are those that the trainer's first ModelCheckpoint calls best; without one,
+    or where training ended before a validation, the last weights are tested.
+
     Args:
-        checkpoint_dir: where the callbacks save best.ckpt; the last weights are tested, and saved,
-            where training ended before a validation. None to test the last weights.
+        checkpoint_dir: where to save last.ckpt if training has saved no checkpoint; None for
+            nowhere.
         test: whether to score the test set; a search does not look at it.
         resume_from: the checkpoint to go on from.
 
@@ -81,14 +85,14 @@ def train(
     datamodule.setup()
     module.model.initialize_output_bias(datamodule.mean_image)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
-    if checkpoint_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        best, last = checkpoint_dir / Path(runs.BEST).name, checkpoint_dir / Path(runs.LAST).name
-        if best.is_file():
-            reader = trainer.strategy.checkpoint_io  # whichever has written it
-            checkpoint = reader.load_checkpoint(best, weights_only=True)
-            module.model.load_state_dict(runs.model_weights(checkpoint))
-            module.validation = checkpoint["validation"]
-        elif not last.is_file():
+    if (best := best_checkpoint(trainer)) is not None:
+        reader = trainer.strategy.checkpoint_io  # whichever has written it
+        checkpoint = reader.load_checkpoint(best, weights_only=True)
+        module.model.load_state_dict(runs.model_weights(checkpoint))
+        module.validation = checkpoint["validation"]
+    elif checkpoint_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        last = checkpoint_dir / Path(runs.LAST).name
+        if not last.is_file():
             trainer.save_checkpoint(last)
     metrics = dict(module.validation)
     if test:
@@ -127,7 +131,8 @@ def run(run_dir: Path) -> None:
 def _checkpoint_to_go_on_from(run_dir: Path) -> Path | None:
     if runs.read_summary(run_dir).get("status") == "pending":
         return None
-    found, skipped = checkpoints.newest_good((run_dir / runs.LAST).parent, "last*.ckpt")
+    folder = (run_dir / runs.LAST).parent
+    found, skipped = checkpoints.newest_good(folder, "last*.ckpt", TO_RESUME)
     if found is None and skipped:
         raise ConfigError(f"{run_dir}: no checkpoint can be read; {skipped[0]}")
     return found
@@ -180,10 +185,13 @@ def build(
     datamodule.prepare_data()  # first: without digits there is nothing to track
     datamodule.setup()
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg))
+    schedule = dict(plain.get("scheduler") or {})
+    settings = {k: schedule.pop(k) for k in _OF_LIGHTNING if k in schedule}
     module = VAEModule(
         runs.build_model(cfg),
         optimizer=runs.instantiate(cfg.optimizer),
-        scheduler=runs.instantiate(cfg.scheduler) if cfg.get("scheduler") else None,
+        scheduler=runs.instantiate(schedule) if schedule else None,
+        scheduler_settings=settings,
         seed=cfg.seed,
         test_num_samples=cfg.test_num_samples,
         config=plain,
@@ -208,11 +216,14 @@ def build(
     if module.provenance["processes"] > 1 and arguments["strategy"] in ("auto", "ddp"):
         arguments["strategy"] = DDPStrategy(timeout=timedelta(seconds=cfg.rank_timeout))
     callbacks = _callbacks(cfg)
+    if not any(isinstance(c, Checkpoint) for c in callbacks):
+        arguments["enable_checkpointing"] = False  # or Lightning would add one of its own
     loggers = _loggers(cfg, run_dir, goes_on) if rank == 0 else []
     try:
         trainer = lightning.Trainer(logger=loggers or False, callbacks=callbacks, **arguments)
-    except (TypeError, ValueError, MisconfigurationException) as error:  # of what a person set
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    trainer.loggers = loggers  # of which fast_dev_run would have made a dummy
     # Lightning's handler would talk to other ranks from within whatever they were saying
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return module, datamodule, trainer
@@ -237,9 +248,15 @@ def _cluster_environment() -> list[ClusterEnvironment]:
     return [SLURMEnvironment(auto_requeue=False) if by_srun else LightningEnvironment()]
 
 
+def is_smoke(cfg: DictConfig) -> bool:
+    """Whether a run only tries something out: it is neither tracked, compared nor the latest."""
+    return bool(cfg.get("smoke") or cfg.trainer.fast_dev_run or cfg.trainer.overfit_batches)
+
+
 def _loggers(cfg: DictConfig, run_dir: Path, goes_on: bool) -> list[Logger]:
     loggers: list[Logger] = [MetricsFile(run_dir / runs.METRICS)]
-    for node in filter(None, (cfg.get("logger") or {}).values()):
+    tracking = {} if is_smoke(cfg) else cfg.get("logger") or {}
+    for node in filter(None, tracking.values()):
         of_wandb = node._target_ == "cvae.loggers.wandb_logger"
         loggers.append(
             runs.instantiate(node, **({"resume": "allow"} if goes_on and of_wandb else {}))
@@ -271,17 +288,19 @@ def _finish(
     metrics: dict[str, float],
     seconds: float,
 ) -> None:
-    checkpoints = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]  # type: ignore[attr-defined]
-    best = next((c.best_model_score for c in checkpoints if c.best_model_score is not None), None)
+    callback = trainer.checkpoint_callback  # the first, which selects the run
+    score = getattr(callback, "best_model_score", None)
+    checkpoint = best_checkpoint(trainer) or run_dir / runs.LAST
     assert datamodule.validation is not None
     assert datamodule.test is not None
     scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes there, KiB elsewhere
     runs.update_summary(
         run_dir,
-        status="finished",
-        checkpoint=next((c for c in (runs.BEST, runs.LAST) if (run_dir / c).is_file()), None),
-        objective=None if best is None else float(best),
-        monitor=cfg.monitor,
+        status="smoke" if is_smoke(cfg) else "finished",
+        checkpoint=runs.name_in(run_dir, checkpoint) if checkpoint.is_file() else None,
+        objective=None if score is None else float(score),
+        monitor=getattr(callback, "monitor", None) or cfg.monitor,
+        mode=getattr(callback, "mode", "max"),
         metrics=metrics,
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
@@ -297,7 +316,10 @@ def _finish(
         validation_digest=datamodule.validation.digest(),
         test_digest=datamodule.test.digest(),
     )
-    runs.point_latest(run_dir)
+    if is_smoke(cfg):
+        log.info("a smoke run: not tracked on W&B, not compared, and logs/latest stays as it was")
+    else:
+        runs.point_latest(run_dir)
     if shown := "  ".join(f"{k} {v:.2f}" for k, v in metrics.items() if k.startswith("test/")):
         log.info("test set %s: %s", datamodule.test.digest(), shown)
 
