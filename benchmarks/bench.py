@@ -61,7 +61,7 @@ def train(overrides: list[str], steps: int, start: int, **environment: str) -> d
         f"trainer.max_steps={steps}",
     ]
     run([sys.executable, "src/train.py", *TRAIN, *timed, *overrides], **environment)
-    return times_in(clock.read_text())
+    return times_in(clock.read_text(encoding="utf-8"))
 
 
 def times_in(text: str) -> dict[int, float]:
@@ -138,11 +138,11 @@ def pausing() -> dict[str, Any]:
     clock, folder = LOGS / f"{name}.json", LOGS / "runs" / name
     clocked = ["+callbacks.clock._target_=clock.Pauses", f"+callbacks.clock.path={clock}"]
     run([sys.executable, "src/train.py", "device=cpu", f"hydra.run.dir={folder}", *clocked])
-    found = json.loads(clock.read_text())
+    found = json.loads(clock.read_text(encoding="utf-8"))
     paused = found["checkpoints"] + found["pictures"]
     share = paused / found["fit and test"]
     print(f"checkpoints and pictures: {share:.1%} of a default run", flush=True)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return {
         "seconds": {name: round(value, 2) for name, value in found.items()},
         "share": round(share, 4),
@@ -188,7 +188,8 @@ def sweeping(rounds: int) -> dict[str, Any]:
             start = time.perf_counter()
             run([sys.executable, "src/train.py", *words, *few])
             whole = time.perf_counter() - start
-            summaries = [json.loads(p.read_text()) for p in folder.glob("*/summary.json")]
+            texts = [p.read_text(encoding="utf-8") for p in folder.glob("*/summary.json")]
+            summaries = [json.loads(text) for text in texts]
             spent = sum(s["train_seconds"] for s in summaries)
             found.setdefault(f"{devices} device(s)", []).append((whole - spent) / len(summaries))
     for name, values in found.items():
@@ -207,12 +208,12 @@ def machine() -> dict[str, Any]:
     model = next(
         (
             line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
             if line.startswith("model name")
         ),
         platform.processor(),
     )
-    flags = Path("/proc/cpuinfo").read_text()
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
@@ -257,7 +258,7 @@ def main() -> None:
     LOGS.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {}
     if options.again:
-        document = json.loads((ROOT / "docs" / "bench.json").read_text())
+        document = json.loads((ROOT / "docs" / "bench.json").read_text(encoding="utf-8"))
         if document["machine"] != machine():
             raise SystemExit("docs/bench.json is of another machine or other versions")
     document |= {"machine": machine(), "rounds": document.get("rounds", options.rounds)}
@@ -266,7 +267,7 @@ def main() -> None:
     derive(document)
     text = json.dumps(document, indent=1) + "\n"
     for path in (LOGS / "latest.json", ROOT / "docs" / "bench.json"):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     run([sys.executable, str(HERE / "picture.py")])
     print(f"ours_over_bare {document['ours_over_bare']:.3f}")
     print(f"best_over_bare {document['best_over_bare']:.3f}")

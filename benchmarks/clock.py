@@ -38,7 +38,7 @@ class Clock(Callback):
         if step in (1, self.start, trainer.max_steps):
             self.times[step] = time.time()
         if step == trainer.max_steps and trainer.is_global_zero:
-            self.path.write_text(json.dumps({"times": self.times}))
+            self.path.write_text(json.dumps({"times": self.times}), encoding="utf-8")
 
 
 class Pauses(Callback):
@@ -77,4 +77,5 @@ class Pauses(Callback):
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         whole = time.perf_counter() - self.start
-        self.path.write_text(json.dumps({**self.seconds, "fit and test": whole}))
+        text = json.dumps({**self.seconds, "fit and test": whole})
+        self.path.write_text(text, encoding="utf-8")

@@ -54,5 +54,5 @@ def draw(document: dict[str, Any]) -> Figure:
 
 
 if __name__ == "__main__":
-    figure = draw(json.loads((DOCS / "bench.json").read_text()))
+    figure = draw(json.loads((DOCS / "bench.json").read_text(encoding="utf-8")))
     figure.savefig(DOCS / "bench.png", dpi=130)

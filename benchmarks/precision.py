@@ -97,7 +97,8 @@ def main(overrides: list[str]) -> None:
         "trained_difference_95_percent": [round(mean(differences) + s * half, 3) for s in (-1, 1)],
         "differences": [round(d, 3) for d in differences],
     }
-    (ROOT / "docs" / "precision.json").write_text(json.dumps(found, indent=2) + "\n")
+    text = json.dumps(found, indent=2) + "\n"
+    (ROOT / "docs" / "precision.json").write_text(text, encoding="utf-8")
     print(json.dumps({k: v for k, v in found.items() if k != "differences"}, indent=2))
 
 

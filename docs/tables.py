@@ -204,13 +204,15 @@ def with_tables(text: str) -> str:
 
     def made(match: re.Match[str]) -> str:
         if match[2] == "article":  # a page that make article writes
-            return match[1] + (DOCS / "article.md").read_text() + match[3]
+            return match[1] + (DOCS / "article.md").read_text(encoding="utf-8") + match[3]
         name, render = TABLES[match[2]]
-        return match[1] + render(json.loads((DOCS / f"{name}.json").read_text())) + match[3]
+        document = json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
+        return match[1] + render(document) + match[3]
 
     return TABLE.sub(made, text)
 
 
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(with_tables(page.read_text()))
+        text = with_tables(page.read_text(encoding="utf-8"))
+        page.write_text(text, encoding="utf-8")

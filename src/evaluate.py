@@ -41,14 +41,6 @@ def main(cfg: DictConfig) -> None:
         )
         found = report.evaluate(subject, claims, with_targets=archived.data.get("name") == "MNIST")
         drawn = pictures(subject, data.examples(), "style" in claims) if cfg.figures else {}
-    report.print_table(
-        found, title=f"{archived.name}: {len(data.test):,} test images of {data.dataset}"
-    )
-    for name, picture in drawn.items():
-        path = inside(run_dir, f"figures/{name}.png")
-        path.parent.mkdir(exist_ok=True)
-        with files.replacing(path) as file:
-            picture.save(file, format="PNG", optimize=True)
     measured_on = {
         "checkpoint": checkpoint.name,
         "checkpoint_digest": runs.file_digest(checkpoint),
@@ -56,7 +48,18 @@ def main(cfg: DictConfig) -> None:
         "num_generated": cfg.num_generated,
     }
     measured = report.as_json(found)
-    print(runs.update_evaluation(run_dir, measured_on, measured))
+    try:  # files first: a terminal can go away; but a full disk does not cost the table
+        written = runs.update_evaluation(run_dir, measured_on, measured)
+        for name, picture in drawn.items():
+            path = inside(run_dir, f"figures/{name}.png")
+            path.parent.mkdir(exist_ok=True)
+            with files.replacing(path) as file:
+                picture.save(file, format="PNG", optimize=True)
+    finally:
+        report.print_table(
+            found, title=f"{archived.name}: {len(data.test):,} test images of {data.dataset}"
+        )
+    print(written)
     mirror(run_dir, archived, cfg.trust, measured["metrics"], drawn)
 
 

@@ -21,6 +21,7 @@ ARROWS = {
     "types": set[str](),
     "schema": set[str](),
     "files": set[str](),
+    "terminal": set[str](),
     "trust": {"schema"},
     "noise": {"types"},
     "digits": {"schema"},
@@ -31,7 +32,7 @@ ARROWS = {
     "priors": {"types"},
     "penalties": {"types"},
     "models": {"networks", "penalties", "priors", "types"},
-    "evaluation": {"figures", "files", "models", "noise", "priors", "types"},
+    "evaluation": {"figures", "files", "models", "noise", "priors", "terminal", "types"},
     "figures": {"models", "noise", "types"},
     "sampling": {"figures", "models", "schema"},
     "lightning_module": {"evaluation", "models", "noise", "types"},
@@ -52,14 +53,14 @@ ARROWS = {
         *("callbacks", "checkpoints", "data", "lightning_module", "loggers", "processes"),
         *("resume", "runs", "schema"),
     },
-    "launch": {"processes", "runs", "schema", "training"},
+    "launch": {"processes", "runs", "schema", "terminal", "training"},
     "sweeps": {"launch", "processes", "runs", "schema"},
     "search": {"runs", "schema"},
-    "cli": {"changes", "processes", "runs", "schema"},
+    "cli": {"changes", "processes", "runs", "schema", "terminal"},
     "hooks": {"cli", "launch", "processes", "runs", "schema", "sweeps"},
     "dashboard": set[str](),
     "export": {"models", "runs", "schema", "trust", "types"},
-    "comparison": {"files", "runs", "schema", "trust"},
+    "comparison": {"files", "runs", "schema", "terminal", "trust"},
     "article": {"changes", "comparison", "figures", "launch", "processes", "runs", "schema"},
 }
 KNOW_HYDRA = {"changes", "cli", "hooks", "processes", "runs", "schema", "search", "training"}
@@ -117,6 +118,28 @@ def test_who_knows_hydra_and_lightning(path: Path) -> None:
 def test_entry_points_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 100
     assert "sys.path" not in path.read_text()
+
+
+def names_no_encoding(call: ast.Call) -> bool:
+    """Whether a call opens, reads or writes text in the encoding of the locale."""
+    owner, _, name = ast.unparse(call.func).rpartition(".")
+    is_of_text = name in ("open", "_LogFile") or (owner and name in ("read_text", "write_text"))
+    if not is_of_text or owner in ("os", "runs", "trust", "PILImage"):
+        return False
+    texts = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+    is_binary = name == "open" and any("b" in str(text) for text in texts)
+    return not is_binary and not any(k.arg == "encoding" for k in call.keywords)
+
+
+@pytest.mark.parametrize("folder", ["src", "benchmarks", "docs", "locks"])
+def test_files_are_not_in_the_encoding_of_the_locale(folder: str) -> None:
+    found = [
+        f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and names_no_encoding(node)
+    ]
+    assert found == []
 
 
 def test_no_room_for_everything() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cvae.cli import quote_paths
-from tests.conftest import ROOT, run_script, tiny
+from tests.conftest import ROOT, clean_environment, run_script, tiny
+from tests.tally import Promise, Survived
 
 ENTRY_POINTS = ["train", "generate", "evaluate", "compare", "article", "export", "dashboard"]
 
@@ -30,6 +32,24 @@ def test_answers_come_without_torch(name: str, arguments: list[str], no_torch: s
     assert done.returncode == (2 if arguments == ["sede=1"] else 0), done.stderr
     if arguments == ["--help"]:
         assert f"python src/{name}.py" in done.stdout
+
+
+@pytest.mark.fault(Promise.UNUSUAL, "a terminal of another encoding")
+def test_every_script_writes_to_a_terminal_of_any_encoding(
+    no_torch: str, survived: Survived
+) -> None:
+    typed = "name='±≥数"
+    for name in ENTRY_POINTS:
+        done = run_script(name, typed, PYTHONPATH=no_torch, PYTHONIOENCODING="ascii")
+        assert done.returncode == 2
+        assert r"name='+->=\u6570" in done.stderr
+        survived(1)
+    command = [sys.executable, "-m", "cvae.launch", "/no/such/±"]
+    environment = {**clean_environment(), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "/no/such/+-" in done.stderr
+    survived(1)
 
 
 def test_answers_come_at_once() -> None:
@@ -196,8 +216,6 @@ def test_what_is_no_path_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_make_help_lists_the_targets() -> None:
-    import subprocess
-
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("train", "test", "lint", "install"):
         assert f"make {target}" in done.stdout

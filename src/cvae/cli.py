@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cvae import changes, runs
 from cvae.processes import BAD_INPUT, BROKEN_PIPE, DIVERGED, FAILED
 from cvae.schema import ConfigError, addable_keys, leaf_keys, nearest_key, validate
+from cvae.terminal import accept_any_text
 
 CONF = runs.ROOT / "conf"
 _MAX_LINES = 3
@@ -96,6 +97,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         @functools.wraps(task)
         def checked(cfg: DictConfig) -> Any:
             started.append(True)
+            accept_any_text()  # a launcher may run this in a process of its own
             if HydraConfig.get().mode is not RunMode.MULTIRUN:
                 with reported(config_name):
                     return task(cfg)
@@ -107,6 +109,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
 
         @functools.wraps(task)
         def main() -> None:
+            accept_any_text()
             arguments = sys.argv[1:]
             with reported(config_name):
                 sys.argv[1:] = quote_paths(_hydras_words(arguments), Path.cwd())

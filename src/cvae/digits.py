@@ -124,7 +124,7 @@ def _known_digests(digit_set: DigitSet, folder: Path) -> dict[str, str]:
     recorded = folder / _DIGESTS
     if digit_set.digests or not recorded.is_file():
         return digit_set.digests
-    known = json.loads(recorded.read_text())
+    known = json.loads(recorded.read_text(encoding="utf-8"))
     if not isinstance(known, dict) or set(known) != set(digit_set.file_names()):
         raise ValueError("not the digests of the four files")
     return known
@@ -206,7 +206,7 @@ def _install(digit_set: DigitSet, made: Path, folder: Path) -> None:
             name: hashlib.md5((made / name).read_bytes()).hexdigest()
             for name in digit_set.file_names()
         }
-        (made / _DIGESTS).write_text(json.dumps(digests, indent=1))
+        (made / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
         os.replace(made / _DIGESTS, folder / _DIGESTS)
     for name in digit_set.file_names():
         os.replace(made / name, folder / name)

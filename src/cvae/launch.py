@@ -31,6 +31,7 @@ from cvae.processes import (
     exit_codes,
 )
 from cvae.schema import ConfigError, device_count, num_cpus
+from cvae.terminal import accept_any_text
 
 _RANK = ("-m", "cvae.launch", "--rank")
 _ELASTIC_LOGGERS = (
@@ -342,6 +343,7 @@ def _rank(run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    accept_any_text()
     *options, folder = sys.argv[1:]
     # ranks could wait for each other for ever
     die_with_parent(signal.SIGKILL if options else signal.SIGTERM)

@@ -41,7 +41,7 @@ class MetricsFile(Logger):
         self.path = Path(path)
         self._columns: list[str] = []
         if self.path.is_file():
-            with self.path.open(newline="") as file:
+            with self.path.open(newline="", encoding="utf-8") as file:
                 self._columns = next(csv.reader(file), [])
 
     @property
@@ -89,7 +89,7 @@ class MetricsFile(Logger):
     def _widen(self, new: list[str]) -> None:
         rows: list[dict[str, str]] = []
         if self._columns:
-            with self.path.open(newline="") as file:
+            with self.path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
         first = [c for c in _FIRST_COLUMNS if c in new]
         self._columns = self._columns + first + [c for c in new if c not in first]

@@ -408,7 +408,7 @@ def prepare_resume(run_dir: Path, composed: DictConfig, typed: Sequence[str]) ->
 def archive_again(run_dir: Path, cfg: DictConfig) -> None:
     """Write the config of an archived run anew, where it is another by now."""
     text = OmegaConf.to_yaml(cfg)
-    if text != (run_dir / CONFIG).read_text("utf-8"):
+    if text != (run_dir / CONFIG).read_text(encoding="utf-8"):
         write_text(run_dir / CONFIG, text)
 
 

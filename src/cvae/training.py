@@ -397,7 +397,7 @@ class _LogFile(logging.FileHandler):
 @contextmanager
 def _logging(run_dir: Path, rank: int) -> Iterator[None]:
     """Messages to the terminal and to train.log, from one process; warnings from all."""
-    file = _LogFile(run_dir / "train.log")
+    file = _LogFile(run_dir / "train.log", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     )
