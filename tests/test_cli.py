@@ -52,6 +52,17 @@ def test_every_script_writes_to_a_terminal_of_any_encoding(
     survived(1)
 
 
+def test_lists_may_be_typed_without_brackets() -> None:
+    from cvae.cli import as_lists
+
+    typed = ["label=3,7", "metrics=test/nll_k50,val/elbo", "claims=bound", "+x=1,2"]
+    assert as_lists(typed) == [
+        *("label=[3,7]", "metrics=[test/nll_k50,val/elbo]", "claims=bound", "+x=[1,2]")
+    ]
+    others = ["runs=a,b", "output=/x,y", "name='a,b'", "label=[3,7]", "hydra.verbose=a,b", "a=,"]
+    assert as_lists(others) == others
+
+
 def test_answers_come_at_once() -> None:
     """In seconds of a core, since others may be busy, and the best of three."""
     seconds = []
@@ -86,6 +97,8 @@ BAD = [
     ("generate", "run=", ["run=", "not empty"]),
     ("train", "--quiet", ["--quiet", "--help"]),
     ("generate", "label=-1", ["label=-1", "at least 0"]),
+    ("generate", "label=3,3", ["label=[3, 3]", "none twice"]),
+    ("generate", "label=3,x", ["label=[3, 'x']", "an integer"]),
     ("generate", "run=/no/such/run", ["run=/no/such/run", "no such folder"]),
     ("generate", "num_samples=0", ["num_samples=0", "from 1 to"]),
     ("generate", "tempereture=2", ["tempereture=2", "temperature?"]),

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from cvae import checkpoints, load_run, runs
+from cvae import checkpoints, load_run, runs, sampling
 from cvae.models import CVAE
 from cvae.schema import ConfigError
 from tests.conftest import NUM_TEST, run_script
@@ -31,6 +31,49 @@ def test_generate_writes_what_was_asked_for(finished_run: Path, tmp_path: Path) 
     again = run_script("generate", *arguments[:-1], f"output={tmp_path / 'again.png'}")
     assert again.returncode == 0
     assert (tmp_path / "again.png").read_bytes() == output.read_bytes()  # seed=0 is the default
+
+
+def test_generate_names_a_picture_by_what_it_shows(finished_run: Path) -> None:
+    """A row for each label, in the order typed; the same z, so the same images as by itself."""
+    images = {}
+    for typed, name in (
+        ("label=7 num_samples=4", "label-7-seed-0-samples-4"),
+        ("label=7", "label-7-seed-0"),
+        ("label=7,3 num_samples=4", "label-7-3-seed-0-samples-4"),
+        ("label=[3] temperature=0.7 binary=true", "label-3-seed-0-temperature-0.7-binary"),
+        (f"label=3 run={{}}/{runs.LAST}", "label-3-seed-0-last"),
+    ):
+        words = [f"run={finished_run}", *(w.format(finished_run) for w in typed.split(" "))]
+        words = words[1:] if "run={}" in typed else words
+        done = run_script("generate", *words, "npy=true")
+        assert done.returncode == 0, done.stderr
+        stem = finished_run / "generated" / name
+        assert done.stdout.splitlines() == [f"{stem}.png", f"{stem}.npy"]
+        images[name] = np.load(f"{stem}.npy")
+    rows = images["label-7-3-seed-0-samples-4"].reshape(2, 4, 28, 28)
+    assert (rows[0] == images["label-7-seed-0-samples-4"]).all()
+    assert (rows[1] == images["label-3-seed-0-last"][:4]).mean() < 1
+    done = run_script("generate", f"run={finished_run}", "label=3,12")
+    assert done.returncode == 2
+    assert done.stderr == "error: label=12: must be from 0 to 9, a list of these, or all\n"
+
+
+def test_a_picture_of_one_label_has_rows_of_equal_length(tmp_path: Path) -> None:
+    """What is left of the last row is paper, not black; white digits would show there."""
+    for count, rows, columns in ((7, 1, 7), (16, 2, 8), (11, 2, 6), (21, 3, 7)):
+        (path,) = sampling.save(torch.ones(1, count, 28, 28), tmp_path / "x.png", 7)
+        with Image.open(path) as picture:
+            assert picture.size == (18 + columns * 58, 27 + rows * 58 + 10)
+            pixels = np.array(picture)[26:]
+        assert not (pixels < 128).any()
+
+
+def test_generate_says_what_it_replaces(finished_run: Path, tmp_path: Path) -> None:
+    words = [f"run={finished_run}", "label=7", f"output={tmp_path}/x.png"]
+    first, second = run_script("generate", *words), run_script("generate", *words)
+    assert first.stderr == ""
+    assert second.stderr == f"{tmp_path}/x.png: replaced\n"
+    assert first.stdout == second.stdout
 
 
 def test_generate_has_a_place_of_its_own(finished_run: Path) -> None:

@@ -53,6 +53,7 @@ _PATH_KEYS = re.compile(
     re.DOTALL,
 )
 _WORD = re.compile(r"[\w./+-]+")
+_VALUES = re.compile(r"(?!hydra\.)([\w.+/]+)=([\w./+-]+(?:,[\w./+-]+)+)")
 _NOT_FILES = re.compile(r"^(latest|null|)$")
 
 
@@ -88,6 +89,15 @@ def _quote_path(argument: str, cwd: Path) -> str:
     return f"{key}='{escaped}'"
 
 
+def as_lists(arguments: Sequence[str]) -> list[str]:
+    """Write key=a,b as key=[a,b], for scripts that take no sweeps."""
+    words = []
+    for argument in arguments:
+        match = None if _PATH_KEYS.match(argument) else _VALUES.fullmatch(argument)
+        words.append(f"{match[1]}=[{match[2]}]" if match else argument)
+    return words
+
+
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make a task function the main function of a script, on conf/CONFIG_NAME.yaml."""
 
@@ -112,7 +122,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             accept_any_text()
             arguments = sys.argv[1:]
             with reported(config_name):
-                sys.argv[1:] = quote_paths(_hydras_words(arguments), Path.cwd())
+                words = arguments if config_name == "train" else as_lists(arguments)
+                sys.argv[1:] = quote_paths(_hydras_words(words), Path.cwd())
                 _check_flags(sys.argv[1:])
             make_main = hydra.main(
                 version_base="1.3", config_path=str(CONF), config_name=config_name

@@ -29,8 +29,13 @@ def image_grid(
     column_labels: Sequence[str] = (),
     title: str = "",
     scale: int = _SCALE,
+    num_blank: int = 0,
 ) -> PILImage.Image:
-    """A labelled table of grey images in [0, 1], bright on dark."""
+    """A labelled table of grey images in [0, 1], bright on dark.
+
+    Args:
+        num_blank: tiles at the end of the last row that are no images, and stay blank.
+    """
     font = ImageFont.load_default(_FONT_SIZE)
     rows, columns, height, width = tiles.shape
     cell_width, cell_height = width * scale + _GAP, height * scale + _GAP
@@ -50,6 +55,9 @@ def image_grid(
         for j in range(columns):
             tile = PILImage.fromarray(grey[i, j]).resize((width * scale, height * scale), 0)
             page.paste(tile, (left + _GAP + j * cell_width, top + _GAP + i * cell_height))
+    if num_blank:
+        x, y = right + 1 - num_blank * cell_width, bottom + 1 - cell_height
+        draw.rectangle((x, y, right, bottom), fill=_PAPER)
     if title:
         draw.text((8, 5), title, fill=_INK, font=font)
     for i, text in enumerate(row_labels):

@@ -114,6 +114,14 @@ class Length:
         return f"({self.count} of them)"
 
 
+class Distinct:
+    def allows(self, value: Any) -> bool:
+        return len(set(value)) == len(value)
+
+    def __str__(self) -> str:
+        return "(none twice)"
+
+
 class NotEmpty:
     def allows(self, value: Any) -> bool:
         return bool(value)
@@ -414,7 +422,7 @@ class Generate:
 
     run: Name
     trust: Name | list[Name] | None
-    label: Natural | Annotated[str, OneOf("all")] | None
+    label: Annotated[str, OneOf("all")] | Natural | Annotated[list[Natural], Distinct()] | None
     num_samples: Annotated[int, Between(1, 10_000)]
     seed: Annotated[int, Between(0, 2**63 - 1)]
     temperature: Weight
@@ -454,7 +462,7 @@ class Compare:
     runs: Name
     metrics: list[Name] | None
     sort: Name | None
-    output: Name
+    output: Name | None
 
 
 class Article:
