@@ -24,9 +24,8 @@ def main(cfg: DictConfig) -> None:
     comparison.check_metrics([cfg.sort] if cfg.sort else [], known, "sort")
     metrics = list(cfg.metrics or known)
     groups = comparison.sort_groups(groups, cfg.sort or metrics[0])
-    comparison.print_table(groups, metrics, broken, asked=bool(cfg.metrics))
-    output = Path(cfg.output)
-    try:
+    output = Path(cfg.output) if cfg.output else comparison.default_output(cfg.runs)
+    try:  # files first: a terminal can go away; but a full disk does not cost the table
         output.parent.mkdir(parents=True, exist_ok=True)
         tables = {"md": comparison.markdown(groups, metrics, broken)}
         tables["csv"] = comparison.as_csv(groups, metrics)
@@ -35,7 +34,9 @@ def main(cfg: DictConfig) -> None:
         comparison.save_plot(groups, metrics, output.with_name(f"{output.name}.png"))
     except OSError as error:
         raise ConfigError(f"output={output}: cannot be written ({error.strerror})") from None
-    print(f"{output}.md .csv .png")
+    finally:
+        comparison.print_table(groups, metrics, broken, asked=bool(cfg.metrics))
+    print(f"{runs.shown(output)}.md .csv .png")
 
 
 if __name__ == "__main__":

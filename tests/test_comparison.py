@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -15,10 +17,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from cvae import article, comparison, runs
+from cvae import article, comparison, runs, sweeps
 from cvae.launch import Share, shares
 from cvae.schema import CLAIMS, ConfigError, num_cpus
-from tests.conftest import run_script, tiny
+from tests.conftest import clean_environment, run_script, tiny
+from tests.tally import Promise, Survived
 
 
 def write_run(folder: Path, seed: int, nll: float, target: str = "CVAE", **given: Any) -> Path:
@@ -129,6 +132,79 @@ def test_the_command_needs_no_torch(folder: Path, tmp_path: Path) -> None:
     }
     with Image.open(folder / "out/table.png") as picture:
         assert min(picture.size) > 100
+
+
+BRACKETS = "[vae] runs=1/channels=[8,16]"
+
+
+def test_a_folder_with_brackets_is_taken_as_it_is(tmp_path: Path) -> None:
+    """And below it a pattern is one, whatever the folder is called."""
+    sweep = tmp_path / BRACKETS
+    for name in ("[8]", "8", "16"):
+        write_run(sweep / name, 1, 84.0)
+    names = [f.name for f in comparison.find_folders(str(sweep))]
+    assert sorted(names) == ["16", "8", "[8]"]
+    for pattern, count in (("**", 3), ("*", 3), ("[18]*", 2), ("[8]", 1), ("[8]/**", 1)):
+        assert len(comparison.find_folders(f"{sweep}/{pattern}")) == count, pattern
+    with pytest.raises(ConfigError, match="no run folder"):
+        comparison.find_folders(f"{sweep}/[79]")
+
+
+def test_a_sweep_has_its_table_in_its_folder(tmp_path: Path) -> None:
+    """Whose files are no runs; a pattern's table lies in logs/. Names are no markup."""
+    sweep = tmp_path / BRACKETS
+    write_run(sweep / "0", 1, 84.0, act="[relu]")
+    write_run(sweep / "1", 2, 86.0, act="[relu]")
+    write_run(sweep / "[red]", 2, 86.0, status="running")
+    for _ in range(2):
+        done = run_script("compare", f"runs={sweep}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"{BRACKETS}/compare.md .csv .png"
+        assert f"{sweep}/[red]: running" in done.stdout
+        assert sorted(p.name for p in sweep.glob("compare.*")) == [
+            *("compare.csv", "compare.md", "compare.png")
+        ]
+    assert len(sweeps.jobs_of(sweep)) == 3
+    assert comparison.default_output(f"{sweep}/**") == runs.ROOT / "logs" / "compare"
+
+
+@pytest.mark.fault(Promise.DISK, "a terminal that is gone, or a folder that is closed, at the end")
+def test_neither_the_table_nor_the_files_are_lost_with_the_other(
+    folder: Path, tmp_path: Path, survived: Survived
+) -> None:
+    script = [sys.executable, str(runs.ROOT / "src" / "compare.py"), f"runs={folder}"]
+    with Path("/dev/full").open("w") as full:
+        words = [*script, f"output={tmp_path}/table"]
+        done = subprocess.run(words, env=clean_environment(), stdout=full, check=False)
+    assert done.returncode == 2
+    assert (tmp_path / "table.csv").read_text().count("latent_dim") > 4
+    survived(1)
+    (tmp_path / "file").touch()
+    shown = run_script("compare", f"runs={folder}", f"output={tmp_path}/file/table")
+    assert shown.returncode == 2
+    assert "latent_dim=8" in shown.stdout
+    assert "cannot be written" in shown.stderr
+    survived(1)
+
+
+@pytest.mark.fault(Promise.UNUSUAL, "a terminal of another encoding")
+def test_a_table_is_shown_in_any_encoding(folder: Path, survived: Survived) -> None:
+    c_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for encoding, more in (("ascii", {}), ("cp1252", {}), ("ascii", c_locale)):
+        environment = more or {"PYTHONIOENCODING": encoding}
+        done = subprocess.run(
+            [sys.executable, str(runs.ROOT / "src" / "compare.py"), f"runs={folder}"],
+            env={**clean_environment(), "COLUMNS": "80", **environment},
+            capture_output=True,
+            encoding=encoding,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+        assert len({len(row) for row in rows}) == 1  # columns stand below each other
+        assert f"85.00 {'+-' if encoding == 'ascii' else '±'} 1.41" in done.stdout
+        assert "± 1.41" in (folder / "compare.md").read_text(encoding="utf-8")
+        survived(1)
 
 
 def test_folders_without_any_result_get_one_line(tmp_path: Path) -> None:

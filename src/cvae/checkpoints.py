@@ -5,6 +5,7 @@ in the place of the archive's comment: our format's version, the optimizer step,
 all bytes before the digest. A missing, altered or added byte anywhere in the file is found.
 """
 
+import glob
 import hashlib
 import io
 import logging
@@ -58,7 +59,8 @@ def save(checkpoint: Mapping[str, Any], path: Path) -> None:
             if path.name == LAST and path.exists():
                 _keep_previous(path)
     finally:
-        for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of processes that were killed
+        # of processes that were killed
+        for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             left_over.unlink(missing_ok=True)
 
 

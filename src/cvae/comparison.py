@@ -11,14 +11,25 @@ import os
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from cvae import files, trust
-from cvae.runs import CONFIG, EVALUATION, METRICS, SUMMARY, read_evaluation, read_summary
+from cvae.runs import (
+    CONFIG,
+    EVALUATION,
+    METRICS,
+    ROOT,
+    SUMMARY,
+    exists,
+    read_evaluation,
+    read_summary,
+)
 from cvae.schema import ConfigError, nearest_key
+from cvae.terminal import encodable
 
 _SIGNS = (CONFIG, SUMMARY, METRICS, EVALUATION, "checkpoints", ".hydra")  # of a run's folder
 _IGNORED = re.compile(  # what a run's result does not depend on
@@ -72,20 +83,40 @@ class Group(NamedTuple):
     statistics: dict[str, Statistic]
 
 
-def find_folders(pattern: str) -> list[Path]:
+def split_pattern(path: str) -> tuple[Path, str]:
+    """Split a path into a part that exists, however it is spelt, and the pattern below it."""
+    parts = Path(path).parts
+    for length in range(len(parts), 0, -1):
+        folder = Path(*parts[:length])
+        if exists(folder):
+            return folder, str(Path(*parts[length:])) if parts[length:] else ""
+    return Path(), path
+
+
+def default_output(path: str) -> Path:
+    """Where a table goes: into the folder that is compared; of a pattern, into logs/."""
+    folder, pattern = split_pattern(path)
+    return (ROOT / "logs" if pattern else folder) / "compare"
+
+
+def find_folders(path: str) -> list[Path]:
     """Every folder of a run below what a path or a pattern names, and every empty folder there.
+
+    A path that exists is taken as it is: brackets in it are no pattern.
 
     Raises:
         ConfigError: nothing there.
     """
     found: dict[Path, None] = {}
     walked: set[Path] = set()
-    for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 - an absolute one
-        path = Path(match).resolve()
-        if not path.is_dir() or walked & {path, *path.parents}:
+    start, pattern = split_pattern(path)
+    whole = str(Path(glob.escape(str(start))) / pattern)
+    for match in sorted(glob.glob(whole, recursive=True)):  # noqa: PTH207 - an absolute one
+        top = Path(match).resolve()
+        if not top.is_dir() or walked & {top, *top.parents}:
             continue
-        walked.add(path)
-        for place, folders, names in os.walk(path):
+        walked.add(top)
+        for place, folders, names in os.walk(top):
             here = Path(place)
             if any(sign in names or sign in folders for sign in _SIGNS):
                 folders.clear()  # what a run keeps in folders is its own
@@ -94,7 +125,7 @@ def find_folders(pattern: str) -> list[Path]:
                 found[here] = None
             folders.sort()
     if not found:
-        raise ConfigError(f"runs={pattern}: no run folder there")
+        raise ConfigError(f"runs={path}: no run folder there")
     return list(found)
 
 
@@ -356,8 +387,9 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    table = Table(title="mean ± s.d. over runs", title_justify="left")
+    console = Console(markup=False, emoji=False)  # names hold brackets and colons
+    shown_as = partial(encodable, encoding=console.encoding)
+    table = Table(title=shown_as("mean ± s.d. over runs"), title_justify="left")
     table.add_column("group", overflow="fold")
     table.add_column("n", justify="right")
     label_width = min(36, max(len(g.label) for g in groups))
@@ -365,14 +397,16 @@ def print_table(
     shown = []
     for metric in metrics:
         left -= 3 + max(
-            len(metric.replace("/", "/\n").split("\n")[-1]), *(len(cell(g, metric)) for g in groups)
+            len(metric.replace("/", "/\n").split("\n")[-1]),
+            *(len(shown_as(cell(g, metric))) for g in groups),
         )
         if left < 0 and not asked:
             break
         shown.append(metric)
         table.add_column(metric.replace("/", "/\n"), justify="right", no_wrap=not asked)
     for group in groups:
-        table.add_row(group.label, str(len(group.runs)), *(cell(group, m) for m in shown))
+        cells = [group.label, str(len(group.runs)), *(cell(group, m) for m in shown)]
+        table.add_row(*map(shown_as, cells))
     console.print(table)
     if len(shown) < len(metrics):
         more = len(metrics) - len(shown)

@@ -220,6 +220,9 @@ def report(sweep_dir: Path, of_search: bool = False) -> bool:
         if error := job.summary.get("error"):
             console.print(f"\nrun {job.run_dir}: {error}", soft_wrap=True)
     print(f"\nsweep folder: {runs.shown(sweep_dir)}")
+    if any(job.summary.get("status") == "finished" for job in jobs):
+        folder = shlex.quote(f"runs={runs.shown(sweep_dir)}")
+        print(f"to compare its runs:\n  {runs.python_command('compare')} {folder}")
     if of_search:
         return any(job.is_finished for job in jobs)
     complete = all(job.is_finished for job in jobs)
