@@ -27,7 +27,8 @@ ARROWS = {
     "digits": {"schema"},
     "checkpoints": {"files", "schema"},
     "augmentation": {"noise", "types"},
-    "data": {"augmentation", "digits", "noise", "types"},
+    "workers": set[str](),
+    "data": {"augmentation", "digits", "noise", "types", "workers"},
     "networks": {"types"},
     "priors": {"types"},
     "penalties": {"types"},
@@ -51,7 +52,7 @@ ARROWS = {
     "processes": {"runs", "schema"},
     "training": {
         *("callbacks", "checkpoints", "data", "lightning_module", "loggers", "processes"),
-        *("resume", "runs", "schema"),
+        *("resume", "runs", "schema", "workers"),
     },
     "launch": {"processes", "runs", "schema", "terminal", "training"},
     "sweeps": {"launch", "processes", "runs", "schema"},

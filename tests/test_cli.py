@@ -4,12 +4,18 @@ import os
 import shlex
 import subprocess
 import sys
-from importlib.util import find_spec
+from collections.abc import Iterator
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 
-from cvae.cli import quote_paths
+from cvae import runs, training
+from cvae.cli import quote_paths, reported
 from tests.conftest import ROOT, clean_environment, run_script, tiny
 from tests.tally import Promise, Survived
 
@@ -208,8 +214,6 @@ def test_hydra_is_told_in_its_own_words() -> None:
 
 
 def test_a_run_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cvae import runs
-
     monkeypatch.setattr(runs, "ROOT", tmp_path / "project")
     (tmp_path / "project" / "logs" / "latest").mkdir(parents=True)
     here = tmp_path / "elsewhere"
@@ -235,9 +239,55 @@ def test_make_help_lists_the_targets() -> None:
 
 
 def test_commands_shown_can_be_pasted(finished_run: Path) -> None:
-    from cvae import runs
-
     lines = [line for line in runs.what_next(finished_run).splitlines() if "python" in line]
     for line in lines:
         assert f"run={finished_run}" in shlex.split(line)
     assert sys.version_info >= (3, 11)
+
+
+def lacks() -> Iterator[Exception]:
+    """Errors of a machine that has no more memory."""
+    for allocate in (lambda: torch.empty(10**14), lambda: np.empty(10**15)):
+        try:
+            allocate()
+        except (RuntimeError, MemoryError) as error:
+            yield error
+    yield torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has")
+    wrapped = InstantiationException("Error in call to target 'torch.nn.Linear'")
+    wrapped.__cause__ = MemoryError()
+    yield wrapped
+
+
+@pytest.mark.fault(Promise.INPUT, "memory that runs out")
+def test_a_lack_of_memory_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], survived: Survived
+) -> None:
+    runs.update_summary(tmp_path, status="running")
+    for error in lacks():
+        with pytest.raises(SystemExit) as left, reported("evaluate"):
+            raise error
+        assert left.value.code == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert said.startswith("failed: out of memory")
+        assert "lower num_samples or num_generated" in said
+        cfg = OmegaConf.create({"data": {}})
+        in_a_line = pytest.raises(runs.RunFailed, match=r"lower data.batch_size")
+        with in_a_line, training._recorded(tmp_path, 0, cfg):
+            raise error
+        survived(1)
+    with pytest.raises(RuntimeError, match="another"), reported("evaluate"):
+        raise RuntimeError("another")
+
+
+def test_training_does_without_the_modules_that_windows_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (training._peak_memory() or 0) > 2**20
+    monkeypatch.setitem(sys.modules, "resource", None)
+    spec = spec_from_file_location("training_on_windows", training.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    assert loaded._peak_memory() is None

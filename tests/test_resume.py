@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, broken or changed, and go on."""
 
+import contextlib
 import csv
 import functools
 import hashlib
@@ -7,6 +8,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import hydra
@@ -22,6 +25,7 @@ import torch
 
 from cvae import changes, runs
 from cvae.loggers import MetricsFile
+from cvae.processes import check_shared_memory
 from cvae.schema import ConfigError
 from tests.conftest import ROOT, clean_environment, run_script, tiny
 from tests.tally import Promise, Survived
@@ -255,10 +259,12 @@ def test_a_chain_of_kills_at_random(
 # told to stop
 
 
-def start(*arguments: str, process_group: int | None = None) -> subprocess.Popen[str]:
+def start(
+    *arguments: str, process_group: int | None = None, **environment: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "src/train.py"), *arguments],
-        env=clean_environment(),
+        env={**clean_environment(), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -344,6 +350,111 @@ def test_a_group_told_to_stop_saves(
     assert summary(run_dir)["status"] == "interrupted"
     assert (run_dir / "checkpoints" / "last.ckpt").is_file()
     survived(1)
+
+
+STALLING = """
+import os, signal, time
+from torch.utils.data import get_worker_info
+from cvae.data import Digits, MNISTDataModule
+
+class Stalling(Digits):
+    count = 0
+
+    def __getitem__(self, rows):
+        Stalling.count += get_worker_info() is not None
+        if Stalling.count > 7:
+            if os.environ.get("FAULT") == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if os.environ.get("FAULT") == "stall":
+                time.sleep(600)
+        return super().__getitem__(rows)
+
+class DataModule(MNISTDataModule):
+    def setup(self, stage=None):
+        super().setup(stage)
+        self.train.__class__ = Stalling
+"""
+
+
+@pytest.fixture
+def stalling(tmp_path: Path) -> str:
+    """A PYTHONPATH with stalling.DataModule, whose workers stall or die after 7 batches."""
+    (tmp_path / "stalling.py").write_text(STALLING)
+    return os.pathsep.join((clean_environment()["PYTHONPATH"], str(tmp_path)))
+
+
+STALLED = ["data._target_=stalling.DataModule", "data.num_workers=2"]
+
+
+@pytest.mark.fault(Promise.STOPS, "SIGTERM while the data workers give no batch")
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.engines)])
+def test_a_run_without_batches_told_to_stop_saves(
+    devices: int, uninterrupted: Path, data_dir: Path, tmp_path: Path, stalling: str
+) -> None:
+    run_dir = tmp_path / "run"
+    more = [*FAST, *BUDGET, *STALLED, f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
+    process = start(*tiny(data_dir), *more, PYTHONPATH=stalling, FAULT="stall")
+    try:
+        wait_for_rows(run_dir, 13)  # of 14 batches, 7 from each worker
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, output
+    saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == int(record(run_dir)[-1]["step"])
+    assert f"resume={run_dir} trust=stalling" in output
+    if devices == 1:
+        typed = [f"resume={run_dir}", "trust=stalling"]
+        done = run_script("train", *typed, PYTHONPATH=stalling)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert_same_run(uninterrupted, run_dir)
+
+
+@pytest.mark.fault(Promise.RANKS, "data workers that stall or are killed")
+@pytest.mark.parametrize("fault", ["stall", "die"])
+def test_data_workers_that_stall_or_die_end_a_run_in_a_line(
+    fault: str, data_dir: Path, tmp_path: Path, stalling: str
+) -> None:
+    more = [*FAST, *STALLED, "rank_timeout=5", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = run_script("train", *tiny(data_dir), *more, PYTHONPATH=stalling, FAULT=fault)
+    assert done.returncode == 1, done.stdout
+    assert len(done.stderr.splitlines()) == 1
+    assert "use data.num_workers=0" in done.stderr
+    assert summary(tmp_path / "run")["status"] == "failed"
+
+
+@pytest.mark.fault(Promise.INPUT, "data workers whose batches do not fit into /dev/shm")
+def test_data_workers_without_shared_memory_are_rejected(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"num_workers": 2, "batch_size": 128, "image_shape": [1, 28, 28], "num_classes": 10}
+    needed = 5 * 128 * 4 * (784 + 10 + 2)
+    for free in (needed, needed - 1):
+        monkeypatch.setattr(
+            os, "statvfs", lambda path, free=free: SimpleNamespace(f_bavail=free, f_frsize=1)
+        )
+        with (
+            pytest.raises(ConfigError, match=r"data.num_workers=2: .* MiB free; use")
+            if (free < needed)
+            else contextlib.nullcontext()
+        ):
+            check_shared_memory(data)
+    check_shared_memory({**data, "num_workers": 0})
+    if os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], check=False).returncode == 0:
+        arguments = [*tiny(data_dir, tmp_path / "run"), "data.num_workers=2"]
+        command = [sys.executable, str(ROOT / "src/train.py"), *arguments]
+        mounted = "mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", mounted + shlex.join(command)],
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert "0.2 MiB free" in done.stderr
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.fault(Promise.STOPS, "SIGUSR1 to the README's batch script, which is queued again")

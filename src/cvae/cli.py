@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cvae import changes, runs
-from cvae.processes import BAD_INPUT, BROKEN_PIPE, DIVERGED, FAILED
+from cvae.processes import BAD_INPUT, BROKEN_PIPE, DIVERGED, FAILED, out_of_memory
 from cvae.schema import ConfigError, addable_keys, leaf_keys, nearest_key, validate
 from cvae.terminal import accept_any_text
 
@@ -45,6 +45,10 @@ _EXPECTED = (
     BrokenPipeError,
     HydraException,
     OmegaConfBaseException,
+)
+_TOLD_IN_A_LINE = (
+    *(HydraException, OmegaConfBaseException, ImportError),
+    *(OSError, MemoryError, RuntimeError),  # a lack of memory, of RuntimeErrors
 )
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 _PATH_KEYS = re.compile(
@@ -214,21 +218,22 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except (HydraException, OmegaConfBaseException, ImportError) as error:
-        if _WANTS_TRACEBACK:
-            raise
-        if extra := _missing_extra(error):
-            _refuse(f"this needs more packages: pip install -e '.[{extra}]'")
-        if isinstance(error, ImportError):
-            raise
-        _refuse(_translated(error, config_name, arguments or []))
     except BrokenPipeError:  # whoever reads our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(BROKEN_PIPE) from None
-    except OSError as error:
+    except _TOLD_IN_A_LINE as error:
         if _WANTS_TRACEBACK:
             raise
-        _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
+        if text := out_of_memory(error, config_name):
+            print(f"failed: {text}", file=sys.stderr)
+            raise SystemExit(FAILED) from None
+        if isinstance(error, OSError):
+            _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
+        if extra := _missing_extra(error):
+            _refuse(f"this needs more packages: pip install -e '.[{extra}]'")
+        if not isinstance(error, HydraException | OmegaConfBaseException):
+            raise
+        _refuse(_translated(error, config_name, arguments or []))
 
 
 def _missing_extra(error: BaseException | None) -> str | None:
@@ -294,7 +299,7 @@ def _translated(error: Exception, config_name: str, arguments: list[str]) -> str
         if len(found) == 1:
             return found[0]
     named = any(re.split(r"[=@]", a.lstrip("+~"))[0] in line for a in arguments)
-    return line if named else f"{_short(arguments)}: {line}"
+    return line if named or not arguments else f"{_short(arguments)}: {line}"
 
 
 def _composed(config_name: str, arguments: list[str]) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from cvae import noise
 from cvae.augmentation import Augmentation
 from cvae.digits import SETS, DataError, Pixels, load_digits
 from cvae.types import Batch, Split
+from cvae.workers import WatchedLoader
 
 log = logging.getLogger(__name__)
 
@@ -227,6 +228,8 @@ class MNISTDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.augmentation = augmentation
         self.goes_on_at = (0, 0)  # epoch and batch at which a run goes on
+        self.batch_timeout = 0.0  # seconds without a batch that end a run with workers; 0 for never
+        self.while_waiting: Callable[[float], None] = lambda seconds: None  # see WatchedLoader
         self._arrays: Sequence[NDArray[Any]] | None = None  # read, and not yet split
         self.train: Digits | None = None
         self.validation: Digits | None = None
@@ -336,7 +339,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         sampler = kind(
             len(digits), batch_size, order_seed, rank, world_size, epoch, first_batch, place
         )
-        return DataLoader(
+        loader = WatchedLoader(
             digits.to(place),
             batch_size=None,  # the sampler gives whole batches, the data set takes them
             sampler=sampler,
@@ -344,7 +347,10 @@ class MNISTDataModule(lightning.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             worker_init_fn=_leave_signals_to_the_run,
             pin_memory=torch.cuda.is_available() and not is_resident,
+            timeout=self.batch_timeout if self.num_workers > 0 else 0,
         )
+        loader.while_waiting = lambda seconds: self.while_waiting(seconds)
+        return loader
 
     def train_dataloader(self) -> DataLoader[Batch]:
         (epoch, first_batch), self.goes_on_at = self.goes_on_at, (0, 0)

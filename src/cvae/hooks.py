@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cvae import launch, runs, sweeps
 from cvae.cli import quote_paths, reported
-from cvae.processes import FAILED
+from cvae.processes import FAILED, check_shared_memory
 from cvae.schema import ConfigError, validate
 
 
@@ -42,6 +42,10 @@ class Checks(Callback):
 
 class TrainChecks(Checks):
     """Checks runs and sweeps of train.py, and says what folder a run has."""
+
+    def check(self, config: DictConfig) -> None:
+        super().check(config)
+        check_shared_memory(_task(config)["data"])
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _reported(config):

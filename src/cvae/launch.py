@@ -346,7 +346,7 @@ if __name__ == "__main__":
     accept_any_text()
     *options, folder = sys.argv[1:]
     # ranks could wait for each other for ever
-    die_with_parent(signal.SIGKILL if options else signal.SIGTERM)
+    die_with_parent(getattr(signal, "SIGKILL", signal.SIGTERM) if options else signal.SIGTERM)
     if not options:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     with exit_codes(Path(folder)):

@@ -1,14 +1,17 @@
 """The manners of a process that trains: how it ends, and with what exit code."""
 
 import ctypes
+import math
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from hydra.errors import InstantiationException
 
@@ -24,6 +27,17 @@ SIGNALS = [  # that tell a run to stop
 STOPPED = {128 + number for number in SIGNALS}
 
 
+_SHARED_MEMORY = "/dev/shm"
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|cannot allocate memory"
+    r"|CUBLAS_STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+_LESS_MEMORY = {  # settings of an entry point that lower what it needs
+    "train": "data.batch_size, data.eval_batch_size, test_num_samples or model.network.hidden_dim",
+    "generate": "num_samples",
+    "evaluate": "num_samples or num_generated",
+}
 PARENT = "CVAE_PARENT_PID"  # the variable that tells a process who has started it
 
 
@@ -111,3 +125,47 @@ def exit_codes(run_dir: Path) -> Iterator[None]:
         sys.exit(DIVERGED)
     except runs.RunFailed:  # it stands in the summary and in the log
         sys.exit(FAILED)
+
+
+def out_of_memory(error: BaseException | None, entry_point: str) -> str | None:
+    """Return a line with the remedy if an error, or its cause, is a lack of memory; else None.
+
+    Args:
+        entry_point: script whose settings the line names.
+    """
+    while error is not None:
+        text = " ".join(str(error).split())
+        is_torchs = isinstance(error, RuntimeError | OSError) and _OUT_OF_MEMORY.search(text)
+        if isinstance(error, MemoryError) or is_torchs:
+            size = re.search(r"allocate ([\d.]+ ?\w+)", text)
+            wanted = f" ({size[1]} could not be allocated)" if size else ""
+            settings = _LESS_MEMORY.get(entry_point)
+            return f"out of memory{wanted}: " + (f"lower {settings}" if settings else "free some")
+        error = error.__cause__
+    return None
+
+
+def check_shared_memory(data: Mapping[str, Any]) -> None:
+    """Reject data workers whose batches do not fit into /dev/shm.
+
+    Args:
+        data: node of the config.
+
+    Raises:
+        ConfigError: they do not; torch would wait for the lost batches without end.
+    """
+    workers = data.get("num_workers") or 0
+    sizes = [data.get(key) or 0 for key in ("batch_size", "eval_batch_size")]
+    if not workers or not hasattr(os, "statvfs") or not Path(_SHARED_MEMORY).is_dir():
+        return
+    floats = math.prod(data.get("image_shape") or [0]) + (data.get("num_classes") or 0)
+    batches = 2 * workers + 1  # the two that each worker prepares, and the one in use
+    needed = batches * max(sizes) * (4 * floats + 8)  # all ranks of a machine share one batch
+    room = os.statvfs(_SHARED_MEMORY)
+    free = room.f_bavail * room.f_frsize
+    if needed > free:
+        raise ConfigError(
+            f"data.num_workers={workers}: the batches of the workers need {needed / 2**20:.1f} MiB "
+            f"in {_SHARED_MEMORY}, which has {free / 2**20:.1f} MiB free; use data.num_workers=0, "
+            "or enlarge it (docker run --shm-size=1g)"
+        )

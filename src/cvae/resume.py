@@ -5,6 +5,7 @@ generator: weights, their average, optimizer, schedule, the counts of the loops,
 metrics not yet logged. A run that goes on from it takes the same steps as one that never stopped.
 """
 
+import functools
 import logging
 import os
 import signal
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 # keys of a checkpoint without which a run cannot take the same steps
 TO_RESUME = frozenset({"position", "optimizer_states", "loops", "provenance"})
 _LATENCY = 0.5  # seconds within which ranks should agree to stop
+_STALLED = 3.0  # seconds without a batch after which the data workers count as stalled
+_PATIENCE = 5.0  # seconds for all ranks to notice; torch kills those that take 10 to leave
 
 
 def best_checkpoint(trainer: lightning.Trainer) -> Path | None:
@@ -198,6 +201,51 @@ class LastCheckpoint(Callback):
 
     # signals
 
+    def stop_without_batch(self, trainer: lightning.Trainer, seconds: float) -> None:
+        """Save and stop, if told to, while the data workers give no batch.
+
+        Called by the loader that waits. Several ranks stop once all of them wait: one that has its
+        batch cannot answer. A validation and a step of accumulated gradients are left unsaved.
+
+        Args:
+            seconds: without a batch so far.
+
+        Raises:
+            runs.Stopped: the run was told to stop.
+        """
+        several = trainer.world_size > 1
+        if several and (seconds < _STALLED or not self._all_ranks_wait(trainer)):
+            return
+        if not (several or self._signal):
+            return
+        batch = self._loop.batch_progress.current.ready
+        is_between_steps = batch % trainer.accumulate_grad_batches == 0
+        number, _ = self._agree(trainer, is_sure=True)
+        if not trainer.validating and is_between_steps:
+            self._save(trainer, trainer.lightning_module, (trainer.current_epoch, batch))
+        elif seconds < _STALLED:
+            return
+        raise runs.Stopped(number)
+
+    def _all_ranks_wait(self, trainer: lightning.Trainer) -> bool:
+        """Whether a rank was told to stop while all wait for the same batch.
+
+        Raises:
+            runs.Stopped: the others did not wait as well.
+        """
+        store = torch.distributed.distributed_c10d._get_default_store()
+        loops = self._loop, self._loop.val_loop
+        key = f"ranks that wait for batch {[loop.batch_progress.total.ready for loop in loops]}"
+        if not self._signal and store.add(key, 0) == 0:
+            return False
+        waiting, deadline = store.add(key, 1), time.monotonic() + _PATIENCE
+        while waiting < trainer.world_size:
+            if time.monotonic() > deadline:
+                raise runs.Stopped(self._signal or signal.SIGTERM)
+            time.sleep(0.1)
+            waiting = store.add(key, 0)
+        return True
+
     def setup(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
     ) -> None:
@@ -210,6 +258,10 @@ class LastCheckpoint(Callback):
         self._signal = 0
         self._next_question = trainer.global_step
         self._listening.enter_context(listening(self._note))
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(datamodule, MNISTDataModule):
+            datamodule.while_waiting = functools.partial(self.stop_without_batch, trainer)
+            self._listening.callback(setattr, datamodule, "while_waiting", lambda seconds: None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal == signal.SIGINT:

@@ -174,7 +174,9 @@ def _stop(processes: list[subprocess.Popen[bytes]], by: signal.Signals | None) -
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # on Windows
             process.wait()
 
 

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import math
 import os
-import resource
 import shlex
 import sys
 import time
@@ -29,14 +28,24 @@ from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from rich.logging import RichHandler
 
-from cvae import checkpoints, runs
+from cvae import checkpoints, runs, workers
 from cvae.callbacks import AtomicCheckpoints
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import NotFiniteError, VAEModule
 from cvae.loggers import MetricsFile, close_wandb
-from cvae.processes import INTERRUPTED, stops_at_once
+from cvae.processes import (
+    INTERRUPTED,
+    check_shared_memory,
+    out_of_memory,
+    stops_at_once,
+)
 from cvae.resume import TO_RESUME, LastCheckpoint, best_checkpoint
 from cvae.schema import ConfigError, num_cpus
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +122,7 @@ def run(run_dir: Path) -> None:
     if not torch.cuda.is_available():
         # Lightning's: AdamW asks for a GPU at each step, and then loads a library to find none
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    with _logging(run_dir, rank), _recorded(run_dir, rank), stops_at_once():
+    with _logging(run_dir, rank), _recorded(run_dir, rank, cfg), stops_at_once():
         start = time.perf_counter()
         checkpoint = _checkpoint_to_go_on_from(run_dir)
         if rank == 0:
@@ -181,7 +190,10 @@ def build(
     if processes > 1:
         torch.set_num_threads(max(1, num_cpus() // processes))
     lightning.seed_everything(cfg.seed, verbose=False)
+    check_shared_memory(cfg.data)
     datamodule: MNISTDataModule = runs.instantiate(cfg.data, seed=cfg.seed)
+    # less than what other ranks wait for this one, so that it tells why
+    datamodule.batch_timeout = 0.9 * (cfg.get("rank_timeout") or 60)
     datamodule.prepare_data()  # first: without digits there is nothing to track
     datamodule.setup()
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg))
@@ -293,7 +305,6 @@ def _finish(
     checkpoint = best_checkpoint(trainer) or run_dir / runs.LAST
     assert datamodule.validation is not None
     assert datamodule.test is not None
-    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes there, KiB elsewhere
     runs.update_summary(
         run_dir,
         status="smoke" if is_smoke(cfg) else "finished",
@@ -308,7 +319,7 @@ def _finish(
         seconds=round(seconds, 2),
         train_seconds=round(module.train_seconds, 2),
         images_per_second=round(module.images_seen / max(1e-9, module.train_seconds), 1),
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
+        peak_memory_bytes=_peak_memory(),
         device=_device_name(trainer.strategy.root_device),
         devices=trainer.world_size,
         precision=trainer.precision,
@@ -324,6 +335,14 @@ def _finish(
         log.info("test set %s: %s", datamodule.test.digest(), shown)
 
 
+def _peak_memory() -> int | None:
+    """Return the most bytes of memory that this process had, or None where that is not known."""
+    if resource is None:
+        return None
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes there, KiB elsewhere
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)
+
+
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -332,13 +351,12 @@ def _device_name(device: torch.device) -> str:
 
 
 @contextmanager
-def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
+def _recorded(run_dir: Path, rank: int, cfg: DictConfig) -> Iterator[None]:
     """Write into the summary, and tell W&B, how a run ended that did not finish."""
     try:
         yield
     except runs.Stopped as error:
-        again = shlex.quote(f"resume={runs.shown(run_dir)}")
-        log.info("%s; to go on: %s %s", error, runs.python_command("train"), again)
+        log.info("%s; to go on: %s", error, _resume_command(run_dir))
         runs.update_summary(run_dir, status="interrupted")
         close_wandb(error.exit_code)
         raise SystemExit(error.exit_code) from None
@@ -351,7 +369,9 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
         log.info("pruned: %s", error)
         runs.update_summary(run_dir, status="pruned")
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        remedy = workers.explain(error, cfg.data.get("num_workers") or 0)
+        remedy = remedy or out_of_memory(error, "train")
+        reason = remedy or " ".join(f"{type(error).__name__}: {error}".split())[:500]
         with contextlib.suppress(OSError):  # where even that finds no room
             if runs.read_summary(run_dir).get("status") == "running":  # the first to fail tells
                 runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
@@ -361,10 +381,10 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
             raise runs.Diverged(f"{run_dir}: {reason}") from error
         if isinstance(error, MisconfigurationException):  # of Lightning's, about what a person set
             error = ConfigError(f"trainer: {' '.join(str(error).split())}")
-        if isinstance(error, ConfigError | InstantiationException):
+        if isinstance(error, ConfigError | InstantiationException) and not remedy:
             log.debug("the run failed", exc_info=True)  # the terminal gets a line
             raise error
-        if isinstance(error, OSError):  # a full disk, say: a line tells it all
+        if remedy or isinstance(error, OSError):  # a full disk, say: a line tells it all
             log.error("%s", reason)  # the summary may not have found room for it
             log.debug("the run failed", exc_info=True)
             raise runs.RunFailed(f"{run_dir}: {reason}") from error
@@ -375,6 +395,11 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[None]:
             log.exception("the run failed")
         raise runs.RunFailed(f"{run_dir}: {reason}") from error
     close_wandb(0)
+
+
+def _resume_command(run_dir: Path) -> str:
+    words = (shlex.quote(f"resume={runs.shown(run_dir)}"), runs.trust_needed(run_dir))
+    return " ".join((runs.python_command("train"), *filter(None, words)))
 
 
 def _is_of_another_rank(error: Exception) -> bool:
