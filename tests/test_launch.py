@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.callbacks import Callbacks
+from omegaconf import OmegaConf
 
 from cvae import launch, runs
+from cvae.cli import reported
+from cvae.hooks import TrainChecks
 from cvae.launch import Ranks, started_ranks
-from tests.conftest import ROOT, clean_environment, tiny
+from cvae.schema import ConfigError
+from tests.conftest import ROOT, clean_environment, run_script, tiny
+from tests.tally import Promise, Survived
 
 TRAIN = str(ROOT / "src/train.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -162,6 +168,93 @@ def test_who_started_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NNODES", "2")
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert started_ranks() == Ranks(1, 4, 2, "srun")
+
+
+def variables(text: str) -> dict[str, str]:
+    return dict(word.split("=") for word in text.split())
+
+
+ALONE = ["RANK=0 WORLD_SIZE=1", "RANK=0", "WORLD_SIZE=1", "RANK=0 WORLD_SIZE=1 LOCAL_WORLD_SIZE=1"]
+
+
+@pytest.mark.parametrize("told", ALONE)
+def test_a_world_of_one_is_a_plain_run(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables(told).items():
+        monkeypatch.setenv(name, value)
+    assert started_ranks() is None
+    assert launch.is_first()
+    assert not {"RANK", "WORLD_SIZE"} & launch._environment().keys()
+
+
+NONSENSE = [
+    ("RANK=x WORLD_SIZE=2", "RANK=x: must be an integer"),
+    ("RANK=5 WORLD_SIZE=2", "RANK=5: must be below the number of processes, 2"),
+    ("RANK=-1 WORLD_SIZE=2", "RANK=-1: must be an integer"),
+    ("RANK=1", "WORLD_SIZE: is not set"),
+    ("WORLD_SIZE=2", "RANK: is not set"),
+    ("RANK=0 WORLD_SIZE=0", "RANK=0: must be below the number of processes, 0"),
+    ("RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=0", "multiple of the 0"),
+    ("RANK=0 WORLD_SIZE=3 LOCAL_WORLD_SIZE=2", "multiple of the 2"),
+    ("RANK=0 WORLD_SIZE=2 LOCAL_RANK=2", "LOCAL_RANK=2: must be below"),
+    ("SLURM_STEP_NUM_TASKS=2", "SLURM_PROCID: is not set"),
+    ("SLURM_STEP_NUM_TASKS=a", "SLURM_STEP_NUM_TASKS=a: must be an integer"),
+]
+
+
+def test_a_run_of_one_rank_trains(data_dir: Path, tmp_path: Path) -> None:
+    more = ["callbacks.figures=null", "logger=csv", "trainer.max_epochs=1"]
+    typed = arguments(data_dir, tmp_path / "run", *more)
+    done = run_script("train", *typed, RANK="0", WORLD_SIZE="1")
+    assert done.returncode == 0, done.stderr
+    assert runs.read_summary(tmp_path / "run")["status"] == "finished"
+
+
+@pytest.mark.fault(Promise.INPUT, "variables of ranks that are missing or contradict each other")
+def test_ranks_that_cannot_be_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, survived: Survived, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for told, said in NONSENSE:
+        with monkeypatch.context() as patched:
+            for name, value in variables(told).items():
+                patched.setenv(name, value)
+            with pytest.raises(SystemExit) as left, reported():
+                started_ranks()
+            assert left.value.code == 2
+            assert said in capsys.readouterr().err
+        survived(1)
+
+
+def test_ranks_that_do_not_know_where_to_meet_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in variables("RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="MASTER_PORT: is not set, but WORLD_SIZE=2 is"):
+        launch.join(tmp_path, "", 1)
+
+
+@pytest.mark.fault(Promise.INPUT, "an error of any kind in the checks before a run")
+@pytest.mark.parametrize("name", ["on_run_start", "on_multirun_start", "on_multirun_end"])
+def test_an_error_in_a_hook_ends_the_command(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra would warn of it and go on."""
+    hydra = {"overrides": {"task": []}, "job": {"config_name": "train"}}
+    config = OmegaConf.create({"hydra": hydra})  # which lacks all that the hooks look for
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("of a bug")
+
+    monkeypatch.setattr(launch, "started_ranks", fail)
+    monkeypatch.setattr("cvae.sweeps.is_search", fail)
+    OmegaConf.update(config, "rerun", None, force_add=True)
+    OmegaConf.update(config, "hydra.sweeper", {"_target_": "x"}, force_add=True)
+    callbacks = Callbacks()
+    callbacks.callbacks = [TrainChecks("train")]
+    with pytest.raises(SystemExit) as left:
+        getattr(callbacks, name)(config=config)
+    assert left.value.code == 1
+    assert capsys.readouterr().err.startswith("failed: ZeroDivisionError: of a bug")
 
 
 @pytest.mark.parametrize("killed", [False, True])

@@ -50,7 +50,7 @@ _TOLD_IN_A_LINE = (
     *(HydraException, OmegaConfBaseException, ImportError),
     *(OSError, MemoryError, RuntimeError),  # a lack of memory, of RuntimeErrors
 )
-_WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 _PATH_KEYS = re.compile(
     r"^(?P<key>\+{0,2}(?:run|runs|resume|rerun|folder|output|data\.data_dir"
     r"|hydra\.(?:run\.dir|sweep\.dir|sweep\.subdir|runtime\.output_dir)))=(?P<value>.*)$",
@@ -138,7 +138,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 except _EXPECTED:
                     raise
                 except Exception as error:  # of Hydra's, about words that it did not foresee
-                    if started or _WANTS_TRACEBACK:
+                    if started or WANTS_TRACEBACK:
                         raise
                     reason = f"{type(error).__name__}: {error}".splitlines()[0]
                     raise ConfigError(
@@ -222,7 +222,7 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(BROKEN_PIPE) from None
     except _TOLD_IN_A_LINE as error:
-        if _WANTS_TRACEBACK:
+        if WANTS_TRACEBACK:
             raise
         if text := out_of_memory(error, config_name):
             print(f"failed: {text}", file=sys.stderr)
@@ -252,7 +252,9 @@ def _refuse(message: str) -> NoReturn:
     lines = [_readable(line) for line in message.splitlines()]
     if len(lines) > _MAX_LINES:
         lines = [*lines[: _MAX_LINES - 1], f"and {len(lines) - _MAX_LINES + 1} more"]
-    if os.environ.get("RANK", "0") == "0":  # one voice is enough
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    is_another = rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size)
+    if not is_another:  # rank zero alone tells
         print("error: " + "\n".join(lines), file=sys.stderr)
     raise SystemExit(BAD_INPUT)
 

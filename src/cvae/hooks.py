@@ -1,7 +1,10 @@
 """What Hydra calls before and after it runs something: our checks, and where things go."""
 
 import os
-from contextlib import AbstractContextManager
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cvae import launch, runs, sweeps
-from cvae.cli import quote_paths, reported
+from cvae.cli import WANTS_TRACEBACK, quote_paths, reported
 from cvae.processes import FAILED, check_shared_memory
 from cvae.schema import ConfigError, validate
 
@@ -128,16 +131,31 @@ class TrainChecks(Checks):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Tell how every run of the sweep went; a search may lose some, a plain sweep none."""
-        of_search = sweeps.is_search(config.hydra.sweeper._target_)
-        done = sweeps.report(Path(config.hydra.sweep.dir), of_search)
-        if not done:
-            raise SystemExit(FAILED)
+        with _reported(config):
+            of_search = sweeps.is_search(config.hydra.sweeper._target_)
+            done = sweeps.report(Path(config.hydra.sweep.dir), of_search)
+            if not done:
+                raise SystemExit(FAILED)
 
 
-def _reported(config: DictConfig) -> AbstractContextManager[None]:
+@contextmanager
+def _reported(config: DictConfig) -> Iterator[None]:
+    """End the command on any error: Hydra would warn of it and run the unchecked job."""
+    try:
+        with reported(config.hydra.job.config_name, _typed(config)):
+            yield
+    except Exception as error:
+        if WANTS_TRACEBACK:
+            traceback.print_exc()
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        print(f"failed: {line}; HYDRA_FULL_ERROR=1 shows the traceback", file=sys.stderr)
+        raise SystemExit(FAILED) from None
+
+
+def _typed(config: DictConfig) -> list[str]:
     typed = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     assert isinstance(typed, list)
-    return reported(config.hydra.job.config_name, [str(word) for word in typed])
+    return [str(word) for word in typed]
 
 
 def _check_run_dir(run_dir: Path) -> None:

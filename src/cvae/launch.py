@@ -40,6 +40,7 @@ _ELASTIC_LOGGERS = (
     "torch.distributed.elastic.multiprocessing.api",
 )
 _JOB = ("-m", "cvae.launch")
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 
 class Ranks(NamedTuple):
@@ -52,16 +53,50 @@ class Ranks(NamedTuple):
 
 
 def started_ranks() -> Ranks | None:
-    """What this process is told of its siblings, if torchrun or srun started several."""
+    """Return this process's place among those that torchrun or srun started, or None if alone.
+
+    A world of one needs no rendezvous: some clusters set RANK=0 WORLD_SIZE=1 for every process.
+
+    Raises:
+        ConfigError: the variables that name the rank are incomplete or contradict each other.
+    """
     env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        world_size = int(env["WORLD_SIZE"])
-        local = int(env.get("LOCAL_WORLD_SIZE", world_size))
-        return Ranks(int(env["RANK"]), world_size, local, "torchrun")
-    if (world_size := int(env.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
-        nodes = int(env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or 1)
-        return Ranks(int(env["SLURM_PROCID"]), world_size, world_size // nodes, "srun")
-    return None
+    if (num_tasks := _count("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in env:
+        nodes = _count("SLURM_STEP_NUM_NODES", 0) or _count("SLURM_NNODES", 1)
+        rank = _count("SLURM_PROCID", None)
+        return _checked(Ranks(rank, num_tasks, num_tasks // max(1, nodes), "srun"), "SLURM_PROCID")
+    if "RANK" not in env and "WORLD_SIZE" not in env:
+        return None
+    rank = _count("RANK", 0 if env.get("WORLD_SIZE") == "1" else None)
+    world_size = _count("WORLD_SIZE", 1 if rank == 0 else None)
+    local = _count("LOCAL_WORLD_SIZE", world_size)
+    ranks = _checked(Ranks(rank, world_size, local, "torchrun"), "RANK")
+    if _count("LOCAL_RANK", 0) >= local:
+        raise ConfigError(f"LOCAL_RANK={env['LOCAL_RANK']}: must be below LOCAL_WORLD_SIZE={local}")
+    return None if world_size == 1 else ranks
+
+
+def _count(variable: str, default: int | None) -> int:
+    """Return the number in an environment variable."""
+    text = os.environ.get(variable) or ("" if default is None else str(default))
+    if not text:
+        raise ConfigError(
+            f"{variable}: is not set, but other variables of distributed training are; set RANK, "
+            "WORLD_SIZE, MASTER_ADDR and MASTER_PORT, or none of them, or start with torchrun"
+        )
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{variable}={text}: must be an integer of at least 0")
+    return int(text)
+
+
+def _checked(ranks: Ranks, variable: str) -> Ranks:
+    """Return ranks that can be, or raise ConfigError."""
+    rank, size, local, _ = ranks
+    if rank >= size:
+        raise ConfigError(f"{variable}={rank}: must be below the number of processes, {size}")
+    if local < 1 or size % local:
+        raise ConfigError(f"{size} processes: must be a multiple of the {local} on each node")
+    return ranks
 
 
 def join(run_dir: Path, settings: str, timeout: float) -> Path:
@@ -73,14 +108,23 @@ def join(run_dir: Path, settings: str, timeout: float) -> Path:
         timeout: seconds after which a rank that does not answer ends the run.
 
     Raises:
-        ConfigError: the ranks were given different settings.
+        ConfigError: the ranks were given different settings, or do not know where to meet.
         runs.RunFailed: they did not meet; the process ends where it waits for longer than that.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of torch, which must not be there yet
-    import torch.distributed as dist
-
     ranks = started_ranks()
     assert ranks is not None
+    if ranks.launcher == "torchrun":
+        for variable in ("MASTER_ADDR", "MASTER_PORT"):
+            if not os.environ.get(variable):
+                raise ConfigError(
+                    f"{variable}: is not set, but WORLD_SIZE={ranks.world_size} is; set it, or "
+                    "start the ranks with torchrun"
+                )
+        _count("MASTER_PORT", None)
+
+    import torch.distributed as dist
+
     if ranks.launcher == "srun":
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
@@ -98,7 +142,7 @@ def join(run_dir: Path, settings: str, timeout: float) -> Path:
     with answered_within(timeout):
         try:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        except dist.DistError as error:
+        except (RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]  # and C++ frames
             raise runs.RunFailed(f"the ranks did not meet: {reason}") from error
     said: list[Any] = [None] * ranks.world_size
@@ -248,7 +292,8 @@ def _environment() -> dict[str, str]:
     """The environment, with what a process that this one starts must know."""
     source = str(Path(__file__).resolve().parents[1])
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), PARENT: str(os.getpid())}
+    inherited = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(paths), PARENT: str(os.getpid())}
 
 
 def failure(run_dir: Path, code: int, said: str = "") -> BaseException:

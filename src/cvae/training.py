@@ -256,7 +256,7 @@ def _cluster_environment() -> list[ClusterEnvironment]:
     """Where ranks meet on SLURM: Lightning takes every process there for one that srun started."""
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
-    by_srun = "RANK" in os.environ
+    by_srun = int(os.environ.get("WORLD_SIZE", 1)) > 1
     return [SLURMEnvironment(auto_requeue=False) if by_srun else LightningEnvironment()]
 
 
