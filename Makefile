@@ -5,6 +5,8 @@ RUN := .venv/bin/python
 # this checkout comes before one that is installed in the environment
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 
+CHECK_PYTHON = $(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python %d.%d: this project needs Python 3.11 to 3.13; make PYTHON=python3.13 ..." % sys.version_info[:2])'
+
 .DEFAULT_GOAL := help
 .PHONY: help install install-locked lock train article test test-engines test-faults test-long bench precision recipes speedrun ablations lint format clean
 
@@ -14,7 +16,7 @@ help: ## list the targets
 install: .venv/.installed ## create .venv and install the project with pinned versions
 
 .venv/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --constraint constraints.txt --upgrade pip
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable . --group dev

@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from cvae import runs, training
-from cvae.cli import quote_paths, reported
+from cvae.cli import entry_point, quote_paths, reported
 from tests.conftest import ROOT, clean_environment, run_script, tiny
 from tests.tally import Promise, Survived
 
@@ -242,7 +242,6 @@ def test_commands_shown_can_be_pasted(finished_run: Path) -> None:
     lines = [line for line in runs.what_next(finished_run).splitlines() if "python" in line]
     for line in lines:
         assert f"run={finished_run}" in shlex.split(line)
-    assert sys.version_info >= (3, 11)
 
 
 def lacks() -> Iterator[Exception]:
@@ -291,3 +290,30 @@ def test_training_does_without_the_modules_that_windows_lacks(
     loaded = module_from_spec(spec)
     spec.loader.exec_module(loaded)
     assert loaded._peak_memory() is None
+
+
+@pytest.mark.fault(Promise.INPUT, "a version of Python that Hydra does not support")
+def test_a_python_that_does_not_work_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = tmp_path / "python"
+    fake.write_text(f"""#!{sys.executable}
+import sys
+sys.version_info = (3, 14, 0)
+exec(sys.argv[2])
+""")
+    fake.chmod(0o755)
+    for python, code in ((fake, 2), (sys.executable, 0)):
+        command = ["make", "--eval", "check: ; @$(CHECK_PYTHON)", "check", f"PYTHON={python}"]
+        made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert made.returncode == code
+    assert 'requires-python = ">=3.11,<3.14"' in (ROOT / "pyproject.toml").read_text()
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    main = entry_point("train")(lambda cfg: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "version_info", (3, 14, 0, "final", 0))
+        with pytest.raises(SystemExit) as left:
+            main()
+    assert left.value.code == 2
+    said = "error: Python 3.14: this project needs Python 3.11 to 3.13\n"
+    assert capsys.readouterr().err == said

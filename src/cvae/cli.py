@@ -28,6 +28,7 @@ from cvae.schema import ConfigError, addable_keys, leaf_keys, nearest_key, valid
 from cvae.terminal import accept_any_text
 
 CONF = runs.ROOT / "conf"
+_OLDEST_PYTHON, _NEWEST_PYTHON = (3, 11), (3, 13)  # Hydra's argument parser fails on 3.14
 _MAX_LINES = 3
 _MAX_WIDTH = 600  # characters of a line
 _SWEEP_FLAGS = ("-m", "--multirun")
@@ -126,6 +127,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             accept_any_text()
             arguments = sys.argv[1:]
             with reported(config_name):
+                _check_python()
                 words = arguments if config_name == "train" else as_lists(arguments)
                 sys.argv[1:] = quote_paths(_hydras_words(words), Path.cwd())
                 _check_flags(sys.argv[1:])
@@ -182,6 +184,14 @@ def _hydras_words(arguments: list[str]) -> list[str]:
         elif group not in _EMPTY_GROUPS:
             raise ConfigError(f"{argument}: the group {group} cannot be left out")
     return words
+
+
+def _check_python() -> None:
+    if not _OLDEST_PYTHON <= sys.version_info[:2] <= _NEWEST_PYTHON:
+        this, oldest, newest = (
+            "{}.{}".format(*v) for v in (sys.version_info, _OLDEST_PYTHON, _NEWEST_PYTHON)
+        )
+        raise ConfigError(f"Python {this}: this project needs Python {oldest} to {newest}")
 
 
 def _check_flags(arguments: list[str]) -> None:
