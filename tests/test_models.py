@@ -3,7 +3,10 @@
 import itertools
 import math
 import random
+import subprocess
+import sys
 from functools import partial
+from typing import Any
 
 import numpy
 import pytest
@@ -12,10 +15,11 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from cvae.evaluation.likelihood import importance_weighted_nll
-from cvae.models import CVAE, VAE, Autoencoder, PriorFactory, bits_per_dimension
+from cvae.models import CVAE, VAE, Autoencoder, PriorFactory, bits_per_dimension, one_hot
 from cvae.networks import MLP
 from cvae.priors import Flow, StandardNormal
 from cvae.types import Terms
+from tests.conftest import clean_environment
 from tests.tally import Promise
 
 SHAPE = (1, 2, 2)
@@ -245,6 +249,104 @@ def test_samples() -> None:
     assert set(one.unique().tolist()) <= {0.0, 1.0}
     still = model.sample(2, num_samples=5, temperature=0.0)
     torch.testing.assert_close(still, still[:1].expand_as(still))
+
+
+GOOD_LABELS = [
+    [1, 1, 1],
+    (1, 1, 1),
+    1,
+    numpy.int64(1),
+    numpy.array([1, 1, 1], numpy.uint8),
+    numpy.array([True, True, True]),
+    torch.tensor(1),
+    torch.tensor([1, 1, 1]),
+    torch.tensor([1, 1, 1], dtype=torch.uint8),
+    torch.tensor([[0, 1, 0, 0]] * 3),
+    labels(2)[[1, 1, 1]],
+]
+
+
+@pytest.mark.parametrize("y", GOOD_LABELS, ids=lambda y: f"{type(y).__name__} {y}")
+def test_labels_are_taken_in_any_form_wherever_they_go_in(y: Any) -> None:
+    model = make(CVAE)
+    assert isinstance(model, CVAE)
+    x, z, expected = ALL_IMAGES[:3], torch.randn(3, 3), labels(2)[[1, 1, 1]]
+    for method in (
+        lambda y: model.embed(x, y),
+        lambda y: model.encode(x, y).mean,
+        lambda y: model.decode(z, y).mean,
+        lambda y: model.reconstruct(x, y),
+        lambda y: model.sample(y, z),
+    ):
+        assert torch.equal(method(y), method(expected))
+
+
+@pytest.mark.parametrize(
+    ("y", "said"),
+    [
+        (12, "y=12: labels must be from 0 to 3"),
+        (-1, "y=-1: labels must be from 0 to 3"),
+        ([0, 1, 4], "y=4: labels must be from 0 to 3"),
+        (numpy.array([0, 1, 2**64 - 1], numpy.uint64), "labels must be from 0 to 3"),
+        ([0, 1], "y has 2 labels for 3 rows"),
+        (torch.tensor([0.5, 1.0, 2.0]), "integers from 0 to 3 or one-hot rows"),
+        (labels(3, num_classes=3), r"shape \(3, 3\), not \(3, 4\)"),
+        (numpy.array(["a", "b", "c"]), "y of type ndarray: must be integer labels"),
+    ],
+)
+def test_wrong_labels_are_told_in_a_line(y: Any, said: str) -> None:
+    model = make(CVAE)
+    for call in (
+        lambda: model.embed(ALL_IMAGES[:3], y),
+        lambda: model.decode(torch.zeros(3, 3), y),
+        lambda: model.sample(y, torch.zeros(3, 3)),
+    ):
+        with pytest.raises(ValueError, match=f"{said}|contradictory") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_contradictory_numbers_of_samples() -> None:
+    model, z = make(CVAE), torch.zeros(5, 3)
+    assert model.sample(y=1, z=z, num_samples=5).shape == (5, *SHAPE)
+    assert model.sample(y=[1, 2], num_samples=2).shape == (2, *SHAPE)
+    assert model.sample(y=1).shape == (1, *SHAPE)
+    contradictory: tuple[dict[str, Any], ...] = (
+        {"y": [0, 1, 2], "num_samples": 9},
+        {"y": [0, 1, 2], "z": z},
+        {"y": 1, "z": z, "num_samples": 9},
+    )
+    for arguments in contradictory:
+        with pytest.raises(ValueError, match="contradictory numbers of samples"):
+            model.sample(**arguments)
+    with pytest.raises(ValueError, match="num_samples=-1"):
+        model.sample(y=1, num_samples=-1)
+
+
+COMPILED = """
+import torch
+from cvae.models import CVAE
+from cvae.networks import MLP
+
+def network(**given):
+    return MLP(hidden_dim=4, encoder_blocks=1, decoder_blocks=1, **given)
+
+model = CVAE(network, 3, (1, 2, 2), num_classes=4)
+x, y, eps = torch.ones(4, 1, 2, 2), torch.eye(4), torch.zeros(4, 3)
+found = torch.compile(model.terms, fullgraph=True, backend="eager")(x, y, eps)
+assert torch.equal(found.elbo, model.terms(x, y, eps).elbo)
+"""
+
+
+def test_one_hot_labels_are_not_copied_and_do_not_break_the_graph() -> None:
+    y = labels(16)
+    assert one_hot(y, 4, ALL_IMAGES) is y
+    # in another process: the shape checks of the tests cannot be compiled
+    command = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(
+        command, env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
 
 from cvae import runs
 from cvae.callbacks import EMA
 from cvae.data import MNISTDataModule
-from cvae.lightning_module import VAEModule, warmup_cosine
-from cvae.models import CVAE
+from cvae.lightning_module import VAEModule, as_batch, warmup_cosine
+from cvae.models import CVAE, VAE
 from cvae.networks import MLP
 from cvae.resume import LastCheckpoint
 from cvae.schema import ConfigError
@@ -90,6 +91,52 @@ def test_train_takes_objects_and_knows_nothing_of_configs(data_dir: Path, tmp_pa
         metrics["test/reconstruction"] - metrics["test/kl"], abs=1e-3
     )
     assert metrics["test/nll_k3"] <= -metrics["test/elbo"] + 0.5
+    assert not module.model.training  # ready to use
+
+
+@pytest.mark.parametrize("kind", [VAE, CVAE])
+def test_plain_batches_of_a_loader_of_ones_own(kind: type[VAE], tmp_path: Path) -> None:
+    def network(**given: Any) -> MLP:
+        return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
+
+    x, y = torch.rand(20, 1, 28, 28).round(), torch.arange(20) % 10
+
+    def fitted(*arrays: torch.Tensor) -> dict[str, torch.Tensor]:
+        module = VAEModule(
+            kind(network, latent_dim=2),
+            optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2),
+        )
+        module.load_state_dict({k: torch.full_like(v, 0.1) for k, v in module.state_dict().items()})
+        loader = DataLoader(TensorDataset(*arrays), batch_size=8)
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(module, loader, loader)
+        assert module.images_seen == 20
+        assert "val/elbo" in module.validation
+        return module.state_dict()
+
+    by_integer, by_one_hot = fitted(x, y), fitted(x, torch.eye(10)[y])
+    torch.testing.assert_close(by_integer, by_one_hot, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"a batch must be \(x, y\)"):
+        fitted(x)
+    with pytest.raises(ValueError, match=r"of shape \(B, 1, 28, 28\)"):
+        fitted((x * 255).to(torch.uint8), y)
+
+
+def test_plain_batches_have_noise_of_their_own_and_one_process() -> None:
+    model = VAE(partial(MLP, hidden_dim=4, encoder_blocks=0, decoder_blocks=0), 2, (1, 2, 2))
+    batch = [torch.zeros(3, 1, 2, 2), torch.arange(3)]
+    keys = torch.cat([as_batch(batch, number, model).indices for number in range(3)])
+    assert len(keys.unique()) == 9
+    with pytest.raises(ValueError, match="on 2 devices"):
+        as_batch(batch, 0, model, num_processes=2)
 
 
 def test_checkpoints_are_plain_and_hold_the_averaged_weights(

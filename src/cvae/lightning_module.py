@@ -17,9 +17,10 @@ from torchmetrics import MeanMetric
 
 from cvae import noise
 from cvae.evaluation.likelihood import score_batch
-from cvae.models import Autoencoder
+from cvae.models import Autoencoder, one_hot
 from cvae.types import Batch, Nats
 
+_MAX_BATCH_SIZE = 2**32  # between the keys of two plain batches
 _HOST = "cpu"  # the device whose numbers are at hand; to read one of another is to wait for it
 
 
@@ -53,11 +54,47 @@ class NotFiniteError(FloatingPointError):
         )
 
 
+def as_batch(batch: Any, batch_idx: int, model: Autoencoder, num_processes: int = 1) -> Batch:
+    """Return a batch of a DataLoader as the steps take it.
+
+    A plain (x, y) does not say which images it holds, so their noise is keyed by the position in
+    the epoch: the number of the batch and the row in it.
+
+    Args:
+        batch: a :class:`~cvae.types.Batch`, or (x, y): float images in [0, 1] of the model's shape,
+            and integer or one-hot labels.
+
+    Raises:
+        ValueError: it is neither, or is plain where several processes share a batch.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    x: Any
+    y: Any
+    x, y = batch if isinstance(batch, list | tuple) and len(batch) == 2 else (None, None)
+    shape, are_tensors = model.image_shape, isinstance(x, Tensor) and isinstance(y, Tensor)
+    if not are_tensors or not x.is_floating_point() or x.shape[1:] != shape:
+        raise ValueError(
+            f"a batch must be (x, y), x float images in [0, 1] of shape (B, "
+            f"{', '.join(map(str, shape))}) and y a tensor of labels, or cvae.types.Batch"
+        )
+    if num_processes > 1:
+        raise ValueError(
+            f"a batch must be cvae.types.Batch on {num_processes} devices: (x, y) does not say "
+            "which images it holds; train on one device"
+        )
+    rows = torch.arange(len(x), device=x.device) + batch_idx * _MAX_BATCH_SIZE
+    return Batch(x, one_hot(y, model.num_classes, x) if model.conditional else y, rows, len(x))
+
+
 class VAEModule(lightning.LightningModule):
     """Trains an :class:`~cvae.models.Autoencoder`, :class:`~cvae.models.VAE` or CVAE.
 
     The loss of a process is its sum over rows divided by the size of the global batch, and the
     noise of an image is keyed by (seed, epoch, image): any number of devices takes the same steps.
+
+    Batches are :class:`~cvae.types.Batch`, or on one device (x, y) of a DataLoader of your own, see
+    :func:`as_batch`.
 
     Args:
         model: the system to train.
@@ -232,7 +269,7 @@ class VAEModule(lightning.LightningModule):
         self.train_seconds += seconds
         return (self.images_seen - images) / max(seconds, 1e-9)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self._clock is None:  # a run that goes on within an epoch
             self._start_clock()
         # layers that draw, such as dropout in a network of your own: by rank, and resumable
@@ -244,7 +281,11 @@ class VAEModule(lightning.LightningModule):
             generator = torch.cuda.default_generators[self.device.index or 0]
         generator.manual_seed(seed)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def _batch(self, batch: Any, batch_idx: int) -> Batch:
+        return as_batch(batch, batch_idx, self.model, self.trainer.world_size)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = self._batch(batch, batch_idx)
         eps = noise.standard_normal(
             batch.indices,
             (self.model.latent_dim,),
@@ -268,7 +309,7 @@ class VAEModule(lightning.LightningModule):
         sums = torch.stack((*values.values(), count)).detach().sum(dim=1)
         self._window = sums if self._window is None else self._window + sums
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         due = every and self.global_step % every == 0 and self.global_step > self._logged_step
         if not due or self._window is None:
@@ -308,8 +349,8 @@ class VAEModule(lightning.LightningModule):
         self._log(means)
         return means
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._score("val", batch)
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._score("val", self._batch(batch, batch_idx))
 
     def on_validation_epoch_end(self) -> None:
         ours = self._log_means()
@@ -317,8 +358,8 @@ class VAEModule(lightning.LightningModule):
         others = {k: float(v) for k, v in logged.items() if k.startswith("val/") and k not in ours}
         self.validation = {**ours, **others}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._score("test", batch, self.test_num_samples)
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._score("test", self._batch(batch, batch_idx), self.test_num_samples)
 
     def _score(self, split: str, batch: Batch, num_samples: int = 0) -> None:
         """In the precision of the weights, whatever the steps are taken in."""

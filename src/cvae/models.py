@@ -5,9 +5,12 @@ All quantities are nats per image, summed over pixels and latent dimensions, nev
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
@@ -19,6 +22,8 @@ from cvae.types import Image, Latent, Logits, Nats, OneHot, Terms
 NetworkFactory = Callable[..., Network]
 PriorFactory = Callable[..., Prior]
 PenaltyFactory = Callable[..., Penalty]
+# one label for all rows, a label for each, or one-hot rows
+Labels = Tensor | NDArray[Any] | Sequence[int] | np.integer[Any] | int
 _MAX_LOG_STD = 5.0  # |log standard deviation| of the posterior stays below: e^5 is far from any use
 
 
@@ -31,6 +36,63 @@ def log_bernoulli(x: Image, logits: Logits) -> Nats:
     """log p(x) of independent pixels: Independent(Bernoulli), but for empty batches as well."""
     cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
     return -cross_entropy.flatten(1).sum(1)
+
+
+def _as_tensor(y: Labels) -> Tensor:
+    try:
+        return torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        kind = type(y).__name__
+        raise ValueError(f"y of type {kind}: must be integer labels or one-hot rows") from None
+
+
+def one_hot(y: Labels, num_classes: int, rows: Tensor) -> OneHot:
+    """Return a one-hot label for each row.
+
+    One-hot tensors of floats pass through as they are: no copy, and no wait for a GPU.
+
+    Args:
+        y: an integer for all rows, an integer for each row, or one-hot rows.
+        rows: the images or latents that the labels belong to.
+
+    Raises:
+        ValueError: a label is out of range, or there are not as many as rows.
+    """
+    y, expected = _as_tensor(y), (rows.shape[0], num_classes)
+    if not y.is_floating_point():
+        y = y.to(rows.device)
+        y = (_one_hot_of_integers(y.long(), *expected) if y.ndim < 2 else y).to(rows.dtype)
+    if y.shape != expected:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}, not {expected}: "
+            f"must be integers from 0 to {num_classes - 1} or one-hot rows"
+        )
+    return y
+
+
+def _one_hot_of_integers(labels: Tensor, count: int, num_classes: int) -> Tensor:
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise ValueError(f"y={int(outside[0])}: labels must be from 0 to {num_classes - 1}")
+    if labels.ndim == 1 and len(labels) != count:
+        raise ValueError(f"y has {len(labels)} labels for {count} rows: must be one for each")
+    return nn.functional.one_hot(labels.expand(count), num_classes)
+
+
+def _agreed_count(y: Tensor | None, z: Tensor | None, num_samples: int | None) -> int:
+    """Return how many samples the arguments ask for, 1 where none says."""
+    counts = {
+        "y": None if y is None or y.ndim == 0 else len(y),
+        "z": None if z is None else len(z),
+        "num_samples": num_samples,
+    }
+    given = {name: count for name, count in counts.items() if count is not None}
+    if len(set(given.values())) > 1:
+        shown = ", ".join(f"{count} by {name}" for name, count in given.items())
+        raise ValueError(f"contradictory numbers of samples ({shown}): they must be equal")
+    if num_samples is not None and num_samples < 0:
+        raise ValueError(f"num_samples={num_samples}: must be at least 0")
+    return next(iter(given.values()), 1)
 
 
 def _sum_softplus(logits: Tensor) -> Tensor:
@@ -47,6 +109,9 @@ class Autoencoder(nn.Module):
     r"""A deterministic code, trained to reconstruct: :math:`\max E\,\log p(x \mid z = f(x))`.
 
     Nothing says how its codes are distributed, so decoding a random z need not give an image.
+
+    Labels y are an integer for all images, a list or tensor of integers, or one-hot rows; the terms
+    of the bound take one-hot rows of floats alone.
 
     Args:
         network: makes the encoder and decoder, see :class:`cvae.networks.Network`.
@@ -82,47 +147,44 @@ class Autoencoder(nn.Module):
         with torch.no_grad():
             self.output_bias.copy_(torch.logit(mean_image))
 
-    def _statistics(self, x: Image, y: OneHot | None) -> Tensor:
+    def _statistics(self, x: Image, y: Labels | None) -> Tensor:
         return _full_precision(self.network.encode(x, self._label(y, x)))
 
-    def _logits(self, z: Latent, y: OneHot | None) -> Tensor:
+    def _logits(self, z: Latent, y: Labels | None) -> Tensor:
         return _full_precision(self.network.decode(z, self._label(y, z))) + self.output_bias
 
     def _decoded(self, latent: Latent) -> Latent:
         """What the decoder takes, of a point of the latent space."""
         return latent
 
-    def _label(self, y: OneHot | None, rows: Tensor) -> OneHot | None:
+    def _label(self, y: Labels | None, rows: Tensor) -> OneHot | None:
         if self.conditional and y is None:
-            raise ValueError(f"{type(self).__name__} is conditional: give the one-hot labels y")
+            raise ValueError(f"{type(self).__name__} is conditional: give the labels y")
         if not self.conditional and y is not None:
             raise ValueError(f"{type(self).__name__} is unconditional: it takes no label")
-        if y is not None and y.shape != (rows.shape[0], self.num_classes):
-            expected = (rows.shape[0], self.num_classes)
-            raise ValueError(f"y has shape {tuple(y.shape)}, not {expected}")
-        return y
+        return None if y is None else one_hot(y, self.num_classes, rows)
 
-    def embed(self, x: Image, y: OneHot | None = None) -> Latent:
+    def embed(self, x: Image, y: Labels | None = None) -> Latent:
         """The one z that stands for an image: its code, or its posterior mean."""
         return self._statistics(x, y)
 
-    def encode(self, x: Image, y: OneHot | None = None) -> Latent | Distribution:
+    def encode(self, x: Image, y: Labels | None = None) -> Latent | Distribution:
         """The code z of an image."""
         return self.embed(x, y)
 
-    def decode(self, z: Latent, y: OneHot | None = None) -> Distribution:
+    def decode(self, z: Latent, y: Labels | None = None) -> Distribution:
         """p(x | z, y), a Bernoulli for every pixel; ``.mean`` is the image to look at."""
         logits = self._logits(self._decoded(z), y)
         return Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
 
-    def reconstruct(self, x: Image, y: OneHot | None = None) -> Image:
+    def reconstruct(self, x: Image, y: Labels | None = None) -> Image:
         """The decoder's mean at the image's z."""
         return self.decode(self.embed(x, y), y).mean
 
     @torch.no_grad()
     def sample(
         self,
-        y: OneHot | Int[Tensor, " batch"] | Sequence[int] | int | None = None,
+        y: Labels | None = None,
         z: Latent | None = None,
         *,
         num_samples: int | None = None,
@@ -135,23 +197,24 @@ class Autoencoder(nn.Module):
         The same z with ten labels gives ten digits in one style.
 
         Args:
-            y: labels of a conditional model: one-hot, a label for each image, or one for all.
+            y: labels of a conditional model: one for all images, one for each, or one-hot rows.
             z: points to decode; drawn from N(0, temperature² I) if left out.
-            num_samples: how many, where neither y nor z says it.
+            num_samples: how many; 1 if neither y nor z says it.
             temperature: standard deviation of the z drawn.
             binary: draw the pixels instead of giving their means in [0, 1].
             generator: source of the draws, for images that can be made again.
+
+        Raises:
+            ValueError: a label is out of range, or y, z and num_samples contradict each other.
         """
         weight = self.output_bias
-        if y is not None and not isinstance(y, Tensor):
-            y = torch.as_tensor([y] * (num_samples or 1) if isinstance(y, int) else list(y))
-        if y is not None and y.ndim == 1:
-            y = nn.functional.one_hot(y.long(), self.num_classes).to(weight.dtype)
+        y = None if y is None else _as_tensor(y)
+        size = _agreed_count(y, z, num_samples)
         if z is None:
-            size = (1 if num_samples is None else num_samples) if y is None else len(y)
             z = torch.randn(size, self.latent_dim, generator=generator) * temperature
         z = z.to(weight)
-        mean = self.decode(z, None if y is None else y.to(weight)).mean
+        label = self._label(y, z)
+        mean = self.decode(z, None if label is None else label.to(weight)).mean
         if not binary:
             return mean
         return torch.bernoulli(mean.cpu(), generator=generator).to(weight)
@@ -211,15 +274,15 @@ class VAE(Autoencoder):
         self.warmup_steps = warmup_steps
         self.path_gradient = path_gradient
 
-    def posterior(self, x: Image, y: OneHot | None) -> tuple[Latent, Latent]:
+    def posterior(self, x: Image, y: Labels | None) -> tuple[Latent, Latent]:
         """Mean and log standard deviation of q(z | x, y), in the space of z."""
         mean, raw = self._statistics(x, y).chunk(2, dim=-1)
         return mean, _MAX_LOG_STD * torch.tanh(raw / _MAX_LOG_STD)
 
-    def embed(self, x: Image, y: OneHot | None = None) -> Latent:
+    def embed(self, x: Image, y: Labels | None = None) -> Latent:
         return self.prior.to_base(self.posterior(x, y)[0])[0]
 
-    def encode(self, x: Image, y: OneHot | None = None) -> Distribution:
+    def encode(self, x: Image, y: Labels | None = None) -> Distribution:
         """The posterior q(z | x, y), in the space of z; ``prior.to_base`` leads to the latent."""
         mean, log_std = self.posterior(x, y)
         return Independent(Normal(mean, log_std.exp(), validate_args=False), 1, validate_args=False)

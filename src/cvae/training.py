@@ -103,6 +103,7 @@ def train(
         last = checkpoint_dir / Path(runs.LAST).name
         if not last.is_file():
             trainer.save_checkpoint(last)
+    module.eval()  # also where nothing is tested
     metrics = dict(module.validation)
     if test:
         trainer.test(module, datamodule=datamodule, verbose=False)
