@@ -153,6 +153,8 @@ def test_good_overrides_are_accepted(override: str) -> None:
         (["optimizer.lr=inf"], "optimizer.lr=inf"),
         (["scheduler=constant", "trainer.max_epochs=-1"], "the run has no end"),
         (["data.image_shape=[1,28]"], "data.image_shape=[1, 28]"),
+        (["data.image_shape=[3,32,32]"], "[3, 32, 32]: must be [1, height, width], colour"),
+        (["data.image_shape=[3,32,32]", "data._target_=mine.Data"], "colour is not supported"),
         (["device=cpu", "trainer.devices=-1"], "trainer.devices=-1"),
         (["trainer.accelerator=foo"], "one of auto, cpu"),
         (["trainer.max_epochs=-1", "trainer.max_time=00:00:01:00"], "the schedule needs an end"),

@@ -177,6 +177,14 @@ def test_images_that_cannot_be_used(
         images(tmp_path)
 
 
+def test_images_in_colour(tmp_path: Path) -> None:
+    npz(tmp_path)
+    with pytest.raises(DataError, match=r"image_shape=\[3, 28, 28\]"):
+        images(tmp_path, image_shape=(3, 28, 28))
+    with pytest.raises(DataError, match="images of 3 channels: must have 1"):
+        Digits(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), 10)
+
+
 def test_images_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mine\.npz"):
         images(tmp_path)

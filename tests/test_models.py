@@ -234,6 +234,12 @@ def test_a_conditional_model_needs_its_label() -> None:
         make(CVAE).embed(ALL_IMAGES, labels(16, num_classes=3))
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 2), (2, 2)])
+def test_images_of_one_channel_alone(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="colour is not supported"):
+        CVAE(network, 3, shape)
+
+
 def test_samples() -> None:
     model = make(CVAE)
     z = torch.randn(4, 3)

@@ -122,6 +122,11 @@ class Digits(Dataset[Batch]):
         binarization_seed: int | None = None,
         augmentation: Augmentation | None = None,
     ) -> None:
+        if pixels.shape[1] != 1:
+            raise DataError(
+                f"images of {pixels.shape[1]} channels: must have 1, colour is not supported; "
+                "convert them to grey"
+            )
         self.pixels = pixels
         self.labels = labels
         self.num_classes = num_classes
@@ -193,7 +198,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         num_workers: DataLoader processes; batches come from memory, so 0 is fastest, and on a GPU
             all images then lie in its memory and batches are made there.
         num_classes: number of labels.
-        image_shape: (channels, height, width).
+        image_shape: (1, height, width).
         seed: seed of the order, the augmentation and the binarization of the training images.
         augmentation: makes the augmentation of the training images, see
             :class:`cvae.augmentation.Augmentation`.
@@ -291,10 +296,11 @@ class MNISTDataModule(lightning.LightningDataModule):
         }
 
     def _tensors(self, images: Pixels, labels: NDArray[Any]) -> tuple[Tensor, Tensor]:
-        if images.shape[1:] != self.image_shape[1:] or self.image_shape[0] != 1:
+        shape = [1, *images.shape[1:]]
+        if shape != list(self.image_shape):
             raise DataError(
-                f"data.image_shape={list(self.image_shape)}: the images are "
-                f"{[1, *images.shape[1:]]}"
+                f"data.image_shape={list(self.image_shape)}: the images are {shape}; "
+                f"set data.image_shape={shape}"
             )
         if labels.min(initial=0) < 0 or labels.max(initial=0) >= self.num_classes:
             raise DataError(

@@ -116,7 +116,7 @@ class Autoencoder(nn.Module):
     Args:
         network: makes the encoder and decoder, see :class:`cvae.networks.Network`.
         latent_dim: dimensions of the code z.
-        image_shape: (channels, height, width).
+        image_shape: (1, height, width).
         num_classes: number of labels of the data; only a conditional model sees them.
     """
 
@@ -131,6 +131,11 @@ class Autoencoder(nn.Module):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
+        if len(image_shape) != 3 or image_shape[0] != 1:
+            raise ValueError(
+                f"image_shape={list(image_shape)}: must be [1, height, width], "
+                "colour is not supported"
+            )
         self.latent_dim = latent_dim
         self.num_classes = num_classes
         self.image_shape = tuple(image_shape)

@@ -725,6 +725,12 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
             f"data.batch_size={data['batch_size']}{at}: the global batch must divide by the "
             f"{total} devices"
         )
+    shape = data.get("image_shape")
+    if isinstance(shape, Sequence) and len(shape) == 3 and shape[0] != 1:
+        yield (
+            f"data.image_shape={_shown(shape)}: must be [1, height, width], colour is not "
+            "supported; convert the images to grey"
+        )
     if on_cpu and str(trainer["precision"]) in ("16", "16-mixed"):
         yield f"trainer.precision={trainer['precision']}: must be bf16-mixed or 32-true on a CPU"
     if trainer["barebones"]:
