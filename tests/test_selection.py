@@ -106,6 +106,9 @@ def test_metrics_of_ones_own_are_compared(own_metric: Path) -> None:
     assert isinstance(run, comparison.Run)
     assert run.metrics["val/distance"] == 0.0
     assert run.metrics["test/distance"] == 7.0
+    near = comparison.group("near", [run])
+    far = comparison.group("far", [run._replace(metrics={"test/distance": 9.0})])
+    assert comparison.sort_groups([far, near], "test/distance") == [near, far]
 
 
 @pytest.mark.parametrize(

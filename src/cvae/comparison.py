@@ -60,6 +60,7 @@ class Run(NamedTuple):
     seed: int | None
     metrics: dict[str, float]
     units: dict[str, str]
+    minimized: str | None = None  # quantity that selected the run, if lower is better
 
 
 class Broken(NamedTuple):
@@ -165,7 +166,9 @@ def read_run(folder: Path) -> Run | Broken:
         for key, value in _flat(config)
         if not _IGNORED.match(key) and not (isinstance(value, str) and run_dir in value)
     }
-    return Run(folder, flat, config.get("seed"), metrics, units)
+    monitor = str(summary.get("monitor")) if summary.get("mode") == "min" else None
+    minimized = monitor and monitor.rpartition("/")[2]
+    return Run(folder, flat, config.get("seed"), metrics, units, minimized)
 
 
 def _printable(value: Any) -> str:
@@ -266,7 +269,9 @@ def check_metrics(names: Sequence[str], known: Sequence[str], key: str) -> None:
 
 def sort_groups(groups: Sequence[Group], metric: str) -> list[Group]:
     """The best first; groups without the metric last."""
-    sign = 1 if _LOWER_IS_BETTER.search(metric) else -1
+    minimized = {run.minimized for group in groups for run in group.runs}
+    is_low = _LOWER_IS_BETTER.search(metric) or metric.rpartition("/")[2] in minimized
+    sign = 1 if is_low else -1
 
     def place(group: Group) -> tuple[bool, float]:
         found = group.statistics.get(metric)
