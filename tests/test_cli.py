@@ -239,6 +239,7 @@ def test_make_help_lists_the_targets() -> None:
 
 
 def test_commands_shown_can_be_pasted(finished_run: Path) -> None:
+    assert f"pictures: {finished_run / 'figures'}" in runs.what_next(finished_run).splitlines()
     lines = [line for line in runs.what_next(finished_run).splitlines() if "python" in line]
     for line in lines:
         assert f"run={finished_run}" in shlex.split(line)

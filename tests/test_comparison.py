@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -166,6 +167,17 @@ def test_a_sweep_has_its_table_in_its_folder(tmp_path: Path) -> None:
         ]
     assert len(sweeps.jobs_of(sweep)) == 3
     assert comparison.default_output(f"{sweep}/**") == runs.ROOT / "logs" / "compare"
+
+
+def test_a_sweep_ends_with_the_command_to_compare_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = tmp_path / BRACKETS
+    write_run(sweep / "0", 1, 84.0)
+    assert sweeps.report(sweep)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[-2:] == [str(runs.ROOT / "src" / "compare.py"), f"runs={BRACKETS}"]
 
 
 @pytest.mark.fault(Promise.DISK, "a terminal that is gone, or a folder that is closed, at the end")

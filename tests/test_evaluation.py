@@ -1,5 +1,6 @@
 """The claims: mathematics on data whose answer is known."""
 
+import io
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 from PIL import ImageDraw
+from rich.console import Console
 from skimage.transform import AffineTransform, warp
 from torch import Tensor
 
@@ -208,14 +210,23 @@ def test_style_correlation_of_shared_and_of_unrelated_values() -> None:
 
 def test_mmd_vanishes_under_the_null_and_not_beside_it() -> None:
     values = [
-        aggregated_posterior.mmd_squared(normal(i, 300, 4), normal(1000 + i, 300, 4))
+        aggregated_posterior.mmd_squared(normal(i, 300, 4), normal(1000 + i, 300, 4))[0]
         for i in range(60)
     ]
     mean, error = np.mean(values), np.std(values) / 60**0.5
     assert abs(mean) < 4 * error  # unbiased: negative as often
     assert min(values) < 0
-    away = aggregated_posterior.mmd_squared(normal(1, 300, 4) + 0.5, normal(2, 300, 4))
+    away, _ = aggregated_posterior.mmd_squared(normal(1, 300, 4) + 0.5, normal(2, 300, 4))
     assert away > 10 * max(values)
+
+
+def test_the_standard_error_of_mmd_is_its_spread_over_draws() -> None:
+    found = [
+        aggregated_posterior.mmd_squared(normal(i, 200, 4) + 0.5, normal(1000 + i, 300, 4))
+        for i in range(100)
+    ]
+    values, errors = zip(*found, strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.2)
 
 
 def test_mmd_is_the_sum_over_pairs() -> None:
@@ -231,7 +242,7 @@ def test_mmd_is_the_sum_over_pairs() -> None:
         + sum(k(u, v) for i, u in enumerate(b) for j, v in enumerate(b) if i != j) / 12
         - 2 * sum(k(u, v) for u in a for v in b) / 20
     )
-    assert aggregated_posterior.mmd_squared(a, b) == pytest.approx(by_hand, abs=1e-5)
+    assert aggregated_posterior.mmd_squared(a, b)[0] == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_active_units() -> None:
@@ -397,3 +408,47 @@ def test_a_target_is_met_or_missed() -> None:
     assert not Metric(0.5, at_most=0.4).is_met
     assert Metric(1.0, at_least=0.85, at_most=1.15).is_met
     assert Metric(1.0).is_met is None
+
+
+def test_claims_record_no_gradients(known: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bound(_: Subject) -> dict[str, Metric]:
+        return {"with gradients": Metric(float(torch.is_grad_enabled()))}
+
+    monkeypatch.setitem(CLAIMS, "bound", bound)  # type: ignore[arg-type]
+    found = report.evaluate(subject(CVAE, known), ["bound"])
+    assert found.metrics["bound"]["with gradients"].value == 0
+
+
+DEFAULT = {  # about what the default CVAE has
+    "samples/label_agreement_drawn": Metric(0.9824, "%", 0.0039, 0.9927, at_least=0.98),
+    "style/r2_thickness": Metric(0.822, "", 0.004, at_least=0.90),
+    "latent/label_accuracy_logistic": Metric(0.113, "%", 0.003, 0.1135, at_most=0.2),
+    "samples/sd_thickness_ratio": Metric(1.037, "", 0.02, 0.975, at_least=0.85, at_most=1.15),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_table_explains_its_marks_and_alarms_nobody(encoding: str, width: int) -> None:
+    found = report.Report({"bound": DEFAULT}, {}, {})
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="cvae.terminal")
+    report.print_table(found, "a [red] :smile: é", Console(file=stream, width=width))
+    stream.seek(0)
+    text = stream.read()
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.startswith("a [red] :smile: " + ("é" if encoding == "utf-8" else r"\xe9"))
+    assert "✗" not in text
+    met, at_least = ("✓", "≥") if encoding == "utf-8" else ("+", ">=")
+    assert f"{at_least} 98.0 ~" in text
+    assert f"{at_least} 0.90 -" in text
+    assert f"0.85-1.15 {met}" in text
+    assert f"{met} met, ~ within two s.e. of it, - not met" in text
+
+
+def test_a_target_within_the_error_is_neither_met_nor_missed() -> None:
+    assert Metric(0.5, standard_error=0.05, at_least=0.4).standing == "near"
+    assert Metric(0.5, standard_error=0.04, at_least=0.4).standing == "met"
+    assert Metric(0.5, standard_error=0.05, at_most=0.4).standing == "near"
+    assert Metric(0.5, at_most=0.4).standing == "missed"
+    assert Metric(0.5, at_most=0.5).standing == "met"
+    assert Metric(1.0, standard_error=0.1).standing is None

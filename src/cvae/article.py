@@ -302,10 +302,12 @@ def _beside(all_jobs: Sequence[Job]) -> tuple[dict[str, str], dict[str, str]]:
             for name, metric in runs.read_evaluation(job.folder).get("metrics", {}).items():
                 found.setdefault(name, []).append(metric)
         for name, metrics in found.items():
-            targets[name] = comparison.target(metrics[0])
-            known = [m["floor"] for m in metrics if "floor" in m]
-            floor = {"floor": sum(known) / len(known)} if known else {}
-            floors[name] = comparison.shown_floor({**metrics[0], **floor})
+            shown = dict(metrics[0])
+            for key in ("floor", "at_least", "at_most"):
+                if known := [m[key] for m in metrics if key in m]:
+                    shown[key] = sum(known) / len(known)
+            targets[name] = comparison.target(shown)
+            floors[name] = comparison.shown_floor(shown)
     return targets, floors
 
 

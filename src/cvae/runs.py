@@ -327,7 +327,10 @@ def what_next(run_dir: Path) -> str:
     ends = {"generate": f"{trusted}{label}num_samples=10", "evaluate": trusted}
     run = shlex.quote(shown(run_dir))
     commands = (f"  {python_command(k)} run={run} {end}".rstrip() for k, end in ends.items())
-    return f"\nrun folder: {shown(run_dir)}\nnext:\n" + "\n".join(commands)
+    folder = f"\nrun folder: {shown(run_dir)}\n"
+    if any((run_dir / "figures").glob("*.png")):
+        folder += f"pictures: {shown(run_dir / 'figures')}\n"
+    return folder + "next:\n" + "\n".join(commands)
 
 
 def python_command(entry_point: str) -> str:

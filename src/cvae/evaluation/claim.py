@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,17 @@ class Metric(NamedTuple):
             return None
         low = self.at_least is None or self.value >= self.at_least
         return low and (self.at_most is None or self.value <= self.at_most)
+
+    @property
+    def standing(self) -> Literal["met", "near", "missed"] | None:
+        """The value against its target; "near" within two standard errors of a bound."""
+        if self.is_met is None:
+            return None
+        margin = 2 * (self.standard_error or 0.0)
+        bounds = [bound for bound in (self.at_least, self.at_most) if bound is not None]
+        if any(abs(self.value - bound) <= margin for bound in bounds) and margin > 0:
+            return "near"
+        return "met" if self.is_met else "missed"
 
 
 Metrics = dict[str, Metric]

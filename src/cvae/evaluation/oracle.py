@@ -113,6 +113,7 @@ def _one_cycle(share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (share - _RISE) / (1 - _RISE)))
 
 
+@torch.enable_grad()
 def train_classifier(
     train: tuple[Pixels, Labels],
     validation: tuple[Pixels, Labels] | None,

@@ -32,6 +32,7 @@ def logistic_predictions(train: tuple[Points, Labels], points: Points) -> Labels
     return torch.from_numpy(reader.predict(points.numpy()))
 
 
+@torch.enable_grad()
 def mlp_predictions(
     draw: Draw,
     validation: tuple[Points, Labels],
