@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
 # One line of JSON a case comes in, one answer goes out. Runs in its own process: no torch here.
 SERVER = r"""
-import contextlib, importlib, io, json, os, sys, time
+import contextlib, importlib, io, json, os, sys, time, types
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import cvae.cli, cvae.runs, cvae.launch, hydra, hydra.core.hydra_config  # once for all cases
@@ -62,6 +62,12 @@ OverridesParser.create().parse_override("a=1")
 modules = {name: importlib.import_module(name) for name in ("train", "generate", "evaluate")}
 assert "torch" not in sys.modules
 stop = lambda run_dir, **_: None
+sys.modules["my_package"] = mine = types.ModuleType("my_package")  # somebody's own classes
+def class_of_mine(name):
+    if name.startswith("_"):
+        raise AttributeError(name)
+    return lambda **arguments: None
+mine.__getattr__ = class_of_mine
 for line in sys.stdin:
     case = json.loads(line)
     child = os.fork()
@@ -291,6 +297,12 @@ BY_HAND = [
     Case("train", ["model._target_=VAE"], ["model._target_"]),
     Case("train", ["optimizer._target_=[a.b]"], ["optimizer._target_"]),
     Case("train", ["optimizer._partial_=false"], ["optimizer._partial_"]),
+    Case(
+        "train",
+        ["optimizer._target_=torch.optim.SGD"],
+        ["optimizer.betas", "torch.optim.SGD does not take it", "to drop it: ~optimizer.betas"],
+        torch=True,
+    ),
     Case("train", ["optimizer=sgd"], ["optimizer=sgd", "adamw"]),
     Case("train", ["experiment=slow"], ["experiment=slow", "quick"]),
     Case("train", ["device=tpu"], ["device=tpu", "cpu"]),

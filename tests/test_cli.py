@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from omegaconf import OmegaConf
 
 from cvae import runs, training
 from cvae.cli import entry_point, quote_paths, reported
+from cvae.schema import ConfigError
 from tests.conftest import ROOT, clean_environment, run_script, tiny
 from tests.tally import Promise, Survived
 
@@ -99,6 +102,7 @@ BAD = [
     ("train", "latent", ["latent", "key=value"]),
     ("train", "model=null", ["model=null", "cannot be left out"]),
     ("train", "trainer.num_nodes=2", ["trainer.num_nodes=2", "torchrun"]),
+    ("train", "model._target_=paper.Net", ["model._target_=paper.Net: No module named 'paper'"]),
     ("generate", "-m", ["-m", "train.py"]),
     ("generate", "run=", ["run=", "not empty"]),
     ("train", "--quiet", ["--quiet", "--help"]),
@@ -291,6 +295,39 @@ def test_training_does_without_the_modules_that_windows_lacks(
     loaded = module_from_spec(spec)
     spec.loader.exec_module(loaded)
     assert loaded._peak_memory() is None
+
+
+WRONG_CLASSES: list[tuple[str, str, dict[str, Any], str | None]] = [
+    ("optimizer", "torch.optim.SGD", {"betas": [0, 0]}, "does not take it; .* ~optimizer.betas"),
+    ("model.network", "torch.nn.Linear", {"in_features": 2}, "out_features: is not set"),
+    ("callbacks.x", "lightning.pytorch.callbacks.Timer", {"durations": 1}, "did you mean"),
+    ("scheduler", "torch.optim.lr_scheduler.Nothing", {}, "Nothing: .*Nothing"),
+    ("data", "torch.optim", {}, "must be a class or a function"),
+    ("data", "torch.nn.Identity", {}, None),  # takes anything
+    ("data.augmentation", "torch.nn.ReLU", {"_partial_": True}, "must take the argument seed"),
+]
+
+
+@pytest.mark.fault(Promise.INPUT, "classes that do not exist, or not with these arguments")
+def test_wrong_arguments_of_a_class_are_rejected(survived: Survived) -> None:
+    for key, target, arguments, said in WRONG_CLASSES:
+        cfg: Any = {"_target_": target, **arguments}
+        for name in reversed(key.split(".")):
+            cfg = {name: cfg}
+        if said is None:
+            runs.check_classes(cfg)
+        else:
+            with pytest.raises(ConfigError, match=said):
+                runs.check_classes(cfg)
+            survived(1)
+
+
+def test_a_factory_that_fails_late_is_told_in_a_line() -> None:
+    node = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0, "nesterov": True}
+    factory = training._factory(OmegaConf.create({"optimizer": node}), "optimizer")
+    assert "params" in signature(factory).parameters
+    with pytest.raises(ConfigError, match=r"optimizer._target_=torch.optim.SGD: Nesterov"):
+        factory([torch.nn.Parameter(torch.zeros(()))])
 
 
 @pytest.mark.fault(Promise.INPUT, "a version of Python that Hydra does not support")

@@ -15,8 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from cvae import runs
 from cvae.cli import CONF
-from cvae.schema import _BY_TARGET, _PROFILERS, _STRATEGIES, Trainer, _Scheduler, validate
-from cvae.training import _OF_LIGHTNING
+from cvae.schema import (
+    _BY_TARGET,
+    _PROFILERS,
+    _STRATEGIES,
+    SCHEDULER_SETTINGS,
+    Trainer,
+    _Scheduler,
+    validate,
+)
 from cvae.trust import foreign_targets
 
 GROUPS = ["data", "model", "model/network", "optimizer", "scheduler", "trainer", "device", "logger"]
@@ -181,7 +188,7 @@ def test_the_schema_of_a_target_knows_its_arguments(target: str) -> None:
     arguments = set(inspect.signature(get_object(target)).parameters)
     given_by_us = {"seed", "latent_dim", "image_shape", "num_statistics", "num_classes"}
     given_by_us |= {"params", "optimizer", "total_steps", "resume"}
-    of_lightning = set(_OF_LIGHTNING) if issubclass(schema, _Scheduler) else set()
+    of_lightning = set(SCHEDULER_SETTINGS) if issubclass(schema, _Scheduler) else set()
     assert fields - of_lightning <= arguments
     assert arguments - fields <= given_by_us
 

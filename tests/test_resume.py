@@ -602,6 +602,30 @@ def test_nothing_to_resume(path: str, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_latest_is_a_run_that_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    logs = tmp_path / "logs"
+    for hour, name, status in (
+        (1, "killed at once", "running"),
+        (2, "failed", "failed"),
+        (3, "interrupted", "interrupted"),
+        (4, "failed later", "failed"),
+        (5, "of a wrong argument", "failed"),
+        (6, "finished", "finished"),
+    ):
+        (logs / name).mkdir(parents=True)
+        runs.update_summary(logs / name, status=status, started=f"2026-01-01T0{hour}:00:00")
+    (logs / "failed later" / "checkpoints").mkdir()
+    (logs / "failed later" / runs.LAST).touch()
+    for name in ("failed later", "interrupted", "killed at once"):
+        assert runs.run_to_resume("latest") == logs / name
+        runs.update_summary(logs / name, status="finished")
+    with pytest.raises(ConfigError, match="has finished, or failed before its first checkpoint"):
+        runs.run_to_resume("latest")
+
+
 # numbers, ranks, records
 
 

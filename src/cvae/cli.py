@@ -237,13 +237,13 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
         if text := out_of_memory(error, config_name):
             print(f"failed: {text}", file=sys.stderr)
             raise SystemExit(FAILED) from None
-        if isinstance(error, OSError):
-            _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
         if extra := _missing_extra(error):
             _refuse(f"this needs more packages: pip install -e '.[{extra}]'")
-        if not isinstance(error, HydraException | OmegaConfBaseException):
-            raise
-        _refuse(_translated(error, config_name, arguments or []))
+        if isinstance(error, HydraException | OmegaConfBaseException):  # may be OSErrors as well
+            _refuse(_translated(error, config_name, arguments or []))
+        if isinstance(error, OSError):
+            _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
+        raise
 
 
 def _missing_extra(error: BaseException | None) -> str | None:

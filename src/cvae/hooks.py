@@ -48,7 +48,11 @@ class TrainChecks(Checks):
 
     def check(self, config: DictConfig) -> None:
         super().check(config)
-        check_shared_memory(_task(config)["data"])
+        task = _task(config)
+        check_shared_memory(task["data"])
+        if launch.started_ranks() is not None:
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read once, by the next line
+        runs.check_classes(task)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _reported(config):

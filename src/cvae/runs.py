@@ -8,6 +8,7 @@ import contextlib
 import copy
 import csv
 import hashlib
+import inspect
 import io
 import json
 import logging
@@ -21,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +32,13 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from cvae import changes, files, trust
-from cvae.schema import ConfigError, check_targets
+from cvae.schema import (
+    SCHEDULER_SETTINGS,
+    ConfigError,
+    check_targets,
+    has_schema,
+    nearest_key,
+)
 
 if TYPE_CHECKING:
     from cvae.models import Autoencoder
@@ -132,6 +139,76 @@ def instantiate_read(
         return instantiate(cfg[key], **arguments)
     except InstantiationException as error:
         raise ConfigError(explained(error)) from None
+
+
+_GIVEN = {"data": "seed", "data.augmentation": "seed"}  # arguments that a run adds
+_OF_HYDRA = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
+
+
+def check_classes(node: Any, key: str = "") -> None:
+    """Import the classes of a config that have no schema, and check the names of their arguments.
+
+    Args:
+        node: of one's own config; a class that it names is imported.
+        key: of the node.
+
+    Raises:
+        ConfigError: one cannot be imported, or does not take the arguments given.
+    """
+    if isinstance(node, Mapping):
+        if isinstance(target := node.get("_target_"), str) and not has_schema(target):
+            _check_arguments(node, key, _imported(key, target))
+        for name, child in node.items():
+            check_classes(child, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, list):
+        for number, child in enumerate(node):
+            check_classes(child, f"{key}[{number}]")
+
+
+def _imported(key: str, target: str) -> Any:
+    from hydra._internal.utils import _locate  # hydra.utils.get_object prints errors as well
+
+    here = str(Path.cwd())  # from which the processes of a sweep import as well
+    sys.path.append(here)
+    try:
+        found = _locate(target)
+    except Exception as error:  # whatever the user's module raises
+        raise ConfigError(f"{key}._target_={target}: {explained(error)}") from None
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise ConfigError(f"{key}._target_={target}: must be a class or a function")
+    return found
+
+
+def _check_arguments(node: Mapping[str, Any], key: str, made: Callable[..., Any]) -> None:
+    try:
+        parameters = inspect.signature(made).parameters
+    except (TypeError, ValueError):  # written in C
+        return
+    kinds = {parameter.kind for parameter in parameters.values()}
+    own = SCHEDULER_SETTINGS if key == "scheduler" else ()
+    target, given = node["_target_"], [name for name in node if name not in (*_OF_HYDRA, *own)]
+    added = [_GIVEN[key]] if key in _GIVEN else []
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        if unknown := [name for name in given if name not in parameters]:
+            near = nearest_key(unknown[0], list(parameters))
+            hint = f"did you mean {key}.{near}? " if near else ""
+            leave_out = " ".join(f"~{key}.{name}" for name in unknown)
+            named = ", ".join(f"{key}.{name}" for name in unknown)
+            raise ConfigError(f"{named}: {target} does not take it; {hint}to drop it: {leave_out}")
+        if added and added[0] not in parameters:
+            raise ConfigError(f"{key}._target_={target}: must take the argument {added[0]}")
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (*positional, inspect.Parameter.KEYWORD_ONLY)
+        and name not in (*given, *added)
+    ]
+    if missing and not node.get("_partial_") and not node.get("_args_"):
+        raise ConfigError(f"{key}.{missing[0]}: is not set, and {target} needs it")
 
 
 def explained(error: Exception) -> str:
@@ -381,6 +458,8 @@ def load_config(run_dir: Path) -> DictConfig:
 def run_to_resume(path: str) -> Path:
     """The folder of a run to go on with; ``latest`` is the newest that has not finished.
 
+    A run that failed before its first checkpoint, such as one with a wrong argument, is not it.
+
     Raises:
         ConfigError: there is none.
     """
@@ -391,9 +470,17 @@ def run_to_resume(path: str) -> Path:
         load_config(run_dir)
         return run_dir.resolve()
     summaries = {p.parent: read_summary(p.parent) for p in (ROOT / "logs").rglob(SUMMARY)}
-    left = {d: s for d, s in summaries.items() if s.get("status") in UNFINISHED and "started" in s}
+    left = {
+        run_dir: summary
+        for run_dir, summary in summaries.items()
+        if summary.get("status") in UNFINISHED and "started" in summary
+        if summary["status"] != "failed" or any((run_dir / LAST).parent.glob("last*.ckpt"))
+    }
     if not left:
-        raise ConfigError(f"resume=latest: every run in {ROOT / 'logs'} has finished")
+        raise ConfigError(
+            f"resume=latest: every run in {ROOT / 'logs'} has finished, or failed before its first "
+            "checkpoint"
+        )
     return max(left, key=lambda run_dir: str(left[run_dir]["started"]))
 
 

@@ -262,6 +262,9 @@ class AdamW:
     fused: bool | None = LEFT_OUT
 
 
+SCHEDULER_SETTINGS = ("interval", "frequency", "monitor")  # Lightning's own, of any schedule
+
+
 class _Scheduler:
     """What any schedule may have beside its own arguments, for Lightning."""
 
@@ -583,6 +586,11 @@ def _check_nodes(cfg: Mapping[str, Any]) -> Iterator[str]:
         target = node.get("_target_") if isinstance(node, Mapping) else node
         if not (isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target)):
             yield f"{key}._target_={_shown(target)}: must be the dotted name of a class"
+
+
+def has_schema(target: str) -> bool:
+    """Whether :func:`validate` knows the arguments of a class."""
+    return target in _BY_TARGET
 
 
 def check_targets(node: Any, prefix: str = "") -> Iterator[str]:

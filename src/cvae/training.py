@@ -1,6 +1,7 @@
 """One training run, from its archived config to its result."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -8,7 +9,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -40,7 +41,7 @@ from cvae.processes import (
     stops_at_once,
 )
 from cvae.resume import TO_RESUME, LastCheckpoint, best_checkpoint
-from cvae.schema import ConfigError, num_cpus
+from cvae.schema import SCHEDULER_SETTINGS, ConfigError, num_cpus
 
 try:
     import resource
@@ -56,7 +57,6 @@ _CHATTY_LOGGERS = (  # they tell what is usual
     "lightning.pytorch.accelerators",
     "lightning.fabric",
 )
-_OF_LIGHTNING = ("interval", "frequency", "monitor")  # settings of a schedule that it steps by
 _KNOWN_WARNINGS = (
     ".*does not have many workers.*",  # batches are gathered in memory
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",  # Lightning's own
@@ -199,11 +199,11 @@ def build(
     datamodule.setup()
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg))
     schedule = dict(plain.get("scheduler") or {})
-    settings = {k: schedule.pop(k) for k in _OF_LIGHTNING if k in schedule}
+    settings = {k: schedule.pop(k) for k in SCHEDULER_SETTINGS if k in schedule}
     module = VAEModule(
         runs.build_model(cfg),
-        optimizer=runs.instantiate(cfg.optimizer),
-        scheduler=runs.instantiate(schedule) if schedule else None,
+        optimizer=_factory("optimizer", plain["optimizer"]),
+        scheduler=_factory("scheduler", schedule) if schedule else None,
         scheduler_settings=settings,
         seed=cfg.seed,
         test_num_samples=cfg.test_num_samples,
@@ -240,6 +240,21 @@ def build(
     # Lightning's handler would talk to other ranks from within whatever they were saying
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return module, datamodule, trainer
+
+
+def _factory(key: str, node: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the factory that a ``_partial_`` node describes; it rejects wrong arguments late."""
+    make = runs.instantiate(node)
+
+    @functools.wraps(make)  # with its signature
+    def make_or_explain(*arguments: Any, **named: Any) -> Any:
+        try:
+            return make(*arguments, **named)
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{key}._target_={node['_target_']}: {reason}") from error
+
+    return make_or_explain
 
 
 def _native_precision(accelerator: str) -> str:
