@@ -16,9 +16,10 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from cvae import runs, training
-from cvae.cli import entry_point, quote_paths, reported
+from cvae import hooks, runs, sweeps, training
+from cvae.cli import _parsed, entry_point, quote_paths, reported
 from cvae.schema import ConfigError
+from hydra_plugins.cvae_sweeps import _fixed_word
 from tests.conftest import ROOT, clean_environment, run_script, tiny
 from tests.tally import Promise, Survived
 
@@ -168,6 +169,54 @@ def test_a_sweep_is_checked_before_its_first_job(no_torch: str, tmp_path: Path) 
     done = run_script("train", "-m", "model.latent_dim=2,0", "seed=1,2", where, PYTHONPATH=no_torch)
     assert done.returncode == 2
     assert "model.latent_dim=0 seed=1" in done.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_an_override_may_belong_to_a_swept_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The config without the swept group, to which Hydra applies all that is fixed, lacks it."""
+    typed = ["model=vae", "model/penalty=adversary,labelwise_adversary", "model.penalty.weight=2"]
+    where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    monkeypatch.setattr(sweeps, "run_jobs", lambda run_dirs, *_: [0.0] * len(run_dirs))
+    monkeypatch.setattr(sweeps, "report", lambda *_: True)
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "-m", *typed, "model.penalty.hidden_dim=8", where]
+    )
+    entry_point("train")(lambda cfg: None)()
+    for number, group in enumerate(("adversary", "labelwise_adversary")):
+        penalty = runs.load_config(tmp_path / "sweep" / str(number)).model.penalty
+        assert (penalty.weight, penalty.hidden_dim) == (2, 8)
+        summary = runs.read_summary(tmp_path / "sweep" / str(number))
+        assert summary["swept"] == [f"model/penalty={group}"]
+        assert "model.penalty.weight=2" in summary["overrides"]
+
+
+def test_a_search_is_checked_at_a_point_for_each_combination_of_groups() -> None:
+    typed = ["model=vae,cvae", "model.latent_dim=range(2,9)", "optimizer.lr=interval(0,1)"]
+    overrides = _parsed([*typed, "model.beta=choice(2)", "~logger"])
+    words = ["model.latent_dim=2", "optimizer.lr=0.5", "model.beta=2", "~logger"]
+    assert hooks._samples(overrides) == [["model=vae", *words], ["model=cvae", *words]]
+    fixed = [_fixed_word(override) for override in overrides]
+    assert fixed == [None, None, None, "model.beta=2", "~logger"]
+
+
+NOT_IN_EVERY_JOB = [
+    (["model/penalty=adversary,none"], "model.penalty.weight=2", "job 1 (model/penalty=none): "),
+    (["model/penalty=adversary,none"], "model.penalty.wieght=2", ""),
+    (["seed=1,2"], "model.penalty.weight=2", ""),
+]
+
+
+@pytest.mark.parametrize(("swept", "typed", "job"), NOT_IN_EVERY_JOB)
+def test_an_override_that_a_job_lacks_is_rejected(
+    swept: list[str], typed: str, job: str, no_torch: str, tmp_path: Path
+) -> None:
+    where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    done = run_script("train", "-m", "model=vae", *swept, typed, where, PYTHONPATH=no_torch)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {job}{typed}: there is no key {typed.split('=')[0]}")
+    assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "sweep").exists()
 
 

@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -134,6 +136,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             make_main = hydra.main(
                 version_base="1.3", config_path=str(CONF), config_name=config_name
             )
+            if any(flag in sys.argv for flag in _SWEEP_FLAGS):
+                sys.argv[1:] = _left_to_jobs(config_name, sys.argv[1:])
             with reported(config_name, arguments), _hydra_raises():
                 try:
                     make_main(checked)()
@@ -184,6 +188,36 @@ def _hydras_words(arguments: list[str]) -> list[str]:
         elif group not in _EMPTY_GROUPS:
             raise ConfigError(f"{argument}: the group {group} cannot be left out")
     return words
+
+
+def _left_to_jobs(config_name: str, words: list[str]) -> list[str]:
+    """Return the overrides of a sweep with those that only its jobs accept as one-value choices.
+
+    Hydra applies ``key=value`` to a config without the swept groups, one of which may be what has
+    the key; ``key=choice(value)`` it applies to the jobs alone.
+    """
+    left: dict[str, str] = {}
+    with suppress(HydraException, OmegaConfBaseException):  # which the usual path explains
+        typed = [word for word in words if "=" in word or word.startswith("~")]
+        swept = {o.input_line for o in _parsed(typed) if o.is_sweep_override()}
+        while True:
+            of_all = [word for word in typed if word not in (*left, *swept)]
+            try:
+                changes.composed(CONF, config_name, of_all)
+                break
+            except ConfigCompositionException as error:
+                match = re.search(r"Could not override '([^']+)'", str(error))
+                words_of_key = [w for w in of_all if match and w.startswith(f"{match[1]}=")]
+                if not words_of_key:
+                    break
+                key, _, value = words_of_key[-1].partition("=")
+                (choice,) = _parsed([f"{key}=choice({value})"])
+                left[words_of_key[-1]] = str(choice.input_line)
+    return [left.get(word, word) for word in words]
+
+
+def _parsed(words: list[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(words)
 
 
 def _check_python() -> None:
@@ -240,7 +274,7 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
         if extra := _missing_extra(error):
             _refuse(f"this needs more packages: pip install -e '.[{extra}]'")
         if isinstance(error, HydraException | OmegaConfBaseException):  # may be OSErrors as well
-            _refuse(_translated(error, config_name, arguments or []))
+            _refuse(translated(error, config_name, arguments or []))
         if isinstance(error, OSError):
             _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
         raise
@@ -279,19 +313,24 @@ def _readable(line: str) -> str:
     )
 
 
-def _translated(error: Exception, config_name: str, arguments: list[str]) -> str:
+def translated(error: Exception, config_name: str, arguments: list[str]) -> str:
+    """Return a line about an error of Hydra's, in terms of what was typed.
+
+    Args:
+        arguments: overrides of the config that failed.
+    """
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1].split("@")[0]
         typed = next((a for a in arguments if a.lstrip("+~").split("=")[0] == key), key)
-        if key in _groups():  # which another choice does not have
+        if key in groups():  # which another choice does not have
             return f"{typed}: what is chosen beside it has no {key}"
         cfg = _composed(config_name, arguments)
         if key in addable_keys(cfg):
             return f"{typed}: the configuration has no {key} yet; to add it: +{typed}"
         if choices := list(_choices_with(key, config_name, arguments)):
             return f"{typed}: there is no key {key} without {' or '.join(choices)}"
-        near = nearest_key(key, [*leaf_keys(cfg), *_groups()])
+        near = nearest_key(key, [*leaf_keys(cfg), *groups()])
         hint = f"; did you mean {near}?" if near else "; --help lists the keys"
         return f"{typed}: there is no key {key}{hint}"
     if match := re.search(r"Could not find '([^']+)'", text):
@@ -327,8 +366,8 @@ def _choices(arguments: list[str]) -> list[str]:
 def _choices_with(key: str, config_name: str, arguments: list[str]) -> Iterator[str]:
     """Options of the key's group that bring it: model/network=conv for one of model.network."""
     path = key.split(".")
-    groups = ("/".join(path[:length]) for length in range(len(path) - 1, 0, -1))
-    group = next((g for g in groups if g in _groups() and g not in _EMPTY_GROUPS), None)
+    above = ("/".join(path[:length]) for length in range(len(path) - 1, 0, -1))
+    group = next((g for g in above if g in groups() and g not in _EMPTY_GROUPS), None)
     for option in sorted((CONF / group).glob("*.yaml")) if group else []:
         choice = f"{group}={option.stem}"
         with suppress(HydraException, OmegaConfBaseException):
@@ -337,5 +376,6 @@ def _choices_with(key: str, config_name: str, arguments: list[str]) -> Iterator[
                 yield choice
 
 
-def _groups() -> list[str]:
+def groups() -> list[str]:
+    """Return the config groups, such as model and model/network."""
     return [p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()]

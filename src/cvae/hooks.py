@@ -1,5 +1,6 @@
 """What Hydra calls before and after it runs something: our checks, and where things go."""
 
+import itertools
 import os
 import sys
 import traceback
@@ -11,11 +12,14 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from cvae import launch, runs, sweeps
-from cvae.cli import WANTS_TRACEBACK, quote_paths, reported
+from cvae.cli import WANTS_TRACEBACK, groups, quote_paths, reported, translated
 from cvae.processes import FAILED, check_shared_memory
 from cvae.schema import ConfigError, validate
 
@@ -98,13 +102,10 @@ class TrainChecks(Checks):
                     f"hydra.launcher.num_jobs={num_parallel}: must be an integer of at least 1"
                 )
             _pin_sweep_dir(config)
+            overrides = _sweep_overrides(config)
             if sweeps.is_search(config.hydra.sweeper._target_):
+                self._checked_jobs(config, _samples(overrides))
                 return
-            loader = GlobalHydra.instance().config_loader()
-            typed = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-            overrides = OverridesParser.create(loader).parse_overrides(
-                [*typed, *config.hydra.overrides.task]
-            )
             for override in overrides:
                 if override.is_sweep_override() and not override.is_discrete_sweep():
                     raise ConfigError(
@@ -113,15 +114,8 @@ class TrainChecks(Checks):
                     )
             (jobs,) = BasicSweeper.split_arguments(overrides, None)
             waiting: dict[Path, tuple[DictConfig, list[str]]] = {}
-            for number, job in enumerate(jobs):
-                composed = loader.load_sweep_config(config, job)
-                with open_dict(composed):
-                    composed.hydra.job.num = composed.hydra.job.id = number
-                try:
-                    self.check(composed)
-                    sweeps.check_parallel(_task(composed), num_parallel)
-                except ConfigError as error:
-                    raise ConfigError(f"job {number} ({' '.join(job)}): {error}") from None
+            composed_jobs = self._checked_jobs(config, jobs, num_parallel)
+            for job, composed in zip(jobs, composed_jobs, strict=True):
                 run_dir = Path(composed.hydra.sweep.dir) / str(composed.hydra.sweep.subdir)
                 if runs.holds_run(run_dir):
                     raise ConfigError(f"{run_dir}: holds a run already; rerun= goes on with it")
@@ -132,6 +126,32 @@ class TrainChecks(Checks):
             for run_dir, (composed, job) in waiting.items():
                 swept = sweeps.swept(job, config.hydra.overrides.task)
                 runs.archive(_without_hydra(composed), run_dir, sweep, job, swept)
+
+    def _checked_jobs(
+        self, config: DictConfig, jobs: list[list[str]], num_parallel: int = 1
+    ) -> list[DictConfig]:
+        """Return the configs of the jobs of a sweep, each composed and valid.
+
+        Raises:
+            ConfigError: one is not; it names the job, unless no job accepts an override.
+        """
+        composed_jobs: list[DictConfig] = []
+        for number, job in enumerate(jobs):
+            swept = sweeps.swept(job, config.hydra.overrides.task)
+            prefix = f"job {number} ({' '.join(swept)}): "
+            try:
+                composed = _composed_job(config, job, number)
+                self.check(composed)
+                sweeps.check_parallel(_task(composed), num_parallel)
+            except ConfigError as error:
+                raise ConfigError(f"{prefix}{error}") from None
+            except (HydraException, OmegaConfBaseException) as error:
+                if not composed_jobs and not any(_accepts(config, other) for other in jobs[1:]):
+                    prefix = ""
+                line = translated(error, config.hydra.job.config_name, job)
+                raise ConfigError(f"{prefix}{line}") from None
+            composed_jobs.append(composed)
+        return composed_jobs
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Tell how every run of the sweep went; a search may lose some, a plain sweep none."""
@@ -154,6 +174,46 @@ def _reported(config: DictConfig) -> Iterator[None]:
         line = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         print(f"failed: {line}; HYDRA_FULL_ERROR=1 shows the traceback", file=sys.stderr)
         raise SystemExit(FAILED) from None
+
+
+def _sweep_overrides(config: DictConfig) -> list[Override]:
+    """Return the overrides of a sweep, those of its config first."""
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    loader = GlobalHydra.instance().config_loader()
+    return OverridesParser.create(loader).parse_overrides([*params, *_typed(config)])
+
+
+def _samples(overrides: list[Override]) -> list[list[str]]:
+    """Return a job of a search for each combination of its groups, at one point of the rest."""
+    words: dict[str, list[str]] = {}
+    for override in overrides:
+        key, value = override.get_key_element(), override.value()
+        if isinstance(value, IntervalSweep):
+            middle = (value.start + value.end) / 2  # type: ignore[operator]
+            is_integer = isinstance(value.start, int) and isinstance(value.end, int)
+            words[key] = [f"{key}={int(middle) if is_integer else middle}"]
+        elif override.is_sweep_override():
+            values = [f"{key}={drawn}" for drawn in override.sweep_string_iterator()]
+            words[key] = values if override.key_or_group in groups() else values[:1]
+        else:
+            words[key] = [str(override.input_line)]
+    return [list(job) for job in itertools.product(*words.values())]
+
+
+def _composed_job(config: DictConfig, job: list[str], number: int = 0) -> DictConfig:
+    composed = GlobalHydra.instance().config_loader().load_sweep_config(config, job)
+    with open_dict(composed):
+        composed.hydra.job.num = composed.hydra.job.id = number
+    return composed
+
+
+def _accepts(config: DictConfig, job: list[str]) -> bool:
+    """Whether the config of a job can be composed."""
+    try:
+        _composed_job(config, job)
+    except (HydraException, OmegaConfBaseException):
+        return False
+    return True
 
 
 def _typed(config: DictConfig) -> list[str]:

@@ -185,9 +185,14 @@ def swept(overrides: Sequence[str], of_all: Sequence[str]) -> list[str]:
 
     Args:
         overrides: of the job.
-        of_all: typed for the sweep.
+        of_all: typed for the sweep; of these, one may be a choice of a single value.
     """
-    return [o for o in overrides if o not in of_all and not o.startswith(_OF_SEARCHES)]
+
+    def is_of_all(override: str) -> bool:
+        key, _, value = override.partition("=")
+        return override in of_all or f"{key}=choice({value})" in of_all
+
+    return [o for o in overrides if not is_of_all(o) and not o.startswith(_OF_SEARCHES)]
 
 
 def _label(run_dir: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -82,6 +83,14 @@ class LocalLauncher(Launcher):
         )
 
 
+def _fixed_word(override: Override) -> str | None:
+    """Return an override that is the same for all trials, as typed; None if it is searched."""
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+    return f"{override.get_key_element()}={values[0]}" if len(values) == 1 else None
+
+
 class OptunaSweeper(Sweeper):
     """A search by Optuna. The sweep's folder keeps the study: started again, it goes on there.
 
@@ -114,10 +123,11 @@ class OptunaSweeper(Sweeper):
         typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         parser = OverridesParser.create(self.context.config_loader)
         overrides = {o.get_key_element(): o for o in parser.parse_overrides(typed)}
+        fixed_words = {k: word for k, o in overrides.items() if (word := _fixed_word(o))}
         space = {
-            k: search.distribution(o.value()) for k, o in overrides.items() if o.is_sweep_override()
+            k: search.distribution(o.value()) for k, o in overrides.items() if k not in fixed_words
         }
-        fixed = [str(o.input_line) for o in overrides.values() if not o.is_sweep_override()]
+        fixed = list(fixed_words.values())
         if "test" not in overrides:
             fixed.append("test=false")
         study = search.open_study(
