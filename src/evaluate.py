@@ -57,7 +57,8 @@ def main(cfg: DictConfig) -> None:
                 picture.save(file, format="PNG", optimize=True)
     finally:
         report.print_table(
-            found, title=f"{archived.name}: {len(data.test):,} test images of {data.dataset}"
+            found,
+            title=f"{archived.name}: {len(subject.test.labels):,} test images of {data.dataset}",
         )
     print(written)
     mirror(run_dir, archived, cfg.trust, measured["metrics"], drawn)

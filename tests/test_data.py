@@ -162,7 +162,13 @@ def test_images_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_images": np.zeros((20, 28, 28))}, "unsigned bytes"),
+        ({"train_images": np.zeros((20, 28, 28))}, "unsigned bytes.*multiply by 255"),
+        ({"train_images": np.zeros((20, 1, 28, 28), np.uint8)}, "drop the axis of the channel"),
+        ({"train_images": np.zeros((20, 28, 28, 3), np.uint8)}, "convert the images to grey"),
+        (
+            {"test_images": np.zeros((0, 28, 28), np.uint8), "test_labels": np.zeros(0, int)},
+            "no test image",
+        ),
         ({"test_labels": np.arange(5)}, "test_labels"),
         ({"train_labels": np.arange(20)}, "num_classes=3"),
         ({"train_labels": np.arange(20) - 1}, "num_classes=3"),
@@ -174,6 +180,62 @@ def test_images_that_cannot_be_used(
 ) -> None:
     npz(tmp_path, **changes)
     with pytest.raises(DataError, match=message):
+        images(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.uint64, np.int64, np.float16, np.float64])
+def test_labels_of_any_type_that_holds_whole_numbers(kind: type, tmp_path: Path) -> None:
+    npz(tmp_path)
+    expected = images(tmp_path)
+    npz(tmp_path, train_labels=(np.arange(20) % 3).astype(kind))
+    found = images(tmp_path)
+    assert found.train is not None
+    assert expected.train is not None
+    assert torch.equal(found.train.labels, expected.train.labels)
+
+
+def test_labels_that_are_true_or_false(tmp_path: Path) -> None:
+    npz(tmp_path, train_labels=np.arange(20) % 2 > 0, test_labels=np.arange(6) % 2 > 0)
+    assert images(tmp_path, num_classes=2).classes == [0, 1]
+
+
+@pytest.mark.fault(Promise.INPUT, "labels of another kind")
+@pytest.mark.parametrize(
+    ("train_labels", "message"),
+    [
+        (np.linspace(0, 0.9, 20), "train labels such as 0.0473684: must be integers from 0 to 2"),
+        (np.where(np.arange(20) == 3, np.nan, 1.0), "train labels such as nan"),
+        (np.where(np.arange(20) == 3, np.inf, 1.0), "go from 1.0 to inf"),
+        (np.array(["cat", "dog"] * 10), "train labels of type <U3: must be integers from 0 to 2"),
+        (np.arange(20) % 3 * 1j, "train labels of type complex128"),
+        (np.arange(20) % 3 + 1, "go from 1 to 3, they must be .* from 0 to 2; count from 0"),
+        (np.full(20, 2**64 - 1, np.uint64), "go from 18446744073709551615 to"),
+        (np.full(20, -1, np.int8), "go from -1 to -1"),
+    ],
+)
+def test_labels_that_are_no_classes(
+    train_labels: np.ndarray,  # type: ignore[type-arg]
+    message: str,
+    tmp_path: Path,
+) -> None:
+    npz(tmp_path, train_labels=train_labels)
+    with pytest.raises(DataError, match=message) as caught:
+        images(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_classes_without_images_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    npz(tmp_path, train_labels=np.arange(20) % 2 * 2, test_labels=np.arange(6) % 2)
+    data = images(tmp_path, num_classes=4)
+    data.setup()
+    assert data.classes == [0, 2]
+    assert data.examples().y.argmax(1).tolist() == [0]
+    (told,) = [r.getMessage() for r in caplog.records if "num_classes" in r.getMessage()]
+    assert "no training image has label 1, 3, no test image has label 2;" in told
+    npz(tmp_path, train_labels=np.zeros(20, int), test_labels=np.ones(6, int))
+    with pytest.raises(DataError, match="no label has both training and test images"):
         images(tmp_path)
 
 

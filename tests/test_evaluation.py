@@ -318,7 +318,7 @@ def test_spread_within_a_label() -> None:
     label = np.arange(4000) % 2
     values = normal(0, 4000).numpy().astype(np.float64) * np.array([1.0, 2.0])[label] + 100 * label
     values[:4] = np.nan
-    assert variety.within_label_std(values, label) == pytest.approx(2.5**0.5, rel=0.05)
+    assert variety.within_label_std(values, label, (0, 1)) == pytest.approx(2.5**0.5, rel=0.05)
 
 
 # whole claims, on a model whose answers are known
@@ -401,6 +401,48 @@ def test_every_claim_speaks_or_says_why_not(kind: type[Autoencoder], known: Orac
         assert flat["latent/label_accuracy_mlp"]["value"] < 0.6  # z holds nothing
     else:
         assert not any(name.startswith("style/correlation") for name in flat)
+
+
+def of_classes(split: Split, *classes: int) -> Split:
+    return split.of(torch.tensor(classes))
+
+
+def test_a_label_without_training_images_has_no_part(known: Oracle) -> None:
+    train = of_classes(TRAIN, 0, 2)
+    model = CVAE(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
+    one = Subject(model, train, VALIDATION, TEST, known, num_samples=3, num_generated=20)
+    claims = ["bound", "label_control", "generative_classifier", "style"]
+    flat = report.as_json(report.evaluate(one, claims))["metrics"]
+    assert one.test.labels.unique().tolist() == [0, 2]
+    assert one.samples.labels.unique().tolist() == [0, 2]
+    assert one.samples.predicted.unique().tolist() == [0, 2]
+    for name in ("label_agreement", "label_agreement_worst", "rows_right"):
+        assert flat[f"samples/{name}"]["value"] == 1.0
+    assert flat["samples/label_agreement_worst"]["floor"] == 1.0
+    assert flat["test/generative_accuracy_k50"]["value"] == 1.0
+    nll = flat["test/nll_k3"]["value"]
+    assert flat["test/joint_nll_k3"]["value"] == pytest.approx(nll + math.log(2))
+    assert nll < flat["test/marginal_nll_k3"]["value"] <= nll + math.log(2) + 1e-5
+
+
+def test_a_label_without_test_images_is_not_the_worst(known: Oracle) -> None:
+    one = subject(CVAE, known)
+    assert isinstance(one.model.network, Templates)
+    one.model.network.relabel = [0, 1, 0]
+    one.test = of_classes(TEST, 0, 1)
+    found = label_control.label_control(one)["samples/label_agreement_worst"]
+    assert (found.value, found.floor) == (1.0, 1.0)
+
+
+def test_one_label_alone(known: Oracle) -> None:
+    model = CVAE(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
+    train, validation, test = (of_classes(split, 1) for split in (TRAIN, VALIDATION, TEST))
+    one = Subject(model, train, validation, test, known, num_samples=3, num_generated=20)
+    found = report.evaluate(one, ["bound", "label_control", "latent_independence", "style"])
+    assert found.left_out == {"latent_independence": "all training images have one label"}
+    assert found.metrics["bound"]["test/joint_nll_k3"].value == pytest.approx(
+        found.metrics["bound"]["test/nll_k3"].value
+    )
 
 
 def test_a_target_is_met_or_missed() -> None:

@@ -50,6 +50,17 @@ def test_each_model_has_the_pictures_that_make_sense(
     assert model.training  # as it was before
 
 
+@pytest.mark.parametrize("latent_dim", [2, 3])
+def test_labels_that_were_not_trained_are_not_shown(latent_dim: int) -> None:
+    model = CVAE(network, latent_dim)
+    some = figures.draw(model, batch(2), batch(40), [0, 7])
+    every = figures.draw(model, batch(2), batch(40))
+    assert some["label_grid"].height < every["label_grid"].height / 2
+    assert some["style_transfer"].width < every["style_transfer"].width
+    if latent_dim == 2:
+        assert some["manifold"].height < every["manifold"].height
+
+
 class Reveal(CVAE):
     """Decodes to a bar for its label and a bar for z, so that a tile tells how it was made."""
 

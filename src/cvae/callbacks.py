@@ -117,7 +117,7 @@ class Figures(Callback):
             b._replace(x=b.x.to(module.device), y=b.y.to(module.device)) for b in batches
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in figures.draw(module.model, examples, many).items():
+        for name, picture in figures.draw(module.model, examples, many, data.classes).items():
             with files.replacing(self.folder / f"{name}.png") as file:
                 picture.save(file, format="PNG", optimize=True)
             for logger in trainer.loggers:

@@ -33,6 +33,28 @@ AugmentationFactory = Callable[..., Augmentation]
 _SPLIT_SEED = 0  # of the train/validation split and of the binarized evaluation sets: never a run's
 
 
+def checked_labels(labels: NDArray[Any], num_classes: int, split: str) -> Int64[Tensor, " n"]:
+    """Return labels of any integer type, or floats that are whole, as int64.
+
+    Raises:
+        DataError: a label is not an integer from 0 to num_classes - 1.
+    """
+    must = f"must be integers from 0 to {num_classes - 1}"
+    if labels.dtype.kind not in "buif":
+        raise DataError(f"{split} labels of type {labels.dtype}: {must}; number the classes")
+    if labels.dtype.kind == "f" and len(labels[labels != np.floor(labels)]):  # nan as well
+        example = labels[labels != np.floor(labels)][0]
+        raise DataError(f"{split} labels such as {example:g}: {must}")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        low, high = labels.min(), labels.max()
+        hint = "; count from 0: subtract 1 from every label" if low == 1 else ""
+        raise DataError(
+            f"data.num_classes={num_classes}: the {split} labels go from {low} to {high}, "
+            f"they {must}{hint}"
+        )
+    return torch.from_numpy(labels.astype(np.int64))
+
+
 class Rows(NamedTuple):
     """Which images one process takes of one global batch."""
 
@@ -182,6 +204,11 @@ def _leave_signals_to_the_run(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
+def _listed(labels: Sequence[int]) -> str:
+    shown = ", ".join(map(str, labels[:10]))
+    return shown if len(labels) <= 10 else f"{shown} and {len(labels) - 10} more"
+
+
 class MNISTDataModule(lightning.LightningDataModule):
     """MNIST, or a set of the same form, as :class:`cvae.types.Batch`.
 
@@ -263,7 +290,9 @@ class MNISTDataModule(lightning.LightningDataModule):
             )
         order = torch.randperm(len(train_x), generator=torch.Generator().manual_seed(_SPLIT_SEED))
         taken, held_out = order[: -self.validation_size], order[-self.validation_size :]
-        pixels, labels = self._tensors(train_x, train_y)
+        if not len(test_x):
+            raise DataError(f"{self.dataset}: there is no test image")
+        pixels, labels = self._tensors(train_x, train_y, "train")
         dynamic = self.binarization == "dynamic"
         if not dynamic:
             log.warning(
@@ -278,8 +307,9 @@ class MNISTDataModule(lightning.LightningDataModule):
             self.augmentation and self.augmentation(seed=self.seed),
         )
         self.validation = Digits(pixels[held_out], labels[held_out], self.num_classes)
-        self.test = Digits(*self._tensors(test_x, test_y), self.num_classes)
+        self.test = Digits(*self._tensors(test_x, test_y, "test"), self.num_classes)
         self._grey = {"train": self.train, "validation": self.validation, "test": self.test}
+        self._warn_of_absent_classes()
         if dynamic:
             self.validation, self.test = self.validation.binarized(), self.test.binarized()
 
@@ -295,20 +325,36 @@ class MNISTDataModule(lightning.LightningDataModule):
             if binary is not None
         }
 
-    def _tensors(self, images: Pixels, labels: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    @property
+    def classes(self) -> list[int]:
+        """Labels that have training images: what a model can learn to tell or to draw."""
+        assert self.train is not None, "call setup() first"
+        return self.train.labels.unique().tolist()
+
+    def _warn_of_absent_classes(self) -> None:
+        assert self.test is not None, "call setup() first"
+        classes, tested = set(self.classes), set(self.test.labels.tolist())
+        if not classes & tested:
+            raise DataError(f"{self.dataset}: no label has both training and test images")
+        untrained = [c for c in range(self.num_classes) if c not in classes]
+        absent = {"training": untrained, "test": sorted(classes - tested)}
+        if parts := [f"no {kind} image has label {_listed(c)}" for kind, c in absent.items() if c]:
+            log.warning(
+                "data.num_classes=%d: %s; grids and metrics leave out what has no images",
+                self.num_classes,
+                ", ".join(parts),
+            )
+
+    def _tensors(self, images: Pixels, labels: NDArray[Any], split: str) -> tuple[Tensor, Tensor]:
         shape = [1, *images.shape[1:]]
         if shape != list(self.image_shape):
             raise DataError(
                 f"data.image_shape={list(self.image_shape)}: the images are {shape}; "
                 f"set data.image_shape={shape}"
             )
-        if labels.min(initial=0) < 0 or labels.max(initial=0) >= self.num_classes:
-            raise DataError(
-                f"data.num_classes={self.num_classes}: the labels go from {labels.min()} to "
-                f"{labels.max()}"
-            )
         # copies: the arrays may be read-only views of a file's bytes
-        return torch.from_numpy(images[:, None].copy()), torch.from_numpy(labels.astype(np.int64))
+        pixels = torch.from_numpy(images[:, None].copy())
+        return pixels, checked_labels(labels, self.num_classes, split)
 
     @property
     def mean_image(self) -> Float[Tensor, "channel height width"]:
@@ -321,7 +367,7 @@ class MNISTDataModule(lightning.LightningDataModule):
     def examples(self) -> Batch:
         """The first test image of every class: the same ones in every picture of every run."""
         assert self.test is not None, "call setup() first"
-        classes = [torch.nonzero(self.test.labels == c)[:1, 0] for c in range(self.num_classes)]
+        classes = [torch.nonzero(self.test.labels == c)[:1, 0] for c in self.classes]
         index = torch.cat(classes)
         return self.test[Rows(0, index, len(index))]
 
@@ -372,9 +418,9 @@ class MNISTDataModule(lightning.LightningDataModule):
 class ImagesDataModule(MNISTDataModule):
     """Images of your own, from the file NAME.npz in ``data_dir``.
 
-    It holds ``train_images`` and ``test_images``, (N, height, width) unsigned bytes, bright on
-    dark, and ``train_labels`` and ``test_labels``, (N,) integers from 0 on. The arguments are those
-    of :class:`MNISTDataModule`.
+    It holds ``train_images`` and ``test_images``, (N, height, width) unsigned bytes, grey, bright
+    on dark, and ``train_labels`` and ``test_labels``, (N,) whole numbers from 0 on. The arguments
+    are those of :class:`MNISTDataModule`.
     """
 
     def load_arrays(self) -> Sequence[NDArray[Any]]:
@@ -393,5 +439,14 @@ class ImagesDataModule(MNISTDataModule):
                 raise DataError(
                     f"{path}: {split}_images {images.dtype} {images.shape} with {split}_labels "
                     f"{labels.shape}; they must be unsigned bytes (N, height, width) and (N,)"
+                    + _hint(images)
                 )
         return arrays
+
+
+def _hint(images: NDArray[Any]) -> str:
+    if images.ndim == 4:
+        one = 1 in (images.shape[1], images.shape[3])
+        return "; drop the axis of the channel" if one else "; convert the images to grey"
+    is_share = images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1
+    return "; multiply by 255 and convert to uint8" if is_share else ""

@@ -73,8 +73,9 @@ def _tiles(images: Image, columns: int) -> Tiles:
     return images[:, 0].unflatten(0, (-1, columns))
 
 
-def _class_names(model: Autoencoder) -> list[str]:
-    return [str(c) for c in range(model.num_classes)]
+def _all_unless(model: Autoencoder, classes: Sequence[int] | None) -> list[int]:
+    """The labels to show: those that have training images, where the caller knows them."""
+    return list(range(model.num_classes) if classes is None else classes)
 
 
 def fixed_latents(model: Autoencoder, count: int) -> Latent:
@@ -85,8 +86,8 @@ def fixed_latents(model: Autoencoder, count: int) -> Latent:
     return z.to(model.output_bias)
 
 
-def _labels(model: Autoencoder, classes: Tensor) -> Tensor:
-    one_hot = torch.nn.functional.one_hot(classes, model.num_classes)
+def _labels(model: Autoencoder, labels: Sequence[int]) -> Tensor:
+    one_hot = torch.nn.functional.one_hot(torch.tensor(labels), model.num_classes)
     return one_hot.to(model.output_bias)
 
 
@@ -100,14 +101,19 @@ def reconstructions(model: Autoencoder, batch: Batch) -> PILImage.Image:
     )
 
 
-def label_grid(model: Autoencoder, columns: int = 10) -> PILImage.Image:
-    """A row for each label, a column for each z: the grid of the article."""
-    z = fixed_latents(model, columns)
-    classes = torch.arange(model.num_classes, device=z.device)
-    y = _labels(model, classes.repeat_interleave(columns))
-    images = model.sample(y=y, z=z.repeat(model.num_classes, 1))
+def label_grid(
+    model: Autoencoder, columns: int = 10, classes: Sequence[int] | None = None
+) -> PILImage.Image:
+    """A row for each label, a column for each z: the grid of the article.
+
+    Args:
+        classes: labels to show; None for all.
+    """
+    z, shown = fixed_latents(model, columns), _all_unless(model, classes)
+    y = _labels(model, [c for c in shown for _ in range(columns)])
+    images = model.sample(y=y, z=z.repeat(len(shown), 1))
     title = "Asked for the label of the row; one z a column"
-    return image_grid(_tiles(images, columns), _class_names(model), title=title)
+    return image_grid(_tiles(images, columns), list(map(str, shown)), title=title)
 
 
 def random_samples(model: Autoencoder, rows: int = 10, columns: int = 10) -> PILImage.Image:
@@ -116,19 +122,24 @@ def random_samples(model: Autoencoder, rows: int = 10, columns: int = 10) -> PIL
     return image_grid(_tiles(images, columns), title="Decoded points of N(0, I)")
 
 
-def style_transfer(model: Autoencoder, batch: Batch) -> PILImage.Image:
-    """Each real digit, and its z decoded with every label."""
-    z = model.embed(batch.x, batch.y)
-    count, classes = len(z), model.num_classes
-    y = _labels(model, torch.arange(classes, device=z.device).repeat(count))
-    images = model.sample(y=y, z=z.repeat_interleave(classes, dim=0))
-    tiles = torch.cat((batch.x, _tiles(images, classes)), dim=1)
+def style_transfer(
+    model: Autoencoder, batch: Batch, classes: Sequence[int] | None = None
+) -> PILImage.Image:
+    """Each real digit, and its z decoded with every label, or those of ``classes``."""
+    z, shown = model.embed(batch.x, batch.y), _all_unless(model, classes)
+    y = _labels(model, shown * len(z))
+    images = model.sample(y=y, z=z.repeat_interleave(len(shown), dim=0))
+    tiles = torch.cat((batch.x, _tiles(images, len(shown))), dim=1)
     title = "A test digit, and its style (z) with every label"
-    return image_grid(tiles, column_labels=("test", *_class_names(model)), title=title)
+    return image_grid(tiles, column_labels=("test", *map(str, shown)), title=title)
 
 
 def traversals(
-    model: Autoencoder, batch: Batch, num_rows: int = 10, columns: int = 11
+    model: Autoencoder,
+    batch: Batch,
+    num_rows: int = 10,
+    columns: int = 11,
+    classes: Sequence[int] | None = None,
 ) -> PILImage.Image:
     """One latent dimension a row, from -2.5 to 2.5: those whose posterior mean varies most."""
     spread = model.embed(batch.x, batch.y if model.conditional else None).std(dim=0)
@@ -136,10 +147,10 @@ def traversals(
     steps = torch.linspace(-_PLANE_EXTENT, _PLANE_EXTENT, columns, device=spread.device)
     z = torch.zeros(len(dims), columns, model.latent_dim, device=spread.device)
     z[torch.arange(len(dims)), :, dims] = steps
-    shown = min(3, model.num_classes - 1)
+    shown = _all_unless(model, classes)[:4][-1]
     y = None
     if model.conditional:
-        y = _labels(model, torch.full((len(dims) * columns,), shown, device=z.device))
+        y = _labels(model, [shown] * len(dims) * columns)
     images = model.sample(y=y, z=z.flatten(0, 1))
     return image_grid(
         _tiles(images, columns),
@@ -170,15 +181,17 @@ def latent_plane(model: Autoencoder, batch: Batch, name: str = "") -> PILImage.I
     return PILImage.open(content).convert("RGB")
 
 
-def manifold(model: Autoencoder, columns: int = 12) -> PILImage.Image:
+def manifold(
+    model: Autoencoder, columns: int = 12, classes: Sequence[int] | None = None
+) -> PILImage.Image:
     """The decoded plane of a two-dimensional latent; a conditional model's, one for each label."""
     steps = torch.linspace(-_PLANE_EXTENT, _PLANE_EXTENT, columns, device=model.output_bias.device)
     z = torch.cartesian_prod(-steps, steps).flip(1)  # rows go down from large z1
     if not model.conditional:
         return image_grid(_tiles(model.sample(z=z), columns), title="Decoded latent plane")
     panels = []
-    for c in range(model.num_classes):
-        y = _labels(model, torch.full((len(z),), c, device=z.device))
+    for c in _all_unless(model, classes):
+        y = _labels(model, [c] * len(z))
         tiles = _tiles(model.sample(y=y, z=z), columns)
         panels.append(image_grid(tiles, title=f"label {c}", scale=1))
     width, height = panels[0].size
@@ -190,25 +203,28 @@ def manifold(model: Autoencoder, columns: int = 12) -> PILImage.Image:
 
 
 @torch.no_grad()
-def draw(model: Autoencoder, examples: Batch, many: Batch) -> dict[str, PILImage.Image]:
+def draw(
+    model: Autoencoder, examples: Batch, many: Batch, classes: Sequence[int] | None = None
+) -> dict[str, PILImage.Image]:
     """All pictures that make sense for a model, by name.
 
     Args:
         examples: one test image of each class.
         many: more test images, for what needs a distribution.
+        classes: labels that have training images; None for all.
     """
     was_training = model.training
     model.eval()
     pictures = {"reconstructions": reconstructions(model, examples)}
     if model.conditional:
-        pictures["label_grid"] = label_grid(model)
-        pictures["style_transfer"] = style_transfer(model, examples)
+        pictures["label_grid"] = label_grid(model, classes=classes)
+        pictures["style_transfer"] = style_transfer(model, examples, classes)
     else:
         pictures["samples"] = random_samples(model)
-    pictures["traversals"] = traversals(model, many)
+    pictures["traversals"] = traversals(model, many, classes=classes)
     if model.latent_dim == 2:
         pictures["latent_plane"] = latent_plane(model, many)
-        pictures["manifold"] = manifold(model)
+        pictures["manifold"] = manifold(model, classes=classes)
     model.train(was_training)
     return pictures
 

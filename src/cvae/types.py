@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
@@ -33,6 +34,11 @@ class Split(NamedTuple):
     grey: UInt8[Tensor, "num_images channel height width"]
     inputs: UInt8[Tensor, "num_images channel height width"]  # what models see: 0 or 255, or grey
     labels: Int64[Tensor, " num_images"]
+
+    def of(self, classes: Int64[Tensor, " num_classes"]) -> "Split":
+        """The images of some classes; this very split if it has no others."""
+        wanted = torch.isin(self.labels, classes)
+        return self if wanted.all() else Split(*(part[wanted] for part in self))
 
     def first(self, count: int) -> "Split":
         """The first images, which in these splits are in no order."""

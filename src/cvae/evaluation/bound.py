@@ -17,10 +17,11 @@ _USUAL_COUNTS = (1, 50)  # K that are always reported, beside the one asked for
 def bound(subject: Subject) -> Metrics:
     """Nats per test image, binarized once; an ``nll`` is an upper bound, lower with a larger K.
 
-    The joint is ``-log p(x|y) + log num_classes``, labels being equally likely. The marginal is the
-    model's own, ``-log 1/num_classes sum_y p(x|y)``: K samples for the image's label, fewer for the
-    others (:mod:`cvae.evaluation.generative_classifier`), and still an upper bound. Both stand for
-    -log p(x, y) and -log p(x), which unconditional models are compared by.
+    The joint is ``-log p(x|y) + log C``: the C labels that have training images are equally likely,
+    others have no prior mass. The marginal is the model's own, ``-log 1/C sum_y p(x|y)``: K samples
+    for the image's label, fewer for the others (:mod:`cvae.evaluation.generative_classifier`), and
+    still an upper bound. Both stand for -log p(x, y) and -log p(x), which unconditional models are
+    compared by.
     """
     count = len(subject.test.labels)
     parts: dict[str, list[Nats]] = {}
@@ -40,7 +41,7 @@ def bound(subject: Subject) -> Metrics:
         found[f"test/nll_k{k}"] = nll
     if nlls and subject.model.conditional:
         k, nll = max(nlls), nlls[max(nlls)]
-        found[f"test/joint_nll_k{k}"] = nll + math.log(subject.num_classes)
+        found[f"test/joint_nll_k{k}"] = nll + math.log(len(subject.classes))
         found[f"test/marginal_nll_k{k}"] = -log_marginal(subject, nll)
     for name, values in found.items():
         metrics[name] = Metric(float(values.double().mean()), "nats", standard_error(values))

@@ -108,6 +108,9 @@ class Samples(NamedTuple):
 class Subject:
     """A model and the data that it is measured on; what several claims need is computed once.
 
+    A model knows nothing of a label without training images: such labels are not sampled, have no
+    prior mass, and their validation and test images are left out.
+
     Args:
         model: in evaluation mode, on the CPU.
         num_samples: K of the importance-weighted bound.
@@ -123,6 +126,15 @@ class Subject:
     num_samples: int = 50
     num_generated: int = 1000
     progress: Progress = lambda doing, share: None
+
+    def __post_init__(self) -> None:
+        self.validation = self.validation.of(self.classes)
+        self.test = self.test.of(self.classes)
+
+    @cached_property
+    def classes(self) -> Int64[Tensor, " num_trained"]:
+        """Labels that have training images, in order."""
+        return self.train.labels.unique()
 
     @property
     def num_classes(self) -> int:
@@ -192,12 +204,12 @@ class Subject:
     def samples(self) -> Samples:
         """``num_generated`` for each label."""
         self.progress("generating", 0.0)
-        count, classes = self.num_generated, self.num_classes
-        labels = torch.arange(classes).repeat_interleave(count)
+        count = self.num_generated
+        labels = self.classes.repeat_interleave(count)
         if self.model.conditional:
-            z = self.prior_draws(count).repeat(classes, 1)
+            z = self.prior_draws(count).repeat(len(self.classes), 1)
         else:
-            z = self.prior_draws(count * classes)
+            z = self.prior_draws(len(labels))
         means = self.decode(z, labels)
         predicted, features = self.oracle.predict(means)
         labels = labels if self.model.conditional else predicted
@@ -220,7 +232,7 @@ class Subject:
     @cached_property
     def reference(self) -> Split:
         """As many training images as there are samples: their metrics are those of real data."""
-        return self.train.first(self.num_generated * self.num_classes)
+        return self.train.first(self.num_generated * len(self.classes))
 
     @cached_property
     def reference_features(self) -> Float[Tensor, "num_images num_features"]:

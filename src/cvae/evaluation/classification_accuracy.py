@@ -24,8 +24,7 @@ def classification_accuracy(subject: Subject) -> Metrics:
     """
     conditional_model(subject)
     subject.progress("generating a training set", 0.0)
-    classes, count = subject.num_classes, _PER_LABEL * subject.num_generated
-    labels = torch.arange(classes).repeat_interleave(count)
+    labels = subject.classes.repeat_interleave(_PER_LABEL * subject.num_generated)
     means = subject.decode(subject.prior_draws(len(labels), _EPOCH), labels)
     binarized = subject.test.inputs.float() / 255.0
     metrics: Metrics = {}
@@ -35,7 +34,7 @@ def classification_accuracy(subject: Subject) -> Metrics:
     ):
         pixels = (generated * 255).round().to(torch.uint8)
         classifier = train_classifier(
-            (pixels, labels), None, classes, SHORT_EPOCHS, 0.0, subject.progress
+            (pixels, labels), None, subject.num_classes, SHORT_EPOCHS, 0.0, subject.progress
         )
         ceiling = subject.oracle.ceiling(binarized=target is None)
         right = (predict(classifier, real).labels == subject.test.labels).double()

@@ -32,7 +32,7 @@ def generative_classifier(subject: Subject) -> Metrics:
     metrics: Metrics = {}
     for stage in range(_MARGINAL_STAGE, len(_STAGES)):
         log_p, _ = label_bounds(subject, stage)
-        right = (log_p.argmax(1) == subject.test.labels).double()
+        right = (subject.classes[log_p.argmax(1)] == subject.test.labels).double()
         metrics[f"test/generative_accuracy_k{_STAGES[stage][0]}"] = Metric(
             float(right.mean()), "%", standard_error(right), at_least=0.985
         )
@@ -40,7 +40,7 @@ def generative_classifier(subject: Subject) -> Metrics:
 
 
 def log_marginal(subject: Subject, nll: Nats) -> Nats:
-    """A lower bound on log p(x), labels being equally likely.
+    """A lower bound on log p(x), labels that have training images being equally likely.
 
     From 50 samples for the labels that come near the best, and 5 for the others.
 
@@ -48,20 +48,22 @@ def log_marginal(subject: Subject, nll: Nats) -> Nats:
         nll: of every test image with its own label, as tight as there is one.
     """
     log_p = label_bounds(subject, _MARGINAL_STAGE)[0].clone()
-    log_p[torch.arange(len(nll)), subject.test.labels] = -nll
-    return log_p.logsumexp(dim=1) - math.log(subject.num_classes)
+    own = torch.searchsorted(subject.classes, subject.test.labels)
+    log_p[torch.arange(len(nll)), own] = -nll
+    return log_p.logsumexp(dim=1) - math.log(len(subject.classes))
 
 
 @lru_cache(maxsize=len(_STAGES))
 def label_bounds(
     subject: Subject, stage: int
-) -> tuple[Float[Tensor, "num_images num_classes"], Int64[Tensor, " num_pairs"]]:
+) -> tuple[Float[Tensor, "num_images num_trained"], Int64[Tensor, " num_pairs"]]:
     """Lower bounds on log p(x | y) of all test images and labels, and the pairs not given up.
 
+    Labels are those that have training images, ``subject.classes``.
     A label that was given up before this stage keeps the bound of fewer samples.
     """
     conditional_model(subject)
-    count, classes = len(subject.test.labels), subject.num_classes
+    count, classes = len(subject.test.labels), len(subject.classes)
     log_p, pairs = torch.zeros(count, classes), torch.arange(count * classes)
     if stage:
         log_p, pairs = label_bounds(subject, stage - 1)
@@ -73,12 +75,12 @@ def label_bounds(
 
 
 def _bounds(subject: Subject, pairs: Int64[Tensor, " num_pairs"], num_samples: int) -> Nats:
-    """The bound for pairs, numbered image * num_classes + label."""
-    model = as_vae(subject)
+    """The bound for pairs, numbered image * len(classes) + position of the label in classes."""
+    model, classes = as_vae(subject), subject.classes
     parts = [torch.zeros(0)]
     for part in pairs.split(BATCH):
         subject.progress(f"every label, K = {num_samples}", BATCH * len(parts) / (len(pairs) + 1))
-        image, label = part // subject.num_classes, part % subject.num_classes
+        image, label = part // len(classes), classes[part % len(classes)]
         x = subject.test.inputs[image].float() / 255.0
         y = subject.condition(label)
         parts.append(-importance_weighted_nll(model, x, y, image, num_samples))

@@ -12,19 +12,22 @@ def label_control(subject: Subject) -> Metrics:
     """Share of samples whose class, by the oracle, is the label asked for.
 
     Of decoder means, beside the oracle's accuracy on grey test digits; of Bernoulli samples, beside
-    that on binarized ones; of the digit that goes worst; and of rows of 10 that are wholly right.
+    that on binarized ones; of the digit that goes worst, among those with test images; and of rows
+    of 10 that are wholly right.
     """
     conditional_model(subject)
-    samples, classes = subject.samples, subject.num_classes
+    samples, count = subject.samples, len(subject.classes)
     drawn = subject.oracle.predict(samples.drawn).labels
     test = subject.test.labels
     real_grey, real_drawn = subject.test_prediction.labels, subject.test_prediction_drawn.labels
     right = (samples.predicted == samples.labels).double()
     # the same z is decoded with every label, so a z is what is drawn independently
-    by_label = right.view(classes, -1)
-    by_label_drawn = (drawn == samples.labels).double().view(classes, -1)
-    worst = int(by_label.mean(1).argmin())
-    real = multiclass_accuracy(real_grey, test, classes, average="none")
+    by_label = right.view(count, -1)
+    by_label_drawn = (drawn == samples.labels).double().view(count, -1)
+    has_test_images = torch.isin(subject.classes, test)
+    worst = int(by_label.mean(1).where(has_test_images, torch.inf).argmin())
+    real = multiclass_accuracy(real_grey, test, subject.num_classes, average="none")
+    real = real[subject.classes[has_test_images]]
     rows = torch.cat([row.prod()[None] for r in by_label for row in r.split(_ROW)])
     return {
         "samples/label_agreement": Metric(

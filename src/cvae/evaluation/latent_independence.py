@@ -1,6 +1,6 @@
 """The system no longer relies on z to encode the digit: what can be read of it from z?"""
 
-from cvae.evaluation.claim import Metric, Metrics, Subject, standard_error
+from cvae.evaluation.claim import Metric, Metrics, NotApplicable, Subject, standard_error
 from cvae.evaluation.probes import logistic_predictions, mlp_predictions
 
 
@@ -10,6 +10,8 @@ def latent_independence(subject: Subject) -> Metrics:
     A linear reader, logistic regression, and a curious one, a perceptron 2 x 256; beside them the
     share of the most frequent label, which a reader of nothing reaches.
     """
+    if len(subject.classes) < 2:
+        raise NotApplicable("all training images have one label")
     labels = subject.test.labels
     z = subject.test_posterior.draw()
     chance = float(labels.bincount().max() / len(labels))

@@ -23,18 +23,18 @@ def pictures(subject: Subject, examples: Batch, with_style: bool) -> dict[str, P
     x, _ = subject.inputs(subject.test, index)
     one_hot = torch.nn.functional.one_hot(subject.test.labels[index], subject.num_classes)
     many = Batch(x, one_hot.float(), index, len(index))
-    drawn = figures.draw(model, examples, many)
+    drawn = figures.draw(model, examples, many, subject.classes.tolist())
     if with_style:
         for name, ridge in ridges(subject).items():
-            count = subject.num_classes if model.conditional else 10
+            classes = subject.classes if model.conditional else torch.arange(10)
+            count = len(classes)
             z = moved(figures.fixed_latents(model, 1).expand(count, -1), ridge.direction)
             if not model.conditional:
                 z = moved(figures.fixed_latents(model, count), ridge.direction)
-            labels = torch.arange(count).repeat_interleave(len(z) // count)
-            images = subject.decode(z, labels % subject.num_classes)
+            images = subject.decode(z, classes.repeat_interleave(len(z) // count))
             drawn[f"traversal_{name}"] = figures.image_grid(
                 images[:, 0].unflatten(0, (count, -1)),
-                [str(c) for c in range(count)] if model.conditional else (),
+                [str(c) for c in classes.tolist()] if model.conditional else (),
                 title=f"Along the direction of {name}: -2.5 to 2.5 standard deviations of z",
             )
     return drawn

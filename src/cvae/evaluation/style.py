@@ -78,7 +78,7 @@ def style(subject: Subject) -> Metrics:
     if not subject.model.conditional:
         return metrics
     for name, factor in factors(subject).items():
-        by_label = factor.samples.reshape(subject.num_classes, -1)
+        by_label = factor.samples.reshape(len(subject.classes), -1)
         usable = by_label[:, ~np.isnan(by_label).any(axis=0)]
         metrics[f"style/correlation_{name}"] = Metric(
             mean_correlation(usable),
@@ -154,9 +154,9 @@ def _rank_correlations(subject: Subject, name: str, direction: Latent) -> Values
     count = min(_NUM_STYLES, subject.num_generated)
     z = moved(subject.prior_draws(count, _EPOCH), direction)
     found = []
-    labels = range(subject.num_classes) if subject.model.conditional else (0,)
-    for c in labels:
-        subject.progress(f"moving along {name}", c / len(labels))
+    labels = subject.classes.tolist() if subject.model.conditional else [0]
+    for i, c in enumerate(labels):
+        subject.progress(f"moving along {name}", i / len(labels))
         images = subject.decode(z, torch.full((len(z),), c))
         values = FACTORS[name](images).reshape(-1, _STEPS)
         found.append([_rho(row) for row in values])

@@ -1,6 +1,6 @@
 """The numbers vary in style: as much as real ones, and without being copies of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -47,12 +47,15 @@ def variety(subject: Subject) -> Metrics:
             float(found.mean()), "%", standard_error(found), float(floor.mean()), at_least=least
         )
     for name, factor in factors(subject).items():
-        real = within_label_std(factor.test, test.labels.numpy())
-        labels = samples.labels.numpy()
-        spread = within_label_std(factor.samples, labels) / real
-        floor_spread = within_label_std(factor.reference, subject.reference.labels.numpy()) / real
+        labels, classes = samples.labels.numpy(), test.labels.unique().tolist()
+        real = within_label_std(factor.test, test.labels.numpy(), classes)
+        reference = (factor.reference, subject.reference.labels.numpy())
+        spread = within_label_std(factor.samples, labels, classes) / real
+        floor_spread = within_label_std(*reference, classes) / real
         error = bootstrap_error(
-            lambda i, v=factor.samples, y=labels, r=real: within_label_std(v[i], y[i]) / r,  # type: ignore[misc]
+            lambda i, v=factor.samples, y=labels, c=classes, r=real: (  # type: ignore[misc]
+                within_label_std(v[i], y[i], c) / r
+            ),
             len(labels),
         )
         metrics[f"samples/sd_{name}_ratio"] = Metric(
@@ -100,9 +103,11 @@ def _per_label(
     return torch.cat(found)
 
 
-def within_label_std(values: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Root of the mean variance within a label, each label counting alike; nan left out."""
-    groups = [values[(labels == c) & ~np.isnan(values)] for c in np.unique(labels)]
+def within_label_std(
+    values: NDArray[np.float64], labels: NDArray[np.int64], classes: Iterable[int]
+) -> float:
+    """Root of the mean variance within a label, ``classes`` counting alike; nan left out."""
+    groups = [values[(labels == c) & ~np.isnan(values)] for c in classes]
     variances = [g.var(ddof=1) for g in groups if len(g) > 1]
     return float(np.sqrt(np.mean(variances))) if variances else 0.0
 
