@@ -373,7 +373,7 @@ def test_wrong_arguments_of_a_class_are_rejected(survived: Survived) -> None:
 
 def test_a_factory_that_fails_late_is_told_in_a_line() -> None:
     node = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0, "nesterov": True}
-    factory = training._factory(OmegaConf.create({"optimizer": node}), "optimizer")
+    factory = training._factory("optimizer", node)
     assert "params" in signature(factory).parameters
     with pytest.raises(ConfigError, match=r"optimizer._target_=torch.optim.SGD: Nesterov"):
         factory([torch.nn.Parameter(torch.zeros(()))])

@@ -33,15 +33,16 @@ def test_the_bootstrap_finds_the_standard_error_of_a_mean() -> None:
 
 def test_the_null_quantile_is_exceeded_once_in_twenty(known: Oracle) -> None:  # noqa: F811
     one = subject(CVAE, known)
-    limit = aggregated_posterior.mmd_null_quantile(one, 200)
+    limit, spread = aggregated_posterior.mmd_null(one, 200)
     draws = [
-        aggregated_posterior.mmd_squared(normal(i, 200, 2), normal(5000 + i, 200, 2))
+        aggregated_posterior.mmd_squared(normal(i, 200, 2), normal(5000 + i, 200, 2))[0]
         for i in range(200)
     ]
     assert 2 <= sum(value > limit for value in draws) <= 24  # 10 expected
+    assert spread == pytest.approx(np.std(draws, ddof=1), rel=0.25)
     # a degenerate U-statistic: it falls as 1 / size
-    big = aggregated_posterior.mmd_null_quantile(one, 4000)
-    small = aggregated_posterior.mmd_null_quantile(one, 1000)
+    big = aggregated_posterior.mmd_null(one, 4000)[0]
+    small = aggregated_posterior.mmd_null(one, 1000)[0]
     assert big == pytest.approx(small / 4)
 
 
