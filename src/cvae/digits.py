@@ -163,7 +163,7 @@ def _read_verified(digit_set: DigitSet, folder: Path) -> tuple[list[Pixels], dic
 
 def _read_bounded(path: Path) -> bytes:
     """Read a file, unpacked if it ends in .gz; raise ValueError if it is damaged or too large."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
             content = file.read(_MAX_BYTES + 1)
         except (OSError, EOFError, zlib.error) as error:

@@ -865,6 +865,8 @@ def addable_keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
     """The key that a person most likely meant."""
+    if swapped := [k for k in known if sorted(k) == sorted(key)]:  # letters in another order
+        return swapped[0]
     same_ending = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     if len(same_ending) == 1:
         return same_ending[0]
