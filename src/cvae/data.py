@@ -337,13 +337,17 @@ class MNISTDataModule(lightning.LightningDataModule):
         if not classes & tested:
             raise DataError(f"{self.dataset}: no label has both training and test images")
         untrained = [c for c in range(self.num_classes) if c not in classes]
-        absent = {"training": untrained, "test": sorted(classes - tested)}
-        if parts := [f"no {kind} image has label {_listed(c)}" for kind, c in absent.items() if c]:
-            log.warning(
-                "data.num_classes=%d: %s; grids and metrics leave out what has no images",
-                self.num_classes,
-                ", ".join(parts),
-            )
+        absent = (
+            ("training", untrained, "grids and evaluation leave it out"),
+            ("test", sorted(classes - tested), "label_agreement_worst leaves it out"),
+        )
+        parts = [
+            f"no {kind} image has label {_listed(labels)} ({effect})"
+            for kind, labels, effect in absent
+            if labels
+        ]
+        if parts:
+            log.warning("data.num_classes=%d: %s", self.num_classes, ", ".join(parts))
 
     def _tensors(self, images: Pixels, labels: NDArray[Any], split: str) -> tuple[Tensor, Tensor]:
         shape = [1, *images.shape[1:]]
