@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from inspect import signature
 from pathlib import Path
@@ -19,7 +20,6 @@ from omegaconf import OmegaConf
 from cvae import hooks, runs, sweeps, training
 from cvae.cli import _parsed, entry_point, quote_paths, reported
 from cvae.schema import ConfigError
-from hydra_plugins.cvae_sweeps import _fixed_word
 from tests.conftest import ROOT, clean_environment, run_script, tiny
 from tests.tally import Promise, Survived
 
@@ -197,7 +197,8 @@ def test_a_search_is_checked_at_a_point_for_each_combination_of_groups() -> None
     overrides = _parsed([*typed, "model.beta=choice(2)", "~logger"])
     words = ["model.latent_dim=2", "optimizer.lr=0.5", "model.beta=2", "~logger"]
     assert hooks._samples(overrides) == [["model=vae", *words], ["model=cvae", *words]]
-    fixed = [_fixed_word(override) for override in overrides]
+    plugin = import_module("hydra_plugins.cvae_sweeps")
+    fixed = [plugin._fixed_word(override) for override in overrides]
     assert fixed == [None, None, None, "model.beta=2", "~logger"]
 
 
