@@ -15,13 +15,17 @@ def main(cfg: DictConfig) -> None:
     from cvae.loggers import has_wandb_account
 
     view = comparison(cfg.entity or "", cfg.project, cfg.name)
-    if has_wandb_account() and cfg.entity is not None:
-        print(view.save().url)
+    if cfg.entity is not None and has_wandb_account():
+        try:
+            print(view.save().url)
+        except Exception as error:  # whatever W&B raises
+            raise runs.RunFailed(f"W&B: {' '.join(str(error).split())[:200]}") from error
         return
     written = Path(cfg.output)
     written.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(written, as_json(view))
-    print(f"no account or no entity=: nothing was sent; what would be is in {runs.shown(written)}")
+    reason = "no entity=" if cfg.entity is None else "W&B is offline or has no account"
+    print(f"{reason}: nothing was sent; what would be is in {runs.shown(written)}")
 
 
 if __name__ == "__main__":

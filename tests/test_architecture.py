@@ -38,7 +38,7 @@ ARROWS = {
     "sampling": {"figures", "models", "schema"},
     "lightning_module": {"evaluation", "models", "noise", "types"},
     "callbacks": {"checkpoints", "data", "figures", "files", "lightning_module", "runs", "search"},
-    "loggers": {"files"},
+    "loggers": {"files", "schema"},
     "runs": {
         "changes",
         "checkpoints",

@@ -10,6 +10,7 @@ from cvae.cli import CONF
 from cvae.loggers import MetricsFile
 from tests.conftest import ROOT, run_script, tiny
 from tests.test_conf import compose, plain
+from tests.test_loggers import records
 
 FAST = ["callbacks.figures=null", "device=cpu", "logger=csv"]
 
@@ -73,17 +74,23 @@ def test_the_file_for_wandb_sweep_composes() -> None:
 
 
 def test_a_run_of_a_wandb_agent_has_its_name(data_dir: Path, tmp_path: Path) -> None:
-    more = [*FAST, "trainer.max_epochs=1"]
+    run_dir = tmp_path / "run"
+    more = ["callbacks.figures=null", "device=cpu", "trainer.max_epochs=1"]
     done = run_script(
         "train",
-        *tiny(data_dir, tmp_path / "run"),
+        *tiny(data_dir, run_dir),
         *more,
         WANDB_SWEEP_ID="abc123",
         WANDB_RUN_ID="named-by-agent",
+        WANDB_PROJECT="of-the-sweep",
+        WANDB_ENTITY="team",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads((tmp_path / "run" / "summary.json").read_text())
+    told = json.loads((run_dir / "summary.json").read_text())
     assert told["run_id"] == "named-by-agent"
+    (run,) = [r["run"] for r in records(run_dir) if r["type"] == "run"]
+    assert (run["run_id"], run["sweep_id"]) == ("named-by-agent", "abc123")
+    assert (run["project"], run["entity"]) == ("of-the-sweep", "team")
 
 
 @pytest.mark.engines

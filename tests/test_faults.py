@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -213,6 +214,7 @@ def trains(run_dir: Path, data_dir: Path, seconds: float, environment: dict[str,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout
+    assert not re.search(r"^\S+ \S+ (INFO|WARN|ERROR) ", done.stderr, re.MULTILINE)  # of wandb-core
     assert runs.read_summary(run_dir)["status"] == "finished"
     with (run_dir / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))

@@ -44,6 +44,7 @@ _OF_THE_COMMAND = ("resume", "rerun", "trust")
 _REPEATED = ("mode",)  # which the callbacks that it is for have as well
 _COMPOSING = threading.Lock()  # Hydra has one state for all threads
 _ARCHIVED = ("run_dir", "run_id", "sweep", "monitor", "mode", "name")
+_WANDB_PLACE = ("project", "entity")  # which the environment may give to a new run
 
 
 def apply(archived: DictConfig, composed: DictConfig, typed: Sequence[str]) -> list[str]:
@@ -58,9 +59,15 @@ def apply(archived: DictConfig, composed: DictConfig, typed: Sequence[str]) -> l
         ConfigError: something typed would change the steps of the run.
     """
     filled = copy.deepcopy(composed)
+    typed_keys = {_key(override) for override in typed}
     for key in _ARCHIVED:
-        if key not in {_key(override) for override in typed}:
+        if key not in typed_keys:
             filled[key] = archived[key]
+    before, now = ((cfg.get("logger") or {}).get("wandb") for cfg in (archived, filled))
+    if before and now:
+        now.update(
+            {k: before.get(k) for k in _WANDB_PLACE if f"logger.wandb.{k}" not in typed_keys}
+        )
     changed, refused = [], []
     for key in dict.fromkeys(map(_key, typed)):
         if key in _OF_THE_COMMAND:

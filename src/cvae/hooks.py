@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ class Checks(Callback):
 
     def check(self, config: DictConfig) -> None:
         if problems := validate(_task(config), self.entry_point):
-            raise ConfigError("\n".join(problems))
+            raise ConfigError("\n".join(_with_variable(config, line) for line in problems))
 
 
 class TrainChecks(Checks):
@@ -220,6 +221,15 @@ def _typed(config: DictConfig) -> list[str]:
     typed = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     assert isinstance(typed, list)
     return [str(word) for word in typed]
+
+
+def _with_variable(config: DictConfig, problem: str) -> str:
+    """Prefix a problem with the environment variable that the value comes from, if any."""
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    for name in problem.partition("=")[0].split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    variable = re.match(r"\$\{env:(\w+)", node) if isinstance(node, str) else None
+    return f"{variable[1]}: {problem}" if variable and os.environ.get(variable[1]) else problem
 
 
 def _check_run_dir(run_dir: Path) -> None:

@@ -1,30 +1,37 @@
 """Where metrics go: the file that is the record of a run, and Weights & Biases that mirrors it."""
 
+import contextlib
 import csv
 import errno
 import io
 import logging
-import netrc
 import os
+import re
 import shlex
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cvae import files
+from cvae.schema import ConfigError
 
 log = logging.getLogger(__name__)
 
 _FIRST_COLUMNS = ("step", "epoch", "images_seen")
 _WANDB_TIMEOUT = 8  # seconds to wait for a server before going on offline
 _WANDB_FINISH_TIMEOUT = 60  # seconds at the end for what is not uploaded yet
+# the config of a run holds these, from the environment or typed
+_IN_CONFIG = ("PROJECT", "ENTITY", "NAME", "RUN_GROUP", "JOB_TYPE", "TAGS", "NOTES")
+
+Mode = Literal["auto", "online", "offline", "disabled"]
 
 
 class MetricsFile(Logger):
@@ -110,14 +117,112 @@ def _is_of_test(row: Mapping[str, str]) -> bool:
     return any(value and column.startswith("test/") for column, value in row.items())
 
 
-def has_wandb_account(host: str = "api.wandb.ai") -> bool:
-    """Whether a key is at hand, by the environment or by ``wandb login``."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
+def has_wandb_account() -> bool:
+    """Return whether W&B has credentials for its server and is not set to offline or disabled.
+
+    W&B itself looks them up, without a prompt, a connection or output: WANDB_API_KEY,
+    WANDB_IDENTITY_TOKEN_FILE, netrc and settings files. If that fails, there is no account.
+    """
+    wandb = _import_wandb()
     try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+        with contextlib.redirect_stderr(io.StringIO()):
+            return bool(wandb.login(prompt=False, verify=False))
+    except Exception as error:  # a malformed key, an invalid address, a home that does not exist
+        log.warning("W&B account: %s", _one_line(error))
         return False
+
+
+def _import_wandb() -> Any:
+    """Import W&B, which reads these variables as it starts and passes them on to its process."""
+    for name in [n for n, value in os.environ.items() if n.startswith("WANDB_") and not value]:
+        del os.environ[name]  # an empty variable counts as unset
+    os.environ["WANDB_SILENT"] = "true"
+    # its reports about itself: where a server hangs, they would hold up the end by half a minute
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    return wandb
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _load_wandb_settings(run_dir: Path, mode: Mode) -> str:
+    """Load W&B's settings, from its files and the environment, and return the mode they give.
+
+    Args:
+        run_dir: where it may write if it has no other folder.
+        mode: overrides the mode of the settings; auto leaves it.
+
+    Raises:
+        ConfigError: a variable of the environment has a value that W&B rejects.
+    """
+    wandb = _import_wandb()
+    _make_cache_writable(run_dir)
+    _leave_to_config()
+    if wandb.run is None:
+        wandb.teardown()  # or it keeps the settings of an earlier run in this process
+    limits = {"init_timeout": _WANDB_TIMEOUT, "finish_timeout": _WANDB_FINISH_TIMEOUT}
+    ours: dict[str, Any] = {
+        k: v for k, v in limits.items() if f"WANDB_{k.upper()}" not in os.environ
+    }
+    if mode != "auto":
+        ours["mode"] = mode
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
+            # not wandb.setup(), which hangs if its process does not start
+            settings = wandb.sdk.wandb_setup.singleton().settings
+    except wandb.errors.UsageError as error:
+        raise ConfigError(f"WANDB_ variables: {_one_line(error)}") from None
+    except ValueError as error:
+        raise ConfigError(_rejected_variable(error)) from None
+    settings.update_from_dict({"silent": True, "console": "off", **ours})
+    if problem := re.sub(r"\s*wandb: (WARNING|ERROR)?\s*", " ", printed.getvalue()).strip():
+        log.warning("W&B settings: %s", problem[:200])
+    return {"dryrun": "offline", "run": "online"}.get(settings.mode, settings.mode)  # old names
+
+
+def _rejected_variable(error: ValueError) -> str:
+    """The message for a pydantic error about a setting that came from the environment."""
+    try:
+        first = error.errors()[0]  # type: ignore[attr-defined]
+        name = str(first["loc"][0]).removeprefix("x").upper()
+        return f"WANDB_{name}={first['input']}: {first['msg']}"
+    except (AttributeError, LookupError):
+        return f"WANDB_ variables: {_one_line(error)}"
+
+
+def _leave_to_config() -> None:
+    """Remove the variables whose values are in the config: W&B would take them for a null there.
+
+    Those by which a sweep agent or a launch agent says where its runs belong remain.
+    """
+    has_agent = os.environ.get("WANDB_SWEEP_ID") or os.environ.get("WANDB_LAUNCH")
+    for name in _IN_CONFIG:
+        if not (has_agent and name in ("PROJECT", "ENTITY")):
+            os.environ.pop(f"WANDB_{name}", None)
+
+
+def _make_cache_writable(run_dir: Path) -> None:
+    """Let W&B cache in the run folder if it cannot elsewhere.
+
+    Its process also logs there, or else to the terminal.
+    """
+    wandb = _import_wandb()
+    inside = run_dir.resolve() / "wandb" / "cache"
+    try:
+        Path.home()
+    except RuntimeError:  # a user id without an entry: W&B fails if it has no home
+        os.environ["HOME"] = str(inside)
+    # without these its process finds no folder, though Python may
+    if any(os.environ.get(k) for k in ("WANDB_CACHE_DIR", "XDG_CACHE_HOME", "HOME")):
+        with contextlib.suppress(OSError, RuntimeError):
+            folder = Path(wandb.env.get_cache_dir())
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return
+    os.environ["WANDB_CACHE_DIR"] = str(inside)
 
 
 def wandb_logger(
@@ -127,32 +232,31 @@ def wandb_logger(
     name: str,
     project: str,
     entity: str | None = None,
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+    mode: Mode = "auto",
     group: str | None = None,
     job_type: str | None = None,
-    tags: list[str] | None = None,
+    tags: str | list[str] | None = None,
     notes: str | None = None,
     log_model: bool = False,
     resume: Literal["allow"] | None = None,
 ) -> WandbLogger:
-    """A run on Weights & Biases that never asks and never waits long.
+    """Return the logger of a W&B run; never prompts and never waits long for the server.
 
-    Online when an account is configured, offline otherwise or when the server does not answer.
+    Online if an account is configured; offline otherwise, or if the server does not answer.
 
     Args:
         save_dir: the run folder; the files lie in its wandb/.
         run_id: of the run on the server.
-        mode: auto, online, offline or disabled; WANDB_MODE in the environment decides over auto.
+        mode: auto, online, offline or disabled; auto follows WANDB_MODE and W&B's settings files.
+        tags: a list, or text with commas.
         log_model: whether the best checkpoint becomes an artifact.
         resume: "allow" to add to the run of this id.
-    """
-    # its reports about itself: where a server hangs, they would hold up the end by half a minute
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
 
-    if mode == "auto":
-        found = "online" if has_wandb_account() else "offline"
-        mode = cast(Literal["online", "offline", "disabled"], os.environ.get("WANDB_MODE", found))
+    Raises:
+        ConfigError: a variable of the environment has a value that W&B rejects.
+    """
+    if isinstance(tags, str):
+        tags = [tag.strip() for tag in tags.split(",")]
     arguments: dict[str, Any] = {
         "dir": str(save_dir),
         "id": run_id,
@@ -165,22 +269,8 @@ def wandb_logger(
         "notes": notes,
         "resume": resume,
     }
-    limits: dict[str, Any] = {"init_timeout": _WANDB_TIMEOUT}
-    if "finish_timeout" in wandb.Settings.model_fields:  # of newer versions
-        limits["finish_timeout"] = _WANDB_FINISH_TIMEOUT
-    settings = wandb.Settings(silent=True, console="off", **limits)
-    run = None
-    if mode == "online":
-        try:
-            run = wandb.init(mode="online", settings=settings, **arguments)
-        except (wandb.errors.Error, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            log.warning("W&B does not answer (%s); this run is tracked offline", reason)
-            mode = "offline"
-            wandb.teardown()  # or the id would count as in use
-    if run is None:
-        run = wandb.init(mode=mode, settings=settings, **arguments)
-    if mode == "offline":
+    run = _start_run(mode, arguments)
+    if run.settings.mode == "offline":
         log.info(
             "W&B is offline; to upload this run: wandb sync %s",
             shlex.quote(str(Path(run.dir).parent)),
@@ -194,6 +284,29 @@ def wandb_logger(
     return WandbMirror(experiment=run, log_model=log_model)
 
 
+def _start_run(mode: Mode, arguments: Mapping[str, Any]) -> Any:
+    """Start a W&B run as settings and account allow: online, else offline, else disabled."""
+    wandb, run_dir = _import_wandb(), Path(arguments["dir"])
+    is_requested = mode != "auto" or "WANDB_MODE" in os.environ
+    allowed = _load_wandb_settings(run_dir, mode)
+    is_online = allowed not in ("offline", "disabled")
+    if is_online and not has_wandb_account():
+        if is_requested:
+            log.warning("W&B has no account (wandb login); this run is tracked offline")
+        allowed, is_online = "offline", False
+    try:
+        return wandb.init(mode=allowed, **arguments)
+    except (wandb.errors.Error, OSError) as error:
+        if allowed == "disabled":
+            raise
+        if is_online:
+            log.warning("W&B does not answer (%s); this run is tracked offline", _one_line(error))
+        else:  # its process does not start, say
+            log.warning("W&B fails (%s); this run is not tracked there", _one_line(error))
+        wandb.teardown()  # or the id would count as in use
+        return _start_run("offline" if is_online else "disabled", arguments)
+
+
 class WandbMirror(WandbLogger):
     """A WandbLogger that can fail without harm: metrics.csv is the record, this is its mirror."""
 
@@ -201,7 +314,7 @@ class WandbMirror(WandbLogger):
         try:
             mirror(*args, **kwargs)
         except Exception as error:  # whatever W&B raises: a run does not end for it
-            log.warning("W&B: %s; the run goes on", " ".join(str(error).split())[:200])
+            log.warning("W&B: %s; the run goes on", _one_line(error))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -226,18 +339,20 @@ def close_wandb(exit_code: int) -> None:
     try:
         wandb.finish(exit_code=exit_code)
     except Exception as error:
-        log.warning("W&B: %s", " ".join(str(error).split())[:200])
+        log.warning("W&B: %s", _one_line(error))
     if time.monotonic() - start >= _WANDB_FINISH_TIMEOUT:
         log.warning("W&B took too long; to upload the rest: wandb sync %s", files_of_it)
 
 
 def wandb_mode(run_dir: Path) -> Literal["auto", "offline"] | None:
-    """How to add to the W&B run of a folder, None where it has none or W&B is disabled."""
-    if os.environ.get("WANDB_MODE") == "disabled":
+    """Return how to add to the W&B run of a folder; None if it has none or W&B is disabled."""
+    found = {name: any(run_dir.glob(f"wandb/{name}-*")) for name in ("run", "offline-run")}
+    if not any(found.values()):
         return None
-    if any(run_dir.glob("wandb/run-*")):
-        return "auto"
-    return "offline" if any(run_dir.glob("wandb/offline-run-*")) else None
+    with contextlib.suppress(ConfigError):  # log_evaluation will report it
+        if _load_wandb_settings(run_dir, "auto") == "disabled":
+            return None
+    return "auto" if found["run"] else "offline"
 
 
 def log_evaluation(
@@ -267,5 +382,5 @@ def log_evaluation(
         images = {f"evaluation/{k}": wandb.Image(picture) for k, picture in pictures.items()}
         run.log({"evaluation/table": table, **images})
     except Exception as error:
-        log.warning("W&B: %s; evaluation.json has it all", " ".join(str(error).split())[:200])
+        log.warning("W&B: %s; evaluation.json has it all", _one_line(error))
     close_wandb(0)

@@ -99,11 +99,18 @@ class RunPruned(Exception):  # noqa: N818
 
 
 def register_resolvers() -> None:
-    """``${project_root:}`` and ``${unique:}`` for the configuration files."""
+    """Register the resolvers of the configuration files.
+
+    ``${project_root:}``, ``${unique:}`` and ``${env:NAME,default}``, where an empty variable of the
+    environment counts as unset.
+    """
     OmegaConf.register_new_resolver("project_root", lambda: str(ROOT), replace=True)
     # cached for a command, so that the jobs of a sweep agree on its folder
     OmegaConf.register_new_resolver(
         "unique", lambda: secrets.token_hex(4), use_cache=True, replace=True
+    )
+    OmegaConf.register_new_resolver(
+        "env", lambda name, default: os.environ.get(name) or default, replace=True
     )
 
 

@@ -352,8 +352,12 @@ class EarlyStopping:
     log_rank_zero_only: bool = LEFT_OUT
 
 
+_WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 _PROJECT = Matching(r"[^/\\#?%:]{1,128}", "of 1 to 128 characters without / \\ # ? % :")
 _TAG = Matching(r".{1,64}", "of 1 to 64 characters")
+_TAGS = Matching(
+    r"\s*[^,\s][^,]{0,63}(,\s*[^,\s][^,]{0,63})*", "of such tags with commas between them"
+)
 
 
 class WandbRun:
@@ -366,7 +370,9 @@ class WandbRun:
     entity: Name | None = LEFT_OUT
     group: Title | None = LEFT_OUT
     job_type: Title | None = LEFT_OUT
-    tags: list[Annotated[str, _TAG]] | Annotated[list[Any], Length(0)] | None = LEFT_OUT
+    tags: (
+        list[Annotated[str, _TAG]] | Annotated[str, _TAGS] | Annotated[list[Any], Length(0)] | None
+    ) = LEFT_OUT
     notes: str | None = LEFT_OUT
     resume: Annotated[str, OneOf("allow")] | None = LEFT_OUT
 
@@ -743,6 +749,10 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
         yield f"trainer.precision={trainer['precision']}: must be bf16-mixed or 32-true on a CPU"
     if trainer["barebones"]:
         yield "trainer.barebones=true: must be false, a run keeps its record"
+    tracked = ((cfg.get("logger") or {}).get("wandb") or {}).get("mode") == "auto"
+    wandb_mode = os.environ.get("WANDB_MODE")
+    if tracked and wandb_mode and wandb_mode not in _WANDB_MODES:
+        yield f"WANDB_MODE={_shown(wandb_mode)}: must be one of {', '.join(_WANDB_MODES[:3])}"
     optimizer = cfg["optimizer"]
     if optimizer.get("fused") and optimizer.get("foreach"):
         yield "optimizer.foreach=true: must be false where optimizer.fused=true"
