@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cvae.evaluation.likelihood import score_batch
 from cvae.models import CVAE, VAE, Autoencoder
 from cvae.networks import MLP, Conv
+from cvae.types import Batch
 from tests.test_models import randomized
 
 
@@ -50,6 +52,42 @@ class Linear(nn.Module):
         return self.to_image(torch.cat([z] + ([] if y is None else [y]), dim=1)).view(
             -1, *self.image_shape
         )
+
+
+class BatchNorm(Linear):
+    """Normalizes feature maps over the batch."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.normalize: nn.Module = nn.BatchNorm2d(1)
+
+    def encode(self, x: Tensor, y: Tensor | None) -> Tensor:
+        return super().encode(self.normalize(x), y)
+
+
+class FlatBatchNorm(BatchNorm):
+    """Normalizes features over the batch, which takes two images."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.normalize = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784))
+
+
+EVERY = [mlp, deep_mlp, conv, flat_conv, patched_conv, Linear, BatchNorm, FlatBatchNorm]
+
+
+@pytest.mark.parametrize("network", EVERY)
+@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
+def test_a_process_without_rows_scores_none(
+    network: Callable[..., Any], kind: type[Autoencoder]
+) -> None:
+    model = kind(network, latent_dim=4).eval()
+    rows = Batch(torch.rand(3, 1, 28, 28).round(), torch.eye(10)[:3], torch.arange(3), 3)
+    none = Batch(rows.x[:0], rows.y[:0], rows.indices[:0], 1)
+    scores, no_scores = score_batch(model, rows, 2), score_batch(model, none, 2)
+    assert [len(v) for v in scores.values()] == [3] * len(scores)
+    assert [len(v) for v in no_scores.values()] == [0] * len(scores)
+    assert scores.keys() == no_scores.keys()
 
 
 @pytest.mark.parametrize("network", [mlp, deep_mlp, conv, flat_conv, patched_conv, Linear])

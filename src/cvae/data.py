@@ -67,7 +67,8 @@ class GlobalBatchSampler(Sampler[Rows]):
     """Cuts an epoch into global batches and takes this process's rows of each.
 
     The order is a function of (seed, epoch). No image is dropped, padded or seen twice: every
-    process gets as many batches as the others, and the last may differ by one row.
+    process gets as many batches as the others, and the last may differ by one row, so it may be
+    empty: see :meth:`cvae.types.Batch.with_stand_in`.
 
     Args:
         num_images: images in the split.
@@ -161,7 +162,7 @@ class Digits(Dataset[Batch]):
 
     def __getitem__(self, rows: Rows) -> Batch:
         pixels = self.pixels.index_select(0, rows.indices)  # a tenth of the time of [indices]
-        if self.augmentation is not None:
+        if self.augmentation is not None and len(pixels):
             pixels = self.augmentation(pixels, rows.indices, rows.epoch)
         y = self._one_hot.index_select(0, self.labels.index_select(0, rows.indices))
         if self.binarization_seed is None:

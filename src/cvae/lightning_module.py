@@ -3,14 +3,16 @@
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import lightning
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric
@@ -18,7 +20,7 @@ from torchmetrics import MeanMetric
 from cvae import noise
 from cvae.evaluation.likelihood import score_batch
 from cvae.models import Autoencoder, one_hot
-from cvae.types import Batch, Nats
+from cvae.types import Batch, Nats, Terms
 
 _MAX_BATCH_SIZE = 2**32  # between the keys of two plain batches
 _HOST = "cpu"  # the device whose numbers are at hand; to read one of another is to wait for it
@@ -38,6 +40,19 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
     return LambdaLR(optimizer, factor)
+
+
+@contextmanager
+def _frozen_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Have BatchNorm layers use their running statistics, and not change them."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
 
 
 class NotFiniteError(FloatingPointError):
@@ -92,6 +107,9 @@ class VAEModule(lightning.LightningModule):
 
     The loss of a process is its sum over rows divided by the size of the global batch, and the
     noise of an image is keyed by (seed, epoch, image): any number of devices takes the same steps.
+    A process that has no rows of the last batch computes the loss of a stand-in, weighted by 0, so
+    that it takes part in the reduction of gradients. BatchNorm layers use the statistics of each
+    process's own rows, so with them the steps do depend on the number of devices.
 
     Batches are :class:`~cvae.types.Batch`, or on one device (x, y) of a DataLoader of your own, see
     :func:`as_batch`.
@@ -286,6 +304,21 @@ class VAEModule(lightning.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = self._batch(batch, batch_idx)
+        num_rows = len(batch.x)
+        if num_rows:
+            terms = self._terms_of(batch)
+        else:
+            with _frozen_batch_norm(self.model):
+                terms = self._terms_of(batch.with_stand_in()).first(num_rows)
+        losses = self.model.loss(terms, self.global_step)
+        self._add_to_window({"loss": losses, **self.model.metrics(terms)})
+        self.images_seen += batch.global_size
+        # the strategy averages gradients over processes, hence the factor
+        loss = losses.sum() * (self.trainer.world_size / batch.global_size)
+        self._newest_loss = loss.detach()
+        return loss
+
+    def _terms_of(self, batch: Batch) -> Terms:
         eps = noise.standard_normal(
             batch.indices,
             (self.model.latent_dim,),
@@ -294,14 +327,7 @@ class VAEModule(lightning.LightningModule):
             epoch=self.current_epoch,
         )
         label = batch.y if self.model.conditional else None
-        terms = self._terms(batch.x, label, eps)
-        losses = self.model.loss(terms, self.global_step)
-        self._add_to_window({"loss": losses, **self.model.metrics(terms)})
-        self.images_seen += batch.global_size
-        # the strategy averages gradients over processes, hence the factor
-        loss = losses.sum() * (self.trainer.world_size / batch.global_size)
-        self._newest_loss = loss.detach()
-        return loss
+        return self._terms(batch.x, label, eps)
 
     def _add_to_window(self, values: dict[str, Nats]) -> None:
         self._window_names = list(values)

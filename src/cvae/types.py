@@ -19,13 +19,28 @@ class Batch(NamedTuple):
     """One process's rows of a global batch.
 
     ``indices`` key all noise drawn for the images and ``global_size`` is what sums over images are
-    divided by, so that neither depends on how many processes share the batch.
+    divided by, so that neither depends on how many processes share the batch. A process has no rows
+    where the last global batch is smaller than the number of processes.
     """
 
     x: Image
     y: OneHot
     indices: ImageIndices
     global_size: int  # images in this batch over all processes
+
+    def with_stand_in(self) -> "Batch":
+        """This batch, or one striped image of class 0 if it has no rows.
+
+        Many layers raise on an empty batch. The caller drops the values of the stand-in:
+        ``terms.first(len(batch.x))``. Stripes, because a blank image has no variance to divide by.
+        """
+        if len(self.x):
+            return self
+        x = self.x.new_zeros(1, *self.x.shape[1:])
+        x[..., ::2] = 1.0
+        y = self.y.new_zeros(1, self.y.shape[1])
+        y[:, 0] = 1.0
+        return Batch(x, y, self.indices.new_zeros(1), self.global_size)
 
 
 class Split(NamedTuple):
@@ -56,3 +71,10 @@ class Terms(NamedTuple):
     def elbo(self) -> Nats:
         """The evidence lower bound at beta = 1."""
         return self.reconstruction - self.kl
+
+    def first(self, count: int) -> "Terms":
+        """The terms of the first images."""
+        if count == len(self.reconstruction):
+            return self
+        penalty = self.penalty[:count] if isinstance(self.penalty, Tensor) else self.penalty
+        return Terms(self.reconstruction[:count], self.kl[:count], penalty)

@@ -100,7 +100,7 @@ def score_batch(model: Autoencoder, batch: Batch, num_samples: int = 0) -> dict[
     Args:
         num_samples: K of nll_kK, the importance-weighted bound; 0 to leave it out.
     """
-    x, y, indices, _ = batch
+    x, y, indices, _ = batch.with_stand_in()
     label = y if model.conditional else None
     eps = noise.standard_normal(
         indices, (model.latent_dim,), seed=_EVALUATION_SEED, stream=noise.Stream.POSTERIOR
@@ -109,4 +109,4 @@ def score_batch(model: Autoencoder, batch: Batch, num_samples: int = 0) -> dict[
     if isinstance(model, VAE) and num_samples:
         nll = importance_weighted_nll(model, x, label, indices, num_samples)
         values[f"nll_k{num_samples}"] = nll
-    return values
+    return {name: value[: len(batch.x)] for name, value in values.items()}
