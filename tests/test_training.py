@@ -16,18 +16,21 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
 from cvae import runs
 from cvae.callbacks import EMA
-from cvae.data import MNISTDataModule
+from cvae.data import MNISTDataModule, Rows
 from cvae.lightning_module import VAEModule, as_batch, warmup_cosine
 from cvae.models import CVAE, VAE
 from cvae.networks import MLP
 from cvae.resume import LastCheckpoint
-from cvae.schema import ConfigError
+from cvae.schema import _PRECISIONS, ConfigError
 from cvae.training import _check_provenance, _native_precision, train
 from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, clean_environment, run_script, tiny
+from tests.tally import Promise
+from tests.test_networks import FlatBatchNorm
 
 
 def rows(run_dir: Path, prefix: str) -> list[dict[str, float]]:
@@ -359,6 +362,46 @@ def test_one_device_and_two_count_each_test_image_once(pair_of_runs: dict[int, P
         assert one[key] == two[key]
 
 
+@pytest.mark.fault(Promise.UNUSUAL, "last batches of one image on two devices")
+def test_a_device_without_rows_takes_the_same_steps(data_dir: Path, tmp_path: Path) -> None:
+    """One image is left of 195 to train on, of 65 to validate, and of 33 to test."""
+    more = ["device=cpu", "logger=csv", "data.validation_size=65", "data.batch_size=194"]
+    more += ["model/network=conv", "model.network.channels=[2,4]", "model.network.hidden_dim=8"]
+    more += ["data/augmentation=warp", "callbacks.figures=null"]
+    base = [word for word in tiny(data_dir) if "network" not in word and "validation" not in word]
+    losses, metrics = [], []
+    for devices in (1, 2):
+        run_dir = tmp_path / str(devices)
+        words = [*base, *more, f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
+        done = run_script("train", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        losses.append([row["train/loss"] for row in rows(run_dir, "train/")])
+        metrics.append(summary(run_dir)["metrics"])
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=2e-6)
+    assert metrics[1] == pytest.approx(metrics[0], rel=2e-6, abs=1e-6)
+
+
+def test_a_device_without_rows_contributes_zero(data_dir: Path, tmp_path: Path) -> None:
+    """To every gradient, so that no other device waits; BatchNorm keeps its statistics."""
+    _, data, trainer = objects(data_dir, tmp_path)
+    module = VAEModule(CVAE(FlatBatchNorm, latent_dim=2), torch.optim.SGD)
+    module.trainer = trainer
+    data.setup()
+    assert data.train is not None
+    batch = data.train[Rows(0, torch.arange(0), 1)]
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
+    assert all(m.training for m in module.model.modules())
+    assert module.images_seen == 1
+    assert module._window is not None
+    assert not module._window.any()
+
+
 def test_two_devices_share_one_folder(pair_of_runs: dict[int, Path]) -> None:
     one, two = (
         sorted(p.relative_to(d).as_posix() for p in d.rglob("*") if p.is_file())
@@ -551,6 +594,50 @@ def test_scores_do_not_depend_on_the_precision_of_steps(data_dir: Path, tmp_path
         (found,) = trainer.validate(module, datamodule=data, verbose=False)
         scores.append(found["val/elbo"])
     assert scores[0] == scores[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*is supported for historical reasons.*")
+@pytest.mark.parametrize(
+    ("precision", "averages"),
+    [*((p, True) for p in _PRECISIONS if p != "auto"), ("64-true", False)],
+)
+def test_every_precision_trains_and_resumes_exactly(
+    precision: str, averages: bool, data_dir: Path, tmp_path: Path
+) -> None:
+    def fit(folder: Path, epochs: int, resume_from: Path | None = None) -> dict[str, Any]:
+        torch.manual_seed(0)
+        callbacks = [LastCheckpoint(folder), *([EMA(0.9)] if averages else [])]
+        given: dict[str, Any] = {"callbacks": callbacks, "max_epochs": epochs}
+        if precision in ("16", "16-mixed"):  # by its name, it is bfloat16 on a CPU
+            given["plugins"] = [MixedPrecision("16-mixed", "cpu")]
+        else:
+            given["precision"] = precision
+        module, data, fitter = objects(data_dir, folder, gradient_clip_val=200.0, **given)
+        module._make_optimizer = partial(torch.optim.AdamW, lr=1e-2, fused=True)
+        train(module, data, fitter, folder, resume_from=resume_from)
+        return dict(torch.load(folder / "last.ckpt", weights_only=True))
+
+    fit(tmp_path / "a", 1)
+    resumed = fit(tmp_path / "a", 2, tmp_path / "a" / "last.ckpt")
+    whole = fit(tmp_path / "b", 2)
+    width = torch.float64 if precision.startswith("64") else torch.float32
+    assert whole["global_step"] == 14
+    for key in ("state_dict", *(["current_model_state"] if averages else [])):
+        for name, value in whole[key].items():
+            assert value.dtype == width
+            assert torch.equal(value, resumed[key][name]), name
+
+
+def test_a_run_in_double_precision_draws_and_generates(data_dir: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = run_script("train", *tiny(data_dir, run_dir), "trainer.precision=64-true", "logger=csv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (run_dir / "figures" / "label_grid.png").is_file()
+    assert summary(run_dir)["precision"] == "64-true"
+    done = run_script("generate", f"run={run_dir}", "label=all", "num_samples=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    saved = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert {value.dtype for value in saved.values()} == {torch.float64}
 
 
 def test_a_run_goes_on_in_the_precision_it_began_with() -> None:

@@ -113,9 +113,8 @@ class Figures(Callback):
         assert data.test is not None
         index = torch.arange(min(self.num_test_images, len(data.test)))
         batches = data.examples(), data.test[Rows(0, index, len(index))]
-        examples, many = (
-            b._replace(x=b.x.to(module.device), y=b.y.to(module.device)) for b in batches
-        )
+        weight = module.model.output_bias
+        examples, many = (b._replace(x=b.x.to(weight), y=b.y.to(weight)) for b in batches)
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, picture in figures.draw(module.model, examples, many, data.classes).items():
             with files.replacing(self.folder / f"{name}.png") as file:

@@ -189,9 +189,9 @@ class VAEModule(lightning.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if self.trainer.precision == "16-mixed":  # its scaler leaves such steps out by itself
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # Lightning does it for optimizers that are not fused
         # not by Lightning, which refuses fused optimizers under any mixed precision
         # those of the optimizer: to walk through all modules at each step takes its time
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -199,7 +199,9 @@ class VAEModule(lightning.LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         # a loss or gradient that is not finite never reaches the weights
         is_long = True
-        if norm.device.type == _HOST:
+        if scaler is not None:
+            pass  # it leaves out a step whose gradients are not finite, and scales them less
+        elif norm.device.type == _HOST:
             length = float(norm)
             if not math.isfinite(length + float(self._newest_loss)):
                 raise NotFiniteError(self.global_step)

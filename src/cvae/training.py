@@ -93,6 +93,8 @@ def train(
     datamodule.prepare_data()
     datamodule.setup()
     module.model.initialize_output_bias(datamodule.mean_image)
+    # Lightning does so after EMA has copied the weights and a checkpoint is restored, in float32
+    trainer.precision_plugin.convert_module(module)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     if (best := best_checkpoint(trainer)) is not None:
         reader = trainer.strategy.checkpoint_io  # whichever has written it
