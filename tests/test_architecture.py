@@ -49,10 +49,11 @@ ARROWS = {
     },  # those that know torch, late
     "changes": {"schema"},
     "resume": {"checkpoints", "data", "lightning_module", "processes", "runs"},
+    "preflight": {"data", "models", "schema", "types"},
     "processes": {"runs", "schema"},
     "training": {
-        *("callbacks", "checkpoints", "data", "lightning_module", "loggers", "processes"),
-        *("resume", "runs", "schema", "workers"),
+        *("callbacks", "checkpoints", "data", "lightning_module", "loggers", "preflight"),
+        *("processes", "resume", "runs", "schema", "workers"),
     },
     "launch": {"processes", "runs", "schema", "terminal", "training"},
     "sweeps": {"launch", "processes", "runs", "schema"},
@@ -71,6 +72,7 @@ KNOW_LIGHTNING = {
     "launch",
     "lightning_module",
     "loggers",
+    "preflight",
     "resume",
     "training",
 }

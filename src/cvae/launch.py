@@ -310,11 +310,12 @@ def failure(run_dir: Path, code: int, said: str = "") -> BaseException:
         killed = f"killed by signal {-code} ({signal.Signals(-code).name})"
     else:
         killed = f"ended with exit code {code}"
-    cause = said.partition(f"{run_dir}: ")[2] or killed
+    told = said.partition(f"{run_dir}: ")[2]
+    cause = told or killed
     summary = runs.read_summary(run_dir)
     # interrupted: a sibling was told to stop because of this failure, and wrote after it
     if summary.get("status") == "interrupted":
-        cause = summary.get("error") or said or cause
+        cause = summary.get("error") or told or said or killed
     if summary.get("status") in ("pending", "running", "interrupted") and code != BAD_INPUT:
         with contextlib.suppress(OSError):  # a full disk may be what it died of
             runs.update_summary(run_dir, status="failed", error=cause)

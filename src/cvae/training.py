@@ -34,6 +34,7 @@ from cvae.callbacks import AtomicCheckpoints
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import NotFiniteError, VAEModule
 from cvae.loggers import MetricsFile, close_wandb
+from cvae.preflight import check_model
 from cvae.processes import (
     INTERRUPTED,
     check_shared_memory,
@@ -66,6 +67,12 @@ _KNOWN_WARNINGS = (
     ".*torch.distributed.nn.functional.all_gather.? is deprecated.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
 )
+_DDP: dict[str, dict[str, Any]] = {  # strategies of trainer.strategy, and torch's arguments
+    "auto": {},
+    "ddp": {},
+    "ddp_find_unused_parameters_true": {"find_unused_parameters": True},
+    "ddp_find_unused_parameters_false": {"find_unused_parameters": False},
+}
 
 
 def train(
@@ -228,17 +235,20 @@ def build(
         arguments["precision"] = _native_precision(arguments["accelerator"])
     module.provenance["precision"] = arguments["precision"]
     arguments["plugins"] = [AtomicCheckpoints(), *_cluster_environment()]
-    if module.provenance["processes"] > 1 and arguments["strategy"] in ("auto", "ddp"):
-        arguments["strategy"] = DDPStrategy(timeout=timedelta(seconds=cfg.rank_timeout))
+    if module.provenance["processes"] > 1 and arguments["strategy"] in _DDP:
+        arguments["strategy"] = DDPStrategy(
+            timeout=timedelta(seconds=cfg.rank_timeout), **_DDP[arguments["strategy"]]
+        )
     callbacks = _callbacks(cfg)
     if not any(isinstance(c, Checkpoint) for c in callbacks):
         arguments["enable_checkpointing"] = False  # or Lightning would add one of its own
-    loggers = _loggers(cfg, run_dir, goes_on) if rank == 0 else []
     try:
-        trainer = lightning.Trainer(logger=loggers or False, callbacks=callbacks, **arguments)
+        trainer = lightning.Trainer(logger=False, callbacks=callbacks, **arguments)
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-    trainer.loggers = loggers  # of which fast_dev_run would have made a dummy
+    check_model(module.model, datamodule, trainer)
+    if rank == 0:
+        trainer.loggers = _loggers(cfg, run_dir, goes_on)
     # Lightning's handler would talk to other ranks from within whatever they were saying
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return module, datamodule, trainer
@@ -389,7 +399,8 @@ def _recorded(run_dir: Path, rank: int, cfg: DictConfig) -> Iterator[None]:
     except Exception as error:
         remedy = workers.explain(error, cfg.data.get("num_workers") or 0)
         remedy = remedy or out_of_memory(error, "train")
-        reason = remedy or " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        reason = remedy or " ".join(f"{kind}{error}".split())[:500]
         with contextlib.suppress(OSError):  # where even that finds no room
             if runs.read_summary(run_dir).get("status") == "running":  # the first to fail tells
                 runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
