@@ -52,8 +52,8 @@ ARROWS = {
     "preflight": {"data", "models", "schema", "types"},
     "processes": {"runs", "schema"},
     "training": {
-        *("callbacks", "checkpoints", "data", "lightning_module", "loggers", "preflight"),
-        *("processes", "resume", "runs", "schema", "workers"),
+        *("callbacks", "checkpoints", "data", "digits", "lightning_module", "loggers"),
+        *("preflight", "processes", "resume", "runs", "schema", "workers"),
     },
     "launch": {"processes", "runs", "schema", "terminal", "training"},
     "sweeps": {"launch", "processes", "runs", "schema"},

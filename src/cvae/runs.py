@@ -326,9 +326,7 @@ def discard_without_data(run_dir: Path) -> None:
 
     Files that are not the run's stay, and so does their folder.
     """
-    if not str(read_summary(run_dir).get("error")).startswith("DataError"):
-        return
-    if (run_dir / METRICS).exists():
+    if not read_summary(run_dir).get("lacks_data") or (run_dir / METRICS).exists():
         return
     shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
     for name in (CONFIG, SUMMARY, _LOG, ".lock"):

@@ -32,6 +32,7 @@ from rich.logging import RichHandler
 from cvae import checkpoints, runs, workers
 from cvae.callbacks import AtomicCheckpoints
 from cvae.data import MNISTDataModule
+from cvae.digits import DataError
 from cvae.lightning_module import NotFiniteError, VAEModule
 from cvae.loggers import MetricsFile, close_wandb
 from cvae.preflight import check_model
@@ -400,10 +401,11 @@ def _recorded(run_dir: Path, rank: int, cfg: DictConfig) -> Iterator[None]:
         remedy = workers.explain(error, cfg.data.get("num_workers") or 0)
         remedy = remedy or out_of_memory(error, "train")
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        details = {"lacks_data": True} if isinstance(error, DataError) else {}
         reason = remedy or " ".join(f"{kind}{error}".split())[:500]
         with contextlib.suppress(OSError):  # where even that finds no room
             if runs.read_summary(run_dir).get("status") == "running":  # the first to fail tells
-                runs.update_summary(run_dir, status="failed", error=reason, rank=rank)
+                runs.update_summary(run_dir, status="failed", error=reason, rank=rank, **details)
         close_wandb(1)
         if isinstance(error, NotFiniteError):
             log.error("%s", reason)
