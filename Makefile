@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 RUN := .venv/bin/python
-# this checkout comes before one that is installed in the environment
+# import this checkout, not one that is installed in the environment
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python %d.%d: this project needs Python 3.11 to 3.13; make PYTHON=python3.13 ..." % sys.version_info[:2])'
