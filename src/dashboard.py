@@ -24,8 +24,8 @@ def main(cfg: DictConfig) -> None:
     written = Path(cfg.output)
     written.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(written, as_json(view))
-    reason = "no entity=" if cfg.entity is None else "W&B is offline or has no account"
-    print(f"{reason}: nothing was sent; what would be is in {runs.shown(written)}")
+    reason = "entity= is not set" if cfg.entity is None else "W&B is offline or has no account"
+    print(f"{reason}: nothing was sent; the view is saved in {runs.shown(written)}")
 
 
 if __name__ == "__main__":

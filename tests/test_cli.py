@@ -108,7 +108,7 @@ BAD = [
     ("generate", "run=", ["run=", "not empty"]),
     ("train", "--quiet", ["--quiet", "--help"]),
     ("generate", "label=-1", ["label=-1", "at least 0"]),
-    ("generate", "label=3,3", ["label=[3, 3]", "none twice"]),
+    ("generate", "label=3,3", ["label=[3, 3]", "no duplicates"]),
     ("generate", "label=3,x", ["label=[3, 'x']", "an integer"]),
     ("generate", "run=/no/such/run", ["run=/no/such/run", "no such folder"]),
     ("generate", "num_samples=0", ["num_samples=0", "from 1 to"]),

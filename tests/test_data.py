@@ -163,7 +163,7 @@ def test_images_of_ones_own(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"train_images": np.zeros((20, 28, 28))}, "unsigned bytes.*multiply by 255"),
-        ({"train_images": np.zeros((20, 1, 28, 28), np.uint8)}, "drop the axis of the channel"),
+        ({"train_images": np.zeros((20, 1, 28, 28), np.uint8)}, "drop the channel axis"),
         ({"train_images": np.zeros((20, 28, 28, 3), np.uint8)}, "convert the images to grey"),
         (
             {"test_images": np.zeros((0, 28, 28), np.uint8), "test_labels": np.zeros(0, int)},
@@ -205,12 +205,12 @@ def test_labels_that_are_true_or_false(tmp_path: Path) -> None:
     [
         (np.linspace(0, 0.9, 20), "train labels such as 0.0473684: must be integers from 0 to 2"),
         (np.where(np.arange(20) == 3, np.nan, 1.0), "train labels such as nan"),
-        (np.where(np.arange(20) == 3, np.inf, 1.0), "go from 1.0 to inf"),
+        (np.where(np.arange(20) == 3, np.inf, 1.0), "range from 1.0 to inf"),
         (np.array(["cat", "dog"] * 10), "train labels of type <U3: must be integers from 0 to 2"),
         (np.arange(20) % 3 * 1j, "train labels of type complex128"),
-        (np.arange(20) % 3 + 1, "go from 1 to 3, they must be .* from 0 to 2; count from 0"),
-        (np.full(20, 2**64 - 1, np.uint64), "go from 18446744073709551615 to"),
-        (np.full(20, -1, np.int8), "go from -1 to -1"),
+        (np.arange(20) % 3 + 1, "range from 1 to 3, but must be .* from 0 to 2; subtract 1"),
+        (np.full(20, 2**64 - 1, np.uint64), "range from 18446744073709551615 to"),
+        (np.full(20, -1, np.int8), "range from -1 to -1"),
     ],
 )
 def test_labels_that_are_no_classes(
@@ -233,8 +233,8 @@ def test_classes_without_images_are_told_once(
     assert data.classes == [0, 2]
     assert data.examples().y.argmax(1).tolist() == [0]
     (told,) = [r.getMessage() for r in caplog.records if "num_classes" in r.getMessage()]
-    assert "no training image has label 1, 3 (grids and evaluation leave it out)" in told
-    assert "no test image has label 2 (" in told
+    assert "no training images of label 1, 3 (left out of grids and evaluation)" in told
+    assert "no test images of label 2 (" in told
     npz(tmp_path, train_labels=np.zeros(20, int), test_labels=np.ones(6, int))
     with pytest.raises(DataError, match="no label has both training and test images"):
         images(tmp_path)

@@ -439,7 +439,7 @@ def test_one_label_alone(known: Oracle) -> None:
     train, validation, test = (of_classes(split, 1) for split in (TRAIN, VALIDATION, TEST))
     one = Subject(model, train, validation, test, known, num_samples=3, num_generated=20)
     found = report.evaluate(one, ["bound", "label_control", "latent_independence", "style"])
-    assert found.left_out == {"latent_independence": "all training images have one label"}
+    assert found.left_out == {"latent_independence": "all training images have the same label"}
     assert found.metrics["bound"]["test/joint_nll_k3"].value == pytest.approx(
         found.metrics["bound"]["test/nll_k3"].value
     )

@@ -284,7 +284,7 @@ def test_a_run_does_without_a_wandb_that_does_not_start(
     ours = [r.message for r in caplog.records if r.name == "cvae.loggers"]
     assert [message.partition(" (")[0] for message in ours] == [
         "W&B does not answer",
-        "W&B fails",
+        "W&B does not start",
     ]
 
 

@@ -160,7 +160,7 @@ def test_only_the_average_needs_a_copy(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     check(VAE(OldWeightNorm, latent_dim=2), data_dir, tmp_path, trainer={"callbacks": []})
-    assert "cannot be copied, so it is not tried" in caplog.text
+    assert "cannot be copied, so it is not checked" in caplog.text
 
 
 @pytest.mark.parametrize("rest", [1, 3])
@@ -174,7 +174,8 @@ def test_a_last_batch_too_small_for_batch_norm(rest: int, data_dir: Path, tmp_pa
         with pytest.raises(ConfigError, match="fails on 1 image in training: ") as caught:
             check(model, data_dir, tmp_path, **size)
         told = re.search(
-            r"data.batch_size=32 leaves 1 of 65 for the last batch, (\d+) leaves", str(caught.value)
+            r"data.batch_size=32 leaves 1 of 65 images for the last batch; (\d+) leaves",
+            str(caught.value),
         )
         assert told is not None
         size["batch_size"] = int(told[1])

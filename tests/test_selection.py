@@ -133,19 +133,19 @@ def test_metrics_of_ones_own_are_compared(own_metric: Path) -> None:
             ],
             "callbacks.mine.filename=best: callbacks.best writes best.ckpt",
         ),
-        (["+callbacks.best.every_n_train_steps=5"], "weights were not validated"),
-        (["+callbacks.best.train_time_interval={minutes: 5}"], "weights were not validated"),
-        (["+callbacks.best.save_on_exception=true"], "weights were not validated"),
+        (["+callbacks.best.every_n_train_steps=5"], "weights that were not validated"),
+        (["+callbacks.best.train_time_interval={minutes: 5}"], "weights that were not validated"),
+        (["+callbacks.best.save_on_exception=true"], "weights that were not validated"),
         (["+callbacks.best.save_weights_only=true"], "raw weights"),
         (["callbacks.best.dirpath=/elsewhere"], "callbacks.best.dirpath=/elsewhere: must lie in"),
         (["callbacks.best.filename=../best"], "must lie in the run folder"),
-        (["callbacks.best.monitor=val/kl"], "callbacks.best.monitor=val/kl: set monitor=val/kl"),
-        (["callbacks.best.mode=min"], "callbacks.best.mode=min: set mode=min"),
-        (["mode=min"], "mode=min: the default monitor is a bound"),
+        (["callbacks.best.monitor=val/kl"], "callbacks.best.monitor=val/kl: must equal monitor="),
+        (["callbacks.best.mode=min"], "callbacks.best.mode=min: must equal mode=max"),
+        (["mode=min"], "mode=min: must be max"),
         (["monitor=val/mse"], "monitor=val/mse: must be one of val/elbo"),
         (["monitor=test/elbo", "+callbacks.x={_target_: own.X}"], "must be a validation metric"),
-        (["scheduler=plateau", "scheduler.mode=min"], "scheduler.mode=min: the run's metric"),
-        (["scheduler=plateau", "~scheduler.mode"], "scheduler.mode=min: the run's metric"),
+        (["scheduler=plateau", "scheduler.mode=min"], "scheduler.mode=min: must be max"),
+        (["scheduler=plateau", "~scheduler.mode"], "scheduler.mode=min: must be max"),
     ],
 )
 def test_settings_that_would_select_other_weights_are_rejected(
@@ -195,7 +195,7 @@ def test_what_cannot_be_resumed_is_skipped(own_metric: Path, tmp_path: Path) -> 
     found, skipped = checkpoints.newest_good(folder, "last*.ckpt", TO_RESUME)
     assert found == folder / checkpoints.PREVIOUS
     assert len(skipped) == 1
-    assert "last.ckpt: not a state to resume from" in skipped[0]
+    assert "last.ckpt: cannot be resumed from" in skipped[0]
 
 
 def test_the_best_is_known_by_the_last_checkpoint(own_metric: Path) -> None:

@@ -127,7 +127,7 @@ def test_plain_batches_of_a_loader_of_ones_own(kind: type[VAE], tmp_path: Path) 
 
     by_integer, by_one_hot = fitted(x, y), fitted(x, torch.eye(10)[y])
     torch.testing.assert_close(by_integer, by_one_hot, rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"a batch must be \(x, y\)"):
+    with pytest.raises(ValueError, match=r"a batch must be .* \(x, y\)"):
         fitted(x)
     with pytest.raises(ValueError, match=r"of shape \(B, 1, 28, 28\)"):
         fitted((x * 255).to(torch.uint8), y)

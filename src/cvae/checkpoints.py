@@ -126,7 +126,7 @@ def newest_good(
     for path in sorted(folder.glob(pattern), key=_rank, reverse=True):
         try:
             if missing := sorted(needed - load(path).keys()):
-                raise ConfigError(f"{path}: not a state to resume from, without {missing[0]}")
+                raise ConfigError(f"{path}: cannot be resumed from, {missing[0]} is missing")
         except ConfigError as error:
             log.warning("skipped: %s", error)
             skipped.append(str(error))

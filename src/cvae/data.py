@@ -47,10 +47,10 @@ def checked_labels(labels: NDArray[Any], num_classes: int, split: str) -> Int64[
         raise DataError(f"{split} labels such as {example:g}: {must}")
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         low, high = labels.min(), labels.max()
-        hint = "; count from 0: subtract 1 from every label" if low == 1 else ""
+        hint = "; subtract 1 from every label" if low == 1 else ""
         raise DataError(
-            f"data.num_classes={num_classes}: the {split} labels go from {low} to {high}, "
-            f"they {must}{hint}"
+            f"data.num_classes={num_classes}: the {split} labels range from {low} to {high}, "
+            f"but {must}{hint}"
         )
     return torch.from_numpy(labels.astype(np.int64))
 
@@ -292,7 +292,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         order = torch.randperm(len(train_x), generator=torch.Generator().manual_seed(_SPLIT_SEED))
         taken, held_out = order[: -self.validation_size], order[-self.validation_size :]
         if not len(test_x):
-            raise DataError(f"{self.dataset}: there is no test image")
+            raise DataError(f"{self.dataset}: no test images, must have at least one")
         pixels, labels = self._tensors(train_x, train_y, "train")
         dynamic = self.binarization == "dynamic"
         if not dynamic:
@@ -339,11 +339,11 @@ class MNISTDataModule(lightning.LightningDataModule):
             raise DataError(f"{self.dataset}: no label has both training and test images")
         untrained = [c for c in range(self.num_classes) if c not in classes]
         absent = (
-            ("training", untrained, "grids and evaluation leave it out"),
-            ("test", sorted(classes - tested), "label_agreement_worst leaves it out"),
+            ("training", untrained, "left out of grids and evaluation"),
+            ("test", sorted(classes - tested), "left out of samples/label_agreement_worst"),
         )
         parts = [
-            f"no {kind} image has label {_listed(labels)} ({effect})"
+            f"no {kind} images of label {_listed(labels)} ({effect})"
             for kind, labels, effect in absent
             if labels
         ]
@@ -452,6 +452,6 @@ class ImagesDataModule(MNISTDataModule):
 def _hint(images: NDArray[Any]) -> str:
     if images.ndim == 4:
         one = 1 in (images.shape[1], images.shape[3])
-        return "; drop the axis of the channel" if one else "; convert the images to grey"
+        return "; drop the channel axis" if one else "; convert the images to grey"
     is_share = images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1
     return "; multiply by 255 and convert to uint8" if is_share else ""

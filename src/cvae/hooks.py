@@ -173,7 +173,7 @@ def _reported(config: DictConfig) -> Iterator[None]:
         if WANTS_TRACEBACK:
             traceback.print_exc()
         line = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        print(f"failed: {line}; HYDRA_FULL_ERROR=1 shows the traceback", file=sys.stderr)
+        print(f"failed: {line}; for the traceback set HYDRA_FULL_ERROR=1", file=sys.stderr)
         raise SystemExit(FAILED) from None
 
 

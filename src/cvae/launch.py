@@ -95,7 +95,14 @@ def _checked(ranks: Ranks, variable: str) -> Ranks:
     if rank >= size:
         raise ConfigError(f"{variable}={rank}: must be below the number of processes, {size}")
     if local < 1 or size % local:
-        raise ConfigError(f"{size} processes: must be a multiple of the {local} on each node")
+        source = (
+            "SLURM_STEP_NUM_TASKS"
+            if ranks.launcher == "srun"
+            else "WORLD_SIZE and LOCAL_WORLD_SIZE"
+        )
+        raise ConfigError(
+            f"{size} processes: must be a multiple of the {local} on each node; check {source}"
+        )
     return ranks
 
 

@@ -90,8 +90,8 @@ def as_batch(batch: Any, batch_idx: int, model: Autoencoder, num_processes: int 
     shape, are_tensors = model.image_shape, isinstance(x, Tensor) and isinstance(y, Tensor)
     if not are_tensors or not x.is_floating_point() or x.shape[1:] != shape:
         raise ValueError(
-            f"a batch must be (x, y), x float images in [0, 1] of shape (B, "
-            f"{', '.join(map(str, shape))}) and y a tensor of labels, or cvae.types.Batch"
+            "a batch must be cvae.types.Batch, or (x, y) with float images x in [0, 1] of shape "
+            f"(B, {', '.join(map(str, shape))}) and a tensor of labels y"
         )
     if num_processes > 1:
         raise ValueError(

@@ -128,7 +128,7 @@ def has_wandb_account() -> bool:
         with contextlib.redirect_stderr(io.StringIO()):
             return bool(wandb.login(prompt=False, verify=False))
     except Exception as error:  # a malformed key, an invalid address, a home that does not exist
-        log.warning("W&B account: %s", _one_line(error))
+        log.warning("W&B account not found: %s", _one_line(error))
         return False
 
 
@@ -292,7 +292,7 @@ def _start_run(mode: Mode, arguments: Mapping[str, Any]) -> Any:
     is_online = allowed not in ("offline", "disabled")
     if is_online and not has_wandb_account():
         if is_requested:
-            log.warning("W&B has no account (wandb login); this run is tracked offline")
+            log.warning("W&B has no account; this run is tracked offline (to log in: wandb login)")
         allowed, is_online = "offline", False
     try:
         return wandb.init(mode=allowed, **arguments)
@@ -302,7 +302,7 @@ def _start_run(mode: Mode, arguments: Mapping[str, Any]) -> Any:
         if is_online:
             log.warning("W&B does not answer (%s); this run is tracked offline", _one_line(error))
         else:  # its process does not start, say
-            log.warning("W&B fails (%s); this run is not tracked there", _one_line(error))
+            log.warning("W&B does not start (%s); this run is not tracked", _one_line(error))
         wandb.teardown()  # or the id would count as in use
         return _start_run("offline" if is_online else "disabled", arguments)
 
@@ -314,7 +314,7 @@ class WandbMirror(WandbLogger):
         try:
             mirror(*args, **kwargs)
         except Exception as error:  # whatever W&B raises: a run does not end for it
-            log.warning("W&B: %s; the run goes on", _one_line(error))
+            log.warning("W&B: %s; training continues", _one_line(error))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -382,5 +382,5 @@ def log_evaluation(
         images = {f"evaluation/{k}": wandb.Image(picture) for k, picture in pictures.items()}
         run.log({"evaluation/table": table, **images})
     except Exception as error:
-        log.warning("W&B: %s; evaluation.json has it all", _one_line(error))
+        log.warning("W&B: %s; evaluation.json holds all results", _one_line(error))
     close_wandb(0)

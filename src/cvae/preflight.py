@@ -88,13 +88,13 @@ def _copy(model: Autoencoder, is_needed: bool) -> Autoencoder | None:
         return copy.deepcopy(model)
     except Exception as error:
         if not is_needed:
-            log.warning("%s: cannot be copied, so it is not tried before training", _owner(model))
+            log.warning("%s: cannot be copied, so it is not checked before training", _owner(model))
             return None
-        remedy = "callbacks.ema=null trains without the copy"
+        remedy = "set callbacks.ema=null to train without averaged weights"
         if "deepcopy protocol" in str(error):
             remedy = (
-                "keep no tensor that is computed from parameters; use torch.nn.utils."
-                f"parametrizations.weight_norm for torch.nn.utils.weight_norm; {remedy}"
+                "do not store tensors computed from parameters, use torch.nn.utils."
+                f"parametrizations.weight_norm instead of torch.nn.utils.weight_norm, or {remedy}"
             )
         raise ConfigError(
             f"{_owner(model)}: cannot be copied for callbacks.ema: {_line(error)}; {remedy}"
@@ -131,8 +131,8 @@ def _larger_last_batch(data: MNISTDataModule, processes: int) -> str:
     last = _last_batch(count, size)
     larger = range(size + processes, count, processes)
     better = (s for s in larger if _last_batch(count, s) > max(last, 2 * processes))
-    hint = "".join(f", {s} leaves {_last_batch(count, s)}" for s in islice(better, 1))
-    return f"data.batch_size={size} leaves {last} of {count} for the last batch{hint}"
+    hint = "".join(f"; {s} leaves {_last_batch(count, s)}" for s in islice(better, 1))
+    return f"data.batch_size={size} leaves {last} of {count} images for the last batch{hint}"
 
 
 def _loss(model: Autoencoder, batch: Batch) -> Tensor:

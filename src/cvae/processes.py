@@ -140,7 +140,9 @@ def out_of_memory(error: BaseException | None, entry_point: str) -> str | None:
             size = re.search(r"allocate ([\d.]+ ?\w+)", text)
             wanted = f" ({size[1]} could not be allocated)" if size else ""
             settings = _LESS_MEMORY.get(entry_point)
-            return f"out of memory{wanted}: " + (f"lower {settings}" if settings else "free some")
+            return f"out of memory{wanted}: " + (
+                f"lower {settings}" if settings else "free some memory"
+            )
         error = error.__cause__
     return None
 

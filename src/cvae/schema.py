@@ -119,7 +119,7 @@ class Distinct:
         return len(set(value)) == len(value)
 
     def __str__(self) -> str:
-        return "(none twice)"
+        return "(no duplicates)"
 
 
 class NotEmpty:
@@ -355,9 +355,7 @@ class EarlyStopping:
 _WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 _PROJECT = Matching(r"[^/\\#?%:]{1,128}", "of 1 to 128 characters without / \\ # ? % :")
 _TAG = Matching(r".{1,64}", "of 1 to 64 characters")
-_TAGS = Matching(
-    r"\s*[^,\s][^,]{0,63}(,\s*[^,\s][^,]{0,63})*", "of such tags with commas between them"
-)
+_TAGS = Matching(r"\s*[^,\s][^,]{0,63}(,\s*[^,\s][^,]{0,63})*", "of such tags, separated by commas")
 
 
 class WandbRun:
@@ -765,7 +763,7 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
     is_plateau = str(scheduler.get("_target_")).endswith(".ReduceLROnPlateau")
     is_of_run = scheduler.get("monitor", cfg["monitor"]) == cfg["monitor"]
     if is_plateau and is_of_run and (given := scheduler.get("mode", "min")) != mode:
-        yield f"scheduler.mode={given}: the run's metric is best at its {mode}; set it to {mode}"
+        yield f"scheduler.mode={given}: must be {mode}, as the run has mode={mode}"
     yield from _check_checkpoints(cfg)
     if trainer["use_distributed_sampler"]:
         yield "trainer.use_distributed_sampler=true: must be false, the data module has its own"
@@ -781,7 +779,7 @@ def _check_monitor(cfg: Mapping[str, Any]) -> Iterator[str]:
     """A run is selected by a validation metric; callbacks of a user's own may log more of them."""
     monitor, mode = cfg["monitor"], cfg.get("mode", "max")
     if mode == "min" and monitor in (None, "val/elbo", "val/reconstruction"):
-        yield "mode=min: the default monitor is a bound, which goes up; use mode=max"
+        yield "mode=min: must be max, as val/elbo and val/reconstruction are maximized"
     if monitor is None:
         return
     metrics = _METRICS.get(str(cfg["model"]["_target_"]))
@@ -829,7 +827,7 @@ def _check_checkpoints(cfg: Mapping[str, Any]) -> Iterator[str]:
         if node.get("save_top_k", 1) not in (0, 1) and overwrites:
             yield (
                 f"{key}.save_top_k={node['save_top_k']}: filename={_shown(filename)} gives several "
-                "checkpoints one file; add {step} to it, or set enable_version_counter=true"
+                "checkpoints the same name; add {step} to it, or set enable_version_counter=true"
             )
 
 
@@ -840,17 +838,18 @@ def _check_best(
         wanted = cfg.get(setting, default)
         if node.get(setting, wanted) != wanted:
             given = _shown(node[setting])
-            yield f"{key}.{setting}={given}: set {setting}={given}, which the whole run follows"
+            must = f"must equal {setting}={_shown(wanted)} of the run"
+            yield f"{key}.{setting}={given}: {must}; set {setting}={given} instead"
     if not f"{folder}/".startswith(own) or ".." in Path(node.get("filename") or "").parts:
         yield f"{key}.dirpath={_shown(folder)}: must lie in the run folder, ${{run_dir}}/..."
     for setting in ("every_n_train_steps", "train_time_interval", "save_on_exception"):
         if node.get(setting):
             yield (
-                f"{key}.{setting}={_shown(node[setting])}: its weights were not validated; use "
-                "trainer.val_check_interval, or a ModelCheckpoint of your own under callbacks"
+                f"{key}.{setting}={_shown(node[setting])}: saves weights that were not "
+                "validated; use trainer.val_check_interval, or another ModelCheckpoint in callbacks"
             )
     if node.get("save_weights_only"):
-        yield f"{key}.save_weights_only=true: would save raw weights, not the averaged ones"
+        yield f"{key}.save_weights_only=true: must be false, it saves raw weights, not averaged"
     if node.get("save_on_train_epoch_end") and cfg["trainer"]["check_val_every_n_epoch"] != 1:
         yield f"{key}.save_on_train_epoch_end=true: needs trainer.check_val_every_n_epoch=1"
 

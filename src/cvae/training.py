@@ -357,7 +357,7 @@ def _finish(
         test_digest=datamodule.test.digest(),
     )
     if is_smoke(cfg):
-        log.info("a smoke run: not tracked on W&B, not compared, and logs/latest stays as it was")
+        log.info("a smoke run: not tracked on W&B, not compared, logs/latest does not change")
     else:
         runs.point_latest(run_dir)
     if shown := "  ".join(f"{k} {v:.2f}" for k, v in metrics.items() if k.startswith("test/")):
@@ -385,7 +385,7 @@ def _recorded(run_dir: Path, rank: int, cfg: DictConfig) -> Iterator[None]:
     try:
         yield
     except runs.Stopped as error:
-        log.info("%s; to go on: %s", error, _resume_command(run_dir))
+        log.info("%s; to resume: %s", error, _resume_command(run_dir))
         runs.update_summary(run_dir, status="interrupted")
         close_wandb(error.exit_code)
         raise SystemExit(error.exit_code) from None

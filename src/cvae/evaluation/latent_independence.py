@@ -11,7 +11,7 @@ def latent_independence(subject: Subject) -> Metrics:
     share of the most frequent label, which a reader of nothing reaches.
     """
     if len(subject.classes) < 2:
-        raise NotApplicable("all training images have one label")
+        raise NotApplicable("all training images have the same label")
     labels = subject.test.labels
     z = subject.test_posterior.draw()
     chance = float(labels.bincount().max() / len(labels))
