@@ -25,7 +25,8 @@ def main(cfg: DictConfig) -> None:
     metrics = list(cfg.metrics or known)
     groups = comparison.sort_groups(groups, cfg.sort or metrics[0])
     output = Path(cfg.output) if cfg.output else comparison.default_output(cfg.runs)
-    try:  # files first: a terminal can go away; but a full disk does not cost the table
+    # files first: printing fails if the terminal is gone, and a full disk must not cost the table
+    try:
         output.parent.mkdir(parents=True, exist_ok=True)
         tables = {"md": comparison.markdown(groups, metrics, broken)}
         tables["csv"] = comparison.as_csv(groups, metrics)

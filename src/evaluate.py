@@ -48,7 +48,8 @@ def main(cfg: DictConfig) -> None:
         "num_generated": cfg.num_generated,
     }
     measured = report.as_json(found)
-    try:  # files first: a terminal can go away; but a full disk does not cost the table
+    # files first: printing fails if the terminal is gone, and a full disk must not cost the table
+    try:
         written = runs.update_evaluation(run_dir, measured_on, measured)
         for name, picture in drawn.items():
             path = inside(run_dir, f"figures/{name}.png")

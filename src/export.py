@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     is_of_these = evaluation.get("checkpoint_digest") == runs.file_digest(checkpoint)
     metrics = evaluation["metrics"] if is_of_these else {}
     summary = runs.read_summary(run_dir)
-    if runs.name_in(run_dir, checkpoint) != summary.get("checkpoint"):  # which alone was tested
+    if runs.name_in(run_dir, checkpoint) != summary.get("checkpoint"):  # only that one was tested
         summary.pop("metrics", None)
     with export.into(folder) as fresh:
         export.save_model(model, config, fresh)

@@ -198,7 +198,7 @@ def test_a_search_is_checked_at_a_point_for_each_combination_of_groups() -> None
     words = ["model.latent_dim=2", "optimizer.lr=0.5", "model.beta=2", "~logger"]
     assert hooks._samples(overrides) == [["model=vae", *words], ["model=cvae", *words]]
     plugin = import_module("hydra_plugins.cvae_sweeps")
-    fixed = [plugin._fixed_word(override) for override in overrides]
+    fixed = [plugin._fixed_override(override) for override in overrides]
     assert fixed == [None, None, None, "model.beta=2", "~logger"]
 
 

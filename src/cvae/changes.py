@@ -41,10 +41,10 @@ _FREE = (
 )
 _SCHEDULED = ("trainer.max_epochs",)  # the schedule may depend on it
 _OF_THE_COMMAND = ("resume", "rerun", "trust")
-_REPEATED = ("mode",)  # which the callbacks that it is for have as well
+_REPEATED = ("mode",)  # also part of the callbacks that it applies to
 _COMPOSING = threading.Lock()  # Hydra has one state for all threads
 _ARCHIVED = ("run_dir", "run_id", "sweep", "monitor", "mode", "name")
-_WANDB_PLACE = ("project", "entity")  # which the environment may give to a new run
+_WANDB_PLACE = ("project", "entity")  # may come from the environment in a new run
 
 
 def apply(archived: DictConfig, composed: DictConfig, typed: Sequence[str]) -> list[str]:

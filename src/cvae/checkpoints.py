@@ -59,7 +59,7 @@ def save(checkpoint: Mapping[str, Any], path: Path) -> None:
             if path.name == LAST and path.exists():
                 _keep_previous(path)
     finally:
-        # of processes that were killed
+        # left by processes that were killed
         for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             left_over.unlink(missing_ok=True)
 

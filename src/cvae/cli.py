@@ -49,9 +49,9 @@ _EXPECTED = (
     HydraException,
     OmegaConfBaseException,
 )
-_TOLD_IN_A_LINE = (
+_ONE_LINE_ERRORS = (
     *(HydraException, OmegaConfBaseException, ImportError),
-    *(OSError, MemoryError, RuntimeError),  # a lack of memory, of RuntimeErrors
+    *(OSError, MemoryError, RuntimeError),  # a RuntimeError only if memory ran out
 )
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 _PATH_KEYS = re.compile(
@@ -97,7 +97,7 @@ def _quote_path(argument: str, cwd: Path) -> str:
 
 
 def as_lists(arguments: Sequence[str]) -> list[str]:
-    """Write key=a,b as key=[a,b], for scripts that take no sweeps."""
+    """Rewrite key=a,b as key=[a,b], for scripts that do not sweep."""
     words = []
     for argument in arguments:
         match = None if _PATH_KEYS.match(argument) else _VALUES.fullmatch(argument)
@@ -114,7 +114,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         @functools.wraps(task)
         def checked(cfg: DictConfig) -> Any:
             started.append(True)
-            accept_any_text()  # a launcher may run this in a process of its own
+            accept_any_text()  # a launcher may run this in a new process
             if HydraConfig.get().mode is not RunMode.MULTIRUN:
                 with reported(config_name):
                     return task(cfg)
@@ -137,7 +137,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 version_base="1.3", config_path=str(CONF), config_name=config_name
             )
             if any(flag in sys.argv for flag in _SWEEP_FLAGS):
-                sys.argv[1:] = _left_to_jobs(config_name, sys.argv[1:])
+                sys.argv[1:] = _defer_to_jobs(config_name, sys.argv[1:])
             with reported(config_name, arguments), _hydra_raises():
                 try:
                     make_main(checked)()
@@ -190,14 +190,14 @@ def _hydras_words(arguments: list[str]) -> list[str]:
     return words
 
 
-def _left_to_jobs(config_name: str, words: list[str]) -> list[str]:
-    """Return the overrides of a sweep with those that only its jobs accept as one-value choices.
+def _defer_to_jobs(config_name: str, words: list[str]) -> list[str]:
+    """Rewrite the overrides of a sweep that only its jobs accept as ``key=choice(value)``.
 
-    Hydra applies ``key=value`` to a config without the swept groups, one of which may be what has
-    the key; ``key=choice(value)`` it applies to the jobs alone.
+    Hydra applies ``key=value`` to the config without the swept groups, where the key may not exist.
+    It applies a choice only to the jobs.
     """
     left: dict[str, str] = {}
-    with suppress(HydraException, OmegaConfBaseException):  # which the usual path explains
+    with suppress(HydraException, OmegaConfBaseException):  # Hydra reports these later
         typed = [word for word in words if "=" in word or word.startswith("~")]
         swept = {o.input_line for o in _parsed(typed) if o.is_sweep_override()}
         while True:
@@ -265,7 +265,7 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
     except BrokenPipeError:  # whoever reads our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(BROKEN_PIPE) from None
-    except _TOLD_IN_A_LINE as error:
+    except _ONE_LINE_ERRORS as error:
         if WANTS_TRACEBACK:
             raise
         if text := out_of_memory(error, config_name):
@@ -273,7 +273,9 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
             raise SystemExit(FAILED) from None
         if extra := _missing_extra(error):
             _refuse(f"this needs more packages: pip install -e '.[{extra}]'")
-        if isinstance(error, HydraException | OmegaConfBaseException):  # may be OSErrors as well
+        if isinstance(
+            error, HydraException | OmegaConfBaseException
+        ):  # before OSError: some are both
             _refuse(translated(error, config_name, arguments or []))
         if isinstance(error, OSError):
             _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
@@ -298,7 +300,7 @@ def _refuse(message: str) -> NoReturn:
         lines = [*lines[: _MAX_LINES - 1], f"and {len(lines) - _MAX_LINES + 1} more"]
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     is_another = rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size)
-    if not is_another:  # rank zero alone tells
+    if not is_another:  # only rank zero prints
         print("error: " + "\n".join(lines), file=sys.stderr)
     raise SystemExit(BAD_INPUT)
 
@@ -314,7 +316,7 @@ def _readable(line: str) -> str:
 
 
 def translated(error: Exception, config_name: str, arguments: list[str]) -> str:
-    """Return a line about an error of Hydra's, in terms of what was typed.
+    """Return one line that explains a Hydra error in terms of the overrides.
 
     Args:
         arguments: overrides of the config that failed.

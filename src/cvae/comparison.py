@@ -85,7 +85,7 @@ class Group(NamedTuple):
 
 
 def split_pattern(path: str) -> tuple[Path, str]:
-    """Split a path into a part that exists, however it is spelt, and the pattern below it."""
+    """Split a path into its longest existing part, brackets included, and the pattern below it."""
     parts = Path(path).parts
     for length in range(len(parts), 0, -1):
         folder = Path(*parts[:length])
@@ -95,7 +95,7 @@ def split_pattern(path: str) -> tuple[Path, str]:
 
 
 def default_output(path: str) -> Path:
-    """Where a table goes: into the folder that is compared; of a pattern, into logs/."""
+    """Return where the table goes: the compared folder, or logs/ for a pattern."""
     folder, pattern = split_pattern(path)
     return (ROOT / "logs" if pattern else folder) / "compare"
 
@@ -103,7 +103,7 @@ def default_output(path: str) -> Path:
 def find_folders(path: str) -> list[Path]:
     """Every folder of a run below what a path or a pattern names, and every empty folder there.
 
-    A path that exists is taken as it is: brackets in it are no pattern.
+    Brackets in a path that exists are literal, not a pattern.
 
     Raises:
         ConfigError: nothing there.
@@ -392,7 +392,7 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, emoji=False)  # names hold brackets and colons
+    console = Console(markup=False, emoji=False)  # names may contain brackets and colons
     shown_as = partial(encodable, encoding=console.encoding)
     table = Table(title=shown_as("mean ± s.d. over runs"), title_justify="left")
     table.add_column("group", overflow="fold")

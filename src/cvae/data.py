@@ -34,7 +34,7 @@ _SPLIT_SEED = 0  # of the train/validation split and of the binarized evaluation
 
 
 def checked_labels(labels: NDArray[Any], num_classes: int, split: str) -> Int64[Tensor, " n"]:
-    """Return labels of any integer type, or floats that are whole, as int64.
+    """Return boolean, integer or whole float labels as int64.
 
     Raises:
         DataError: a label is not an integer from 0 to num_classes - 1.
@@ -66,9 +66,9 @@ class Rows(NamedTuple):
 class GlobalBatchSampler(Sampler[Rows]):
     """Cuts an epoch into global batches and takes this process's rows of each.
 
-    The order is a function of (seed, epoch). No image is dropped, padded or seen twice: every
-    process gets as many batches as the others, and the last may differ by one row, so it may be
-    empty: see :meth:`cvae.types.Batch.with_stand_in`.
+    The order is a function of (seed, epoch). No image is dropped, padded or seen twice. Every
+    process gets the same number of batches; the last may differ by one row, and may be empty, see
+    :meth:`cvae.types.Batch.with_stand_in`.
 
     Args:
         num_images: images in the split.
@@ -261,7 +261,7 @@ class MNISTDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.augmentation = augmentation
         self.goes_on_at = (0, 0)  # epoch and batch at which a run goes on
-        self.batch_timeout = 0.0  # seconds without a batch that end a run with workers; 0 for never
+        self.batch_timeout = 0.0  # seconds until a wait for workers fails; 0 for no limit
         self.while_waiting: Callable[[float], None] = lambda seconds: None  # see WatchedLoader
         self._arrays: Sequence[NDArray[Any]] | None = None  # read, and not yet split
         self.train: Digits | None = None
@@ -328,7 +328,7 @@ class MNISTDataModule(lightning.LightningDataModule):
 
     @property
     def classes(self) -> list[int]:
-        """Labels that have training images: what a model can learn to tell or to draw."""
+        """Labels that have training images, in order."""
         assert self.train is not None, "call setup() first"
         return self.train.labels.unique().tolist()
 

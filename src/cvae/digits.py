@@ -1,8 +1,8 @@
 """Where the digits come from: verified files, whatever the source.
 
 A set is four IDX files in ``data_dir/NAME/raw``, the layout of torchvision. Their digests are
-checked at every start; what is missing or damaged is made again from the next source, the first of
-which are the same files elsewhere in ``data_dir``, packed as .gz or not. Files are replaced
+checked at every start. Missing or damaged files are made again from the first source that has them,
+beginning with the same files elsewhere in ``data_dir``, as .gz or unpacked. Files are replaced
 atomically under a lock, so several processes may prepare the same folder at once.
 """
 
@@ -162,7 +162,7 @@ def _read_verified(digit_set: DigitSet, folder: Path) -> tuple[list[Pixels], dic
 
 
 def _read_bounded(path: Path) -> bytes:
-    """Read a file, unpacked if it ends in .gz; raise ValueError if it is damaged or too large."""
+    """Read a file, decompress .gz, and raise ValueError if it is damaged or too large."""
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
             content = file.read(_MAX_BYTES + 1)
@@ -174,9 +174,9 @@ def _read_bounded(path: Path) -> bytes:
 
 
 def _local_files(digit_set: DigitSet, data_dir: Path, known: dict[str, str]) -> Iterator[Path]:
-    """Yield where a set's files may lie, packed or not, in the order of preference."""
+    """Yield the files of a set in data_dir, as .gz or unpacked, in order of preference."""
     own = data_dir / digit_set.name
-    # only a digest tells MNIST from FashionMNIST, or good files in raw from damaged ones
+    # only a digest distinguishes MNIST from FashionMNIST, and intact files in raw from damaged ones
     plain = [own, *([own / "raw", data_dir] if known else [])]
     packed = [own / "raw", own, *([data_dir] if known else [])]
     for name in digit_set.file_names():
@@ -185,9 +185,9 @@ def _local_files(digit_set: DigitSet, data_dir: Path, known: dict[str, str]) -> 
 
 
 def _from_data_dir(digit_set: DigitSet, folder: Path) -> None:
-    """Unpack files that already lie in data_dir, data_dir/NAME or data_dir/NAME/raw.
+    """Unpack files that are already in data_dir, data_dir/NAME or data_dir/NAME/raw.
 
-    A set without known digests takes files only from its own folder.
+    Without known digests, files are taken only from the set's own folder.
     """
     raw, data_dir = folder.parent, folder.parents[2]
     try:
@@ -259,7 +259,7 @@ def _from_mirrors(digit_set: DigitSet, folder: Path) -> None:
 
 
 def _without_addresses(error: Exception) -> str:
-    """Return the last line of an error of urllib or torchvision, which says why, without URLs."""
+    """Return the last line of a download error, which holds the reason, without URLs."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = re.sub(r"<urlopen error (.*)>", r"\1", lines[-1])
     return re.sub(r"\w+://\S+", "the mirror", reason)[:100]

@@ -34,7 +34,7 @@ def image_grid(
     """A labelled table of grey images in [0, 1], bright on dark.
 
     Args:
-        num_blank: tiles at the end of the last row that are no images, and stay blank.
+        num_blank: tiles at the end of the last row to leave blank.
     """
     font = ImageFont.load_default(_FONT_SIZE)
     rows, columns, height, width = tiles.shape
@@ -73,8 +73,8 @@ def _tiles(images: Image, columns: int) -> Tiles:
     return images[:, 0].unflatten(0, (-1, columns))
 
 
-def _all_unless(model: Autoencoder, classes: Sequence[int] | None) -> list[int]:
-    """The labels to show: those that have training images, where the caller knows them."""
+def _classes_or_all(model: Autoencoder, classes: Sequence[int] | None) -> list[int]:
+    """Return ``classes``, or all labels of the model if None."""
     return list(range(model.num_classes) if classes is None else classes)
 
 
@@ -109,7 +109,7 @@ def label_grid(
     Args:
         classes: labels to show; None for all.
     """
-    z, shown = fixed_latents(model, columns), _all_unless(model, classes)
+    z, shown = fixed_latents(model, columns), _classes_or_all(model, classes)
     y = _labels(model, [c for c in shown for _ in range(columns)])
     images = model.sample(y=y, z=z.repeat(len(shown), 1))
     title = "Asked for the label of the row; one z a column"
@@ -125,8 +125,8 @@ def random_samples(model: Autoencoder, rows: int = 10, columns: int = 10) -> PIL
 def style_transfer(
     model: Autoencoder, batch: Batch, classes: Sequence[int] | None = None
 ) -> PILImage.Image:
-    """Each real digit, and its z decoded with every label, or those of ``classes``."""
-    z, shown = model.embed(batch.x, batch.y), _all_unless(model, classes)
+    """Draw each real digit and its z decoded with all labels, or with ``classes``."""
+    z, shown = model.embed(batch.x, batch.y), _classes_or_all(model, classes)
     y = _labels(model, shown * len(z))
     images = model.sample(y=y, z=z.repeat_interleave(len(shown), dim=0))
     tiles = torch.cat((batch.x, _tiles(images, len(shown))), dim=1)
@@ -147,7 +147,7 @@ def traversals(
     steps = torch.linspace(-_PLANE_EXTENT, _PLANE_EXTENT, columns, device=spread.device)
     z = torch.zeros(len(dims), columns, model.latent_dim, device=spread.device)
     z[torch.arange(len(dims)), :, dims] = steps
-    shown = _all_unless(model, classes)[:4][-1]
+    shown = _classes_or_all(model, classes)[:4][-1]
     y = None
     if model.conditional:
         y = _labels(model, [shown] * len(dims) * columns)
@@ -190,7 +190,7 @@ def manifold(
     if not model.conditional:
         return image_grid(_tiles(model.sample(z=z), columns), title="Decoded latent plane")
     panels = []
-    for c in _all_unless(model, classes):
+    for c in _classes_or_all(model, classes):
         y = _labels(model, [c] * len(z))
         tiles = _tiles(model.sample(y=y, z=z), columns)
         panels.append(image_grid(tiles, title=f"label {c}", scale=1))

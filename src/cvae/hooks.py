@@ -56,7 +56,7 @@ class TrainChecks(Checks):
         task = _task(config)
         check_shared_memory(task["data"])
         if launch.started_ranks() is not None:
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read once, by the next line
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it on import
         runs.check_classes(task)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -131,10 +131,10 @@ class TrainChecks(Checks):
     def _checked_jobs(
         self, config: DictConfig, jobs: list[list[str]], num_parallel: int = 1
     ) -> list[DictConfig]:
-        """Return the configs of the jobs of a sweep, each composed and valid.
+        """Compose and validate the jobs of a sweep, and return their configs.
 
         Raises:
-            ConfigError: one is not; it names the job, unless no job accepts an override.
+            ConfigError: a job is invalid. The message names it, unless no job accepts the override.
         """
         composed_jobs: list[DictConfig] = []
         for number, job in enumerate(jobs):
@@ -165,7 +165,7 @@ class TrainChecks(Checks):
 
 @contextmanager
 def _reported(config: DictConfig) -> Iterator[None]:
-    """End the command on any error: Hydra would warn of it and run the unchecked job."""
+    """End the command on any error, where Hydra would warn and run the unchecked job."""
     try:
         with reported(config.hydra.job.config_name, _typed(config)):
             yield
@@ -178,14 +178,14 @@ def _reported(config: DictConfig) -> Iterator[None]:
 
 
 def _sweep_overrides(config: DictConfig) -> list[Override]:
-    """Return the overrides of a sweep, those of its config first."""
+    """Return the overrides of a sweep, first those of hydra.sweeper.params."""
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     loader = GlobalHydra.instance().config_loader()
     return OverridesParser.create(loader).parse_overrides([*params, *_typed(config)])
 
 
 def _samples(overrides: list[Override]) -> list[list[str]]:
-    """Return a job of a search for each combination of its groups, at one point of the rest."""
+    """Return one job of a search for each combination of groups, with one value per other key."""
     words: dict[str, list[str]] = {}
     for override in overrides:
         key, value = override.get_key_element(), override.value()
@@ -209,7 +209,7 @@ def _composed_job(config: DictConfig, job: list[str], number: int = 0) -> DictCo
 
 
 def _accepts(config: DictConfig, job: list[str]) -> bool:
-    """Whether the config of a job can be composed."""
+    """Return whether the config of a job can be composed."""
     try:
         _composed_job(config, job)
     except (HydraException, OmegaConfBaseException):

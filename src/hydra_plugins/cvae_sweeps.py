@@ -83,8 +83,8 @@ class LocalLauncher(Launcher):
         )
 
 
-def _fixed_word(override: Override) -> str | None:
-    """Return an override that is the same for all trials, as typed; None if it is searched."""
+def _fixed_override(override: Override) -> str | None:
+    """Return an override that is the same for all trials, or None if its key is searched."""
     if not override.is_sweep_override():
         return str(override.input_line)
     values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
@@ -123,11 +123,13 @@ class OptunaSweeper(Sweeper):
         typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         parser = OverridesParser.create(self.context.config_loader)
         overrides = {o.get_key_element(): o for o in parser.parse_overrides(typed)}
-        fixed_words = {k: word for k, o in overrides.items() if (word := _fixed_word(o))}
+        fixed_overrides = {k: word for k, o in overrides.items() if (word := _fixed_override(o))}
         space = {
-            k: search.distribution(o.value()) for k, o in overrides.items() if k not in fixed_words
+            k: search.distribution(o.value())
+            for k, o in overrides.items()
+            if k not in fixed_overrides
         }
-        fixed = list(fixed_words.values())
+        fixed = list(fixed_overrides.values())
         if "test" not in overrides:
             fixed.append("test=false")
         study = search.open_study(

@@ -15,7 +15,7 @@ _BANDWIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25)  # each half the one before: see _kerne
 _ROWS = 1000
 _NULL_SIZE, _NULL_COUNT = 1000, 200
 _NULL_QUANTILE = 0.95
-_TRAIN_TARGET = 1.5  # of the ratio
+_TRAIN_TARGET = 1.5  # of latent/mmd_ratio_train, at most
 _ACTIVE = 0.01  # variance of the posterior mean, as in Burda et al. 2016
 _TEST_EPOCH, _VALIDATION_EPOCH, _MMD_EPOCH = 1001, 1002, 1003  # draws not used in training
 _TRAIN_EPOCH = 1004
@@ -28,10 +28,10 @@ def aggregated_posterior(subject: Subject) -> Metrics:
     The unbiased squared maximum mean discrepancy as a ratio to the 95 % quantile that two draws of
     N(0, I) give, beside that of draws for as many training images, and, as the floor, how far test
     and training images are from each other: other people wrote them. No encoder can be expected to
-    bring the test images nearer to N(0, I) than to training images, so the floor with two standard
-    errors of it is their target. Then the accuracy on held-out points of a perceptron 2 x 256 that
-    tells draws from N(0, I); and the active dimensions, since dead ones match trivially. Of a plain
-    autoencoder, its codes.
+    bring test images nearer to N(0, I) than to training images, so the target of the former is the
+    floor plus two standard errors. Then the held-out accuracy of a perceptron 2 x 256 that
+    separates draws from N(0, I), and the number of active dimensions, since dead ones match
+    trivially. For a plain autoencoder, z is the code.
     """
     z = subject.test_posterior.draw()
     count = len(z)
@@ -78,7 +78,7 @@ def active_units(posterior: Posterior) -> int:
 
 
 class _Sums(NamedTuple):
-    """Of the kernel: over all pairs, and for each point of either set over the other set."""
+    """Sums of the kernel: over all pairs, and for each point over the other set."""
 
     total: float
     of_a: Float[Tensor, " num_a"]
@@ -86,7 +86,7 @@ class _Sums(NamedTuple):
 
 
 def _kernel_sums(a: Points, b: Points) -> _Sums:
-    r"""Sums over pairs of :math:`\sum_s \exp(-|a-b|^2 / (2 s d))`, d being latent_dim."""
+    r"""Return sums over pairs of :math:`\sum_s \exp(-|a-b|^2 / (2 s d))`, d being latent_dim."""
     total, of_a, of_b = 0.0, [], torch.zeros(len(b))
     scale = 2 * _BANDWIDTHS[0] * a.shape[1]
     b_squared = (b**2).sum(1)
@@ -109,8 +109,8 @@ def mmd_squared(a: Points, b: Points) -> tuple[float, float]:
     Kernel: a sum of Gaussians of squared widths 1/4, 1/2, 1, 2 and 4 times the latent dimension.
 
     Returns:
-        The estimate, and its standard error to first order, by the influence of each point; where
-        both sets have one distribution that vanishes, and what :func:`mmd_null` gives remains.
+        The estimate and its first-order standard error, from the influence of each point. That
+        error vanishes if both sets have the same distribution; :func:`mmd_null` gives what is left.
     """
     m, n = len(a), len(b)
     diagonal = float(len(_BANDWIDTHS))  # of every point with itself
@@ -124,7 +124,7 @@ def mmd_squared(a: Points, b: Points) -> tuple[float, float]:
 
 
 def mmd_null(subject: Subject, size: int) -> tuple[float, float]:
-    """The 95 % quantile and the s.d. of :func:`mmd_squared` between two draws of N(0, I).
+    """Return the 95 % quantile and the s.d. of :func:`mmd_squared` for two draws of N(0, I).
 
     From 200 pairs of draws of at most 1,000 points: a degenerate U-statistic, it scales as 1/size.
     """

@@ -20,8 +20,8 @@ def bound(subject: Subject) -> Metrics:
     The joint is ``-log p(x|y) + log C``: the C labels that have training images are equally likely,
     others have no prior mass. The marginal is the model's own, ``-log 1/C sum_y p(x|y)``: K samples
     for the image's label, fewer for the others (:mod:`cvae.evaluation.generative_classifier`), and
-    still an upper bound. Both stand for -log p(x, y) and -log p(x), which unconditional models are
-    compared by.
+    still an upper bound. They are upper bounds on -log p(x, y) and -log p(x), the quantities to
+    compare with an unconditional model's nll.
     """
     count = len(subject.test.labels)
     parts: dict[str, list[Nats]] = {}

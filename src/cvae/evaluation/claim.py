@@ -44,7 +44,7 @@ class Metric(NamedTuple):
 
     @property
     def standing(self) -> Literal["met", "near", "missed"] | None:
-        """The value against its target; "near" within two standard errors of a bound."""
+        """Whether the target is met; "near" within two standard errors of it, None without one."""
         if self.is_met is None:
             return None
         margin = 2 * (self.standard_error or 0.0)
@@ -108,8 +108,8 @@ class Samples(NamedTuple):
 class Subject:
     """A model and the data that it is measured on; what several claims need is computed once.
 
-    A model knows nothing of a label without training images: such labels are not sampled, have no
-    prior mass, and their validation and test images are left out.
+    Labels without training images are not sampled and have no prior mass, and their validation and
+    test images are left out.
 
     Args:
         model: in evaluation mode, on the CPU.

@@ -40,7 +40,7 @@ def generative_classifier(subject: Subject) -> Metrics:
 
 
 def log_marginal(subject: Subject, nll: Nats) -> Nats:
-    """A lower bound on log p(x), labels that have training images being equally likely.
+    """Return a lower bound on log p(x), with equal mass on the labels that have training images.
 
     From 50 samples for the labels that come near the best, and 5 for the others.
 
@@ -59,7 +59,7 @@ def label_bounds(
 ) -> tuple[Float[Tensor, "num_images num_trained"], Int64[Tensor, " num_pairs"]]:
     """Lower bounds on log p(x | y) of all test images and labels, and the pairs not given up.
 
-    Labels are those that have training images, ``subject.classes``.
+    The columns are the labels that have training images, ``subject.classes``.
     A label that was given up before this stage keeps the bound of fewer samples.
     """
     conditional_model(subject)
@@ -75,7 +75,7 @@ def label_bounds(
 
 
 def _bounds(subject: Subject, pairs: Int64[Tensor, " num_pairs"], num_samples: int) -> Nats:
-    """The bound for pairs, numbered image * len(classes) + position of the label in classes."""
+    """Return the bound for pairs, numbered image * len(classes) + index of the label in classes."""
     model, classes = as_vae(subject), subject.classes
     parts = [torch.zeros(0)]
     for part in pairs.split(BATCH):

@@ -12,8 +12,8 @@ def label_control(subject: Subject) -> Metrics:
     """Share of samples whose class, by the oracle, is the label asked for.
 
     Of decoder means, beside the oracle's accuracy on grey test digits; of Bernoulli samples, beside
-    that on binarized ones; of the digit that goes worst, among those with test images; and of rows
-    of 10 that are wholly right.
+    that on binarized ones; of the worst digit among those with test images; and the share of rows
+    of 10 without an error.
     """
     conditional_model(subject)
     samples, count = subject.samples, len(subject.classes)

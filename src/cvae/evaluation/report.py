@@ -27,7 +27,7 @@ class Report(NamedTuple):
     seconds: dict[str, float]
 
 
-@torch.no_grad()  # what trains a probe or a classifier turns gradients on for itself
+@torch.no_grad()  # training of probes and classifiers enables them again
 def evaluate(subject: Subject, claims: Sequence[str], with_targets: bool = True) -> Report:
     """Measure claims, in the order of :data:`cvae.evaluation.claims.CLAIMS`, and their judge.
 

@@ -106,7 +106,7 @@ def _per_label(
 def within_label_std(
     values: NDArray[np.float64], labels: NDArray[np.int64], classes: Iterable[int]
 ) -> float:
-    """Root of the mean variance within a label, ``classes`` counting alike; nan left out."""
+    """Return the root of the within-label variance, averaged over ``classes``, without nan."""
     groups = [values[(labels == c) & ~np.isnan(values)] for c in classes]
     variances = [g.var(ddof=1) for g in groups if len(g) > 1]
     return float(np.sqrt(np.mean(variances))) if variances else 0.0
