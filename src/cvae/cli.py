@@ -273,9 +273,7 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
             raise SystemExit(FAILED) from None
         if extra := _missing_extra(error):
             _refuse(f"this needs more packages: pip install -e '.[{extra}]'")
-        if isinstance(
-            error, HydraException | OmegaConfBaseException
-        ):  # before OSError: some are both
+        if isinstance(error, HydraException | OmegaConfBaseException):  # some are OSErrors too
             _refuse(translated(error, config_name, arguments or []))
         if isinstance(error, OSError):
             _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")

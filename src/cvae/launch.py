@@ -90,7 +90,7 @@ def _count(variable: str, default: int | None) -> int:
 
 
 def _checked(ranks: Ranks, variable: str) -> Ranks:
-    """Return ranks that can be, or raise ConfigError."""
+    """Return the ranks if they are consistent, else raise ConfigError."""
     rank, size, local, _ = ranks
     if rank >= size:
         raise ConfigError(f"{variable}={rank}: must be below the number of processes, {size}")
@@ -115,7 +115,7 @@ def join(run_dir: Path, settings: str, timeout: float) -> Path:
         timeout: seconds after which a rank that does not answer ends the run.
 
     Raises:
-        ConfigError: the ranks were given different settings, or do not know where to meet.
+        ConfigError: the ranks have different settings, or MASTER_ADDR or MASTER_PORT is not set.
         runs.RunFailed: they did not meet; the process ends where it waits for longer than that.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of torch, which must not be there yet

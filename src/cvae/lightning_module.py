@@ -22,7 +22,7 @@ from cvae.evaluation.likelihood import score_batch
 from cvae.models import Autoencoder, one_hot
 from cvae.types import Batch, Nats, Terms
 
-_MAX_BATCH_SIZE = 2**32  # between the keys of two plain batches
+_MAX_BATCH_SIZE = 2**32  # spacing of the noise keys of two plain batches
 _HOST = "cpu"  # the device whose numbers are at hand; to read one of another is to wait for it
 
 
@@ -44,7 +44,7 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float
 
 @contextmanager
 def _frozen_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Have BatchNorm layers use their running statistics, and not change them."""
+    """Let BatchNorm layers use their running statistics without updating them."""
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     for layer in layers:
         layer.eval()
@@ -70,17 +70,17 @@ class NotFiniteError(FloatingPointError):
 
 
 def as_batch(batch: Any, batch_idx: int, model: Autoencoder, num_processes: int = 1) -> Batch:
-    """Return a batch of a DataLoader as the steps take it.
+    """Convert a DataLoader's batch to a :class:`~cvae.types.Batch`.
 
-    A plain (x, y) does not say which images it holds, so their noise is keyed by the position in
-    the epoch: the number of the batch and the row in it.
+    A plain (x, y) does not say which images it holds, so the noise of an image is keyed by the
+    number of its batch in the epoch and its row.
 
     Args:
         batch: a :class:`~cvae.types.Batch`, or (x, y): float images in [0, 1] of the model's shape,
             and integer or one-hot labels.
 
     Raises:
-        ValueError: it is neither, or is plain where several processes share a batch.
+        ValueError: the batch is neither, or is (x, y) although several processes share it.
     """
     if isinstance(batch, Batch):
         return batch
@@ -107,11 +107,11 @@ class VAEModule(lightning.LightningModule):
 
     The loss of a process is its sum over rows divided by the size of the global batch, and the
     noise of an image is keyed by (seed, epoch, image): any number of devices takes the same steps.
-    A process that has no rows of the last batch computes the loss of a stand-in, weighted by 0, so
-    that it takes part in the reduction of gradients. BatchNorm layers use the statistics of each
-    process's own rows, so with them the steps do depend on the number of devices.
+    A process without rows in the last batch computes the loss of a stand-in with weight 0, so that
+    it takes part in the reduction of gradients. BatchNorm layers use the statistics of each
+    process's own rows, so with them the steps depend on the number of devices.
 
-    Batches are :class:`~cvae.types.Batch`, or on one device (x, y) of a DataLoader of your own, see
+    Batches are :class:`~cvae.types.Batch`, or (x, y) from your own DataLoader on one device, see
     :func:`as_batch`.
 
     Args:
@@ -119,8 +119,8 @@ class VAEModule(lightning.LightningModule):
         optimizer: makes the optimizer from parameter groups.
         scheduler: makes the learning-rate schedule from the optimizer, stepped every batch; it is
             given ``total_steps`` where it takes them. None for a constant rate.
-        scheduler_settings: Lightning's ``interval``, ``frequency`` and ``monitor`` of the schedule;
-            every step if left out, and of a ReduceLROnPlateau every epoch, by val/elbo.
+        scheduler_settings: Lightning's ``interval``, ``frequency`` and ``monitor`` of the schedule.
+            The default is every step; for ReduceLROnPlateau it is every epoch, by val/elbo.
         seed: seed of the noise.
         test_num_samples: K of test/nll_kK, the importance-weighted bound; 0 to leave it out.
         config: plain data kept in every checkpoint, from which the model can be built again.
@@ -189,7 +189,7 @@ class VAEModule(lightning.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # None unless 16-mixed
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # Lightning does it for optimizers that are not fused
         # not by Lightning, which refuses fused optimizers under any mixed precision
@@ -200,7 +200,7 @@ class VAEModule(lightning.LightningModule):
         # a loss or gradient that is not finite never reaches the weights
         is_long = True
         if scaler is not None:
-            pass  # it leaves out a step whose gradients are not finite, and scales them less
+            pass  # it skips a step whose gradients are not finite and lowers its scale
         elif norm.device.type == _HOST:
             length = float(norm)
             if not math.isfinite(length + float(self._newest_loss)):
@@ -382,7 +382,7 @@ class VAEModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         ours = self._log_means()
-        logged = self.trainer.callback_metrics  # by callbacks of a user's own, too
+        logged = self.trainer.callback_metrics  # includes metrics of user callbacks
         others = {k: float(v) for k, v in logged.items() if k.startswith("val/") and k not in ours}
         self.validation = {**ours, **others}
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _FIRST_COLUMNS = ("step", "epoch", "images_seen")
 _WANDB_TIMEOUT = 8  # seconds to wait for a server before going on offline
 _WANDB_FINISH_TIMEOUT = 60  # seconds at the end for what is not uploaded yet
-# the config of a run holds these, from the environment or typed
+# variables whose values are in the config, unless an override replaced them
 _IN_CONFIG = ("PROJECT", "ENTITY", "NAME", "RUN_GROUP", "JOB_TYPE", "TAGS", "NOTES")
 
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -152,7 +152,7 @@ def _load_wandb_settings(run_dir: Path, mode: Mode) -> str:
     """Load W&B's settings, from its files and the environment, and return the mode they give.
 
     Args:
-        run_dir: where it may write if it has no other folder.
+        run_dir: folder for W&B's cache if no other is writable.
         mode: overrides the mode of the settings; auto leaves it.
 
     Raises:
@@ -184,7 +184,7 @@ def _load_wandb_settings(run_dir: Path, mode: Mode) -> str:
 
 
 def _rejected_variable(error: ValueError) -> str:
-    """The message for a pydantic error about a setting that came from the environment."""
+    """Return the message for a pydantic error about a setting from the environment."""
     try:
         first = error.errors()[0]  # type: ignore[attr-defined]
         name = str(first["loc"][0]).removeprefix("x").upper()
@@ -194,9 +194,10 @@ def _rejected_variable(error: ValueError) -> str:
 
 
 def _leave_to_config() -> None:
-    """Remove the variables whose values are in the config: W&B would take them for a null there.
+    """Remove the variables whose values are in the config.
 
-    Those by which a sweep agent or a launch agent says where its runs belong remain.
+    W&B would use them where the config has null. The project and entity of a sweep or launch agent
+    remain.
     """
     has_agent = os.environ.get("WANDB_SWEEP_ID") or os.environ.get("WANDB_LAUNCH")
     for name in _IN_CONFIG:
@@ -205,17 +206,17 @@ def _leave_to_config() -> None:
 
 
 def _make_cache_writable(run_dir: Path) -> None:
-    """Let W&B cache in the run folder if it cannot elsewhere.
+    """Move W&B's cache to the run folder if no other place is writable.
 
-    Its process also logs there, or else to the terminal.
+    Without a cache folder, W&B's process logs to the terminal.
     """
     wandb = _import_wandb()
     inside = run_dir.resolve() / "wandb" / "cache"
     try:
         Path.home()
-    except RuntimeError:  # a user id without an entry: W&B fails if it has no home
+    except RuntimeError:  # a user without a passwd entry: W&B fails without a home
         os.environ["HOME"] = str(inside)
-    # without these its process finds no folder, though Python may
+    # without these, W&B's process finds no folder, even where Python does
     if any(os.environ.get(k) for k in ("WANDB_CACHE_DIR", "XDG_CACHE_HOME", "HOME")):
         with contextlib.suppress(OSError, RuntimeError):
             folder = Path(wandb.env.get_cache_dir())
@@ -248,7 +249,7 @@ def wandb_logger(
         save_dir: the run folder; the files lie in its wandb/.
         run_id: of the run on the server.
         mode: auto, online, offline or disabled; auto follows WANDB_MODE and W&B's settings files.
-        tags: a list, or text with commas.
+        tags: a list, or comma-separated text.
         log_model: whether the best checkpoint becomes an artifact.
         resume: "allow" to add to the run of this id.
 
@@ -301,7 +302,7 @@ def _start_run(mode: Mode, arguments: Mapping[str, Any]) -> Any:
             raise
         if is_online:
             log.warning("W&B does not answer (%s); this run is tracked offline", _one_line(error))
-        else:  # its process does not start, say
+        else:  # its process does not start, for example
             log.warning("W&B does not start (%s); this run is not tracked", _one_line(error))
         wandb.teardown()  # or the id would count as in use
         return _start_run("offline" if is_online else "disabled", arguments)

@@ -49,14 +49,14 @@ def _as_tensor(y: Labels) -> Tensor:
 def one_hot(y: Labels, num_classes: int, rows: Tensor) -> OneHot:
     """Return a one-hot label for each row.
 
-    One-hot tensors of floats pass through as they are: no copy, and no wait for a GPU.
+    One-hot float tensors are returned unchanged, without a copy or a GPU synchronization.
 
     Args:
         y: an integer for all rows, an integer for each row, or one-hot rows.
         rows: the images or latents that the labels belong to.
 
     Raises:
-        ValueError: a label is out of range, or there are not as many as rows.
+        ValueError: a label is out of range, or the number of labels is not that of the rows.
     """
     y, expected = _as_tensor(y), (rows.shape[0], num_classes)
     if not y.is_floating_point():
@@ -80,7 +80,7 @@ def _one_hot_of_integers(labels: Tensor, count: int, num_classes: int) -> Tensor
 
 
 def _agreed_count(y: Tensor | None, z: Tensor | None, num_samples: int | None) -> int:
-    """Return how many samples the arguments ask for, 1 where none says."""
+    """Return the number of samples that the arguments agree on, or 1 if none gives it."""
     counts = {
         "y": None if y is None or y.ndim == 0 else len(y),
         "z": None if z is None else len(z),
@@ -110,8 +110,8 @@ class Autoencoder(nn.Module):
 
     Nothing says how its codes are distributed, so decoding a random z need not give an image.
 
-    Labels y are an integer for all images, a list or tensor of integers, or one-hot rows; the terms
-    of the bound take one-hot rows of floats alone.
+    Labels y are an integer for all images, a list or tensor of integers, or one-hot rows.
+    ``terms`` takes only one-hot float rows.
 
     Args:
         network: makes the encoder and decoder, see :class:`cvae.networks.Network`.
@@ -204,7 +204,7 @@ class Autoencoder(nn.Module):
         Args:
             y: labels of a conditional model: one for all images, one for each, or one-hot rows.
             z: points to decode; drawn from N(0, temperature² I) if left out.
-            num_samples: how many; 1 if neither y nor z says it.
+            num_samples: number of images; 1 if neither y nor z gives it.
             temperature: standard deviation of the z drawn.
             binary: draw the pixels instead of giving their means in [0, 1].
             generator: source of the draws, for images that can be made again.

@@ -19,7 +19,7 @@ from cvae.types import Image, Latent, Logits, OneHot, Statistics
 class Network(Protocol):
     """What a model asks of its network.
 
-    A run tries a copy of it on one image and on a few before training, see :mod:`cvae.preflight`.
+    Before training, a run checks a copy of it on a few images, see :mod:`cvae.preflight`.
 
     Args of the constructor, which the model fills in (the rest comes from the YAML file):
         image_shape: (channels, height, width) of an image.

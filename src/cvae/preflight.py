@@ -1,4 +1,4 @@
-"""One training step with a copy of the model, before training: a fault is told in one line."""
+"""Checks of a model before training: a step on a copy turns errors into one line."""
 
 import copy
 import logging
@@ -22,16 +22,16 @@ from cvae.types import Batch
 
 log = logging.getLogger(__name__)
 
-_FEW = 8  # rows that stand for a full batch: a large one takes a CPU seconds
+_FEW = 8  # rows of a trial step: a full batch can take seconds on a CPU
 
-# errors of a network that does not fit its model; any other, and its traceback, is the caller's
+# errors that mean that the network does not fit its model; others keep their traceback
 _MISFITS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def check_model(model: Autoencoder, data: MNISTDataModule, trainer: lightning.Trainer) -> None:
-    """Take a training step with a copy of the model, on few images and on as few as the last batch.
+    """Check a model by steps on a copy: on a few images, and on as few as the last batch has.
 
-    The model, its buffers and the random generators stay as they are.
+    The model, its buffers and the random generators do not change.
 
     Raises:
         ConfigError: the model cannot be copied, fails on a batch, gives a wrong shape, or has
@@ -67,7 +67,7 @@ def check_model(model: Autoencoder, data: MNISTDataModule, trainer: lightning.Tr
 
 @contextmanager
 def _explained(fault: str, remedy: str = "") -> Iterator[None]:
-    """Turn the error of a network that does not fit into one line."""
+    """Turn an error that means that the network does not fit into a ConfigError of one line."""
     try:
         yield
     except _MISFITS as error:
@@ -102,9 +102,9 @@ def _copy(model: Autoencoder, is_needed: bool) -> Autoencoder | None:
 
 
 def _batch_sizes(data: MNISTDataModule, trainer: lightning.Trainer) -> Iterator[tuple[int, str]]:
-    """Rows of a process to try a step on, and what to do if they are too few.
+    """Yield numbers of rows to try a step on, each with the remedy if they are too few.
 
-    The rows of the first batch, or a few where it has many, and those of the last if it has fewer.
+    First the rows of a full batch on one process, at most 8; then those of the last, if fewer.
     """
     assert data.train is not None
     size, count, processes = data.batch_size, len(data.train), trainer.world_size
@@ -115,7 +115,7 @@ def _batch_sizes(data: MNISTDataModule, trainer: lightning.Trainer) -> Iterator[
     seen = int(limit * num_batches) if isinstance(limit, float) else limit
     if trainer.max_steps != -1:
         seen = min(seen, trainer.max_steps * trainer.accumulate_grad_batches)
-    fewest = max(1, last // processes)  # of the processes that have any
+    fewest = max(1, last // processes)  # on a process that has any
     if fewest < rows and seen >= num_batches:
         yield fewest, _larger_last_batch(data, processes)
 
@@ -125,7 +125,7 @@ def _last_batch(count: int, size: int) -> int:
 
 
 def _larger_last_batch(data: MNISTDataModule, processes: int) -> str:
-    """How many images the last batch has, and the next batch size that leaves more."""
+    """Return the remedy for a small last batch: the next batch size that leaves more images."""
     assert data.train is not None
     count, size = len(data.train), data.batch_size
     last = _last_batch(count, size)
@@ -147,10 +147,10 @@ def _loss(model: Autoencoder, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def _check_shapes(model: Autoencoder, batch: Batch) -> None:
-    """A wrong shape may be broadcast, and train something else without an error."""
+    """Raise if a shape is wrong: broadcasting could hide it in training."""
     rows = len(batch.x)
     label = batch.y if model.conditional else None
-    if type(model).__module__ == Autoencoder.__module__:  # a foreign model may call others
+    if type(model).__module__ == Autoencoder.__module__:  # a user's model may call other methods
         statistics = model.network.encode(batch.x, label)
         _expect("encode(x, y)", statistics, (rows, model.num_statistics * model.latent_dim))
         z = batch.x.new_zeros(rows, model.latent_dim)
@@ -185,7 +185,7 @@ def _check_gradients(trial: Autoencoder, trainer: lightning.Trainer) -> None:
 def _check_sync_batchnorm(
     trial: Autoencoder, data: MNISTDataModule, trainer: lightning.Trainer
 ) -> None:
-    """SyncBatchNorm reduces its statistics over all processes, so none may be without rows."""
+    """Raise if a process without rows would join the reductions of SyncBatchNorm."""
     is_synced = getattr(trainer.strategy, "_layer_sync", None) and trainer.world_size > 1
     if not is_synced or not any(isinstance(m, _BatchNorm) for m in trial.modules()):
         return
@@ -198,7 +198,7 @@ def _check_sync_batchnorm(
 
 
 def _owner(model: nn.Module, name: str = "") -> str:
-    """The config node of a module, or of the model's first part that is not this project's."""
+    """Return the config node of a module, or of the model's first part from outside cvae."""
     parts = dict(model.named_children())
     foreign = (n for n, m in parts.items() if not type(m).__module__.startswith("cvae."))
     part = name.partition(".")[0] or next(foreign, "network")

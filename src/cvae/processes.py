@@ -33,7 +33,7 @@ _OUT_OF_MEMORY = re.compile(
     r"|CUBLAS_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
-_LESS_MEMORY = {  # settings of an entry point that lower what it needs
+_LESS_MEMORY = {  # settings that lower the memory of an entry point
     "train": "data.batch_size, data.eval_batch_size, test_num_samples or model.network.hidden_dim",
     "generate": "num_samples",
     "evaluate": "num_samples or num_generated",
@@ -154,7 +154,7 @@ def check_shared_memory(data: Mapping[str, Any]) -> None:
         data: node of the config.
 
     Raises:
-        ConfigError: they do not; torch would wait for the lost batches without end.
+        ConfigError: they do not fit; torch would wait forever for the lost batches.
     """
     workers = data.get("num_workers") or 0
     sizes = [data.get(key) or 0 for key in ("batch_size", "eval_batch_size")]

@@ -26,11 +26,11 @@ from cvae.processes import listening
 
 log = logging.getLogger(__name__)
 
-# keys of a checkpoint without which a run cannot take the same steps
+# keys that a checkpoint needs for an exact resume
 TO_RESUME = frozenset({"position", "optimizer_states", "loops", "provenance"})
 _LATENCY = 0.5  # seconds within which ranks should agree to stop
 _STALLED = 3.0  # seconds without a batch after which the data workers count as stalled
-_PATIENCE = 5.0  # seconds for all ranks to notice; torch kills those that take 10 to leave
+_PATIENCE = 5.0  # seconds for all ranks to notice; torch kills ranks that take 10 to exit
 
 
 def best_checkpoint(trainer: lightning.Trainer) -> Path | None:
@@ -202,16 +202,17 @@ class LastCheckpoint(Callback):
     # signals
 
     def stop_without_batch(self, trainer: lightning.Trainer, seconds: float) -> None:
-        """Save and stop, if told to, while the data workers give no batch.
+        """Save and stop, if a signal requested it, while the data workers deliver no batch.
 
-        Called by the loader that waits. Several ranks stop once all of them wait: one that has its
-        batch cannot answer. A validation and a step of accumulated gradients are left unsaved.
+        The waiting loader calls this. Several ranks stop only once all of them wait, because a rank
+        that has its batch cannot answer. Nothing is saved within a validation or between
+        accumulated gradients.
 
         Args:
-            seconds: without a batch so far.
+            seconds: time without a batch so far.
 
         Raises:
-            runs.Stopped: the run was told to stop.
+            runs.Stopped: a stop was requested.
         """
         several = trainer.world_size > 1
         if several and (seconds < _STALLED or not self._all_ranks_wait(trainer)):
@@ -228,10 +229,10 @@ class LastCheckpoint(Callback):
         raise runs.Stopped(number)
 
     def _all_ranks_wait(self, trainer: lightning.Trainer) -> bool:
-        """Whether a rank was told to stop while all wait for the same batch.
+        """Return whether a stop was requested and all ranks wait for the same batch.
 
         Raises:
-            runs.Stopped: the others did not wait as well.
+            runs.Stopped: a stop was requested, but other ranks do not wait.
         """
         store = torch.distributed.distributed_c10d._get_default_store()
         loops = self._loop, self._loop.val_loop

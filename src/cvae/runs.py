@@ -101,8 +101,8 @@ class RunPruned(Exception):  # noqa: N818
 def register_resolvers() -> None:
     """Register the resolvers of the configuration files.
 
-    ``${project_root:}``, ``${unique:}`` and ``${env:NAME,default}``, where an empty variable of the
-    environment counts as unset.
+    They are ``${project_root:}``, ``${unique:}`` and ``${env:NAME,default}``. An empty environment
+    variable counts as unset.
     """
     OmegaConf.register_new_resolver("project_root", lambda: str(ROOT), replace=True)
     # cached for a command, so that the jobs of a sweep agree on its folder
@@ -156,11 +156,11 @@ def check_classes(node: Any, key: str = "") -> None:
     """Import the classes of a config that have no schema, and check the names of their arguments.
 
     Args:
-        node: of one's own config; a class that it names is imported.
-        key: of the node.
+        node: of a trusted config, because the classes that it names are imported.
+        key: dotted key of the node.
 
     Raises:
-        ConfigError: one cannot be imported, or does not take the arguments given.
+        ConfigError: a class cannot be imported, or does not take the arguments set.
     """
     if isinstance(node, Mapping):
         if isinstance(target := node.get("_target_"), str) and not has_schema(target):
@@ -175,7 +175,7 @@ def check_classes(node: Any, key: str = "") -> None:
 def _imported(key: str, target: str) -> Any:
     from hydra._internal.utils import _locate  # hydra.utils.get_object prints errors as well
 
-    here = str(Path.cwd())  # from which the processes of a sweep import as well
+    here = str(Path.cwd())  # the processes of a sweep import from here as well
     sys.path.append(here)
     try:
         found = _locate(target)
@@ -324,7 +324,7 @@ def begin(run_dir: Path, step: int | None) -> None:
 def discard_without_data(run_dir: Path) -> None:
     """Remove the folder of a run that failed before its first step because it has no usable data.
 
-    Files that are not the run's stay, and so does their folder.
+    If the folder holds other files, they and the folder stay.
     """
     if not read_summary(run_dir).get("lacks_data") or (run_dir / METRICS).exists():
         return
@@ -428,9 +428,9 @@ def shown(path: Path) -> str:
 
 
 def point_latest(run_dir: Path) -> None:
-    """Let logs/latest name a run of logs/train or logs/sweeps.
+    """Point logs/latest at a run in logs/train or logs/sweeps.
 
-    What benchmarks and make article train lies elsewhere and leaves it alone.
+    Runs elsewhere, such as those of benchmarks and make article, do not change it.
     """
     logs = ROOT / "logs"
     if not any(run_dir.is_relative_to(logs / folder) for folder in _FOLLOWED):
@@ -463,7 +463,7 @@ def load_config(run_dir: Path) -> DictConfig:
 def run_to_resume(path: str) -> Path:
     """The folder of a run to go on with; ``latest`` is the newest that has not finished.
 
-    A run that failed before its first checkpoint, such as one with a wrong argument, is not it.
+    ``latest`` skips runs that failed before their first checkpoint, as with a wrong argument.
 
     Raises:
         ConfigError: there is none.
@@ -623,15 +623,15 @@ def name_in(run_dir: Path, path: Path) -> str:
     """Return a path relative to its run folder, with forward slashes.
 
     Raises:
-        ConfigError: it lies elsewhere.
+        ConfigError: the path lies outside the run folder.
     """
     return trust.inside(run_dir, path).relative_to(run_dir.resolve()).as_posix()
 
 
 def _checkpoint_of(run_dir: Path, typed: str | Path) -> Path | None:
-    """The checkpoint that stands for a run: the best one, by the name that the run recorded.
+    """Return the best checkpoint of a run, by the name that the run recorded, or the last.
 
-    That is in its summary once it has finished, until then in its last checkpoint.
+    A finished run records the name in its summary, an unfinished one in its last checkpoint.
     """
     recorded = read_summary(run_dir).get("checkpoint")
     if isinstance(recorded, str):
@@ -642,7 +642,7 @@ def _checkpoint_of(run_dir: Path, typed: str | Path) -> Path | None:
         return checkpoint
     last, candidates = trust.inside(run_dir, LAST), [BEST, LAST]
     if last.is_file():
-        with contextlib.suppress(ConfigError):  # a damaged one is told of if it has to be read
+        with contextlib.suppress(ConfigError):  # a damaged one is reported if it has to be read
             if isinstance(best := load_checkpoint(last).get("best"), str):
                 candidates = [str(last.parent / best), LAST]
     there = (trust.inside(run_dir, name) for name in candidates)

@@ -12,7 +12,7 @@ from cvae.figures import image_grid
 from cvae.models import Autoencoder
 from cvae.schema import ConfigError
 
-_NUM_SAMPLES = 16  # the default, which a file's name leaves out
+_NUM_SAMPLES = 16  # the default, left out of file names
 _COLUMNS = 10  # of the picture of one label, at most
 
 Label = int | list[int] | Literal["all"] | None
@@ -29,8 +29,7 @@ def generate(
     """Decoded draws of N(0, temperature² I), the same z for every label.
 
     Args:
-        label: one, several in the order of their rows, all of the model, or None for a model that
-            takes none.
+        label: one label, a list with one row each, "all", or None for a model without labels.
 
     Raises:
         ConfigError: a label for a model that takes none, none for one that needs it, or one that
@@ -76,10 +75,10 @@ def file_name(
     binary: bool = False,
     checkpoint: str = "",
 ) -> str:
-    """Return a name for the picture that differs where its content does.
+    """Return a file name that differs whenever the picture does.
 
     Args:
-        checkpoint: name of the checkpoint, where it is not the one that stands for its run.
+        checkpoint: name of the checkpoint if it is not best.ckpt.
     """
     labels = "none" if label is None else str(label)
     if isinstance(label, list):

@@ -262,11 +262,11 @@ class AdamW:
     fused: bool | None = LEFT_OUT
 
 
-SCHEDULER_SETTINGS = ("interval", "frequency", "monitor")  # Lightning's own, of any schedule
+SCHEDULER_SETTINGS = ("interval", "frequency", "monitor")  # Lightning's, for any schedule
 
 
 class _Scheduler:
-    """What any schedule may have beside its own arguments, for Lightning."""
+    """Lightning's settings, which any schedule may have in addition to its arguments."""
 
     _partial_: Partial
     interval: Annotated[str, OneOf("step", "epoch")] = LEFT_OUT
@@ -593,7 +593,7 @@ def _check_nodes(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def has_schema(target: str) -> bool:
-    """Whether :func:`validate` knows the arguments of a class."""
+    """Return whether :func:`validate` knows the arguments of a class."""
     return target in _BY_TARGET
 
 
@@ -776,7 +776,7 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_monitor(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """A run is selected by a validation metric; callbacks of a user's own may log more of them."""
+    """Check that monitor is a validation metric, which a user's callback may log."""
     monitor, mode = cfg["monitor"], cfg.get("mode", "max")
     if mode == "min" and monitor in (None, "val/elbo", "val/reconstruction"):
         yield "mode=min: must be max, as val/elbo and val/reconstruction are maximized"
@@ -792,12 +792,12 @@ def _check_monitor(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_checkpoints(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """The first ModelCheckpoint selects the weights that stand for a run.
+    """Check the ModelCheckpoints of a run, the first of which selects its weights.
 
-    What it calls best must be what its file holds, and no file may have two writers.
+    The file of the first must hold what it calls best, and no two may write the same file.
     """
     callbacks = {key: node for key, node in (cfg.get("callbacks") or {}).items() if node}
-    own = f"{cfg.get('run_dir')}/"  # the run folder, which has no name before the run starts
+    own = f"{cfg.get('run_dir')}/"  # the run folder, null before the run starts
     writers: dict[tuple[str, str], str] = {}
     for key, node in callbacks.items():
         if str(node["_target_"]) == "cvae.resume.LastCheckpoint":

@@ -64,7 +64,7 @@ def open_study(
     """The study in a folder, new or from an earlier start.
 
     Args:
-        mode: whether the monitored metric is best at its "max" or its "min".
+        mode: "max" or "min", the best value of the monitored metric.
         space: what is searched and what is fixed, to be held to by all its workers.
         arguments: sampler and pruner.
 
@@ -166,11 +166,11 @@ def tell(study: optuna.Study, trial: optuna.Trial, status: str, value: float) ->
 def is_behind(
     journal: Path, study: str, number: int, value: float, validation: int, pruner: BasePruner
 ) -> bool:
-    """Report a validation of a trial; whether the pruner would end it.
+    """Report a validation of a trial, and return whether the pruner would end it.
 
     Args:
-        number: of the trial.
-        validation: number of the validation in it, from 0; Optuna keeps the first of each.
+        number: number of the trial.
+        validation: number of its validation, from 0; Optuna keeps the first report of each.
     """
     shared = optuna.load_study(study_name=study, storage=_storage(journal), pruner=pruner)
     trial = optuna.Trial(shared, shared.get_trials(deepcopy=False)[number]._trial_id)

@@ -185,7 +185,7 @@ def swept(overrides: Sequence[str], of_all: Sequence[str]) -> list[str]:
 
     Args:
         overrides: of the job.
-        of_all: typed for the sweep; of these, one may be a choice of a single value.
+        of_all: overrides of the whole sweep; key=choice(value) counts as key=value.
     """
 
     def is_of_all(override: str) -> bool:

@@ -11,8 +11,8 @@ _IN_ASCII = {"±": "+-", "≥": ">=", "≤": "<=", "²": "^2", "✓": "+", "…"
 def accept_any_text() -> None:
     """Let stdout and stderr write every character, whatever their encoding.
 
-    A sign that the encoding lacks is written in ASCII, another character as an escape such as
-    ``\\xe9``, and a byte of a file name that is not text as that byte.
+    If the encoding lacks them, signs such as ± are written in ASCII and other characters as escapes
+    such as ``\\xe9``. Bytes of a file name that are not text are written unchanged.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -68,7 +68,9 @@ _KNOWN_WARNINGS = (
     ".*torch.distributed.nn.functional.all_gather.? is deprecated.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
 )
-_DDP: dict[str, dict[str, Any]] = {  # strategies of trainer.strategy, and torch's arguments
+_DDP: dict[
+    str, dict[str, Any]
+] = {  # values of trainer.strategy that become a DDPStrategy, and its arguments
     "auto": {},
     "ddp": {},
     "ddp_find_unused_parameters_true": {"find_unused_parameters": True},
@@ -101,7 +103,7 @@ def train(
     datamodule.prepare_data()
     datamodule.setup()
     module.model.initialize_output_bias(datamodule.mean_image)
-    # Lightning does so after EMA has copied the weights and a checkpoint is restored, in float32
+    # here, as Lightning converts only after EMA and a checkpoint have set the weights in float32
     trainer.precision_plugin.convert_module(module)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     if (best := best_checkpoint(trainer)) is not None:
@@ -203,7 +205,7 @@ def build(
     lightning.seed_everything(cfg.seed, verbose=False)
     check_shared_memory(cfg.data)
     datamodule: MNISTDataModule = runs.instantiate(cfg.data, seed=cfg.seed)
-    # less than what other ranks wait for this one, so that it tells why
+    # below rank_timeout, so that this rank reports the cause before the others give up
     datamodule.batch_timeout = 0.9 * (cfg.get("rank_timeout") or 60)
     datamodule.prepare_data()  # first: without digits there is nothing to track
     datamodule.setup()
@@ -256,10 +258,10 @@ def build(
 
 
 def _factory(key: str, node: Mapping[str, Any]) -> Callable[..., Any]:
-    """Return the factory that a ``_partial_`` node describes; it rejects wrong arguments late."""
+    """Return the factory of a ``_partial_`` node; wrong arguments of a call raise ConfigError."""
     make = runs.instantiate(node)
 
-    @functools.wraps(make)  # with its signature
+    @functools.wraps(make)  # keeps its signature
     def make_or_explain(*arguments: Any, **named: Any) -> Any:
         try:
             return make(*arguments, **named)
@@ -290,7 +292,7 @@ def _cluster_environment() -> list[ClusterEnvironment]:
 
 
 def is_smoke(cfg: DictConfig) -> bool:
-    """Whether a run only tries something out: it is neither tracked, compared nor the latest."""
+    """Return whether a run is a smoke run, which W&B, comparisons and logs/latest leave out."""
     return bool(cfg.get("smoke") or cfg.trainer.fast_dev_run or cfg.trainer.overfit_batches)
 
 
@@ -365,7 +367,7 @@ def _finish(
 
 
 def _peak_memory() -> int | None:
-    """Return the most bytes of memory that this process had, or None where that is not known."""
+    """Return the peak memory of this process in bytes, or None if it is not known."""
     if resource is None:
         return None
     scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes there, KiB elsewhere

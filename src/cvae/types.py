@@ -19,8 +19,8 @@ class Batch(NamedTuple):
     """One process's rows of a global batch.
 
     ``indices`` key all noise drawn for the images and ``global_size`` is what sums over images are
-    divided by, so that neither depends on how many processes share the batch. A process has no rows
-    where the last global batch is smaller than the number of processes.
+    divided by, so that neither depends on how many processes share the batch. A process may have no
+    rows if the last global batch is smaller than the number of processes.
     """
 
     x: Image
@@ -29,10 +29,11 @@ class Batch(NamedTuple):
     global_size: int  # images in this batch over all processes
 
     def with_stand_in(self) -> "Batch":
-        """This batch, or one striped image of class 0 if it has no rows.
+        """Return this batch, or one striped image of class 0 if it has no rows.
 
-        Many layers raise on an empty batch. The caller drops the values of the stand-in:
-        ``terms.first(len(batch.x))``. Stripes, because a blank image has no variance to divide by.
+        Many layers raise on an empty batch. The caller drops the values of the stand-in with
+        ``terms.first(len(batch.x))``. The image has stripes because a blank one has no variance to
+        normalize by.
         """
         if len(self.x):
             return self
@@ -51,7 +52,7 @@ class Split(NamedTuple):
     labels: Int64[Tensor, " num_images"]
 
     def of(self, classes: Int64[Tensor, " num_classes"]) -> "Split":
-        """The images of some classes; this very split if it has no others."""
+        """Return the images of these classes, or this split itself if it has no others."""
         wanted = torch.isin(self.labels, classes)
         return self if wanted.all() else Split(*(part[wanted] for part in self))
 
@@ -73,7 +74,7 @@ class Terms(NamedTuple):
         return self.reconstruction - self.kl
 
     def first(self, count: int) -> "Terms":
-        """The terms of the first images."""
+        """Return the terms of the first ``count`` images."""
         if count == len(self.reconstruction):
             return self
         penalty = self.penalty[:count] if isinstance(self.penalty, Tensor) else self.penalty

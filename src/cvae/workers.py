@@ -1,7 +1,7 @@
-"""Data workers that stall or die end the wait for their batches.
+"""DataLoader that stops waiting for workers that stall or die.
 
-torch waits without end for a worker that is stuck, or whose batch was lost for want of room in
-/dev/shm, and looks at nothing else while it waits.
+torch waits forever for a worker that is stuck, or whose batch was lost because /dev/shm was full,
+and handles nothing else while it waits.
 """
 
 import time
@@ -21,9 +21,9 @@ class StalledError(RuntimeError):
 
 
 class WatchedLoader(DataLoader[T_co]):
-    """A DataLoader whose wait for its workers can be ended.
+    """DataLoader that can stop waiting for its workers.
 
-    With ``timeout``, it raises :class:`StalledError` after so many seconds without a batch.
+    With ``timeout``, it raises :class:`StalledError` after that many seconds without a batch.
     """
 
     while_waiting: Callable[[float], None] | None = None
@@ -61,7 +61,7 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
                 return False, None
 
     def _shutdown_workers(self) -> None:
-        """End workers that are stuck with SIGKILL: they leave SIGTERM to the run."""
+        """Kill stuck workers with SIGKILL, because they ignore SIGTERM."""
         workers = getattr(self, "_workers", [])
         if self._is_stuck and not self._shutdown:
             _remove_worker_pids(id(self))  # or torch reports their end as a failure
