@@ -88,7 +88,7 @@ def clean_environment() -> dict[str, str]:
     kept["OMP_NUM_THREADS"] = "1"
     return {
         **kept,
-        "PYTHONPATH": str(ROOT / "src"),  # this checkout, whichever one is installed
+        "PYTHONPATH": str(ROOT / "src"),  # test this checkout, not an installed one
         "WANDB_MODE": "offline",
         "COLUMNS": "100",
         "PYTHONWARNINGS": "default",

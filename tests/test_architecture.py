@@ -124,7 +124,7 @@ def test_entry_points_are_short(path: Path) -> None:
 
 
 def names_no_encoding(call: ast.Call) -> bool:
-    """Whether a call opens, reads or writes text in the encoding of the locale."""
+    """Return whether a call opens, reads or writes text in the encoding of the locale."""
     owner, _, name = ast.unparse(call.func).rpartition(".")
     is_of_text = name in ("open", "_LogFile") or (owner and name in ("read_text", "write_text"))
     if not is_of_text or owner in ("os", "runs", "trust", "PILImage"):

@@ -62,7 +62,7 @@ OverridesParser.create().parse_override("a=1")
 modules = {name: importlib.import_module(name) for name in ("train", "generate", "evaluate")}
 assert "torch" not in sys.modules
 stop = lambda run_dir, **_: None
-sys.modules["my_package"] = mine = types.ModuleType("my_package")  # somebody's own classes
+sys.modules["my_package"] = mine = types.ModuleType("my_package")  # classes of a user
 def class_of_mine(name):
     if name.startswith("_"):
         raise AttributeError(name)

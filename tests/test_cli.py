@@ -175,7 +175,7 @@ def test_a_sweep_is_checked_before_its_first_job(no_torch: str, tmp_path: Path) 
 def test_an_override_may_belong_to_a_swept_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The config without the swept group, to which Hydra applies all that is fixed, lacks it."""
+    """Hydra applies fixed overrides to the config without the swept group, which lacks the key."""
     typed = ["model=vae", "model/penalty=adversary,labelwise_adversary", "model.penalty.weight=2"]
     where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
     monkeypatch.setattr(sweeps, "run_jobs", lambda run_dirs, *_: [0.0] * len(run_dirs))
@@ -300,7 +300,7 @@ def test_commands_shown_can_be_pasted(finished_run: Path) -> None:
 
 
 def lacks() -> Iterator[Exception]:
-    """Errors of a machine that has no more memory."""
+    """Yield the errors that running out of memory raises."""
     for allocate in (lambda: torch.empty(10**14), lambda: np.empty(10**15)):
         try:
             allocate()
@@ -313,7 +313,7 @@ def lacks() -> Iterator[Exception]:
 
 
 @pytest.mark.fault(Promise.INPUT, "memory that runs out")
-def test_a_lack_of_memory_is_told_in_a_line(
+def test_out_of_memory_is_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], survived: Survived
 ) -> None:
     runs.update_summary(tmp_path, status="running")
@@ -372,7 +372,7 @@ def test_wrong_arguments_of_a_class_are_rejected(survived: Survived) -> None:
             survived(1)
 
 
-def test_a_factory_that_fails_late_is_told_in_a_line() -> None:
+def test_wrong_values_of_a_factory_are_reported_in_one_line() -> None:
     node = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0, "nesterov": True}
     factory = training._factory("optimizer", node)
     assert "params" in signature(factory).parameters
@@ -381,7 +381,7 @@ def test_a_factory_that_fails_late_is_told_in_a_line() -> None:
 
 
 @pytest.mark.fault(Promise.INPUT, "a version of Python that Hydra does not support")
-def test_a_python_that_does_not_work_is_told_in_a_line(
+def test_an_unsupported_python_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = tmp_path / "python"

@@ -138,8 +138,8 @@ def test_the_command_needs_no_torch(folder: Path, tmp_path: Path) -> None:
 BRACKETS = "[vae] runs=1/channels=[8,16]"
 
 
-def test_a_folder_with_brackets_is_taken_as_it_is(tmp_path: Path) -> None:
-    """And below it a pattern is one, whatever the folder is called."""
+def test_brackets_in_an_existing_folder_are_literal(tmp_path: Path) -> None:
+    """A pattern below such a folder still matches."""
     sweep = tmp_path / BRACKETS
     for name in ("[8]", "8", "16"):
         write_run(sweep / name, 1, 84.0)
@@ -152,7 +152,7 @@ def test_a_folder_with_brackets_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_sweep_has_its_table_in_its_folder(tmp_path: Path) -> None:
-    """Whose files are no runs; a pattern's table lies in logs/. Names are no markup."""
+    """Its files do not count as runs. The table of a pattern is in logs/. Names are not markup."""
     sweep = tmp_path / BRACKETS
     write_run(sweep / "0", 1, 84.0, act="[relu]")
     write_run(sweep / "1", 2, 86.0, act="[relu]")
@@ -213,7 +213,7 @@ def test_a_table_is_shown_in_any_encoding(folder: Path, survived: Survived) -> N
         )
         assert done.returncode == 0, done.stderr
         rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-        assert len({len(row) for row in rows}) == 1  # columns stand below each other
+        assert len({len(row) for row in rows}) == 1  # columns are aligned
         assert f"85.00 {'+-' if encoding == 'ascii' else '±'} 1.41" in done.stdout
         assert "± 1.41" in (folder / "compare.md").read_text(encoding="utf-8")
         survived(1)

@@ -213,7 +213,7 @@ def test_labels_that_are_true_or_false(tmp_path: Path) -> None:
         (np.full(20, -1, np.int8), "range from -1 to -1"),
     ],
 )
-def test_labels_that_are_no_classes(
+def test_labels_out_of_range_are_rejected(
     train_labels: np.ndarray,  # type: ignore[type-arg]
     message: str,
     tmp_path: Path,
@@ -224,7 +224,7 @@ def test_labels_that_are_no_classes(
     assert "\n" not in str(caught.value)
 
 
-def test_classes_without_images_are_told_once(
+def test_classes_without_images_are_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     npz(tmp_path, train_labels=np.arange(20) % 2 * 2, test_labels=np.arange(6) % 2)
@@ -257,7 +257,7 @@ def test_images_that_are_not_there(tmp_path: Path) -> None:
 
 
 def overrides(folder: Path, **settings: object) -> list[str]:
-    """A short run on mine.npz."""
+    """Start a short run on mine.npz."""
     return [
         "data=images",
         f"data.data_dir={folder}",

@@ -167,7 +167,7 @@ def test_fashion_mnist_is_held_to_its_digests(tmp_path: Path, offline: None) -> 
 
 
 def pack(raw: Path, folder: Path, damaged: str = "") -> None:
-    """Write the files of one folder into another as .gz, one of them cut off."""
+    """Write the files of one folder into another as .gz; truncate the one named by damaged."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in raw.glob("*-ubyte"):
         packed = gzip.compress(file.read_bytes(), compresslevel=1)
@@ -177,7 +177,7 @@ def pack(raw: Path, folder: Path, damaged: str = "") -> None:
 
 @pytest.fixture
 def small(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, DigitSet]:
-    """Small files in the place of MNIST's, with their digests; no other source has them."""
+    """Replace MNIST by small files with their digests, which no other source has."""
     no_wheel(monkeypatch)
     raw = tmp_path / "original"
     write_digits(raw)
@@ -219,7 +219,7 @@ def test_a_set_without_digests_takes_files_from_its_own_folder(
 
 
 @pytest.mark.fault(Promise.DATA, "a .gz that is cut off, or unpacks without end")
-def test_damaged_gz_files_are_told(
+def test_damaged_gz_files_are_reported(
     small: tuple[Path, DigitSet],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -246,7 +246,7 @@ def test_damaged_gz_files_are_told(
 def test_a_failed_download_names_no_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As torchvision says it where there is no network."""
+    """The error is the one that torchvision raises without a network."""
 
     def fail(**_: object) -> None:
         print("Failed download. Trying https://host.example")

@@ -434,7 +434,7 @@ def test_a_label_without_test_images_is_not_the_worst(known: Oracle) -> None:
     assert (found.value, found.floor) == (1.0, 1.0)
 
 
-def test_one_label_alone(known: Oracle) -> None:
+def test_data_with_a_single_label(known: Oracle) -> None:
     model = CVAE(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
     train, validation, test = (of_classes(split, 1) for split in (TRAIN, VALIDATION, TEST))
     one = Subject(model, train, validation, test, known, num_samples=3, num_generated=20)
@@ -461,7 +461,7 @@ def test_claims_record_no_gradients(known: Oracle, monkeypatch: pytest.MonkeyPat
     assert found.metrics["bound"]["with gradients"].value == 0
 
 
-DEFAULT = {  # about what the default CVAE has
+DEFAULT = {  # close to the values of the default CVAE
     "samples/label_agreement_drawn": Metric(0.9824, "%", 0.0039, 0.9927, at_least=0.98),
     "style/r2_thickness": Metric(0.822, "", 0.004, at_least=0.90),
     "latent/label_accuracy_logistic": Metric(0.113, "%", 0.003, 0.1135, at_most=0.2),

@@ -210,7 +210,7 @@ def test_a_run_of_one_rank_trains(data_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(Promise.INPUT, "variables of ranks that are missing or contradict each other")
-def test_ranks_that_cannot_be_are_rejected(
+def test_inconsistent_rank_variables_are_rejected(
     monkeypatch: pytest.MonkeyPatch, survived: Survived, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for told, said in NONSENSE:
@@ -224,7 +224,7 @@ def test_ranks_that_cannot_be_are_rejected(
         survived(1)
 
 
-def test_ranks_that_do_not_know_where_to_meet_are_rejected(
+def test_a_missing_master_address_or_port_is_rejected(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in variables("RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost").items():
@@ -238,9 +238,9 @@ def test_ranks_that_do_not_know_where_to_meet_are_rejected(
 def test_an_error_in_a_hook_ends_the_command(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Hydra would warn of it and go on."""
+    """Hydra alone would warn and continue."""
     hydra = {"overrides": {"task": []}, "job": {"config_name": "train"}}
-    config = OmegaConf.create({"hydra": hydra})  # which lacks all that the hooks look for
+    config = OmegaConf.create({"hydra": hydra})  # lacks every key that the hooks read
 
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("of a bug")

@@ -51,7 +51,7 @@ def test_every_row_is_on_disk_at_once(tmp_path: Path) -> None:
 
 
 def records(run_dir: Path, index: int = 0) -> list[dict[str, Any]]:
-    """What W&B's own reader finds in an offline file of a run, the first by default.
+    """Return what W&B's own reader finds in an offline file of a run, the first by default.
 
     W&B has a process of its own, which may write on when that of the run is over.
     """
@@ -134,7 +134,7 @@ HOST = "{host}"  # of the server that W&B uses without settings
 
 @pytest.fixture
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home without settings, which is the working directory too; W&B as in a new process."""
+    """Return a home without settings, also the working directory, with W&B as in a new process."""
     for name in ("NETRC", "XDG_CACHE_HOME", *(n for n in os.environ if n.startswith("WANDB_"))):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -143,7 +143,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     wandb.teardown()
     yield tmp_path
     wandb.teardown()
-    os.environ.clear()  # of what the code under test has set
+    os.environ.clear()  # drop what the code under test has set
     os.environ.update(before)
 
 
@@ -218,10 +218,10 @@ def test_an_account_is_found_as_wandb_finds_it(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """No prompt, no output and no process of W&B, which is what talks to a server."""
+    """No prompt, no output and no W&B process, which alone connects to a server."""
     monkeypatch.setattr("click.prompt", lambda *_, **__: pytest.fail("asked"))
     monkeypatch.setattr("wandb.errors.term.can_use_terminput", lambda: True)
-    monkeypatch.setenv("WANDB__SERVICE_WAIT", "0.0001")  # for the process, which then fails
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "0.0001")  # makes the W&B process fail
     entries, expected = ACCOUNTS[way]
     configure(nobody, entries)
     assert has_wandb_account() is expected
@@ -257,7 +257,7 @@ def test_the_account_of_wandb_login_is_found(nobody: Path) -> None:
         ("disabled", {"WANDB_MODE": "online", "WANDB_API_KEY": KEY}, "disabled"),
     ],
 )
-def test_the_mode_is_what_is_typed_then_the_environment_then_the_account(
+def test_the_mode_follows_override_then_environment_then_account(
     mode: Mode,
     entries: dict[str, str],
     expected: str,
@@ -330,7 +330,7 @@ ENVIRONMENT = {
 KEYS = ("project", "entity", "name", "group", "job_type", "tags", "notes")
 
 
-def test_what_is_typed_wins_then_the_environment_then_the_default(nobody: Path) -> None:
+def test_overrides_precede_the_environment_and_it_the_defaults(nobody: Path) -> None:
     def tracked(*overrides: str) -> list[Any]:
         run = plain(compose(*overrides))["logger"]["wandb"]
         return [run[key] for key in KEYS]

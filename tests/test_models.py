@@ -300,7 +300,7 @@ def test_labels_are_taken_in_any_form_wherever_they_go_in(y: Any) -> None:
         (numpy.array(["a", "b", "c"]), "y of type ndarray: must be integer labels"),
     ],
 )
-def test_wrong_labels_are_told_in_a_line(y: Any, said: str) -> None:
+def test_wrong_labels_are_rejected_in_one_line(y: Any, said: str) -> None:
     model = make(CVAE)
     for call in (
         lambda: model.embed(ALL_IMAGES[:3], y),

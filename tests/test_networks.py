@@ -55,7 +55,7 @@ class Linear(nn.Module):
 
 
 class BatchNorm(Linear):
-    """Normalizes feature maps over the batch."""
+    """Network that normalizes feature maps over the batch."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -66,7 +66,7 @@ class BatchNorm(Linear):
 
 
 class FlatBatchNorm(BatchNorm):
-    """Normalizes features over the batch, which takes two images."""
+    """Network that normalizes features over the batch and needs at least two images."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)

@@ -1,4 +1,4 @@
-"""The step that a copy of the model takes before training: misfits get a line, good models none."""
+"""The check before training rejects networks that do not fit and passes good ones."""
 
 import logging
 import re
@@ -92,7 +92,7 @@ def scalar_penalty(**given: Any) -> Callable[..., Tensor]:
 
 
 def check(model: Autoencoder, data_dir: Path, folder: Path, **settings: Any) -> Any:
-    """Check a model for a run on the digits of tests; its trainer."""
+    """Check a model for a run on the test digits, and return its trainer."""
     _, data, trainer = objects(data_dir, folder, **settings.pop("trainer", {}))
     for name, value in settings.items():
         setattr(data, name, value)
@@ -140,7 +140,7 @@ MISFITS = [
 @pytest.mark.fault(Promise.INPUT, "a network that does not fit its model")
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 @pytest.mark.parametrize(("network", "message"), MISFITS)
-def test_a_network_that_does_not_fit_is_told_in_a_line(
+def test_a_network_that_does_not_fit_is_rejected_in_one_line(
     network: type[Linear], message: str, data_dir: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
@@ -149,7 +149,7 @@ def test_a_network_that_does_not_fit_is_told_in_a_line(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_penalty_of_the_whole_batch_is_told(data_dir: Path, tmp_path: Path) -> None:
+def test_a_penalty_of_the_whole_batch_is_rejected(data_dir: Path, tmp_path: Path) -> None:
     model = VAE(Linear, latent_dim=2, penalty=scalar_penalty)
     with pytest.raises(ConfigError, match=r"penalty has shape \(\), expected \(1,\)"):
         check(model, data_dir, tmp_path)
@@ -165,7 +165,7 @@ def test_only_the_average_needs_a_copy(
 
 @pytest.mark.parametrize("rest", [1, 3])
 def test_a_last_batch_too_small_for_batch_norm(rest: int, data_dir: Path, tmp_path: Path) -> None:
-    """260 images; of the other layers none minds."""
+    """Only BatchNorm on flat features fails on a last batch of one image."""
     size = {"validation_size": 260 - 64 - rest}
     check(VAE(conv, latent_dim=2), data_dir, tmp_path, **size)
     check(VAE(BatchNorm, latent_dim=2), data_dir, tmp_path, **size)

@@ -378,7 +378,7 @@ class DataModule(MNISTDataModule):
 
 @pytest.fixture
 def stalling(tmp_path: Path) -> str:
-    """A PYTHONPATH with stalling.DataModule, whose workers stall or die after 7 batches."""
+    """Return a PYTHONPATH with stalling.DataModule, whose workers stall or die after 7 batches."""
     (tmp_path / "stalling.py").write_text(STALLING)
     return os.pathsep.join((clean_environment()["PYTHONPATH"], str(tmp_path)))
 

@@ -34,7 +34,7 @@ def test_generate_writes_what_was_asked_for(finished_run: Path, tmp_path: Path) 
 
 
 def test_generate_names_a_picture_by_what_it_shows(finished_run: Path) -> None:
-    """A row for each label, in the order typed; the same z, so the same images as by itself."""
+    """Rows follow the order of the labels and show the images that each label alone gives."""
     images = {}
     for typed, name in (
         ("label=7 num_samples=4", "label-7-seed-0-samples-4"),
@@ -59,7 +59,7 @@ def test_generate_names_a_picture_by_what_it_shows(finished_run: Path) -> None:
 
 
 def test_a_picture_of_one_label_has_rows_of_equal_length(tmp_path: Path) -> None:
-    """What is left of the last row is paper, not black; white digits would show there."""
+    """The rest of the last row is blank paper, not black."""
     for count, rows, columns in ((7, 1, 7), (16, 2, 8), (11, 2, 6), (21, 3, 7)):
         (path,) = sampling.save(torch.ones(1, count, 28, 28), tmp_path / "x.png", 7)
         with Image.open(path) as picture:

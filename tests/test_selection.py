@@ -1,4 +1,4 @@
-"""Which weights stand for a run: those that its first ModelCheckpoint calls best."""
+"""Selection of the weights of a run by its first ModelCheckpoint."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ OWN = [
 
 @pytest.fixture(scope="module")
 def own_metric(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that a user's own metric selects, with a checkpoint for each of its best epochs."""
+    """Return a run selected by a user's metric, with a checkpoint for each new best epoch."""
     folder = tmp_path_factory.mktemp("selection")
     (folder / "own.py").write_text(DISTANCE)
     done = run_script(
@@ -61,7 +61,7 @@ def own_metric(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "run"
 
 
-def test_a_metric_of_ones_own_selects_the_run(own_metric: Path) -> None:
+def test_a_users_metric_selects_the_run(own_metric: Path) -> None:
     told = summary(own_metric)
     assert (told["monitor"], told["mode"], told["objective"]) == ("val/distance", "min", 0.0)
     assert told["checkpoint"] == "checkpoints/epoch=01.ckpt"
@@ -69,7 +69,7 @@ def test_a_metric_of_ones_own_selects_the_run(own_metric: Path) -> None:
     assert told["metrics"]["test/distance"] == 7.0
 
 
-def test_what_is_summarized_is_of_the_best_epoch(own_metric: Path) -> None:
+def test_the_summary_holds_the_best_epoch(own_metric: Path) -> None:
     second = rows(own_metric, "val/")[1]
     told = summary(own_metric)["metrics"]
     assert second["epoch"] == 1
@@ -77,13 +77,13 @@ def test_what_is_summarized_is_of_the_best_epoch(own_metric: Path) -> None:
     assert told["val/elbo"] == pytest.approx(second["val/elbo"], abs=1e-9)
 
 
-def test_what_is_loaded_is_the_best_epoch(own_metric: Path, tmp_path: Path) -> None:
+def test_loading_a_run_loads_the_best_epoch(own_metric: Path, tmp_path: Path) -> None:
     best = own_metric / "checkpoints" / "epoch=01.ckpt"
     assert runs.find_run(own_metric) == (own_metric, best)
     model = runs.load_run(own_metric, "own")
     saved = runs.model_weights(runs.load_checkpoint(best))
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
-    # and of a run that has not finished, by its last checkpoint
+    # an unfinished run names its best in the last checkpoint
     copy = tmp_path / "moved"
     shutil.copytree(own_metric, copy)
     runs.begin(copy, step=1)
@@ -101,7 +101,7 @@ def test_a_recorded_checkpoint_lies_in_the_run_folder(own_metric: Path, tmp_path
         runs.find_run(copy)
 
 
-def test_metrics_of_ones_own_are_compared(own_metric: Path) -> None:
+def test_a_users_metrics_are_compared(own_metric: Path) -> None:
     run = comparison.read_run(own_metric)
     assert isinstance(run, comparison.Run)
     assert run.metrics["val/distance"] == 0.0
@@ -157,7 +157,7 @@ def test_settings_that_would_select_other_weights_are_rejected(
 
 
 def quoted(override: str) -> str:
-    """An override whose braces are text, as a person quotes it."""
+    """Return an override whose braces are quoted as text."""
     key, _, value = override.partition("=")
     return f"{key}='{value}'" if "{epoch}" in value else override
 
@@ -185,13 +185,13 @@ def test_settings_that_select_the_best_weights_are_accepted(overrides: list[str]
 
 
 @pytest.mark.fault(Promise.CHECKPOINTS, "another kind of checkpoint in place of the last")
-def test_what_cannot_be_resumed_is_skipped(own_metric: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_resume_state_is_skipped(own_metric: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     shutil.copy(own_metric / runs.LAST, folder / checkpoints.PREVIOUS)
     of_best = runs.load_checkpoint(own_metric / "checkpoints" / "epoch=01.ckpt")
     checkpoints.save({**of_best, "global_step": 999}, folder / "best.ckpt")
-    (folder / checkpoints.LAST).symlink_to(folder / "best.ckpt")  # as save_last=link leaves it
+    (folder / checkpoints.LAST).symlink_to(folder / "best.ckpt")  # as save_last=link writes it
     found, skipped = checkpoints.newest_good(folder, "last*.ckpt", TO_RESUME)
     assert found == folder / checkpoints.PREVIOUS
     assert len(skipped) == 1
@@ -264,7 +264,7 @@ def test_every_validation_of_a_search_is_reported(
 
 def test_a_plateau_lowers_the_rate_by_the_monitored_metric(data_dir: Path, tmp_path: Path) -> None:
     rates = {}
-    for mode in ("max", "min"):  # the bound rises, so by its minimum nothing improves
+    for mode in ("max", "min"):  # the bound rises, so with mode=min nothing improves
         module, data, trainer = objects(data_dir, tmp_path / mode, max_epochs=4, callbacks=[])
         module._make_scheduler = lambda o, m=mode: ReduceLROnPlateau(o, mode=m, patience=0)
         trainer.fit(module, datamodule=data)

@@ -50,7 +50,7 @@ def test_a_factor_that_z_holds_is_found_with_its_direction(
     known: Oracle,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The factor is 3 z1 - 4 z0, and 100 more for every label: R^2 is 1 all the same."""
+    """The factor is 3 z1 - 4 z0 plus 100 per label, and R^2 within labels is still 1."""
     one = subject(CVAE, known)
     train_z, test_z = normal(0, len(TRAIN.labels), 2), normal(1, len(TEST.labels), 2)
 
@@ -79,7 +79,7 @@ def test_rank_correlation_has_the_sign_of_the_trend() -> None:
 
 
 def test_recall_is_of_fake_balls_and_coverage_of_real_ones() -> None:
-    """One far fake point widens the balls of fake points, and by that recall but not coverage."""
+    """One far fake point widens the balls of fake points, which raises recall but not coverage."""
     real, fake = normal(0, 200, 2), normal(1, 200, 2) * 0.05
     spread = torch.cat([fake, torch.tensor([[30.0, 0.0], [-30.0, 0.0], [0.0, 30.0], [0.0, -30.0]])])
     assert variety.recalled(real, fake).float().mean() < 0.2
@@ -104,7 +104,7 @@ def test_the_nearest_training_image_is_of_the_same_label(known: Oracle) -> None:
 
 
 def test_the_bound_of_a_split_is_that_of_its_images() -> None:
-    """In the order of the split, with the noise of each image's own position."""
+    """Bounds are in the order of the split, and noise is keyed by the position of an image."""
     model = make(CVAE)
     assert isinstance(model, CVAE)
     count = 300  # more than a batch

@@ -1,4 +1,4 @@
-"""One optimizer step: the gradient it takes, the noise it draws, the numbers it logs."""
+"""One optimizer step: its gradient, noise and logged numbers."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ def weights(module: VAEModule) -> Tensor:
 
 
 def change_in_a_step(data_dir: Path, folder: Path, **trainer: Any) -> Tensor:
-    """What a step of plain gradient descent with rate 1 subtracts: its gradient."""
+    """Return the gradient, which a step of plain gradient descent with rate 1 subtracts."""
     torch.manual_seed(0)
     module, data, fit = objects(data_dir, folder, callbacks=[], max_steps=1, **trainer)
     module._make_optimizer = lambda groups: torch.optim.SGD(
@@ -58,7 +58,7 @@ def test_entries_are_clipped_where_the_algorithm_is_value(data_dir: Path, tmp_pa
 
 
 def test_the_loss_is_the_mean_over_the_global_batch(data_dir: Path, tmp_path: Path) -> None:
-    """Whatever share of the batch a process has, and however many gradients are accumulated."""
+    """This holds for any share of the batch on a process and any number of accumulated batches."""
     module, data, fit = objects(data_dir, tmp_path, callbacks=[], max_steps=1)
     data.prepare_data()
     data.setup()
@@ -78,7 +78,7 @@ def test_the_loss_is_the_mean_over_the_global_batch(data_dir: Path, tmp_path: Pa
 
 
 def test_every_epoch_has_noise_of_its_own(data_dir: Path, tmp_path: Path) -> None:
-    """The same images with the same weights cost something else in the next epoch."""
+    """The same images with the same weights have another loss in the next epoch."""
     module, data, fit = objects(data_dir, tmp_path, callbacks=[], max_steps=1)
     data.prepare_data()
     data.setup()
@@ -93,7 +93,7 @@ def test_every_epoch_has_noise_of_its_own(data_dir: Path, tmp_path: Path) -> Non
 
 
 def test_validation_is_the_mean_over_images(data_dir: Path, tmp_path: Path) -> None:
-    """45 images in batches of 16 or one of 45: a mean of batch means would differ."""
+    """45 images in batches of 16 and in one of 45 agree; a mean of batch means would not."""
     found = []
     for eval_batch_size in (16, 45):
         torch.manual_seed(0)
@@ -106,8 +106,8 @@ def test_validation_is_the_mean_over_images(data_dir: Path, tmp_path: Path) -> N
     assert found[0] == pytest.approx(found[1], abs=2e-5)
 
 
-def test_the_first_bad_step_is_the_one_that_is_told() -> None:
-    """On a device whose numbers are not at hand, a step is noted there and told of later."""
+def test_the_first_bad_step_is_reported() -> None:
+    """Where reading a number would synchronize, the device notes the step for a later error."""
 
     def network(**given: Any) -> MLP:
         return MLP(hidden_dim=4, encoder_blocks=0, decoder_blocks=0, **given)
@@ -127,7 +127,7 @@ def test_the_first_bad_step_is_the_one_that_is_told() -> None:
 def test_logged_means_are_those_of_the_images_since_the_last(
     data_dir: Path, tmp_path: Path
 ) -> None:
-    """Two steps a row are the mean of the rows of the same steps logged one by one."""
+    """A row for two steps is the mean of the rows of the same steps logged one by one."""
 
     class Rows(lightning.pytorch.loggers.CSVLogger):
         def __init__(self) -> None:

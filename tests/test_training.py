@@ -98,7 +98,7 @@ def test_train_takes_objects_and_knows_nothing_of_configs(data_dir: Path, tmp_pa
 
 
 @pytest.mark.parametrize("kind", [VAE, CVAE])
-def test_plain_batches_of_a_loader_of_ones_own(kind: type[VAE], tmp_path: Path) -> None:
+def test_plain_batches_of_a_users_loader(kind: type[VAE], tmp_path: Path) -> None:
     def network(**given: Any) -> MLP:
         return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
 
@@ -364,7 +364,7 @@ def test_one_device_and_two_count_each_test_image_once(pair_of_runs: dict[int, P
 
 @pytest.mark.fault(Promise.UNUSUAL, "last batches of one image on two devices")
 def test_a_device_without_rows_takes_the_same_steps(data_dir: Path, tmp_path: Path) -> None:
-    """One image is left of 195 to train on, of 65 to validate, and of 33 to test."""
+    """The last batch has one image of 195 to train on, of 65 to validate, and of 33 to test."""
     more = ["device=cpu", "logger=csv", "data.validation_size=65", "data.batch_size=194"]
     more += ["model/network=conv", "model.network.channels=[2,4]", "model.network.hidden_dim=8"]
     more += ["data/augmentation=warp", "callbacks.figures=null"]
@@ -383,7 +383,7 @@ def test_a_device_without_rows_takes_the_same_steps(data_dir: Path, tmp_path: Pa
 
 
 def test_a_device_without_rows_contributes_zero(data_dir: Path, tmp_path: Path) -> None:
-    """To every gradient, so that no other device waits; BatchNorm keeps its statistics."""
+    """Every gradient gets a zero, so that no device waits; BatchNorm keeps its statistics."""
     _, data, trainer = objects(data_dir, tmp_path)
     module = VAEModule(CVAE(FlatBatchNorm, latent_dim=2), torch.optim.SGD)
     module.trainer = trainer
@@ -608,7 +608,7 @@ def test_every_precision_trains_and_resumes_exactly(
         torch.manual_seed(0)
         callbacks = [LastCheckpoint(folder), *([EMA(0.9)] if averages else [])]
         given: dict[str, Any] = {"callbacks": callbacks, "max_epochs": epochs}
-        if precision in ("16", "16-mixed"):  # by its name, it is bfloat16 on a CPU
+        if precision in ("16", "16-mixed"):  # by name, it would be bfloat16 on a CPU
             given["plugins"] = [MixedPrecision("16-mixed", "cpu")]
         else:
             given["precision"] = precision
