@@ -40,7 +40,6 @@ def main(cfg: DictConfig) -> None:
             progress=progress,
         )
         found = report.evaluate(subject, claims, with_targets=archived.data.get("name") == "MNIST")
-        drawn = pictures(subject, data.examples(), "style" in claims) if cfg.figures else {}
     measured_on = {
         "checkpoint": checkpoint.name,
         "checkpoint_digest": runs.file_digest(checkpoint),
@@ -51,6 +50,7 @@ def main(cfg: DictConfig) -> None:
     # files first: printing fails if the terminal is gone, and a full disk must not cost the table
     try:
         written = runs.update_evaluation(run_dir, measured_on, measured)
+        drawn = pictures(subject, data.examples(), "style" in claims) if cfg.figures else {}
         for name, picture in drawn.items():
             path = inside(run_dir, f"figures/{name}.png")
             path.parent.mkdir(exist_ok=True)
