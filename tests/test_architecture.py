@@ -196,7 +196,7 @@ def test_tests_import_the_checkout_that_they_lie_in(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     shown = subprocess.run(
-        ["make", "--eval", 'path: ; @echo "$$PYTHONPATH"', "path"],
+        ["make", "--no-print-directory", "--eval", 'path: ; @echo "$$PYTHONPATH"', "path"],
         cwd=copy,
         env={**environment, "PYTHONPATH": "elsewhere"},
         capture_output=True,

@@ -385,13 +385,14 @@ def test_an_unsupported_python_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = tmp_path / "python"
-    fake.write_text(f"""#!{sys.executable}
+    fake.write_text("""#!/usr/bin/env python3
 import sys
 sys.version_info = (3, 14, 0)
 exec(sys.argv[2])
 """)
     fake.chmod(0o755)
-    for python, code in ((fake, 2), (sys.executable, 0)):
+    (tmp_path / "good").symlink_to(sys.executable)  # a path without spaces
+    for python, code in ((fake, 2), (tmp_path / "good", 0)):
         command = ["make", "--eval", "check: ; @$(CHECK_PYTHON)", "check", f"PYTHON={python}"]
         made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert made.returncode == code

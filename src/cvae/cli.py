@@ -141,6 +141,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             with reported(config_name, arguments), _hydra_raises():
                 try:
                     make_main(checked)()
+                    sys.stdout.flush()  # here a full disk is an error like any other
                 except _EXPECTED:
                     raise
                 except Exception as error:  # of Hydra's, about words that it did not foresee
@@ -263,7 +264,7 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # whoever reads our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         raise SystemExit(BROKEN_PIPE) from None
     except _ONE_LINE_ERRORS as error:
         if WANTS_TRACEBACK:
@@ -276,8 +277,21 @@ def reported(config_name: str = "train", arguments: list[str] | None = None) -> 
         if isinstance(error, HydraException | OmegaConfBaseException):  # some are OSErrors too
             _refuse(translated(error, config_name, arguments or []))
         if isinstance(error, OSError):
+            _drop_output_if_full()
             _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
         raise
+
+
+def _drop_output() -> None:
+    """Send what is left of the output nowhere: Python would fail on it once more as it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _drop_output_if_full() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
 
 
 def _missing_extra(error: BaseException | None) -> str | None:
