@@ -365,6 +365,8 @@ class Stalling(Digits):
         if Stalling.count > 7:
             if os.environ.get("FAULT") == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if os.environ.get("FAULT") == "stop":  # with a batch that is not handed over yet
+                os.kill(os.getpid(), signal.SIGSTOP)
             if os.environ.get("FAULT") == "stall":
                 time.sleep(600)
         return super().__getitem__(rows)
@@ -412,7 +414,7 @@ def test_a_run_without_batches_told_to_stop_saves(
 
 
 @pytest.mark.fault(Promise.RANKS, "data workers that stall or are killed")
-@pytest.mark.parametrize("fault", ["stall", "die"])
+@pytest.mark.parametrize("fault", ["stall", "stop", "die"])
 def test_data_workers_that_stall_or_die_end_a_run_in_a_line(
     fault: str, data_dir: Path, tmp_path: Path, stalling: str
 ) -> None:
@@ -422,6 +424,30 @@ def test_data_workers_that_stall_or_die_end_a_run_in_a_line(
     assert len(done.stderr.splitlines()) == 1
     assert "use data.num_workers=0" in done.stderr
     assert summary(tmp_path / "run")["status"] == "failed"
+
+
+LEFT_OVER = """
+import torch
+from cvae.data import _leave_signals_to_the_run
+from cvae.workers import WatchedLoader
+
+loader = WatchedLoader(
+    torch.zeros(64, 2), num_workers=2, persistent_workers=True,
+    worker_init_fn=_leave_signals_to_the_run,
+)
+batches = iter(loader)
+next(batches)
+batches._shutdown_workers = lambda: None  # as if an error had come between
+raise SystemExit(7)
+"""
+
+
+@pytest.mark.fault(Promise.STOPS, "the end of a process whose data workers are left over")
+def test_a_process_does_not_wait_for_its_data_workers() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_OVER], env=clean_environment(), timeout=60, check=False
+    )
+    assert done.returncode == 7
 
 
 @pytest.mark.fault(Promise.INPUT, "data workers whose batches do not fit into /dev/shm")

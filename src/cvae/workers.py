@@ -4,7 +4,10 @@ torch waits forever for a worker that is stuck, or whose batch was lost because 
 and handles nothing else while it waits.
 """
 
+import atexit
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,10 +17,11 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 
 T_co = TypeVar("T_co", covariant=True)
 _POLL = 0.5  # seconds
+_MAX_TRANSFER = 20.0  # seconds to take over a batch that is ready; it takes milliseconds
 
 
 class StalledError(RuntimeError):
-    """No batch came from the data workers within the timeout."""
+    """The data workers gave no batch within the timeout, or one of them is gone."""
 
 
 class WatchedLoader(DataLoader[T_co]):
@@ -40,18 +44,24 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
     def __init__(self, loader: WatchedLoader[Any]) -> None:
         self._while_waiting = loader.while_waiting
         self._is_stuck = False
+        self._polling_since: float | None = None
         super().__init__(loader)
+        _workers.update(self._workers)
+        limit = min(_MAX_TRANSFER, self._timeout or _MAX_TRANSFER)
+        threading.Thread(target=_watch, args=(weakref.ref(self), limit), daemon=True).start()
 
     def _try_get_data(self, timeout: float = _POLL) -> tuple[bool, Any]:
         start = time.monotonic()
         while True:
-            has_batch, batch = super()._try_get_data(min(_POLL, timeout))
+            lost = self._poll(min(_POLL, timeout))
             waited = time.monotonic() - start
-            if has_batch:
-                return True, batch
+            if isinstance(lost, tuple):
+                return lost
             try:
                 if self._while_waiting is not None:
                     self._while_waiting(waited)
+                if lost is not None:
+                    raise StalledError(f"a data worker is gone or stuck ({lost})") from lost
                 if 0 < self._timeout <= waited:
                     raise StalledError(f"no batch from the data workers for {waited:.0f} s")
             except BaseException:
@@ -60,18 +70,58 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
             if waited >= timeout:
                 return False, None
 
+    def _poll(self, timeout: float) -> tuple[bool, Any] | Exception | None:
+        """Return a batch, None if there is none yet, or the error of a worker that went away."""
+        self._polling_since = time.monotonic()
+        try:
+            has_batch, batch = super()._try_get_data(timeout)
+        except (OSError, EOFError) as error:
+            return error
+        except RuntimeError as error:
+            if self._is_stuck:  # killed by _watch
+                return error
+            raise
+        finally:
+            self._polling_since = None
+        return (True, batch) if has_batch else None
+
+    def kill_workers(self) -> None:
+        """Kill the workers with SIGKILL, because they ignore SIGTERM."""
+        self._is_stuck = True
+        _remove_worker_pids(id(self))  # or torch reports their end as a failure
+        self._worker_pids_set = False
+        for worker in self._workers:
+            worker.kill()
+
     def _shutdown_workers(self) -> None:
-        """Kill stuck workers with SIGKILL, because they ignore SIGTERM."""
-        workers = getattr(self, "_workers", [])
         if self._is_stuck and not self._shutdown:
-            _remove_worker_pids(id(self))  # or torch reports their end as a failure
-            self._worker_pids_set = False
-            for worker in workers:
-                worker.kill()
+            self.kill_workers()
         super()._shutdown_workers()
-        for worker in workers:
+        for worker in getattr(self, "_workers", []):
             if worker.is_alive():
                 worker.kill()
+
+
+_workers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _kill_left_over_workers() -> None:
+    """Kill workers that outlived their loader: multiprocessing would join them without end."""
+    for worker in list(_workers):
+        if worker.is_alive():
+            worker.kill()
+
+
+def _watch(reference: "weakref.ref[_WatchedIterator]", limit: float) -> None:
+    """Kill the workers if one stops while it hands over a batch: that read has no timeout."""
+    while (iterator := reference()) is not None and not iterator._shutdown:
+        since = iterator._polling_since
+        if since is not None and time.monotonic() - since > limit + _POLL:
+            iterator.kill_workers()
+            return
+        del iterator
+        time.sleep(_POLL)
 
 
 def explain(error: BaseException, num_workers: int) -> str | None:
