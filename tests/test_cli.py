@@ -350,6 +350,7 @@ def test_training_does_without_the_modules_that_windows_lacks(
 WRONG_CLASSES: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("optimizer", "torch.optim.SGD", {"betas": [0, 0]}, "does not take it; .* ~optimizer.betas"),
     ("model.network", "torch.nn.Linear", {"in_features": 2}, "out_features: is not set"),
+    ("model.network", "torch.nn.ReLU", {"_partial_": True}, None),  # of a model of one's own
     ("callbacks.x", "lightning.pytorch.callbacks.Timer", {"durations": 1}, "did you mean"),
     ("scheduler", "torch.optim.lr_scheduler.Nothing", {}, "Nothing: .*Nothing"),
     ("data", "torch.optim", {}, "must be a class or a function"),
@@ -370,6 +371,12 @@ def test_wrong_arguments_of_a_class_are_rejected(survived: Survived) -> None:
             with pytest.raises(ConfigError, match=said):
                 runs.check_classes(cfg)
             survived(1)
+
+
+def test_a_network_must_take_what_its_model_passes() -> None:
+    network = {"_target_": "torch.nn.ReLU", "_partial_": True}
+    with pytest.raises(ConfigError, match=r"model.network._target_=.*: must take .* image_shape"):
+        runs.check_classes({"model": {"_target_": "cvae.models.CVAE", "network": network}})
 
 
 def test_wrong_values_of_a_factory_are_reported_in_one_line() -> None:

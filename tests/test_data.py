@@ -248,6 +248,12 @@ def test_images_in_colour(tmp_path: Path) -> None:
         Digits(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), 10)
 
 
+def test_bytes_of_0_and_1_are_no_images(tmp_path: Path) -> None:
+    npz(tmp_path, train_images=np.ones((20, 28, 28), np.uint8))
+    with pytest.raises(DataError, match="go from 0 to 1, but a byte of 255 is white; multiply"):
+        images(tmp_path)
+
+
 def test_images_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mine\.npz"):
         images(tmp_path)

@@ -67,6 +67,11 @@ class Flattened(Linear):
         return super().decode(z, y).flatten(1)
 
 
+class Double(Linear):
+    def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
+        return super().decode(z, y).double()
+
+
 class Squeezed(Linear):
     def encode(self, x: Tensor, y: Tensor | None) -> Tensor:
         return super().encode(x, y).squeeze()
@@ -128,6 +133,7 @@ def test_good_networks_pass_and_stay_as_they_are(
 MISFITS = [
     (OldWeightNorm, "cannot be copied for callbacks.ema: .*parametrizations.weight_norm"),
     (Lazy, "network.to_latent is a LazyLinear without a size"),
+    (Double, r"decode\(z, y\) gives torch.float64, expected torch.float32"),
     (OnlyMeans, r"encode\(x, y\) has shape \(1, 2\), expected \(1, 4\)"),
     (Flattened, r"decode\(z, y\) has shape \(1, 784\), expected \(1, 1, 28, 28\)"),
     (Squeezed, r"encode\(x, y\) has shape \(4,\), expected \(1, 4\)"),

@@ -446,6 +446,11 @@ class ImagesDataModule(MNISTDataModule):
                     f"{labels.shape}; they must be unsigned bytes (N, height, width) and (N,)"
                     + _hint(images)
                 )
+            if images.size and images.max() == 1:
+                raise DataError(
+                    f"{path}: {split}_images go from 0 to 1, but a byte of 255 is white; multiply "
+                    "by 255"
+                )
         return arrays
 
 

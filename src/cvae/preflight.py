@@ -152,15 +152,20 @@ def _check_shapes(model: Autoencoder, batch: Batch) -> None:
     label = batch.y if model.conditional else None
     if type(model).__module__ == Autoencoder.__module__:  # a user's model may call other methods
         statistics = model.network.encode(batch.x, label)
-        _expect("encode(x, y)", statistics, (rows, model.num_statistics * model.latent_dim))
+        size, dtype = model.num_statistics * model.latent_dim, model.output_bias.dtype
+        _expect("encode(x, y)", statistics, (rows, size), dtype)
         z = batch.x.new_zeros(rows, model.latent_dim)
-        _expect("decode(z, y)", model.network.decode(z, label), (rows, *model.image_shape))
+        _expect("decode(z, y)", model.network.decode(z, label), (rows, *model.image_shape), dtype)
     _loss(model, batch)
 
 
-def _expect(name: str, values: object, shape: tuple[int, ...]) -> None:
+def _expect(
+    name: str, values: object, shape: tuple[int, ...], widest: torch.dtype = torch.float64
+) -> None:
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} gives a {type(values).__name__}, not a tensor")
+    if values.dtype.itemsize > widest.itemsize:
+        raise TypeError(f"{name} gives {values.dtype}, expected {widest}")
     if values.shape != shape:
         raise ValueError(f"{name} has shape {tuple(values.shape)}, expected {shape}")
 

@@ -148,28 +148,41 @@ def instantiate_read(
         raise ConfigError(explained(error)) from None
 
 
-_GIVEN = {"data": "seed", "data.augmentation": "seed"}  # arguments that a run adds
+_GIVEN_BY_RUNS: dict[str, Sequence[str]] = {"data": ("seed",), "data.augmentation": ("seed",)}
+_GIVEN_BY_MODELS: dict[str, Sequence[str]] = {  # of this project; a user's model may give others
+    "model.network": ("image_shape", "latent_dim", "num_statistics", "num_classes"),
+    "model.prior": ("latent_dim",),
+    "model.penalty": ("latent_dim", "num_classes"),
+}
 _OF_HYDRA = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 
 
-def check_classes(node: Any, key: str = "") -> None:
+def check_classes(
+    node: Any, key: str = "", added: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """Import the classes of a config that have no schema, and check the names of their arguments.
 
     Args:
         node: of a trusted config, because the classes that it names are imported.
         key: dotted key of the node.
+        added: names of the arguments that are added to those of a node, by its key; None for those
+            that a run and its model add.
 
     Raises:
         ConfigError: a class cannot be imported, or does not take the arguments set.
     """
+    if added is None:
+        model = node.get("model") or {}
+        of_model = _GIVEN_BY_MODELS if has_schema(str(model.get("_target_"))) else {}
+        added = _GIVEN_BY_RUNS | of_model
     if isinstance(node, Mapping):
         if isinstance(target := node.get("_target_"), str) and not has_schema(target):
-            _check_arguments(node, key, _imported(key, target))
+            _check_arguments(node, key, _imported(key, target), added.get(key, ()))
         for name, child in node.items():
-            check_classes(child, f"{key}.{name}".lstrip("."))
+            check_classes(child, f"{key}.{name}".lstrip("."), added)
     elif isinstance(node, list):
         for number, child in enumerate(node):
-            check_classes(child, f"{key}[{number}]")
+            check_classes(child, f"{key}[{number}]", added)
 
 
 def _imported(key: str, target: str) -> Any:
@@ -188,7 +201,9 @@ def _imported(key: str, target: str) -> Any:
     return found
 
 
-def _check_arguments(node: Mapping[str, Any], key: str, made: Callable[..., Any]) -> None:
+def _check_arguments(
+    node: Mapping[str, Any], key: str, made: Callable[..., Any], added: Sequence[str]
+) -> None:
     try:
         parameters = inspect.signature(made).parameters
     except (TypeError, ValueError):  # written in C
@@ -196,7 +211,6 @@ def _check_arguments(node: Mapping[str, Any], key: str, made: Callable[..., Any]
     kinds = {parameter.kind for parameter in parameters.values()}
     own = SCHEDULER_SETTINGS if key == "scheduler" else ()
     target, given = node["_target_"], [name for name in node if name not in (*_OF_HYDRA, *own)]
-    added = [_GIVEN[key]] if key in _GIVEN else []
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         if unknown := [name for name in given if name not in parameters]:
             near = nearest_key(unknown[0], list(parameters))
@@ -204,8 +218,9 @@ def _check_arguments(node: Mapping[str, Any], key: str, made: Callable[..., Any]
             leave_out = " ".join(f"~{key}.{name}" for name in unknown)
             named = ", ".join(f"{key}.{name}" for name in unknown)
             raise ConfigError(f"{named}: {target} does not take it; {hint}to drop it: {leave_out}")
-        if added and added[0] not in parameters:
-            raise ConfigError(f"{key}._target_={target}: must take the argument {added[0]}")
+        if lacking := [name for name in added if name not in parameters]:
+            named = ", ".join(lacking)
+            raise ConfigError(f"{key}._target_={target}: must take the argument {named}")
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     missing = [
         name

@@ -776,19 +776,25 @@ def _check_together(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_monitor(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """Check that monitor is a validation metric, which a user's callback may log."""
-    monitor, mode = cfg["monitor"], cfg.get("mode", "max")
-    if mode == "min" and monitor in (None, "val/elbo", "val/reconstruction"):
+    """Check the metrics that select a run and lower its rate; a user's callback may log them."""
+    mode, schedule = cfg.get("mode", "max"), cfg.get("scheduler") or {}
+    if mode == "min" and cfg["monitor"] in (None, "val/elbo", "val/reconstruction"):
         yield "mode=min: must be max, as val/elbo and val/reconstruction are maximized"
-    if monitor is None:
-        return
-    metrics = _METRICS.get(str(cfg["model"]["_target_"]))
+    given = {"monitor": cfg["monitor"]}
+    if schedule.get("monitor") != cfg["monitor"]:
+        given["scheduler.monitor"] = schedule.get("monitor")
+    metrics = _METRICS.get(str(cfg["model"]["_target_"]), ())
+    metrics += ("val/penalty",) if cfg["model"].get("penalty") else ()
     callbacks = [node for node in (cfg.get("callbacks") or {}).values() if node]
     has_own = any(not str(c["_target_"]).startswith(("cvae.", "lightning.")) for c in callbacks)
-    if not monitor.startswith("val/"):
-        yield f"monitor={_shown(monitor)}: must be a validation metric, val/NAME, or null"
-    elif metrics and not has_own and monitor not in metrics:
-        yield f"monitor={_shown(monitor)}: must be one of {', '.join(metrics)}, or null"
+    for key, name in given.items():
+        if name is None:
+            continue
+        if not name.startswith("val/"):
+            yield f"{key}={_shown(name)}: must be a validation metric, val/NAME, or null"
+        elif metrics and not has_own and name not in metrics:
+            known = ", ".join(metrics)
+            yield f"{key}={_shown(name)}: must be one of {known}, or logged by a callback of yours"
 
 
 def _check_checkpoints(cfg: Mapping[str, Any]) -> Iterator[str]:
@@ -813,7 +819,7 @@ def _check_checkpoints(cfg: Mapping[str, Any]) -> Iterator[str]:
         is_first = False
         filename = node.get("filename") or "{epoch}-{step}"
         files = [filename] + ["last"] * bool(node.get("save_last"))
-        for file in files:
+        for file in dict.fromkeys(files):
             other = writers.setdefault((folder, file), key)
             if other != key:
                 setting = "save_last" if file == "last" != filename else "filename"

@@ -358,6 +358,8 @@ def _finish(
         validation_digest=datamodule.validation.digest(),
         test_digest=datamodule.test.digest(),
     )
+    if best_checkpoint(trainer) is None:
+        log.info("no best checkpoint was saved: the last weights stand for this run")
     if is_smoke(cfg):
         log.info("a smoke run: not tracked on W&B, not compared, logs/latest does not change")
     else:
