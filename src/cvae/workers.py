@@ -47,7 +47,7 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         self._polling_since: float | None = None
         super().__init__(loader)
         _workers.update(self._workers)
-        limit = min(_MAX_TRANSFER, self._timeout or _MAX_TRANSFER)
+        limit = min(_MAX_TRANSFER, 0.7 * self._timeout or _MAX_TRANSFER)
         threading.Thread(target=_watch, args=(weakref.ref(self), limit), daemon=True).start()
 
     def _try_get_data(self, timeout: float = _POLL) -> tuple[bool, Any]:
@@ -88,8 +88,9 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
     def kill_workers(self) -> None:
         """Kill the workers with SIGKILL, because they ignore SIGTERM."""
         self._is_stuck = True
-        _remove_worker_pids(id(self))  # or torch reports their end as a failure
-        self._worker_pids_set = False
+        if self._worker_pids_set:
+            _remove_worker_pids(id(self))  # or torch reports their end as a failure
+            self._worker_pids_set = False
         for worker in self._workers:
             worker.kill()
 
