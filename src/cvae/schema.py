@@ -784,7 +784,7 @@ def _check_monitor(cfg: Mapping[str, Any]) -> Iterator[str]:
     if schedule.get("monitor") != cfg["monitor"]:
         given["scheduler.monitor"] = schedule.get("monitor")
     metrics = _METRICS.get(str(cfg["model"]["_target_"]), ())
-    metrics += ("val/penalty",) if cfg["model"].get("penalty") else ()
+    metrics += ("val/penalty",) if metrics and cfg["model"].get("penalty") else ()
     callbacks = [node for node in (cfg.get("callbacks") or {}).values() if node]
     has_own = any(not str(c["_target_"]).startswith(("cvae.", "lightning.")) for c in callbacks)
     for key, name in given.items():
