@@ -205,6 +205,12 @@ def test_the_best_is_known_by_the_last_checkpoint(own_metric: Path) -> None:
     assert runs.load_checkpoint(own_metric / runs.LAST)["best"] == "epoch=01.ckpt"
 
 
+def test_the_last_checkpoint_names_the_epoch_to_resume_with(own_metric: Path) -> None:
+    last = runs.load_checkpoint(own_metric / runs.LAST)
+    assert last["epoch"] == last["position"][0] == 4  # of 4 epochs, from 0: the one after the last
+    assert last["global_step"] == summary(own_metric)["steps"]
+
+
 @pytest.mark.parametrize(
     "chosen", [["trainer.fast_dev_run=true"], ["debug=overfit"], ["smoke=true"]], ids=str
 )
