@@ -350,7 +350,7 @@ def test_training_does_without_the_modules_that_windows_lacks(
 WRONG_CLASSES: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("optimizer", "torch.optim.SGD", {"betas": [0, 0]}, "does not take it; .* ~optimizer.betas"),
     ("model.network", "torch.nn.Linear", {"in_features": 2}, "out_features: is not set"),
-    ("model.network", "torch.nn.ReLU", {"_partial_": True}, None),  # of a model of one's own
+    ("model.network", "torch.nn.ReLU", {"_partial_": True}, None),  # for a user's own model
     ("callbacks.x", "lightning.pytorch.callbacks.Timer", {"durations": 1}, "did you mean"),
     ("scheduler", "torch.optim.lr_scheduler.Nothing", {}, "Nothing: .*Nothing"),
     ("data", "torch.optim", {}, "must be a class or a function"),

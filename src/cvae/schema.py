@@ -798,7 +798,7 @@ def _check_monitor(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_checkpoints(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """Check the ModelCheckpoints of a run, the first of which selects its weights.
+    """Check the ModelCheckpoints of a run; the first one selects its weights.
 
     The file of the first must hold what it calls best, and no two may write the same file.
     """
