@@ -7,39 +7,39 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cvae import runs, sweeps
-from cvae.cli import entry_point
-from cvae.launch import is_first, launch
-from cvae.schema import ConfigError
+from harness.command_line.entry_point import entry_point
+from harness.contract.errors import ConfigError
+from harness.run_folder.folder import RunFolder
+from harness.run_folder.resuming import prepare_resume
+from harness.sweeps import jobs
+from harness.training.launch import launch
+from harness.training.ranks import is_first
 
 
 @entry_point("train")
 def main(cfg: DictConfig) -> float | None:
     """Archive the composed config in its run folder, then train on that file alone."""
     hydra = HydraConfig.get()
-    run_dir = Path(hydra.runtime.output_dir)
+    path, typed, speaks = Path(hydra.runtime.output_dir), hydra.overrides.task, is_first()
     if cfg.rerun is not None:
-        sweeps.run_unfinished(run_dir, hydra.launcher.get("num_jobs", 1), cfg.trust)
+        jobs.run_unfinished(path, hydra.launcher.get("num_jobs", 1), cfg.trust)
         return None
-    if hydra.mode is RunMode.MULTIRUN:
-        runs.archive(cfg, run_dir, Path(hydra.sweep.dir).name, hydra.overrides.task)
-        return sweeps.run_jobs([run_dir])[0]
-    speaks = is_first()
-    if cfg.resume is not None:
-        with runs.claimed(run_dir) if speaks else nullcontext():
-            goes_on = runs.prepare_resume(run_dir, cfg, hydra.overrides.task)
-        if not goes_on:
+    if hydra.mode is RunMode.MULTIRUN:  # a job of a launcher that is not ours
+        RunFolder.archive(cfg, path, Path(hydra.sweep.dir).name, typed)
+        return jobs.run_jobs([path])[0]
+    new = cfg.resume is None
+    folder = RunFolder.archive(cfg, path, overrides=typed) if new and speaks else RunFolder(path)
+    with folder.claimed() if speaks else nullcontext():
+        if not new and not prepare_resume(folder, cfg, typed):
             return None
-    elif speaks:
-        runs.archive(cfg, run_dir, overrides=hydra.overrides.task)
-    try:
-        objective = launch(run_dir)
-    except ConfigError:
-        if speaks and cfg.resume is None:
-            runs.discard_without_data(run_dir)
-        raise
+        try:
+            objective = launch(folder)
+        except ConfigError:
+            if new and speaks:
+                folder.discard_without_data()
+            raise
     if speaks:
-        print(runs.what_next(run_dir))
+        print(folder.what_next())
     return objective
 
 

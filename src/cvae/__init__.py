@@ -1,16 +1,24 @@
 """Conditional variational autoencoders on MNIST: a PyTorch Lightning project template."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cvae.runs import load_run as load_run
+    from cvae.models import Autoencoder
 
 __all__ = ["load_run"]
 
 
-def __getattr__(name: str) -> Any:
-    # late, so that the command line answers --help and bad input without importing torch
-    if name == "load_run":
-        return import_module("cvae.runs").load_run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def load_run(path: str | Path, trusted: str | Sequence[str] | None = None) -> "Autoencoder":
+    """The trained model of a run folder, a checkpoint or an exported folder, ready to use.
+
+    Args:
+        trusted: packages beside ours whose classes the run may name, such as "my_network".
+
+    Raises:
+        ConfigError: nothing there that can be loaded.
+    """
+    from harness.run_folder import loading  # late: most of this package needs no harness
+
+    return loading.load_run(path, trusted)

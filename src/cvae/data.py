@@ -7,25 +7,25 @@ number of processes and need no state to be resumed.
 
 import hashlib
 import logging
-import signal
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import lightning
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import Dataset
 
 from cvae import noise
 from cvae.augmentation import Augmentation
-from cvae.digits import SETS, DataError, Pixels, load_digits
+from cvae.digits import SETS, Pixels, load_digits
 from cvae.types import Batch, Split
-from cvae.workers import WatchedLoader
+from harness.contract.data import ExactDataModule
+from harness.contract.errors import DataError
+from harness.contract.sampler import Rows
 
 log = logging.getLogger(__name__)
 
@@ -53,76 +53,6 @@ def checked_labels(labels: NDArray[Any], num_classes: int, split: str) -> Int64[
             f"but {must}{hint}"
         )
     return torch.from_numpy(labels.astype(np.int64))
-
-
-class Rows(NamedTuple):
-    """Which images one process takes of one global batch."""
-
-    epoch: int
-    indices: Int64[Tensor, " batch"]
-    global_size: int
-
-
-class GlobalBatchSampler(Sampler[Rows]):
-    """Cuts an epoch into global batches and takes this process's rows of each.
-
-    The order is a function of (seed, epoch). No image is dropped, padded or seen twice. Every
-    process gets the same number of batches; the last may differ by one row, and may be empty, see
-    :meth:`cvae.types.Batch.with_stand_in`.
-
-    Args:
-        num_images: images in the split.
-        batch_size: images in a global batch, over all processes.
-        shuffle_seed: seed of the order, or None for the order of the split.
-        rank: this process, of ``world_size``.
-        epoch: the first that is asked for.
-        first_batch: where that one starts, in a run that goes on.
-        device: where the indices lie; the order itself is drawn on the host, the same everywhere.
-    """
-
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        shuffle_seed: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        epoch: int = 0,
-        first_batch: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.shuffle_seed = shuffle_seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = epoch
-        self.first_batch = first_batch
-        self.device = device
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-self.num_images // self.batch_size)
-
-    def __iter__(self) -> Iterator[Rows]:
-        if self.shuffle_seed is None:
-            order = torch.arange(self.num_images)
-        else:
-            seed = noise.derive_seed(self.shuffle_seed, noise.Stream.ORDER, self.epoch)
-            generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(self.num_images, generator=generator)
-        order = order.to(self.device)  # once an epoch
-        first, self.first_batch = self.first_batch, 0
-        for start in range(first * self.batch_size, self.num_images, self.batch_size):
-            whole = order[start : start + self.batch_size]
-            yield Rows(self.epoch, whole[self.rank :: self.world_size], len(whole))
-
-
-class FixedOrderSampler(GlobalBatchSampler, SequentialSampler):  # type: ignore[misc]
-    """For trainer.overfit_batches: Lightning keeps a sampler only if it calls itself sequential."""
 
 
 class Digits(Dataset[Batch]):
@@ -198,19 +128,12 @@ class Digits(Dataset[Batch]):
         return content.hexdigest()[:16]
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """A group of processes is told to stop as one; the run saves, and ends its workers then."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
 def _listed(labels: Sequence[int]) -> str:
     shown = ", ".join(map(str, labels[:10]))
     return shown if len(labels) <= 10 else f"{shown} and {len(labels) - 10} more"
 
 
-class MNISTDataModule(lightning.LightningDataModule):
+class MNISTDataModule(ExactDataModule):
     """MNIST, or a set of the same form, as :class:`cvae.types.Batch`.
 
     x is float, (B, 1, 28, 28), in [0, 1] or, binarized, in {0, 1}; y is float one-hot, (B, 10).
@@ -246,23 +169,16 @@ class MNISTDataModule(lightning.LightningDataModule):
         seed: int = 1,
         augmentation: AugmentationFactory | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
         if binarization not in ("dynamic", "none"):
             raise ValueError(f"binarization={binarization!r} is neither 'dynamic' nor 'none'")
         self.data_dir = Path(data_dir)
         self.dataset = name
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
         self.validation_size = validation_size
         self.binarization = binarization
-        self.num_workers = num_workers
         self.num_classes = num_classes
         self.image_shape = tuple(image_shape)
-        self.seed = seed
         self.augmentation = augmentation
-        self.goes_on_at = (0, 0)  # epoch and batch at which a run goes on
-        self.batch_timeout = 0.0  # seconds until a wait for workers fails; 0 for no limit
-        self.while_waiting: Callable[[float], None] = lambda seconds: None  # see WatchedLoader
         self._arrays: Sequence[NDArray[Any]] | None = None  # read, and not yet split
         self.train: Digits | None = None
         self.validation: Digits | None = None
@@ -375,49 +291,6 @@ class MNISTDataModule(lightning.LightningDataModule):
         classes = [torch.nonzero(self.test.labels == c)[:1, 0] for c in self.classes]
         index = torch.cat(classes)
         return self.test[Rows(0, index, len(index))]
-
-    def _loader(
-        self,
-        digits: Digits | None,
-        batch_size: int,
-        seed: int | None,
-        epoch: int = 0,
-        first_batch: int = 0,
-    ) -> DataLoader[Batch]:
-        assert digits is not None, "call setup() first"
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        device = trainer.strategy.root_device if trainer else torch.device("cpu")
-        is_resident = device.type == "cuda" and self.num_workers == 0
-        kind, order_seed = GlobalBatchSampler, seed
-        if trainer is not None and trainer.overfit_batches:  # type: ignore[attr-defined]
-            kind, order_seed = FixedOrderSampler, None
-        place = device if is_resident else torch.device("cpu")
-        sampler = kind(
-            len(digits), batch_size, order_seed, rank, world_size, epoch, first_batch, place
-        )
-        loader = WatchedLoader(
-            digits.to(place),
-            batch_size=None,  # the sampler gives whole batches, the data set takes them
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=_leave_signals_to_the_run,
-            pin_memory=torch.cuda.is_available() and not is_resident,
-            timeout=self.batch_timeout if self.num_workers > 0 else 0,
-        )
-        loader.while_waiting = lambda seconds: self.while_waiting(seconds)
-        return loader
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        (epoch, first_batch), self.goes_on_at = self.goes_on_at, (0, 0)
-        return self._loader(self.train, self.batch_size, self.seed, epoch, first_batch)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.validation, self.eval_batch_size, None)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test, self.eval_batch_size, None)
 
 
 class ImagesDataModule(MNISTDataModule):

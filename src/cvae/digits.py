@@ -27,7 +27,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from cvae.schema import ConfigError
+from harness.contract.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,6 @@ _DOWNLOAD_TIMEOUT = 20  # seconds without a byte
 _LOCK_TIMEOUT = 1800  # seconds to wait for another process that prepares the same folder
 _MAX_BYTES = 2**28  # of an uncompressed file: the largest, EMNIST's, has 188 million
 _DIGESTS = "digests.json"  # of sets whose extracted files have no published digest
-
-
-class DataError(ConfigError):
-    """No usable digits, in one message that says what to do."""
 
 
 @dataclass(frozen=True)

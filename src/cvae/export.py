@@ -5,12 +5,8 @@
 ``README.md`` is a model card in the form that the Hugging Face Hub takes.
 """
 
-import json
-import os
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +14,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cvae import runs
+from cvae import load_run
 from cvae.models import Autoencoder
-from cvae.schema import ConfigError
-from cvae.trust import Trust, read_text
 from cvae.types import Image, Latent, OneHot
+from harness.contract import exported
+from harness.contract.errors import ConfigError
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CARD = "README.md"
 DECODERS = ("decoder.onnx", "decoder.pt2")
-_FORMAT = 1
 _TOLERANCE = 1e-5  # of a pixel's mean, between runtimes
 _CHECKED_ROWS = 64
 
 
-def load(folder: str | Path, trusted: Trust = None) -> Autoencoder:
+def load(folder: str | Path, trusted: str | Sequence[str] | None = None) -> Autoencoder:
     """The model in an exported folder, ready to use; needs no Lightning.
 
     Args:
@@ -40,36 +35,9 @@ def load(folder: str | Path, trusted: Trust = None) -> Autoencoder:
     Raises:
         ConfigError: no such folder, or its weights do not go with its config.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    try:
-        config = json.loads(read_text(folder, CONFIG))
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, RecursionError, SafetensorError, ConfigError) as error:
-        raise ConfigError(f"{folder}: no exported model ({error})") from None
-    if not isinstance(config, dict) or config.get("format") != _FORMAT:
-        raise ConfigError(f"{folder / CONFIG}: not of format {_FORMAT}")
-    return runs.model_with_weights(config, weights, str(folder), trusted)[0]
-
-
-@contextmanager
-def into(folder: Path) -> Iterator[Path]:
-    """A fresh folder, whose files then replace those of another: links there lead nowhere.
-
-    Raises:
-        ConfigError: nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as temporary:
-            yield Path(temporary)
-            for path in sorted(Path(temporary).iterdir()):
-                path.chmod(0o644)
-                os.replace(path, folder / path.name)
-    except OSError as error:
-        raise ConfigError(f"output={folder}: cannot be written ({error.strerror})") from None
+    if not (Path(folder) / exported.CONFIG).is_file():
+        raise ConfigError(f"{folder}: no exported model ({exported.CONFIG} is missing)")
+    return load_run(folder, trusted)
 
 
 def save_model(model: Autoencoder, config: Mapping[str, Any], folder: Path) -> None:
@@ -77,16 +45,9 @@ def save_model(model: Autoencoder, config: Mapping[str, Any], folder: Path) -> N
 
     A penalty belongs to the training, and stays there.
     """
-    from safetensors.torch import save_file
-
-    weights = {  # clones: layers of a network of one's own may share a weight
-        name: value.clone().contiguous()
-        for name, value in model.state_dict().items()
-        if not name.startswith("penalty.")
-    }
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith("penalty.")}
     described = {key: node for key, node in config["model"].items() if key != "penalty"}
-    runs.write_json(folder / CONFIG, {"format": _FORMAT, "model": described})
+    exported.save(weights, described, folder)
 
 
 class DecoderMeans(nn.Module):

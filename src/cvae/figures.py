@@ -1,7 +1,7 @@
 """Tensors in, pictures out. The same z and the same digits in every run, to compare at a glance."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -104,7 +104,7 @@ def reconstructions(model: Autoencoder, batch: Batch) -> PILImage.Image:
 def label_grid(
     model: Autoencoder, columns: int = 10, classes: Sequence[int] | None = None
 ) -> PILImage.Image:
-    """A row for each label, a column for each z: the grid of the article.
+    """A row for each label, a column for each z.
 
     Args:
         classes: labels to show; None for all.
@@ -227,54 +227,3 @@ def draw(
         pictures["manifold"] = manifold(model, classes=classes)
     model.train(was_training)
     return pictures
-
-
-def _stacked(pages: Sequence[PILImage.Image], across: bool = False) -> PILImage.Image:
-    """Pictures below each other, or beside each other."""
-    widths, heights = [p.width for p in pages], [p.height for p in pages]
-    size = (sum(widths), max(heights)) if across else (max(widths), sum(heights))
-    page = PILImage.new("RGB", size, (_PAPER,) * 3)
-    at = 0
-    for picture in pages:
-        page.paste(picture.convert("RGB"), (at, 0) if across else (0, at))
-        at += picture.width if across else picture.height
-    return page
-
-
-@torch.no_grad()
-def systems(
-    models: Mapping[str, Autoencoder],
-    planes: Mapping[str, Autoencoder],
-    examples: Batch,
-    many: Batch,
-) -> PILImage.Image:
-    """The article in one picture.
-
-    Reconstructions and decoded random points of every system, the label grid and style transfer of
-    those that take a label, and the latent planes of models with two dimensions.
-
-    Args:
-        models: by the name that is shown.
-        planes: models of a two-dimensional latent, by name.
-        examples: one test image of each class.
-        many: more test images, for the planes.
-    """
-    again, random = [examples.x[:, 0]], []
-    for model in models.values():
-        y = examples.y if model.conditional else None
-        z = fixed_latents(model, len(examples.x))
-        again.append(model.reconstruct(examples.x, y)[:, 0])
-        random.append(model.decode(z, y).mean[:, 0])
-    first = [
-        image_grid(torch.stack(again), ("test image", *models), title="Reconstructions"),
-        image_grid(torch.stack(random), list(models), title="Decoded points of N(0, I)"),
-    ]
-    pages = [_stacked(first, across=True)]
-    for model in models.values():
-        if model.conditional:
-            pages.append(_stacked([label_grid(model), style_transfer(model, examples)], True))
-    if planes:
-        pages.append(
-            _stacked([latent_plane(m, many, name) for name, m in planes.items()], across=True)
-        )
-    return _stacked(pages)

@@ -1,9 +1,8 @@
-"""The three systems of the article: autoencoder, VAE and conditional VAE. Pure PyTorch.
+"""Autoencoder, VAE and conditional VAE (Dykeman 2016), in one file to be read side by side.
 
 All quantities are nats per image, summed over pixels and latent dimensions, never averaged here.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -360,8 +359,3 @@ class CVAE(VAE):
     """
 
     conditional = True
-
-
-def bits_per_dimension(nats: float, num_dimensions: int) -> float:
-    """Nats per image as bits per pixel."""
-    return nats / (num_dimensions * math.log(2.0))

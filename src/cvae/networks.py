@@ -19,7 +19,7 @@ from cvae.types import Image, Latent, Logits, OneHot, Statistics
 class Network(Protocol):
     """What a model asks of its network.
 
-    Before training, a run checks a copy of it on a few images, see :mod:`cvae.preflight`.
+    Before training, a run checks a copy of it on a few images, see :mod:`cvae.trial`.
 
     Args of the constructor, which the model fills in (the rest comes from the YAML file):
         image_shape: (channels, height, width) of an image.

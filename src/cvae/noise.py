@@ -14,21 +14,18 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from cvae.types import ImageIndices
-
-_GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's increment
-_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # and its two multipliers
-_SHIFTS = (30, 27, 31)
-_MASK = 2**64 - 1
+from harness.contract.seeds import FACTORS, GOLDEN, SHIFTS, derive_seed
 
 
 class Stream(IntEnum):
-    """What the noise is for: draws of different streams are independent."""
+    """What the noise is for: draws of different streams are independent.
 
-    ORDER = 1
+    1 and 5 are streams of the harness.
+    """
+
     BINARIZATION = 2
     POSTERIOR = 3
     IMPORTANCE = 4
-    LAYERS = 5
     FIGURES = 6
     PRIOR = 7
     SAMPLES = 8
@@ -46,7 +43,7 @@ def _mix(bits: Tensor) -> Tensor:
     Products wrap, shifts are made logical by masks.
     """
     high = torch.empty_like(bits)
-    for shift, factor in zip(_SHIFTS, (*_FACTORS, 1), strict=True):
+    for shift, factor in zip(SHIFTS, (*FACTORS, 1), strict=True):
         torch.bitwise_right_shift(bits, shift, out=high)
         bits.bitwise_xor_(high.bitwise_and_(2 ** (64 - shift) - 1))
         if factor != 1:
@@ -54,25 +51,11 @@ def _mix(bits: Tensor) -> Tensor:
     return bits
 
 
-def _mix_int(bits: int) -> int:
-    for shift, factor in zip(_SHIFTS, (*_FACTORS, 1), strict=True):
-        bits = ((bits ^ (bits >> shift)) * factor) & _MASK
-    return bits
-
-
-def derive_seed(*parts: int) -> int:
-    """One 64-bit seed from several non-negative integers, such as (seed, stream, epoch)."""
-    key = 0
-    for part in parts:
-        key = _mix_int((key + (part + 1) * _GOLDEN) & _MASK)
-    return key
-
-
 def random_bits(
     index: ImageIndices, count: int, *, seed: int, stream: Stream, epoch: int = 0, start: int = 0
 ) -> Int64[Tensor, "batch count"]:
     """64 random bits for each of ``count`` positions of every image, from position ``start`` on."""
-    golden = _signed(_GOLDEN)
+    golden = _signed(GOLDEN)
     key = _signed(derive_seed(seed, stream, epoch))
     image_key = _mix((index.long() + 1) * golden + key)
     position = torch.arange(start + 1, start + count + 1, device=index.device)

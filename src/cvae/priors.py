@@ -1,7 +1,7 @@
 """Priors over z. A prior is an invertible map between z and a base variable w ~ N(0, I).
 
 The latent that all other modules speak of is w: what is drawn, decoded, embedded and measured. For
-the article's own prior it is z itself. No prior here sees the label, so the latent is free to hold
+the usual prior N(0, I) it is z itself. No prior here sees the label, so the latent is free to hold
 what the label does not say.
 
 A prior of your own is one class with the two methods of :class:`Prior`, and one YAML file in
@@ -31,7 +31,7 @@ class Prior(Protocol):
 
 
 class StandardNormal(nn.Module):
-    """p(z) = N(0, I), the article's own: w is z."""
+    """p(z) = N(0, I), the usual one: w is z."""
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()

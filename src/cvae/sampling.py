@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvae.figures import image_grid
 from cvae.models import Autoencoder
-from cvae.schema import ConfigError
+from harness.contract.errors import ConfigError
 
 _NUM_SAMPLES = 16  # the default, left out of file names
 _COLUMNS = 10  # of the picture of one label, at most

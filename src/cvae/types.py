@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
@@ -50,15 +49,6 @@ class Split(NamedTuple):
     grey: UInt8[Tensor, "num_images channel height width"]
     inputs: UInt8[Tensor, "num_images channel height width"]  # what models see: 0 or 255, or grey
     labels: Int64[Tensor, " num_images"]
-
-    def of(self, classes: Int64[Tensor, " num_classes"]) -> "Split":
-        """Return the images of these classes, or this split itself if it has no others."""
-        wanted = torch.isin(self.labels, classes)
-        return self if wanted.all() else Split(*(part[wanted] for part in self))
-
-    def first(self, count: int) -> "Split":
-        """The first images, which in these splits are in no order."""
-        return Split(self.grey[:count], self.inputs[:count], self.labels[:count])
 
 
 class Terms(NamedTuple):

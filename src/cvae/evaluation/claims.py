@@ -1,19 +1,20 @@
 """The claims that are measured, by the name that a person types."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from cvae.evaluation.aggregated_posterior import aggregated_posterior
 from cvae.evaluation.bound import bound
-from cvae.evaluation.claim import Claim
+from cvae.evaluation.claim import Metrics
 from cvae.evaluation.classification_accuracy import classification_accuracy
 from cvae.evaluation.generative_classifier import generative_classifier
 from cvae.evaluation.label_control import label_control
 from cvae.evaluation.latent_independence import latent_independence
 from cvae.evaluation.prior_samples import prior_samples
 from cvae.evaluation.style import style
+from cvae.evaluation.subject import Subject
 from cvae.evaluation.variety import variety
 
-CLAIMS: Mapping[str, Claim] = {
+CLAIMS: Mapping[str, Callable[[Subject], Metrics]] = {
     "bound": bound,
     "label_control": label_control,
     "classification_accuracy": classification_accuracy,

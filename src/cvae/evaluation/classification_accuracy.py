@@ -2,15 +2,9 @@
 
 import torch
 
-from cvae.evaluation.claim import (
-    Metric,
-    Metrics,
-    Subject,
-    bernoulli,
-    conditional_model,
-    standard_error,
-)
+from cvae.evaluation.claim import Metric, Metrics
 from cvae.evaluation.oracle import SHORT_EPOCHS, predict, train_classifier
+from cvae.evaluation.subject import Subject, bernoulli, conditional_model
 
 _PER_LABEL = 6  # times Subject.num_generated: 60,000 at the default
 _EPOCH = 1  # of the prior's draws: others than those of the samples
@@ -28,18 +22,16 @@ def classification_accuracy(subject: Subject) -> Metrics:
     means = subject.decode(subject.prior_draws(len(labels), _EPOCH), labels)
     binarized = subject.test.inputs.float() / 255.0
     metrics: Metrics = {}
-    for name, generated, real, target in (
-        ("samples/cas", means, subject.test_grey, 0.97),
-        ("samples/cas_drawn", bernoulli(means, _EPOCH), binarized, None),
+    for name, generated, real in (
+        ("samples/cas", means, subject.test_grey),
+        ("samples/cas_drawn", bernoulli(means, _EPOCH), binarized),
     ):
         pixels = (generated * 255).round().to(torch.uint8)
         classifier = train_classifier(
             (pixels, labels), None, subject.num_classes, SHORT_EPOCHS, 0.0, subject.progress
         )
-        ceiling = subject.oracle.ceiling(binarized=target is None)
-        right = (predict(classifier, real).labels == subject.test.labels).double()
-        best = (predict(ceiling, real).labels == subject.test.labels).double()
-        metrics[name] = Metric(
-            float(right.mean()), "%", standard_error(right), float(best.mean()), at_least=target
-        )
+        ceiling = subject.oracle.ceiling(binarized=real is binarized)
+        right = predict(classifier, real).labels == subject.test.labels
+        best = predict(ceiling, real).labels == subject.test.labels
+        metrics[name] = Metric.share(right, float(best.double().mean()))
     return metrics

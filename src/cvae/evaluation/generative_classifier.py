@@ -1,21 +1,14 @@
 """The likelihood knows the label: the most likely label of an image, by the model's p(x | y)."""
 
 import math
-from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
-from cvae.evaluation.claim import (
-    Metric,
-    Metrics,
-    Subject,
-    as_vae,
-    conditional_model,
-    standard_error,
-)
-from cvae.evaluation.likelihood import BATCH, importance_weighted_nll
+from cvae.bounds import BATCH, importance_weighted_nll
+from cvae.evaluation.claim import Metric, Metrics
+from cvae.evaluation.subject import LabelBounds, Subject, as_vae, conditional_model
 from cvae.types import Nats
 
 _STAGES = ((5, 20.0), (50, 10.0), (500, 0.0))  # K, and the nats behind that end a label's chances
@@ -31,11 +24,9 @@ def generative_classifier(subject: Subject) -> Metrics:
     """
     metrics: Metrics = {}
     for stage in range(_MARGINAL_STAGE, len(_STAGES)):
-        log_p, _ = label_bounds(subject, stage)
-        right = (subject.classes[log_p.argmax(1)] == subject.test.labels).double()
-        metrics[f"test/generative_accuracy_k{_STAGES[stage][0]}"] = Metric(
-            float(right.mean()), "%", standard_error(right), at_least=0.985
-        )
+        best = subject.classes[label_bounds(subject, stage).log_p.argmax(1)]
+        name = f"test/generative_accuracy_k{_STAGES[stage][0]}"
+        metrics[name] = Metric.share(best == subject.test.labels)
     return metrics
 
 
@@ -47,31 +38,37 @@ def log_marginal(subject: Subject, nll: Nats) -> Nats:
     Args:
         nll: of every test image with its own label, as tight as there is one.
     """
-    log_p = label_bounds(subject, _MARGINAL_STAGE)[0].clone()
+    log_p = label_bounds(subject, _MARGINAL_STAGE).log_p.clone()
     own = torch.searchsorted(subject.classes, subject.test.labels)
     log_p[torch.arange(len(nll)), own] = -nll
     return log_p.logsumexp(dim=1) - math.log(len(subject.classes))
 
 
-@lru_cache(maxsize=len(_STAGES))
-def label_bounds(
-    subject: Subject, stage: int
-) -> tuple[Float[Tensor, "num_images num_trained"], Int64[Tensor, " num_pairs"]]:
-    """Lower bounds on log p(x | y) of all test images and labels, and the pairs not given up.
+def label_bounds(subject: Subject, stage: int) -> LabelBounds:
+    """Bounds of all test images and labels after a stage, kept in the subject.
 
-    The columns are the labels that have training images, ``subject.classes``.
     A label that was given up before this stage keeps the bound of fewer samples.
+
+    Raises:
+        NotApplicable: the model takes no label.
     """
     conditional_model(subject)
+    for k, hopeless in _STAGES[len(subject.label_bounds) : stage + 1]:
+        subject.label_bounds.append(_tightened(subject, k, hopeless))
+    return subject.label_bounds[stage]
+
+
+def _tightened(subject: Subject, num_samples: int, hopeless: float) -> LabelBounds:
     count, classes = len(subject.test.labels), len(subject.classes)
     log_p, pairs = torch.zeros(count, classes), torch.arange(count * classes)
-    if stage:
-        log_p, pairs = label_bounds(subject, stage - 1)
-    k, hopeless = _STAGES[stage]
-    log_p = log_p.flatten().index_put((pairs,), _bounds(subject, pairs, k)).view(count, classes)
+    if subject.label_bounds:
+        log_p, pairs = subject.label_bounds[-1]
+    bounds = _bounds(subject, pairs, num_samples)
+    log_p = log_p.flatten().index_put((pairs,), bounds).view(count, classes)
     in_reach = log_p > log_p.max(dim=1, keepdim=True).values - hopeless
     in_reach &= (in_reach.sum(1) > 1)[:, None]
-    return log_p, pairs[in_reach.flatten()[pairs]]  # who was given up stays so
+    # a label that was given up stays so
+    return LabelBounds(log_p, pairs[in_reach.flatten()[pairs]])
 
 
 def _bounds(subject: Subject, pairs: Int64[Tensor, " num_pairs"], num_samples: int) -> Nats:

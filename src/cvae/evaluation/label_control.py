@@ -3,9 +3,10 @@
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from cvae.evaluation.claim import Metric, Metrics, Subject, conditional_model, standard_error
+from cvae.evaluation.claim import Metric, Metrics
+from cvae.evaluation.subject import Subject, conditional_model
 
-_ROW = 10  # samples of one label, as in the article's grid
+_ROW = 10  # samples of one label, as in the grid of pictures
 
 
 def label_control(subject: Subject) -> Metrics:
@@ -19,37 +20,25 @@ def label_control(subject: Subject) -> Metrics:
     samples, count = subject.samples, len(subject.classes)
     drawn = subject.oracle.predict(samples.drawn).labels
     test = subject.test.labels
-    real_grey, real_drawn = subject.test_prediction.labels, subject.test_prediction_drawn.labels
     right = (samples.predicted == samples.labels).double()
+    right_drawn = (drawn == samples.labels).double()
     # the same z is decoded with every label, so a z is what is drawn independently
-    by_label = right.view(count, -1)
-    by_label_drawn = (drawn == samples.labels).double().view(count, -1)
+    by_label, by_label_drawn = right.view(count, -1), right_drawn.view(count, -1)
     has_test_images = torch.isin(subject.classes, test)
     worst = int(by_label.mean(1).where(has_test_images, torch.inf).argmin())
-    real = multiclass_accuracy(real_grey, test, subject.num_classes, average="none")
-    real = real[subject.classes[has_test_images]]
+    real = multiclass_accuracy(
+        subject.test_prediction.labels, test, subject.num_classes, average="none"
+    )[subject.classes[has_test_images]]
     rows = torch.cat([row.prod()[None] for r in by_label for row in r.split(_ROW)])
+    floor, floor_drawn = (
+        float((found.labels == test).double().mean())
+        for found in (subject.test_prediction, subject.test_prediction_drawn)
+    )
     return {
-        "samples/label_agreement": Metric(
-            float(right.mean()),
-            "%",
-            standard_error(by_label.mean(0)),
-            float((real_grey == test).double().mean()),
-            at_least=0.99,
+        "samples/label_agreement": Metric.share(right, floor, by_label.mean(0)),
+        "samples/label_agreement_drawn": Metric.share(
+            right_drawn, floor_drawn, by_label_drawn.mean(0)
         ),
-        "samples/label_agreement_drawn": Metric(
-            float(by_label_drawn.mean()),
-            "%",
-            standard_error(by_label_drawn.mean(0)),
-            float((real_drawn == test).double().mean()),
-            at_least=0.98,
-        ),
-        "samples/label_agreement_worst": Metric(
-            float(by_label[worst].mean()),
-            "%",
-            standard_error(by_label[worst]),
-            float(real.min()),
-            at_least=0.97,
-        ),
-        "samples/rows_right": Metric(float(rows.mean()), "%", standard_error(rows)),
+        "samples/label_agreement_worst": Metric.share(by_label[worst], float(real.min())),
+        "samples/rows_right": Metric.share(rows),
     }

@@ -1,5 +1,8 @@
 """Stroke thickness and slant of digits, as in Morpho-MNIST (Castro et al. 2019)."""
 
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -12,8 +15,18 @@ from cvae.types import Image
 _SCALE = 4  # finer pixels for each of an image's, so that a width is more than a whole number
 _THRESHOLD = 0.5  # of what is ink
 
+Values = NDArray[np.float64]
 
-def thickness(images: Image) -> NDArray[np.float64]:
+
+class Factor(NamedTuple):
+    """One factor of style, in pixels or degrees, of every image; nan where there is no ink."""
+
+    test: Values
+    reference: Values  # of training images
+    samples: Values  # of decoder means
+
+
+def thickness(images: Image) -> Values:
     """Width of the strokes in pixels of the image; nan where there is no ink.
 
     Twice the mean distance to the paper along the skeleton, on an image enlarged four times.
@@ -33,7 +46,7 @@ def _thickness(ink: NDArray[np.bool_]) -> float:
     return float(2 * inside.mean() / _SCALE)
 
 
-def slant(images: Image) -> NDArray[np.float64]:
+def slant(images: Image) -> Values:
     """Angle of the strokes in degrees, positive to the right; nan where there is no ink.
 
     The arc tangent of the horizontal shear, from the second moments of the grey levels.
@@ -46,3 +59,6 @@ def _slant(image: NDArray[np.float64]) -> float:
         return float("nan")
     moments = moments_central(image, order=2)  # rows go down: the first index counts them
     return float(np.degrees(np.arctan(-moments[1, 1] / max(moments[2, 0], 1e-12))))
+
+
+FACTORS: Mapping[str, Callable[[Image], Values]] = {"thickness": thickness, "slant": slant}

@@ -18,8 +18,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from cvae import files, noise
+from cvae import noise
 from cvae.types import Image, Split
+from harness.contract import files
 
 log = logging.getLogger(__name__)
 

@@ -1,14 +1,29 @@
 """The pictures of a run: those of training, and the two factors of style along their direction."""
 
+from pathlib import Path
+
 import torch
 from PIL import Image as PILImage
 
 from cvae import figures
-from cvae.evaluation.claim import Subject
 from cvae.evaluation.style import moved, ridges
+from cvae.evaluation.subject import Subject
 from cvae.types import Batch
+from harness.contract.files import replacing
 
 _NUM_IMAGES = 2000  # test images that the latent plane and the traversals are drawn from
+
+
+def save_pictures(
+    subject: Subject, examples: Batch, with_style: bool, folder: Path
+) -> dict[str, PILImage.Image]:
+    """Write :func:`pictures` into a folder as PNG files, and return them."""
+    drawn = pictures(subject, examples, with_style)
+    folder.mkdir(exist_ok=True)
+    for name, picture in drawn.items():
+        with replacing(folder / f"{name}.png") as file:
+            picture.save(file, format="PNG", optimize=True)
+    return drawn
 
 
 def pictures(subject: Subject, examples: Batch, with_style: bool) -> dict[str, PILImage.Image]:
@@ -19,10 +34,8 @@ def pictures(subject: Subject, examples: Batch, with_style: bool) -> dict[str, P
         with_style: whether to draw what the claim style found.
     """
     subject.progress("drawing", 0.0)
-    model, index = subject.model, torch.arange(min(_NUM_IMAGES, len(subject.test.labels)))
-    x, _ = subject.inputs(subject.test, index)
-    one_hot = torch.nn.functional.one_hot(subject.test.labels[index], subject.num_classes)
-    many = Batch(x, one_hot.float(), index, len(index))
+    model = subject.model
+    many = subject.test_batch(torch.arange(min(_NUM_IMAGES, len(subject.test.labels))))
     drawn = figures.draw(model, examples, many, subject.classes.tolist())
     if with_style:
         for name, ridge in ridges(subject).items():

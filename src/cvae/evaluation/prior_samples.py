@@ -7,8 +7,9 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from cvae.evaluation.claim import Metric, Metrics, Subject, bernoulli
+from cvae.evaluation.claim import Metric, Metrics
 from cvae.evaluation.probes import Points
+from cvae.evaluation.subject import Subject, bernoulli
 from cvae.models import VAE
 
 _NUM_COMPONENTS = 10

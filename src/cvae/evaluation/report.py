@@ -1,9 +1,10 @@
-"""All claims of one model: measured, and shown."""
+"""Measures the claims of one model, and shows the results as a table and as JSON."""
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,28 +14,75 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from cvae.evaluation.claim import Metric, Metrics, NotApplicable, Subject, standard_error
+from cvae.data import MNISTDataModule
+from cvae.evaluation.claim import Metric, Metrics, NotApplicable
 from cvae.evaluation.claims import CLAIMS
+from cvae.evaluation.oracle import Oracle
 from cvae.evaluation.oracle import Progress as Told
-from cvae.terminal import encodable
+from cvae.evaluation.subject import Subject
+from cvae.evaluation.targets import with_targets
+from cvae.models import Autoencoder
+from harness.contract.terminal import encodable
+
+# columns of the table on W&B, next to the metric's name: entries in evaluation.json
+COLUMNS = ("claim", "value", "standard_error", "floor", "at_least", "at_most", "unit")
 
 
 class Report(NamedTuple):
-    """What was measured, by claim."""
+    """Metrics, skipped claims and seconds of one evaluation."""
 
     metrics: dict[str, Metrics]
-    left_out: dict[str, str]  # claims that say nothing about the model, and why
+    left_out: dict[str, str]  # claims that do not apply to the model, with the reason
     seconds: dict[str, float]
 
 
-@torch.no_grad()  # training of probes and classifiers enables them again
-def evaluate(subject: Subject, claims: Sequence[str], with_targets: bool = True) -> Report:
-    """Measure claims, in the order of :data:`cvae.evaluation.claims.CLAIMS`, and their judge.
+def measure(
+    model: Autoencoder,
+    data: MNISTDataModule,
+    claims: Sequence[str] | None,
+    num_samples: int,
+    num_generated: int,
+) -> tuple[Subject, Report]:
+    """Prepare the data, measure claims of a model on them, and show progress.
 
     Args:
-        with_targets: whether the targets, those of the default CVAE on MNIST, are shown.
+        model: the model, in evaluation mode, on the CPU.
+        data: the data, not set up yet.
+        claims: names of the claims to measure; None for all.
+        num_samples: K of the importance-weighted bound.
+        num_generated: samples per label.
+    """
+    data.prepare_data()
+    data.setup()
+    splits = data.splits()
+    cache = data.data_dir / Path(data.dataset).name / "oracle"
+    with progress_bar() as progress:
+        oracle = Oracle(splits["train"], splits["validation"], model.num_classes, cache, progress)
+        subject = Subject(
+            model,
+            **splits,
+            oracle=oracle,
+            num_samples=num_samples,
+            num_generated=num_generated,
+            progress=progress,
+        )
+        # a subclass or other images may have the name MNIST, too
+        is_mnist = type(data) is MNISTDataModule and data.dataset == "MNIST"
+        has_targets = is_mnist and model.conditional
+        return subject, evaluate(subject, list(claims or CLAIMS), has_targets)
+
+
+@torch.no_grad()  # training of probes and classifiers enables them again
+def evaluate(subject: Subject, claims: Sequence[str], has_targets: bool = False) -> Report:
+    """Measure claims, in the order of :data:`cvae.evaluation.claims.CLAIMS`, and the oracle.
+
+    Args:
+        subject: the model and its data.
+        claims: names of the claims.
+        has_targets: whether :mod:`cvae.evaluation.targets` apply to this model and these images.
     """
     report = Report({}, {}, {})
+    judged = with_targets if has_targets else dict
     for name in (known for known in CLAIMS if known in claims):
         start = time.perf_counter()
         try:
@@ -42,31 +90,25 @@ def evaluate(subject: Subject, claims: Sequence[str], with_targets: bool = True)
         except NotApplicable as reason:
             report.left_out[name] = str(reason)
             continue
-        if not with_targets:
-            found = {k: m._replace(at_least=None, at_most=None) for k, m in found.items()}
-        report.metrics[name] = found
+        report.metrics[name] = judged(found)
         report.seconds[name] = round(time.perf_counter() - start, 1)
     if subject.oracle.is_asked:
-        report.metrics["oracle"] = oracle_accuracy(subject, with_targets)
+        report.metrics["oracle"] = judged(oracle_accuracy(subject))
     return report
 
 
-def oracle_accuracy(subject: Subject, with_targets: bool = True) -> Metrics:
-    """How good the judge is: share of real test images, grey and binarized, that it names right."""
+def oracle_accuracy(subject: Subject) -> Metrics:
+    """Return the accuracy of the oracle on real test images, grey and as the model sees them."""
     labels = subject.test.labels
-    found: Metrics = {}
-    for name, predicted, target in (
-        ("oracle/accuracy", subject.test_prediction.labels, 0.993 if with_targets else None),
-        ("oracle/accuracy_drawn", subject.test_prediction_drawn.labels, None),
-    ):
-        right = (predicted == labels).double()
-        found[name] = Metric(float(right.mean()), "%", standard_error(right), at_least=target)
-    return found
+    return {
+        "oracle/accuracy": Metric.share(subject.test_prediction.labels == labels),
+        "oracle/accuracy_drawn": Metric.share(subject.test_prediction_drawn.labels == labels),
+    }
 
 
 @contextmanager
 def progress_bar() -> Iterator[Told]:
-    """What is being done, on a terminal; elsewhere nothing is written."""
+    """Show a progress bar on a terminal; write nothing to a file or a pipe."""
     columns = (TextColumn("{task.description:<32}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TimeElapsedColumn(), transient=True) as bar:
         task = bar.add_task("", total=1.0, visible=bar.console.is_terminal)
@@ -78,7 +120,7 @@ def progress_bar() -> Iterator[Told]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Plain data: a flat mapping of metrics, each naming its claim; what is nan is left out."""
+    """Return the report as plain data: metrics by name, each with its claim, without nan."""
     metrics = {
         name: {
             "claim": claim,
@@ -87,34 +129,39 @@ def as_json(report: Report) -> dict[str, Any]:
         for claim, found in report.metrics.items()
         for name, metric in found.items()
     }
+    for entry in metrics.values():
+        entry.pop("floor_error", None)  # only some metrics have it
     return {"metrics": metrics, "left_out": report.left_out, "seconds": report.seconds}
 
 
 _MARKS = {"met": "✓", "near": "~", "missed": "-"}
 _LEGEND = "target of the default CVAE on MNIST: ✓ met, ~ within two s.e. of it, - not met"
-_UNITS = {"%": " %", "nats": " nats", "bits": " bits"}
+_DIGITS = {"%": 2, "nats": 2, "bits": 4, "dims": 0}  # of values; 3 for others
+_SHOWN_UNITS = ("%", "nats", "bits")
 
 
-def _number(value: float, unit: str, error: float | None = None) -> str:
-    if unit == "%":
-        value, error = 100 * value, None if error is None else 100 * error
-    digits = {"nats": 2, "bits": 4, "%": 2, "dims": 0}.get(unit, 3)
-    text = f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
-    return text + _UNITS.get(unit, "")
+def _number(metric: Metric, value: float | None, error: float | None = None) -> str:
+    """Return a value of the metric as text, with its unit; empty for None."""
+    if value is None:
+        return ""
+    digits = _DIGITS.get(metric.unit, 3)
+    text = f"{metric.scale * value:.{digits}f}"
+    text += "" if error is None else f" ± {metric.scale * error:.{digits}f}"
+    return f"{text} {metric.unit}" if metric.unit in _SHOWN_UNITS else text
 
 
 def _target(metric: Metric) -> str:
     low, high = metric.at_least, metric.at_most
-    if low is None and high is None:
+    digits = 1 if metric.unit == "%" else 2
+    shown = [f"{metric.scale * bound:.{digits}f}" for bound in (low, high) if bound is not None]
+    if not shown:
         return ""
-    scale, digits = (100, 1) if metric.unit == "%" else (1, 2)
-    shown = [f"{scale * bound:.{digits}f}" for bound in (low, high) if bound is not None]
     words = "-".join(shown) if len(shown) == 2 else ("≥ " if low is not None else "≤ ") + shown[0]
     return f"{words} {_MARKS[metric.standing or 'met']}"
 
 
 def print_table(report: Report, title: str, console: Console | None = None) -> None:
-    """A line for every metric, 80 columns wide: value and standard error, target, real data."""
+    """Print one line per metric in 80 columns: value ± standard error, target, real data."""
     console = console or Console()
     shown = partial(encodable, encoding=console.encoding)
     table = Table(
@@ -126,8 +173,8 @@ def print_table(report: Report, title: str, console: Console | None = None) -> N
     table.add_column("real data", justify="right", no_wrap=True)
     for found in report.metrics.values():
         for name, metric in found.items():
-            floor = "" if metric.floor is None else _number(metric.floor, metric.unit)
-            value = _number(metric.value, metric.unit, metric.standard_error)
+            value = _number(metric, metric.value, metric.standard_error)
+            floor = _number(metric, metric.floor)
             table.add_row(*map(shown, (name, value, _target(metric), floor)))
         table.add_section()
     console.print(table)

@@ -8,11 +8,10 @@ from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cvae.evaluation.claim import Metric, Metrics, Subject, bootstrap_error, standard_error
-from cvae.evaluation.style import factors
+from cvae.evaluation.claim import Metric, Metrics, bootstrap_error
+from cvae.evaluation.subject import Subject
 
 _NEIGHBOURS = 5
-_SHARE_OF_FLOOR = 0.8
 _MAX_PER_LABEL = 1000
 
 Features = Float[Tensor, "_ num_features"]
@@ -30,43 +29,30 @@ def variety(subject: Subject) -> Metrics:
     """
     samples, test = subject.samples, subject.test
     metrics: Metrics = {}
+    real = (subject.test_prediction.features, test.labels)
+    reference = (subject.reference_features, subject.reference.labels)
     for name, measure in (("recall", recalled), ("coverage", covered)):
         subject.progress(name, 0.0)
-        found = _per_label(
-            measure, subject.test_prediction.features, test.labels, samples.features, samples.labels
-        )
-        floor = _per_label(
-            measure,
-            subject.test_prediction.features,
-            test.labels,
-            subject.reference_features,
-            subject.reference.labels,
-        )
-        least = _SHARE_OF_FLOOR * float(floor.mean())
-        metrics[f"samples/{name}"] = Metric(
-            float(found.mean()), "%", standard_error(found), float(floor.mean()), at_least=least
-        )
-    for name, factor in factors(subject).items():
+        found = _per_label(measure, *real, samples.features, samples.labels)
+        floor = _per_label(measure, *real, *reference)
+        metrics[f"samples/{name}"] = Metric.share(found, float(floor.mean()))
+    for name, factor in subject.factors.items():
         labels, classes = samples.labels.numpy(), test.labels.unique().tolist()
-        real = within_label_std(factor.test, test.labels.numpy(), classes)
-        reference = (factor.reference, subject.reference.labels.numpy())
-        spread = within_label_std(factor.samples, labels, classes) / real
-        floor_spread = within_label_std(*reference, classes) / real
+        std = within_label_std(factor.test, test.labels.numpy(), classes)
+        of_reference = (factor.reference, subject.reference.labels.numpy())
+        spread = within_label_std(factor.samples, labels, classes) / std
+        floor_spread = within_label_std(*of_reference, classes) / std
         error = bootstrap_error(
-            lambda i, v=factor.samples, y=labels, c=classes, r=real: (  # type: ignore[misc]
+            lambda i, v=factor.samples, y=labels, c=classes, r=std: (  # type: ignore[misc]
                 within_label_std(v[i], y[i], c) / r
             ),
             len(labels),
         )
-        metrics[f"samples/sd_{name}_ratio"] = Metric(
-            spread, "", error, floor_spread, at_least=0.85, at_most=1.15
-        )
+        metrics[f"samples/sd_{name}_ratio"] = Metric(spread, "", error, floor_spread)
     subject.progress("nearest training images", 0.0)
     distances = _nearest(subject, samples.means, samples.labels)
     own = _nearest(subject, subject.test_grey, test.labels)
-    metrics["samples/nearest_train_distance"] = Metric(
-        float(distances.mean()), "", standard_error(distances), float(own.mean())
-    )
+    metrics["samples/nearest_train_distance"] = Metric.mean(distances, floor=float(own.mean()))
     return metrics
 
 

@@ -1,0 +1,1 @@
+"""Configs, run folders, training, resume and sweeps for LightningModules; see docs/harness.md."""

@@ -1,0 +1,1 @@
+"""Entry points of the scripts: command line, Hydra callbacks and short error messages."""

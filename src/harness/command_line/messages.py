@@ -1,0 +1,194 @@
+"""Turns errors of a user into messages of at most three lines and an exit code."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.command_line.words import EMPTY_GROUPS
+from harness.config.checks import addable_keys
+from harness.config.composition import composed
+from harness.config.instantiation import explained
+from harness.config.keys import leaf_keys, nearest_key
+from harness.config.paths import CONF
+from harness.contract.errors import BROKEN_PIPE, INTERRUPTED, ConfigError, RunFailed
+from harness.training.processes import out_of_memory
+
+_MAX_LINES = 3
+
+
+_MAX_WIDTH = 600  # characters of a line
+
+
+_EXTRAS = {
+    **{"optuna": "search", "submitit": "submitit", "ray": "ray", "wandb_workspaces": "wandb"},
+    **dict.fromkeys(("safetensors", "onnxruntime", "onnxscript", "huggingface_hub"), "export"),
+}
+
+
+_ONE_LINE_ERRORS = (
+    *(HydraException, OmegaConfBaseException, ImportError),
+    *(OSError, MemoryError, RuntimeError),  # a RuntimeError only if memory runs out
+)
+
+
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
+
+
+def short(words: list[str]) -> str:
+    text = " ".join(words)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+@contextmanager
+def reported(
+    config_name: str = "train",
+    arguments: list[str] | None = None,
+    less_memory: str | None = None,
+) -> Iterator[None]:
+    """Turn errors that a user can fix into a short message and an exit code."""
+    try:
+        yield
+    except ConfigError as error:
+        reject(str(error))
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
+        _drop_output()
+        raise SystemExit(BROKEN_PIPE) from None
+    except _ONE_LINE_ERRORS as error:
+        if WANTS_TRACEBACK:
+            raise
+        if text := out_of_memory(error, less_memory):
+            print(f"failed: {text}", file=sys.stderr)
+            raise SystemExit(RunFailed.exit_code) from None
+        if extra := _missing_extra(error):
+            reject(f"this needs more packages: pip install -e '.[{extra}]'")
+        if isinstance(error, HydraException | OmegaConfBaseException):  # some are OSErrors too
+            reject(translated(error, config_name, arguments or []))
+        if isinstance(error, OSError):
+            _drop_output_if_full()
+            reject(f"{error.filename or 'a file'}: {error.strerror or error}")
+        raise
+
+
+def _drop_output() -> None:
+    """Discard the rest of the output: Python would fail on it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _drop_output_if_full() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+
+
+def _missing_extra(error: BaseException | None) -> str | None:
+    """Return the extra of pyproject.toml that installs the missing package, if any."""
+    while error is not None:
+        for package, extra in _EXTRAS.items():
+            if isinstance(error, ModuleNotFoundError) and error.name == package:
+                return extra
+            if re.search(f"Could not (find|load) 'hydra/launcher/{package}", str(error)):
+                return extra
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def reject(message: str) -> NoReturn:
+    lines = [_readable(line) for line in message.splitlines()]
+    if len(lines) > _MAX_LINES:
+        lines = [*lines[: _MAX_LINES - 1], f"and {len(lines) - _MAX_LINES + 1} more"]
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    is_another = rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size)
+    if not is_another:  # only rank zero prints
+        print("error: " + "\n".join(lines), file=sys.stderr)
+    raise SystemExit(ConfigError.exit_code)
+
+
+def _readable(line: str) -> str:
+    """Return the line with control characters escaped, shortened to fit a terminal."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return (
+        line
+        if len(line) <= _MAX_WIDTH
+        else f"{line[: _MAX_WIDTH // 2]} ... {line[-_MAX_WIDTH // 2 :]}"
+    )
+
+
+def translated(error: Exception, config_name: str, arguments: list[str]) -> str:
+    """Return one line that explains a Hydra error in terms of the overrides.
+
+    Args:
+        arguments: overrides of the config that failed.
+    """
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1].split("@")[0]
+        typed = next((a for a in arguments if a.lstrip("+~").split("=")[0] == key), key)
+        if key in groups():  # for example model/penalty with a model that has none
+            return f"{typed}: the configuration has no group {key} with the options chosen"
+        cfg = _composed(config_name, arguments)
+        if key in addable_keys(cfg):
+            return f"{typed}: the configuration has no {key} yet; to add it: +{typed}"
+        if choices := list(_choices_with(key, config_name, arguments)):
+            return f"{typed}: there is no key {key} without {' or '.join(choices)}"
+        near = nearest_key(key, [*leaf_keys(cfg), *groups()])
+        hint = f"; did you mean {near}?" if near else "; --help lists the keys"
+        return f"{typed}: there is no key {key}{hint}"
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, option = match[1].rpartition("/")
+        options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+        near = nearest_key(option, options)
+        hint = f" (did you mean {near}?)" if near else ""
+        return f"{group}={option}: must be one of {', '.join(options)}{hint}"
+    if isinstance(error, OverrideParseException):
+        hint = "quote values with , = [ ] { } spaces or letters beyond ASCII"
+        return f"{error.override}: not of the form key=value; {hint}"
+    line = explained(error)
+    if "Cannot merge DictConfig with ListConfig" in line:
+        kinds = {"[": "a mapping", "{": "a list"}
+        containers = [(a, kinds.get(a.partition("=")[2][:1])) for a in arguments]
+        found = [f"{typed}: must be {kind}" for typed, kind in containers if kind is not None]
+        if len(found) == 1:
+            return found[0]
+    named = any(re.split(r"[=@]", a.lstrip("+~"))[0] in line for a in arguments)
+    return line if named or not arguments else f"{short(arguments)}: {line}"
+
+
+def _composed(config_name: str, arguments: list[str]) -> Mapping[str, Any]:
+    """Return the config of the chosen group options, without other overrides."""
+    return composed(CONF, config_name, _choices(arguments))
+
+
+def _choices(arguments: list[str]) -> list[str]:
+    options = [a for a in arguments if re.fullmatch(r"[\w/]+=[\w/]+", a)]
+    return [a for a in options if (CONF / "{}/{}.yaml".format(*a.split("="))).is_file()]
+
+
+def _choices_with(key: str, config_name: str, arguments: list[str]) -> Iterator[str]:
+    """Yield the group options that have the key, such as model/network=conv."""
+    path = key.split(".")
+    above = ("/".join(path[:length]) for length in range(len(path) - 1, 0, -1))
+    group = next((g for g in above if g in groups() and g not in EMPTY_GROUPS), None)
+    for option in sorted((CONF / group).glob("*.yaml")) if group else []:
+        choice = f"{group}={option.stem}"
+        with suppress(HydraException, OmegaConfBaseException):
+            chosen = [a for a in _choices(arguments) if not a.startswith(f"{group}=")]
+            if key in leaf_keys(composed(CONF, config_name, [*chosen, choice])):
+                yield choice
+
+
+def groups() -> list[str]:
+    """Return the config groups, such as model and model/network."""
+    return [p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()]

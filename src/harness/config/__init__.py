@@ -1,0 +1,1 @@
+"""Composes configs, checks them without torch, and instantiates their classes."""

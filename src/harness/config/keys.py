@@ -1,0 +1,36 @@
+"""Dotted keys of a config: list them, find the nearest to a misspelt one, show values."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def leaf_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of a config, including inner nodes."""
+    if isinstance(node, Mapping):
+        for key, child in node.items():
+            yield f"{prefix}{key}"
+            yield from leaf_keys(child, f"{prefix}{key}.")
+
+
+def nearest_key(key: str, known: Sequence[str]) -> str | None:
+    """Return the known key that a user most likely meant, or None."""
+    if swapped := [k for k in known if sorted(k) == sorted(key)]:  # letters in another order
+        return swapped[0]
+    same_ending = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    if len(same_ending) == 1:
+        return same_ending[0]
+    if close := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
+        return close[0]
+    endings = {k.rpartition(".")[2]: k for k in known}
+    close = difflib.get_close_matches(key.rpartition(".")[2], list(endings), n=1, cutoff=0.7)
+    return endings[close[0]] if close else None
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is written on the command line, cut to 60 characters."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(value)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,94 @@
+"""Atomic file writes: a reader finds the old content or the new, never half of it."""
+
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.contract.errors import ConfigError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file to write, which replaces ``path`` once it is on disk.
+
+    A reader finds the old content or the new, even after a power failure. The temporary file is in
+    the same folder: across file systems a rename is a copy, which a kill could interrupt.
+
+    Raises:
+        OSError: the file cannot be written; the message has its path and the reason. The old
+            content stays.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:  # never through a link that someone else placed there
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise unwritten(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Flush a folder's entries to disk: otherwise a power failure can undo a rename."""
+    if os.name == "nt":  # Windows cannot open folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def unwritten(path: Path, error: OSError) -> OSError:
+    """Return the error with the path of the file, which errors of writing lack."""
+    reason = error.strerror or str(error)
+    return OSError(
+        error.errno, f"{path}: cannot be written ({reason}); what was there is untouched"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file atomically."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def file_digest(path: Path) -> str:
+    """Return a fingerprint of the content of a file: 16 hex characters of its SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder, whose files replace those of ``folder`` at the end.
+
+    Links in ``folder`` are replaced and not followed.
+
+    Raises:
+        ConfigError: ``folder`` cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as temporary:
+            yield Path(temporary)
+            for path in sorted(Path(temporary).iterdir()):
+                path.chmod(0o644)
+                os.replace(path, folder / path.name)
+    except OSError as error:
+        raise ConfigError(f"output={folder}: cannot be written ({error.strerror})") from None

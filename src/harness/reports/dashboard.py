@@ -1,0 +1,63 @@
+"""Builds a saved view on Weights & Biases that compares runs (extra "wandb").
+
+conf/dashboard.yaml says what it shows. Building it needs no server and no account.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+
+
+def comparison(
+    entity: str,
+    project: str,
+    name: str,
+    *,
+    compared: Sequence[str],
+    by: str,
+    curves: Sequence[str],
+    along: str,
+    pictures: Sequence[str],
+) -> ws.Workspace:
+    """The view: metrics by a setting, curves over training, pictures side by side.
+
+    Args:
+        compared: metrics, each plotted by the setting; the first also orders the runs.
+        by: the setting.
+        curves: metrics over training.
+        along: what the curves are plotted along.
+        pictures: names of what the runs have logged below figures/.
+    """
+    scatter = [
+        wr.ScatterPlot(title=f"{metric} by {by}", x=wr.Config(by), y=wr.SummaryMetric(metric))
+        for metric in compared
+    ]
+    over_training = [wr.LinePlot(title=m, x=along, y=[m]) for m in curves]
+    browsers = [
+        wr.MediaBrowser(title=p, media_keys=[f"figures/{p}"], num_columns=4) for p in pictures
+    ]
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=name,
+        sections=[
+            ws.Section(
+                name="Comparison", panels=[*scatter, wr.RunComparer(diff_only=True)], is_open=True
+            ),
+            ws.Section(name="Pictures side by side", panels=browsers, is_open=True),
+            ws.Section(name="Training", panels=over_training),
+        ],
+        runset_settings=ws.RunsetSettings(
+            groupby=[ws.Config("sweep")],
+            order=[ws.Ordering(ws.Summary(compared[0]), ascending=False)],
+        ),
+    )
+
+
+def as_json(view: ws.Workspace) -> dict[str, Any]:
+    """The view as it would be sent."""
+    sent: dict[str, Any] = json.loads(view._to_model().model_dump_json(by_alias=True))
+    return sent

@@ -1,0 +1,1 @@
+"""Run folders: config, summary, metrics and checkpoints, and safe loading of them."""

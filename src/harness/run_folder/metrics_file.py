@@ -1,0 +1,105 @@
+"""Logger that writes metrics.csv, one row per logged step."""
+
+import csv
+import errno
+import io
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from harness.contract import files
+
+
+def _axes(names: Iterable[str]) -> list[str]:
+    """Columns that come first and hold whole numbers: step, epoch, and what has been seen."""
+    found = list(names)
+    seen = [name for name in found if name.endswith("_seen")]
+    return [name for name in ("step", "epoch", *seen) if name in found]
+
+
+class MetricsFile(Logger):
+    """metrics.csv: a line for every row logged, on disk before the next step.
+
+    A row with new columns rewrites the file, atomically, with a longer header.
+
+    Args:
+        path: the file; rows are added to one that exists.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._columns: list[str] = []
+        if self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self._columns = next(csv.reader(file), [])
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        axes = {"step": step, **{k: metrics[k] for k in _axes(metrics)}}
+        row = {**metrics, **{k: int(v) for k, v in axes.items() if v is not None}}
+        if new := sorted(set(row) - set(self._columns)):
+            self._widen(new)
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self._columns).writerow(row)
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                content = line.getvalue().encode()
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.truncate(self.path, size)  # no half a line
+            raise files.unwritten(self.path, error) from error
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows that a run which goes on at a step will write again.
+
+        These are the later ones, those of the test set, and a last line that a kill has cut.
+        """
+        if not self._columns:
+            return
+        whole = self.path.read_bytes().rpartition(b"\n")[0].decode()
+        rows = [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values()]
+        kept = [row for row in rows if int(row["step"]) <= step and not is_of_test(row)]
+        with files.replacing(self.path) as file:
+            writer = csv.DictWriter(lines := io.StringIO(newline=""), self._columns)
+            writer.writeheader()
+            writer.writerows(kept)
+            file.write(lines.getvalue().encode())
+
+    def _widen(self, new: list[str]) -> None:
+        rows: list[dict[str, str]] = []
+        if self._columns:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        first = _axes(new)
+        self._columns = self._columns + first + [c for c in new if c not in first]
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        with files.replacing(self.path) as file:
+            file.write(table.getvalue().encode())
+
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
+        """Nothing: config.yaml beside the file has them all."""
+
+
+def is_of_test(row: Mapping[str, str]) -> bool:
+    return any(value and column.startswith("test/") for column, value in row.items())

@@ -1,0 +1,101 @@
+"""Resume of a run: find its folder, check the overrides and apply them to its config."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from harness.config import changes
+from harness.config.paths import ROOT, expanded, shown
+from harness.contract.errors import ConfigError
+from harness.run_folder.folder import RunFolder
+from harness.run_folder.reading import (
+    LAST,
+    METRICS,
+    SUMMARY,
+    UNFINISHED,
+    load_config,
+    load_foreign_config,
+    read_summary,
+)
+
+
+def run_to_resume(path: str) -> Path:
+    """Return the folder of the run to resume; ``latest`` is the newest unfinished run.
+
+    ``latest`` skips runs that failed before their first checkpoint, for example on a wrong
+    argument.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    if path != "latest":
+        run_dir = expanded(path)
+        if not run_dir.is_dir():
+            raise ConfigError(f"resume={path}: no such folder")
+        load_config(run_dir)
+        return run_dir.resolve()
+    summaries = {p.parent: read_summary(p.parent) for p in (ROOT / "logs").rglob(SUMMARY)}
+    left = {
+        run_dir: summary
+        for run_dir, summary in summaries.items()
+        if summary.get("status") in UNFINISHED and "started" in summary
+        if summary["status"] != "failed" or any((run_dir / LAST).parent.glob("last*.ckpt"))
+    }
+    if not left:
+        raise ConfigError(
+            f"resume=latest: every run in {ROOT / 'logs'} has finished, or failed before its first "
+            "checkpoint"
+        )
+    return max(left, key=lambda run_dir: str(left[run_dir]["started"]))
+
+
+def prepare_resume(folder: RunFolder, composed: DictConfig, typed: Sequence[str]) -> bool:
+    """Apply overrides to the config of a run, and return whether there is anything to train.
+
+    Args:
+        folder: the run to resume.
+        composed: the config that the command line composes by itself.
+        typed: the overrides on the command line.
+
+    Raises:
+        ConfigError: an override would change the training trajectory, or the config names code that
+            is not trusted.
+    """
+    run_dir = folder.path
+    cfg = load_foreign_config(run_dir, composed.trust)
+    cfg.run_dir = str(run_dir)
+    changed = changes.apply(cfg, composed, typed)
+    limit, trained = cfg.trainer.max_epochs, _epochs_on_record(run_dir)
+    if limit is not None and 0 <= limit < trained:
+        raise ConfigError(
+            f"trainer.max_epochs={limit}: {trained} epochs are trained already; use at least that"
+        )
+    has_ended = folder.summary.get("status") not in UNFINISHED
+    bends_the_schedule = any(change.is_of_schedule for change in changed)
+    if has_ended and not bends_the_schedule:
+        print(f"{shown(run_dir)}: this run has finished; nothing to do")
+        return False
+    for change in changed:
+        print(f"changed: {change}")
+    if bends_the_schedule and cfg.get("scheduler"):
+        print("the learning rate may change: its schedule may depend on trainer.max_epochs")
+    folder.write_config(cfg)
+    return True
+
+
+def _epochs_on_record(run_dir: Path) -> int:
+    """Return the number of epochs that metrics.csv has validation metrics of."""
+    if not (run_dir / METRICS).is_file():  # or a pipe, for which one would wait
+        return 0
+    try:
+        with (run_dir / METRICS).open(newline="", encoding="utf-8") as file:
+            rows = [
+                row
+                for row in csv.DictReader(file)
+                if any(v for k, v in row.items() if k.startswith("val/"))
+            ]
+        return max((int(row["epoch"]) + 1 for row in rows), default=0)
+    except (OSError, ValueError, KeyError, AttributeError, csv.Error):
+        return 0

@@ -1,0 +1,1 @@
+"""Sweeps: parallel jobs on this machine, and hyperparameter search with Optuna."""

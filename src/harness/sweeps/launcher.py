@@ -1,0 +1,77 @@
+"""Hydra launcher that runs the jobs of a sweep on this machine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from harness.run_folder.folder import RunFolder
+from harness.sweeps import jobs
+
+
+class LocalLauncher(Launcher):
+    """Runs jobs in fresh processes on this machine, a few at a time.
+
+    Args:
+        num_jobs: jobs to run at a time; they share the cores and GPUs.
+    """
+
+    def __init__(self, num_jobs: int = 1) -> None:
+        self.num_jobs = num_jobs
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.context = hydra_context
+        self.config = config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        setup_globals()
+        returns = [
+            self._archived(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)
+        ]
+        environment = OmegaConf.to_container(self.config.hydra.job.env_set)
+        assert isinstance(environment, dict)
+        run_dirs = [job.return_value for job in returns]
+        try:
+            values = jobs.run_jobs(
+                run_dirs, self.num_jobs, {str(k): str(v) for k, v in environment.items()}
+            )
+        except (KeyboardInterrupt, SystemExit):
+            of_search = jobs.is_search(self.config.hydra.sweeper._target_)
+            jobs.report(Path(self.config.hydra.sweep.dir), of_search)
+            if of_search:
+                print("the same command goes on with the search")
+            raise
+        for job, value in zip(returns, values, strict=True):
+            job.return_value = value
+        return returns
+
+    def _archived(self, overrides: list[str], number: int) -> JobReturn:
+        """Archive a job with Hydra's files and callbacks, and return its run folder."""
+        config = jobs.composed.pop(tuple(overrides), None)
+        if config is None:  # a search composes its jobs one by one
+            config = self.context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+
+        def archive(cfg: DictConfig) -> Path:
+            hydra = HydraConfig.get()
+            run_dir = Path(hydra.runtime.output_dir)
+            typed = list(hydra.overrides.task)
+            swept = jobs.swept(typed, self.config.hydra.overrides.task)
+            return RunFolder.archive(cfg, run_dir, Path(hydra.sweep.dir).name, typed, swept).path
+
+        return run_job(
+            task_function=archive,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=self.context,
+        )

@@ -1,0 +1,1 @@
+"""Tracking of runs with Weights & Biases, in addition to the run folder."""

@@ -1,0 +1,1 @@
+"""Training of one run: processes, objects, signals, checkpoints and resume."""
