@@ -44,7 +44,7 @@ train: .venv/.installed ## train the default CVAE on MNIST (ARGS="key=value ..."
 	$(RUN) src/train.py $(ARGS)
 
 article: .venv/.installed ## train and evaluate autoencoder, VAE and CVAEs, 3 seeds each, and compare; over an hour
-	$(RUN) src/article.py $(ARGS)
+	$(RUN) benchmarks/article.py $(ARGS)
 	$(RUN) docs/tables.py
 
 PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -52,7 +52,7 @@ PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 test: .venv/.installed ## run the tests
 	$(PYTEST) -m "not engines and not long" $(ARGS)
 
-test-engines: .venv/.extras ## run those of launchers, search and the article; installs Optuna, submitit and Ray
+test-engines: .venv/.extras ## run those of launchers, search and benchmarks; installs Optuna, submitit and Ray
 	$(PYTEST) -m "engines and not long" $(ARGS)
 
 LONG := $(RUN) -m pytest --numprocesses 2 --dist worksteal

@@ -9,17 +9,16 @@ it to go on after an interruption, on another machine too.
 import json
 import os
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench import machine
-from recipes import COMMON, carry_out, known, settings_of
+from jobs import Job
+from recipes import AT_A_TIME, COMMON, carry_out, known, settings_of
 from validation import ALTERNATIVES, NUM_SAMPLES, validation_scores
 
-from cvae import runs
-from cvae.article import Job
+from harness.contract import files
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "logs" / "ablations"
@@ -77,8 +76,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def jobs_of(name: str) -> dict[int, Job]:
     words = [*VARIANTS[name], *COMMON]
-    if any(f"={ALTERNATIVES}." in word for word in words):
-        words.append(f"trust={ALTERNATIVES}")  # to go on after an interruption
     return {n: Job(FOLDER / f"{name}-s{n}", [f"seed={n}", *words]) for n in SEEDS}
 
 
@@ -103,13 +100,12 @@ def main(names: list[str]) -> None:
         for seed, job in jobs_of(name).items()
         if str(seed) not in rows[name]["runs"]
     ]
-    row_of = {job.folder: (name, seed) for name, seed, job in jobs}
     torch.set_num_threads(1)
-    one_at_a_time = threading.Lock()
-
-    def done(job: Job) -> None:
-        name, seed = row_of[job.folder]
-        with one_at_a_time:
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for what the variants name there
+    for start in range(0, len(jobs), AT_A_TIME):
+        together = jobs[start : start + AT_A_TIME]
+        carry_out([job for *_, job in together])
+        for name, seed, job in together:
             scores = validation_scores(job.folder, ALTERNATIVES)
             run = {
                 "nll": round(scores.nll, 3),
@@ -118,10 +114,7 @@ def main(names: list[str]) -> None:
             }
             rows[name]["runs"] = dict(sorted({**rows[name]["runs"], str(seed): run}.items()))
             found = {name: row for name, row in rows.items() if row["runs"]}
-            runs.write_json(OUTPUT, {"num_samples": NUM_SAMPLES, "variants": found})
-
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for what the variants name there
-    carry_out([job for *_, job in jobs], done=done)
+            files.write_json(OUTPUT, {"num_samples": NUM_SAMPLES, "variants": found})
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from cvae import checkpoints
 from cvae.callbacks import Figures
+from harness.run_folder import checkpoints
 
 
 class Clock(Callback):

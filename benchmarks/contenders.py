@@ -18,11 +18,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from cvae import runs
 from cvae.digits import SETS, load_digits
 from cvae.models import VAE
+from harness.config import instantiation, paths
 
-CONF = str(runs.ROOT / "conf")
+CONF = str(paths.ROOT / "conf")
 TRAIN_SIZE = 55_000
 
 
@@ -43,9 +43,9 @@ class Timer:
 
 def build(cfg: DictConfig) -> tuple[VAE, torch.optim.Optimizer]:
     torch.manual_seed(1)
-    model = runs.build_model(cfg)
+    model = instantiation.instantiate(cfg.model)
     assert isinstance(model, VAE)
-    return model, runs.instantiate(cfg.optimizer)(model.parameters())
+    return model, instantiation.instantiate(cfg.optimizer)(model.parameters())
 
 
 def bare(cfg: DictConfig, timer: Timer) -> None:
@@ -102,7 +102,7 @@ def conventional(cfg: DictConfig, timer: Timer) -> None:
     digits = datasets.MNIST(cfg.data.data_dir, transform=transforms.ToTensor())
     loader = DataLoader(digits, batch_size=cfg.data.batch_size, shuffle=True)
     trainer = lightning.Trainer(
-        max_steps=timer.steps, default_root_dir=runs.ROOT / "logs" / "bench", accelerator="cpu"
+        max_steps=timer.steps, default_root_dir=paths.ROOT / "logs" / "bench", accelerator="cpu"
     )
     trainer.fit(Module(), loader)
 
@@ -117,7 +117,7 @@ def pythae(cfg: DictConfig, timer: Timer) -> None:
     from pythae.trainers.training_callbacks import TrainingCallback
 
     cfg.model._target_ = "cvae.models.VAE"
-    ours: Any = runs.build_model(cfg)
+    ours: Any = instantiation.instantiate(cfg.model)
 
     class Encoder(BaseEncoder):
         def __init__(self) -> None:
@@ -165,7 +165,7 @@ def pythae(cfg: DictConfig, timer: Timer) -> None:
         Decoder(),
     )
     config = BaseTrainerConfig(
-        output_dir=str(runs.ROOT / "logs" / "bench" / "pythae"),
+        output_dir=str(paths.ROOT / "logs" / "bench" / "pythae"),
         per_device_train_batch_size=cfg.data.batch_size,
         num_epochs=1000,
         optimizer_cls="AdamW",
@@ -187,7 +187,7 @@ if __name__ == "__main__":
     name, steps, start, *overrides = sys.argv[1:]
     with initialize_config_dir(CONF, version_base="1.3"):
         config = compose("train", overrides)
-    config.data.data_dir = str(runs.ROOT / "data")
+    config.data.data_dir = str(paths.ROOT / "data")
     clock = Timer(int(steps), int(start))
     CONTENDERS[name](config, clock)
     print(json.dumps({"times": clock.times}))

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from cvae.evaluation.likelihood import importance_weighted_nll
+from cvae.bounds import importance_weighted_nll
 from cvae.models import CVAE
 from cvae.networks import MLP
 

@@ -16,10 +16,11 @@ from hydra import compose, initialize_config_dir
 from torch import multiprocessing
 from torch.multiprocessing.spawn import spawn
 
-from cvae import noise, runs
+from cvae import noise
 from cvae.data import MNISTDataModule
+from harness.config import instantiation, paths
 
-CONF = str(runs.ROOT / "conf")
+CONF = str(paths.ROOT / "conf")
 STEPS, WARM = 300, 50
 AVERAGE = "average of the weights, every fourth step (callbacks.py)"
 
@@ -29,12 +30,12 @@ def parts() -> tuple[dict[str, float], int]:
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", ["model=cvae_plain"])
     torch.manual_seed(1)
-    data = MNISTDataModule(runs.ROOT / "data", batch_size=cfg.data.batch_size)
+    data = MNISTDataModule(paths.ROOT / "data", batch_size=cfg.data.batch_size)
     data.prepare_data()
     data.setup()
-    model: Any = runs.build_model(cfg)
+    model: Any = instantiation.instantiate(cfg.model)
     parameters = list(model.parameters())
-    optimizer = runs.instantiate(cfg.optimizer)(parameters)
+    optimizer = instantiation.instantiate(cfg.optimizer)(parameters)
     average = [p.detach().clone() for p in parameters]
     batches = iter(data.train_dataloader())
     found: dict[str, list[float]] = {}
@@ -85,7 +86,7 @@ def add_up(rank: int, count: int, meeting: str, told: Any) -> None:
 
 def main() -> None:
     milliseconds, count = parts()
-    meeting = Path(runs.ROOT / "logs" / "bench" / f"meeting-{time.time_ns():x}")
+    meeting = Path(paths.ROOT / "logs" / "bench" / f"meeting-{time.time_ns():x}")
     meeting.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     told = context.SimpleQueue()

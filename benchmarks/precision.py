@@ -18,9 +18,12 @@ from typing import Any
 import torch
 from scipy import stats
 
-from cvae import noise, runs
-from cvae.data import MNISTDataModule, Rows
+from cvae import noise
+from cvae.data import MNISTDataModule
 from cvae.models import VAE
+from harness.config import instantiation
+from harness.contract.sampler import Rows
+from harness.run_folder import loading, reading
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = range(1, 11)
@@ -36,10 +39,10 @@ def trained(seed: int, overrides: list[str]) -> list[Path]:
     for precision in PRECISIONS:
         folder = ROOT / "logs" / "bench" / "precision" / setting / f"{precision}-s{seed}"
         folders.append(folder)
-        if runs.read_summary(folder).get("status") == "finished":
+        if reading.read_summary(folder).get("status") == "finished":
             continue
         words = [f"resume={folder}"]
-        if not runs.holds_run(folder):
+        if not reading.holds_run(folder):
             words = ["logger=csv", "callbacks.figures=null", "device=cpu", "experiment=quick"]
             words += [f"hydra.run.dir={folder}", f"trainer.precision={precision}", f"seed={seed}"]
             words += overrides
@@ -73,15 +76,15 @@ def main(overrides: list[str]) -> None:
     differences, nlls = [], []
     for seed in SEEDS:
         folders = trained(seed, overrides)
-        one, other = (runs.read_summary(folder)["metrics"][METRIC] for folder in folders)
+        one, other = (reading.read_summary(folder)["metrics"][METRIC] for folder in folders)
         nlls.append(one)
         differences.append(other - one)
         print(f"seed {seed}: {METRIC} {one:.3f}, bf16-mixed {differences[-1]:+.3f}", flush=True)
-    cfg = runs.load_config(folders[0])
-    data: MNISTDataModule = runs.instantiate(cfg.data, seed=cfg.seed)
+    cfg = reading.load_config(folders[0])
+    data: MNISTDataModule = instantiation.instantiate(cfg.data, seed=cfg.seed)
     data.prepare_data()
     data.setup()
-    model = runs.load_run(folders[0])
+    model = loading.load_run(folders[0])
     assert isinstance(model, VAE)
     scored = [negative_elbo(model, data, is_bfloat16) for is_bfloat16 in (False, True)]
     error = stdev(differences) / math.sqrt(len(SEEDS))

@@ -8,21 +8,26 @@ repeat it to go on after an interruption.
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from bench import machine
+from jobs import Job, carry_out_all, is_evaluated, is_trained
 
-from cvae import changes, runs
-from cvae.article import Job, carry_out_all, is_evaluated, is_trained
-from cvae.schema import ConfigError, num_cpus
+from harness.command_line.messages import reported
+from harness.config.changes import fingerprint
+from harness.config.machine import num_cpus
+from harness.config.paths import CONF
+from harness.contract import files
+from harness.run_folder import reading
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "logs" / "recipes"
 OUTPUT = ROOT / "docs" / "recipes.json"
 SEEDS = (1, 2, 3)
+AT_A_TIME = min(2, num_cpus())  # runs
 COMMON = ("device=cpu", "logger=csv", "callbacks.figures=null", "test=false")
 CLAIMS = ("bound", "label_control", "latent_independence")
 METRICS = (
@@ -72,7 +77,7 @@ def found() -> dict[str, Any]:
         jobs = jobs_of(name)
         if not all(is_trained(job) and is_evaluated(job) for job in jobs):
             continue
-        minutes = [runs.read_summary(job.folder)["train_seconds"] / 60 for job in jobs]
+        minutes = [reading.read_summary(job.folder)["train_seconds"] / 60 for job in jobs]
         recipes[name] = {
             "overrides": list(recipe.words),
             "settings": recipe.settings(),
@@ -82,14 +87,14 @@ def found() -> dict[str, Any]:
             "num_samples": recipe.num_samples,
         }
         for metric in recipe.metrics():
-            each = [runs.read_evaluation(job.folder)["metrics"][metric]["value"] for job in jobs]
+            each = [reading.read_evaluation(job.folder)["metrics"][metric]["value"] for job in jobs]
             recipes[name][metric] = {"mean": mean(each), "sd": stdev(each)}
     return recipes
 
 
 def settings_of(words: Sequence[str]) -> str:
     """Digest of what a command means, as the configuration files are now."""
-    return changes.fingerprint(runs.ROOT / "conf", words)
+    return fingerprint(CONF, words)
 
 
 def beside_earlier(
@@ -108,16 +113,11 @@ def known(names: list[str], there_are: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(names)) or list(there_are)
 
 
-def carry_out(jobs: Sequence[Job], done: Callable[[Job], None] = lambda job: None) -> None:
-    """Do what is not done yet, two jobs at a time on a core each, and tell of it."""
+def carry_out(jobs: Sequence[Job]) -> None:
+    """Do what is not done yet, two runs at a time on a core each."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    at_a_time = min(2, num_cpus())
-    try:
-        carry_out_all(jobs, at_a_time, lambda _, doing: print(doing, flush=True), done)
-    except ConfigError as error:
-        raise SystemExit(f"{error}, or delete it") from None
-    except runs.RunFailed as error:
-        raise SystemExit(f"{error}; what is done is kept: repeat the command to go on") from None
+    with reported():
+        carry_out_all(jobs, AT_A_TIME)
 
 
 def main(names: list[str]) -> None:
@@ -126,7 +126,7 @@ def main(names: list[str]) -> None:
     carry_out(jobs)
     settings = {name: recipe.settings() for name, recipe in RECIPES.items()}
     rows = beside_earlier(found(), OUTPUT, "recipes", settings)
-    runs.write_json(OUTPUT, {"recipes": rows})
+    files.write_json(OUTPUT, {"recipes": rows})
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from pathlib import Path
 from statistics import mean
 
 from bench import machine
+from jobs import Job, carry_out_all
 from recipes import COMMON
 from validation import NUM_SAMPLES, validation_nll
 
-from cvae import runs
-from cvae.article import Job, carry_out_all
-from cvae.schema import ConfigError
+from harness.command_line.messages import reported
+from harness.run_folder import reading
 
 FOLDER = Path(__file__).resolve().parents[1] / "logs" / "speedrun"
 GOAL = 84.0  # nats
@@ -31,11 +31,9 @@ def main(seeds: list[str]) -> None:
     taken, reached = [], []
     for seed in seeds or SEEDS:
         job = Job(folder / f"s{seed}", [f"seed={seed}", *WORDS])
-        try:
-            carry_out_all([job], 1, lambda job, doing: None)
-        except (ConfigError, runs.RunFailed) as error:
-            raise SystemExit(str(error)) from None
-        summary = runs.read_summary(job.folder)
+        with reported():
+            carry_out_all([job])
+        summary = reading.read_summary(job.folder)
         taken.append(summary["seconds"])
         reached.append(validation_nll(job.folder))
         steps = f"{summary['train_seconds']:.0f} s of them steps"

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from cvae import runs
-from cvae.evaluation.claim import Subject
+from cvae.bounds import split_nlls
 from cvae.evaluation.label_control import label_control
 from cvae.evaluation.latent_independence import latent_independence
-from cvae.evaluation.likelihood import split_nlls
 from cvae.evaluation.oracle import Oracle
+from cvae.evaluation.subject import Subject
 from cvae.models import CVAE, VAE
-from cvae.schema import ConfigError
-from cvae.trust import Trust
+from harness.contract.errors import ConfigError
+from harness.run_folder import loading
+from harness.run_folder.trust import Trust
 
 NUM_SAMPLES = 100
 ALTERNATIVES = "alternatives"  # what the library does without: beside this file
@@ -41,8 +41,8 @@ def validation_scores(run_dir: Path, trusted: Trust = None) -> Scores:
 
 def _subject(run_dir: Path, trusted: Trust) -> Subject:
     """A run's best checkpoint, with the validation images in the place of the test images."""
-    model, cfg = runs.load_model(runs.find_run(run_dir)[1], trusted)
-    data = runs.load_data(cfg, trusted)
+    model, cfg = loading.load_model(loading.find_run(run_dir)[1], trusted)
+    data = loading.load_data(cfg, trusted)
     data.prepare_data()
     data.setup()
     splits = {**data.splits(), "test": data.splits()["validation"]}

@@ -1,0 +1,207 @@
+"""Compares the models of the article: autoencoder, VAE, CVAE and a CVAE without adversary.
+
+``python benchmarks/article.py`` (make article) trains and evaluates each with several seeds, and a
+VAE and a CVAE with a latent plane; it writes docs/article.md and docs/article.png. Finished runs
+are skipped: repeat the command to resume after an interruption.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs import Job, carry_out_all
+
+from cvae.evaluation.settings import CLAIMS, Evaluate
+from harness.command_line.messages import reported
+from harness.command_line.words import hydras_words, quote_paths
+from harness.config.checks import validate
+from harness.config.composition import composed
+from harness.config.machine import num_cpus
+from harness.config.paths import CONF, ROOT
+from harness.contract import files
+from harness.contract.errors import ConfigError
+from harness.reports import comparison, run_results
+from harness.run_folder import loading, reading
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+DRAWN = ("autoencoder", "vae", "cvae")  # shown in the figure
+SYSTEMS = (*DRAWN, "cvae_plain")  # in the table
+PLANES = ("vae", "cvae")  # also trained with two latent dimensions, to draw the latent plane
+_OF_A_JOB = {  # keys that differ between the jobs, and so cannot be set for all
+    "train": ("model", "seed", "resume", "rerun", "sweep"),
+    "evaluate": ("run", "claims"),
+}
+_TABLE = (  # metrics in the table, in this order
+    "test/elbo",
+    "test/reconstruction",
+    "test/nll_k50",
+    "test/joint_nll_k50",
+    "test/marginal_nll_k50",
+    "test/generative_accuracy_k50",
+    "test/generative_accuracy_k500",
+    "samples/label_agreement",
+    "samples/label_agreement_drawn",
+    "samples/label_agreement_worst",
+    "samples/rows_right",
+    "samples/cas",
+    "samples/cas_drawn",
+    "latent/label_accuracy_logistic",
+    "latent/label_accuracy_mlp",
+    "style/r2_thickness",
+    "style/r2_slant",
+    "style/rho_thickness",
+    "style/rho_slant",
+    "style/correlation_thickness",
+    "style/correlation_slant",
+    "latent/mmd_ratio",
+    "latent/mmd_ratio_train",
+    "latent/normal_accuracy",
+    "latent/active_units",
+    "samples/recall",
+    "samples/coverage",
+    "samples/sd_thickness_ratio",
+    "samples/sd_slant_ratio",
+    "samples/nearest_train_distance",
+    "samples/frechet_distance",
+    "samples/frechet_distance_drawn",
+    "samples/frechet_distance_gaussian",
+    "samples/frechet_distance_mixture",
+)
+
+
+def jobs_of(
+    folder: Path, seeds: Sequence[int], train: Sequence[str], evaluate: Sequence[str] = ()
+) -> list[Job]:
+    """Return the jobs: every system with every seed, and the two planes with the first seed.
+
+    Args:
+        folder: folder of the run folders.
+        seeds: the seeds.
+        train: further overrides of train.py.
+        evaluate: further overrides of evaluate.py.
+
+    Raises:
+        ConfigError: an override has a key that differs between the jobs.
+    """
+    for script, overrides in (("train", train), ("evaluate", evaluate)):
+        for override in overrides:
+            key = override.lstrip("+~").partition("=")[0].partition("@")[0]
+            if key in _OF_A_JOB[script] or key.startswith("hydra"):
+                raise ConfigError(f"--{script} {override}: {key} cannot be set for all runs")
+    jobs = []
+    for seed in seeds:
+        for system in SYSTEMS:
+            overrides = [f"model={system}", f"seed={seed}", *train]
+            jobs.append(Job(folder / f"{system}-s{seed}", overrides, CLAIMS, evaluate))
+    for system in PLANES:
+        overrides = [f"model={system}", f"seed={seeds[0]}", *train, "model.latent_dim=2"]
+        jobs.append(Job(folder / f"{system}-plane", overrides))
+    return jobs
+
+
+def table(all_jobs: Sequence[Job]) -> str:
+    """Return the comparison as Markdown, with targets, values of real data, and a caption."""
+    read = {
+        system: [
+            run_results.read_run(j.folder)
+            for j in all_jobs
+            if j.claims and j.train[0] == f"model={system}"
+        ]
+        for system in SYSTEMS
+    }
+    groups = [
+        comparison.group(system, [r for r in found if isinstance(r, run_results.Run)])
+        for system, found in read.items()
+    ]
+    broken = [r for found in read.values() for r in found if isinstance(r, run_results.Broken)]
+    known = comparison.metric_names(groups)
+    targets, floors = _beside(all_jobs)
+    extra = {"target, CVAE": targets, "real data": floors}
+    text = comparison.markdown(groups, [m for m in _TABLE if m in known], broken, extra)
+    summaries = [s for job in all_jobs if (s := reading.read_summary(job.folder))]
+    minutes = sum(s.get("seconds", 0.0) for s in summaries) / 60
+    measured = [reading.read_evaluation(j.folder).get("seconds", {}) for j in all_jobs]
+    minutes_evaluating = sum(sum(seconds.values()) for seconds in measured) / 60
+    devices = ", ".join(sorted({str(s.get("device")) for s in summaries}))
+    digests = ", ".join(sorted({str(s.get("test_digest")) for s in summaries}))
+    seeds = sum(1 for j in all_jobs if j.claims) // len(SYSTEMS)
+    plural = "" if seeds == 1 else "s"
+    return (
+        f"Mean ± s.d. over {seeds} seed{plural}; {devices}; {minutes:.0f} minutes of training and "
+        f"{minutes_evaluating:.0f} of evaluation, added up over runs; test set {digests}. The "
+        f"latent of a plain autoencoder is its code.\n\n{text}"
+    )
+
+
+def _beside(all_jobs: Sequence[Job]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return target and real-data value of every metric as text, preferably from the CVAE."""
+    targets: dict[str, str] = {}
+    floors: dict[str, str] = {}
+    for system in (*SYSTEMS, "cvae"):
+        found: dict[str, list[dict[str, Any]]] = {}
+        for job in (j for j in all_jobs if j.claims and j.train[0] == f"model={system}"):
+            for name, metric in reading.read_evaluation(job.folder).get("metrics", {}).items():
+                found.setdefault(name, []).append(metric)
+        for name, metrics in found.items():
+            shown = dict(metrics[0])
+            for key in ("floor", "at_least", "at_most"):
+                if known := [m[key] for m in metrics if key in m]:
+                    shown[key] = sum(known) / len(known)
+            targets[name] = comparison.target(shown)
+            floors[name] = comparison.shown_floor(shown)
+    return targets, floors
+
+
+def figure(all_jobs: Sequence[Job]) -> "PILImage.Image":
+    """Draw the pictures of the article, from the first seed of each system."""
+    from article_figure import systems  # late: it imports torch
+
+    folders = {job.folder.name: job.folder for job in all_jobs}
+    first = {j.train[0].removeprefix("model="): j.folder for j in reversed(all_jobs) if j.claims}
+    models = {system: loading.load_run(first[system]) for system in DRAWN if system in first}
+    planes = {system: loading.load_run(folders[f"{system}-plane"]) for system in PLANES}
+    data = loading.load_data(reading.load_config(first["cvae"]))
+    data.prepare_data()
+    data.setup()
+    many = next(iter(data.test_dataloader()))
+    return systems(models, planes, data.examples(), many)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train and evaluate the runs that are not done yet, then write the table and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--folder", type=Path, default=ROOT / "logs" / "article", help="folder of the run folders")
+    add("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
+    help_train = "overrides of every training; logger=csv by default"
+    add("--train", nargs="*", default=["logger=csv"], metavar="KEY=VALUE", help=help_train)
+    help_evaluate = "overrides of every evaluation"
+    add("--evaluate", nargs="*", default=[], metavar="KEY=VALUE", help=help_evaluate)
+    cores = range(1, num_cpus() + 1)
+    add("--num-jobs", type=int, default=1, choices=cores, metavar="N", help="runs at a time")
+    help_output = "path of table and figure, without suffix"
+    add("--output", type=Path, default=ROOT / "docs" / "article", help=help_output)
+    options = parser.parse_args(arguments)
+    with reported("train", options.train):
+        train, evaluate = (
+            quote_paths(hydras_words(words), Path.cwd())
+            for words in (options.train, options.evaluate)
+        )
+        jobs = jobs_of(options.folder.resolve(), options.seeds, train, evaluate)
+        with reported("evaluate", options.evaluate):
+            if problems := validate(composed(CONF, "evaluate", evaluate), Evaluate):
+                raise ConfigError("\n".join(f"--evaluate {problem}" for problem in problems))
+        carry_out_all(jobs, options.num_jobs)
+        output = options.output
+        output.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(output.with_name(f"{output.name}.md"), table(jobs))
+        with files.replacing(output.with_name(f"{output.name}.png")) as file:
+            figure(jobs).save(file, format="PNG", optimize=True)
+        print(f"{output}.md .png")
+
+
+if __name__ == "__main__":
+    main()
