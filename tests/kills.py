@@ -48,8 +48,10 @@ def die_at(
 
 def train(run_dir: Path, end: Any, ranks: dict[str, str]) -> int:
     """Train as a fresh process would; its exit code."""
-    from cvae.launch import join, launch
-    from cvae.processes import exit_codes
+    from harness.run_folder.folder import RunFolder
+    from harness.training.launch import launch
+    from harness.training.processes import exit_codes
+    from harness.training.ranks import join
 
     try:
         output = os.open(run_dir / "attempts.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -58,10 +60,11 @@ def train(run_dir: Path, end: Any, ranks: dict[str, str]) -> int:
         os.environ.update(ranks)
         if isinstance(end, list):
             die_at(*end)
-        with exit_codes(run_dir):
+        folder = RunFolder(run_dir)
+        with exit_codes(folder):
             if ranks:
                 join(run_dir, "", timeout=LIMIT / 3)
-            launch(run_dir)
+            launch(folder)
     except SystemExit as error:
         return int(error.code or 0)
     except KeyboardInterrupt:
@@ -120,8 +123,7 @@ def attempt(run_dir: Path, end: Any, num_ranks: int = 1) -> list[int]:
 
 
 def main(run_dir: Path, plan: list[Any], num_ranks: int = 1) -> None:
-    import cvae.callbacks
-    import cvae.training  # noqa: F401 - once, before the forks
+    import harness.training.run  # noqa: F401 - once, before the forks
 
     assert threading.active_count() == 1
     ended: list[list[int]] = []

@@ -1,0 +1,382 @@
+"""Checkpoints: whole or absent after any kill, refused after any damage."""
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import struct
+import subprocess
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.contract.errors import ConfigError
+from harness.run_folder import checkpoints
+from tests.tally import Promise, Survived
+
+DAMAGE = "bits flipped, bytes lost, added or changed, at random"
+INSIDE = "SIGKILL inside a save, TMPDIR on another disk"
+
+
+def content(step: int = 7, size: int = 3000) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(step)
+    state = {"model.a": torch.randn(size, generator=generator), "model.b": torch.ones(2, 3)}
+    return {"state_dict": state, "config": {"model": {"latent_dim": 3}}, "global_step": step}
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.ckpt"
+    checkpoints.save(content(), path)
+    return path
+
+
+def test_there_and_back(good: Path) -> None:
+    read = checkpoints.load(good)
+    assert torch.equal(read["state_dict"]["model.a"], content()["state_dict"]["model.a"])
+    assert read["config"] == content()["config"]
+
+
+def test_torch_alone_reads_them(good: Path) -> None:
+    for mmap in (False, True):
+        read = torch.load(good, weights_only=True, mmap=mmap)
+        assert torch.equal(read["state_dict"]["model.a"], content()["state_dict"]["model.a"])
+    with zipfile.ZipFile(good) as archive:
+        assert archive.testzip() is None
+        assert b"format 1, step 7, sha256" in archive.comment
+
+
+def test_the_last_but_one_is_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoints.save(content(step), tmp_path / "last.ckpt")
+        checkpoints.save(content(step), tmp_path / "best.ckpt")
+    steps = {p.name: checkpoints.load(p)["global_step"] for p in tmp_path.iterdir()}
+    assert steps == {"last.ckpt": 3, "last-previous.ckpt": 2, "best.ckpt": 3}
+
+
+def test_what_could_not_be_read_back_is_not_written(good: Path) -> None:
+    with pytest.raises(ConfigError, match=r"pathlib"):
+        checkpoints.save({**content(), "callbacks": {"mine": Path("x")}}, good)
+    assert checkpoints.load(good)["global_step"] == 7
+    assert [p.name for p in good.parent.iterdir()] == ["good.ckpt"]
+
+
+# damage
+
+
+def damaged(original: bytes, rng: random.Random) -> tuple[str, bytes]:
+    """One of the ways in which files go bad, at a random place."""
+    size = len(original)
+    place, count = rng.randrange(size), rng.randint(1, 600)
+    kinds: dict[str, Callable[[], bytes]] = {
+        "bit": lambda: _xor(original, place, 1 << rng.randrange(8)),
+        "bit near the end": lambda: _xor(original, size - 1 - rng.randrange(160), 1),
+        "bit near the start": lambda: _xor(original, rng.randrange(100), 1 << rng.randrange(8)),
+        "truncated": lambda: original[:place],
+        "some bytes short": lambda: original[: -rng.randint(1, 150)],
+        "zeros": lambda: _splice(original, place, bytes(count)),
+        "noise": lambda: _splice(original, place, rng.randbytes(count)),
+        "appended": lambda: original + rng.randbytes(count),
+        "appended zeros": lambda: original + bytes(count),
+        "a page lost": lambda: (
+            original[: place // 512 * 512] + original[place // 512 * 512 + 512 :]
+        ),
+        "bytes swapped": lambda: original[:place][::-1] + original[place:],
+        "twice": lambda: original + original[rng.randrange(1, size) :],
+    }
+    kind = rng.choice(sorted(kinds))
+    return kind, kinds[kind]()
+
+
+def _xor(data: bytes, place: int, bits: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
+
+
+def _splice(data: bytes, place: int, new: bytes) -> bytes:
+    return (data[:place] + new + data[place + len(new) :])[: len(data)]
+
+
+def refuses(number: int, good: Path) -> None:
+    rng = random.Random(number)
+    original = good.read_bytes()
+    kind, bad = damaged(original, rng)
+    if bad == original:  # zeros over zeros
+        bad = _xor(original, rng.randrange(len(original)), 1)
+    path = good.with_name("bad.ckpt")
+    path.write_bytes(bad)
+    with pytest.raises(ConfigError) as caught:
+        checkpoints.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: "), kind
+    assert len(message.splitlines()) == 1, kind
+    assert "{" not in message, message
+
+
+@pytest.mark.fault(Promise.CHECKPOINTS, DAMAGE)
+@pytest.mark.parametrize("number", range(40))
+def test_damage_is_found(number: int, good: Path) -> None:
+    refuses(number, good)
+
+
+@pytest.mark.long
+@pytest.mark.fault(Promise.CHECKPOINTS, DAMAGE)
+def test_a_thousand_damages_are_found(good: Path, survived: Survived, faults_seed: int) -> None:
+    for number in range(1000):
+        refuses(1000 * (1 + faults_seed) + number, good)
+        survived(1)
+
+
+@pytest.mark.long
+@pytest.mark.fault(Promise.CHECKPOINTS, "a bit flipped in every byte")
+def test_every_single_bit_counts(tmp_path: Path, survived: Survived) -> None:
+    path = tmp_path / "small.ckpt"
+    checkpoints.save({"state_dict": {}, "config": {}, "global_step": 1}, path)
+    original = path.read_bytes()
+    for place in range(len(original)):
+        path.write_bytes(_xor(original, place, 1 << place % 8))
+        with pytest.raises(ConfigError):
+            checkpoints.load(path)
+        survived(1)
+
+
+@pytest.mark.fault(Promise.CHECKPOINTS, "truncated at every seventh byte")
+def test_every_length_of_a_truncated_file_is_refused(tmp_path: Path, survived: Survived) -> None:
+    path = tmp_path / "small.ckpt"
+    checkpoints.save({"state_dict": {}, "config": {}}, path)
+    original = path.read_bytes()
+    for size in range(0, len(original), 7):
+        path.write_bytes(original[:size])
+        with pytest.raises(ConfigError):
+            checkpoints.load(path)
+        survived(1)
+
+
+def signed(data: bytes, version: int = 1) -> bytes:
+    """Foreign content with a valid checksum: what a person with bad intent would make."""
+    unsigned = f"cvae checkpoint, format {version}, step 1, sha256 ".encode()
+    data = data[:-2] + struct.pack("<H", len(unsigned) + 64) + unsigned
+    return data + hashlib.sha256(data).hexdigest().encode()
+
+
+def bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+        archive.writestr("archive/version", b"3\n")
+        archive.writestr("archive/data/0", bytes(50_000_000))
+
+
+def overlapping(path: Path) -> None:
+    """Many names of the same bytes: stored, and yet larger than the file."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data/0", bytes(100_000))
+        archive.filelist += [archive.filelist[0]] * 500
+
+
+def resign(path: Path, version: int = 1) -> None:
+    path.write_bytes(signed(path.read_bytes(), version))
+
+
+def make_it(kind: str, path: Path) -> None:
+    """Put something at a path that is not a checkpoint of ours."""
+    written = {
+        "empty": b"",
+        "html": b"\n <!DOCTYPE html><html>",
+        "lfs": b"version https://git-lfs.github.com/spec/v1\n",
+        "pickle": b"\x80\x02}q\x00.",
+        "noise": random.Random(0).randbytes(5000),
+        "signed nothing": signed(b"PK\x03\x04" + bytes(50)),
+    }
+    saved = {"of torch": content(), "newer": content(), "a list": []}
+    if kind in written:
+        path.write_bytes(written[kind])
+    elif kind in saved:
+        torch.save(saved[kind], path)
+        if kind != "of torch":
+            resign(path, 7 if kind == "newer" else 1)
+    elif kind in ("bomb", "overlapping"):
+        (bomb if kind == "bomb" else overlapping)(path)
+        resign(path)
+    elif kind == "no config":
+        checkpoints.save({"state_dict": {}}, path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind in ("device", "loop"):
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+
+
+@pytest.mark.fault(Promise.CHECKPOINTS, "other files in its place: bombs, pages, pipes, links")
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("empty", "empty"),
+        ("html", "looks like HTML"),
+        ("lfs", "Git LFS"),
+        ("pickle", "a pickle"),
+        ("noise", "not a checkpoint"),
+        ("signed nothing", "no zip archive"),
+        ("of torch", "not written by this project"),
+        ("newer", "newer version .format 7"),
+        ("a list", "keys: none"),
+        ("bomb", "unpack to more"),
+        ("overlapping", "unpack to more"),
+        ("no config", "not a checkpoint of this project"),
+        ("folder", "not a file"),
+        ("pipe", "not a file"),
+        ("device", "not a file"),
+        ("loop", "cannot be read"),
+        ("missing", "cannot be read"),
+    ],
+)
+def test_what_is_no_checkpoint_of_ours(kind: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    make_it(kind, path)
+    with pytest.raises(ConfigError, match=said) as caught:
+        checkpoints.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_too_large_to_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    with path.open("wb") as file:
+        file.truncate(checkpoints.MAX_BYTES + 1)  # a hole: it takes no space
+    with pytest.raises(ConfigError, match="above"):
+        checkpoints.load(path)
+
+
+def test_the_newest_good_one_is_found(tmp_path: Path) -> None:
+    for step in (4, 5):
+        checkpoints.save(content(step), tmp_path / "last.ckpt")
+    checkpoints.save(content(5), tmp_path / "best.ckpt")
+    newest = checkpoints.newest_good(tmp_path)
+    assert (newest.path, newest.skipped) == (tmp_path / "last.ckpt", [])
+    assert newest.content["global_step"] == 5
+    for name in ("last.ckpt", "best.ckpt"):
+        path = tmp_path / name
+        path.write_bytes(_xor(path.read_bytes(), 300, 4))
+    found, _, skipped = checkpoints.newest_good(tmp_path)
+    assert found == tmp_path / "last-previous.ckpt"
+    assert len(skipped) == 2
+    assert all("damaged" in line for line in skipped)
+    found.write_bytes(b"")
+    assert checkpoints.newest_good(tmp_path)[0] is None
+    assert checkpoints.newest_good(tmp_path / "nothing") == (None, {}, [])
+
+
+# disk full, and kills
+
+
+@contextmanager
+def small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
+    """A folder on a disk of that size, or where none can be mounted, a limit on every file."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "none", str(folder)]
+    if (
+        os.geteuid() == 0
+        and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    ):
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+        return
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes // 2, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.fault(Promise.DISK, "no room inside a save")
+@pytest.mark.parametrize("size", [4_000, 30_000, 100_000, 119_000])
+def test_a_full_disk_leaves_the_checkpoint_before_it(size: int, tmp_path: Path) -> None:
+    with small_disk(tmp_path, 200_000):
+        path = tmp_path / "last.ckpt"
+        checkpoints.save(content(1, size=20_000), path)  # 80 KB of 200
+        with pytest.raises(OSError, match="what was there is untouched") as caught:
+            checkpoints.save(content(2, size=size * 10), path)
+        assert str(path) in str(caught.value)
+        assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+        assert checkpoints.load(path)["global_step"] == 1
+
+
+def save_for_ever(folder: Path, size: int, told: Connection) -> None:
+    """What the process does that gets killed; it says before and after each save."""
+    os.environ["TMPDIR"] = "/dev/shm"  # another file system: what moves files there is caught
+    tempfile.tempdir = None
+    for step in range(1, 10**6):
+        state = {"model.a": torch.full((size,), float(step))}
+        told.send((step, step - 1))  # begun, finished
+        checkpoints.save(
+            {"state_dict": state, "config": {}, "global_step": step}, folder / "last.ckpt"
+        )
+        told.send((step, step))
+
+
+def survives(folder: Path, seed: int, kills: int, size: int = 1_000_000) -> dict[str, int]:
+    """SIGKILL a process in the middle of saving, again and again."""
+    rng = random.Random(seed)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.harness.test_checkpoints"])
+    told = {"kills": 0, "inside a save": 0, "with the file half written": 0}
+    for _ in range(kills):
+        for left in folder.glob("*"):
+            left.unlink()
+        receiver, sender = processes.Pipe(duplex=False)
+        process = processes.Process(target=save_for_ever, args=(folder, size, sender))
+        process.start()
+        sender.close()
+        begun = finished = 0
+        wanted = rng.randint(1, 4)
+        while finished < wanted:
+            begun, finished = receiver.recv()
+        time.sleep(rng.random() * 0.02)  # a save takes about as long
+        process.kill()
+        process.join()
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                begun, finished = receiver.recv()
+        assert process.exitcode == -signal.SIGKILL
+        told["kills"] += 1
+        told["inside a save"] += begun > finished
+        told["with the file half written"] += bool(list(folder.glob(".last.ckpt.*.tmp")))
+        last = checkpoints.load(folder / "last.ckpt")
+        assert last["global_step"] in (finished, begun)
+        assert last["state_dict"]["model.a"].unique().tolist() == [float(last["global_step"])]
+        if finished > 1:
+            before = checkpoints.load(folder / "last-previous.ckpt")
+            assert before["global_step"] in (last["global_step"] - 1, last["global_step"])
+        checkpoints.save(content(9), folder / "last.ckpt")
+        assert not list(folder.glob(".*.tmp"))  # what the killed left is cleared away
+    return told
+
+
+@pytest.mark.fault(Promise.CHECKPOINTS, INSIDE)
+def test_kills_while_saving(tmp_path: Path, survived: Survived) -> None:
+    told = survives(tmp_path, seed=1, kills=10)
+    assert told["inside a save"] > 0
+    survived(told["inside a save"])
+
+
+@pytest.mark.long
+@pytest.mark.fault(Promise.CHECKPOINTS, INSIDE)
+@pytest.mark.parametrize("part", range(4))
+def test_hundreds_of_kills_while_saving(
+    part: int, tmp_path: Path, survived: Survived, faults_seed: int
+) -> None:
+    told = survives(tmp_path, seed=2 + part + 10 * faults_seed, kills=75)
+    assert told["inside a save"] >= 12
+    survived(told["inside a save"])

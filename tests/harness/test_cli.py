@@ -1,0 +1,411 @@
+"""What a person sees who types something: an answer at once, and errors in a line or three."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+
+from harness.command_line import hooks, words
+from harness.command_line.entry_point import entry_point
+from harness.command_line.messages import reported
+from harness.command_line.words import as_lists, hydras_words, parsed, quote_paths
+from harness.config import instantiation
+from harness.contract.errors import ConfigError, RunFailed
+from harness.run_folder import reading
+from harness.run_folder.folder import RunFolder
+from harness.sweeps import jobs
+from harness.training import build, run
+from harness.training.outcome import recorded
+from tests.conftest import ROOT, clean_environment, run_script, tiny
+from tests.tally import Promise, Survived
+
+ENTRY_POINTS = ["train", "generate", "evaluate", "compare", "export", "dashboard"]
+ENTRY_POINTS = [name for name in ENTRY_POINTS if (ROOT / "src" / f"{name}.py").is_file()]
+
+
+@pytest.fixture(scope="session")
+def no_torch(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PYTHONPATH on which torch and lightning cannot be imported."""
+    folder = tmp_path_factory.mktemp("no_torch")
+    for name in ("torch", "lightning", "pytorch_lightning", "wandb", "torchvision"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["sede=1"]], ids=" ".join)
+def test_answers_come_without_torch(name: str, arguments: list[str], no_torch: str) -> None:
+    done = run_script(name, *arguments, PYTHONPATH=no_torch)
+    assert done.returncode == (2 if arguments == ["sede=1"] else 0), done.stderr
+    if arguments == ["--help"]:
+        assert f"python src/{name}.py" in done.stdout
+
+
+@pytest.mark.fault(Promise.UNUSUAL, "a terminal of another encoding")
+def test_every_script_writes_to_a_terminal_of_any_encoding(
+    no_torch: str, survived: Survived
+) -> None:
+    typed = "name='±≥数"
+    for name in ENTRY_POINTS:
+        done = run_script(name, typed, PYTHONPATH=no_torch, PYTHONIOENCODING="ascii")
+        assert done.returncode == 2
+        assert r"name='+->=\u6570" in done.stderr
+        survived(1)
+    command = [sys.executable, "-m", "harness.training.launch", "/no/such/±"]
+    environment = {**clean_environment(), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "/no/such/+-" in done.stderr
+    survived(1)
+
+
+def test_lists_may_be_typed_without_brackets() -> None:
+    typed = ["label=3,7", "metrics=test/nll_k50,val/elbo", "claims=bound", "+x=1,2"]
+    assert as_lists(typed) == [
+        *("label=[3,7]", "metrics=[test/nll_k50,val/elbo]", "claims=bound", "+x=[1,2]")
+    ]
+    others = ["runs=a,b", "output=/x,y", "name='a,b'", "label=[3,7]", "hydra.verbose=a,b", "a=,"]
+    assert as_lists(others) == others
+
+
+def test_answers_come_at_once() -> None:
+    """In seconds of a core, since others may be busy, and the best of three."""
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        run_script("train", "--help", COLUMNS="80")  # another environment: a fresh interpreter
+        after = os.times()
+        spent = after.children_user - before.children_user
+        seconds.append(spent + after.children_system - before.children_system)
+    assert min(seconds) < 1.5
+
+
+BAD = [
+    ("train", "model.latnet_dim=3", ["model.latnet_dim", "model.latent_dim?"]),
+    ("train", "latent_dim=3", ["latent_dim=3", "model.latent_dim?"]),
+    ("train", "modle=vae", ["modle=vae", "model?"]),
+    ("train", "model=vea", ["model=vea", "autoencoder, cvae, cvae_plain, vae"]),
+    ("train", "model/network=foo", ["model/network=foo", "conv, mlp"]),
+    ("train", "model.network.channels=[8]", ["model.network.channels", "model/network=conv"]),
+    ("train", "model.defaults=1", ["there is no key model.defaults;"]),
+    ("train", "callbacks.early_stopping.patience=3", ["without callbacks=early_stopping"]),
+    ("train", "model.latent_dim=0", ["model.latent_dim=0", "from 1 to 65536"]),
+    ("train", "model.latent_dim=abc", ["model.latent_dim=abc", "an integer"]),
+    ("train", "data.batch_size=0", ["data.batch_size=0", "from 1 to"]),
+    ("train", "trainer.devices=1000", ["trainer.devices=1000", "this machine has"]),
+    ("train", "experiment=none", ["experiment=none", "quick"]),
+    ("train", "model.latent_dim=[1", ["model.latent_dim=[1", "key=value"]),
+    ("train", "latent", ["latent", "key=value"]),
+    ("train", "model=null", ["model=null", "cannot be left out"]),
+    ("train", "trainer.num_nodes=2", ["trainer.num_nodes=2", "torchrun"]),
+    ("train", "model._target_=paper.Net", ["model._target_=paper.Net: No module named 'paper'"]),
+    ("generate", "-m", ["-m", "train.py"]),
+    ("generate", "run=", ["run=", "not empty"]),
+    ("train", "--quiet", ["--quiet", "--help"]),
+    ("generate", "label=-1", ["label=-1", "at least 0"]),
+    ("generate", "label=3,3", ["label=[3, 3]", "no duplicates"]),
+    ("generate", "label=3,x", ["label=[3, 'x']", "an integer"]),
+    ("generate", "run=/no/such/run", ["run=/no/such/run", "no such folder"]),
+    ("generate", "num_samples=0", ["num_samples=0", "from 1 to"]),
+    ("generate", "tempereture=2", ["tempereture=2", "temperature?"]),
+    ("compare", "runs=/no/such/folder", ["runs=/no/such/folder", "no run folder"]),
+]
+
+
+@pytest.mark.parametrize(("name", "typed", "said"), BAD, ids=[f"{n} {t}" for n, t, _ in BAD])
+def test_bad_input_gets_one_clear_message(
+    name: str, typed: str, said: list[str], no_torch: str, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    where = [f"hydra.run.dir={run_dir}"] if name == "train" else []
+    done = run_script(name, typed, *where, PYTHONPATH=no_torch)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert 1 <= len(lines) <= 3
+    assert lines[0].startswith("error: ")
+    assert all(part in done.stderr for part in said)
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"),
+    [("slurm", "submitit"), ("submitit_local", "submitit"), ("ray_local", "ray")],
+)
+def test_what_is_not_installed_is_named(launcher: str, extra: str) -> None:
+    if find_spec(f"hydra_plugins.hydra_{extra}_launcher"):
+        pytest.skip(f"{extra} is installed")
+    done = run_script("train", "-m", f"hydra/launcher={launcher}", "seed=1,2")
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"pip install -e '.[{extra}]'\n")
+
+
+def test_a_traceback_can_be_asked_for() -> None:
+    done = run_script("train", "latent", HYDRA_FULL_ERROR="1")
+    assert "Traceback" in done.stderr
+
+
+def test_a_sweep_is_checked_before_its_first_job(no_torch: str, tmp_path: Path) -> None:
+    where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    done = run_script("train", "-m", "model.latent_dim=2,0", "seed=1,2", where, PYTHONPATH=no_torch)
+    assert done.returncode == 2
+    assert "model.latent_dim=0 seed=1" in done.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_an_override_may_belong_to_a_swept_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra applies fixed overrides to the config without the swept group, which lacks the key."""
+    typed = ["model=vae", "model/penalty=adversary,labelwise_adversary", "model.penalty.weight=2"]
+    where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    monkeypatch.setattr(jobs, "run_jobs", lambda run_dirs, *_: [0.0] * len(run_dirs))
+    monkeypatch.setattr(jobs, "report", lambda *_: True)
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "-m", *typed, "model.penalty.hidden_dim=8", where]
+    )
+    entry_point("train")(lambda cfg: None)()
+    for number, group in enumerate(("adversary", "labelwise_adversary")):
+        penalty = reading.load_config(tmp_path / "sweep" / str(number)).model.penalty
+        assert (penalty.weight, penalty.hidden_dim) == (2, 8)
+        summary = reading.read_summary(tmp_path / "sweep" / str(number))
+        assert summary["swept"] == [f"model/penalty={group}"]
+        assert "model.penalty.weight=2" in summary["overrides"]
+
+
+def test_a_search_is_checked_at_a_point_for_each_combination_of_groups() -> None:
+    typed = ["model=vae,cvae", "model.latent_dim=range(2,9)", "optimizer.lr=interval(0,1)"]
+    overrides = parsed([*typed, "model.beta=choice(2)", "~logger"])
+    words = ["model.latent_dim=2", "optimizer.lr=0.5", "model.beta=2", "~logger"]
+    assert hooks._samples(overrides) == [["model=vae", *words], ["model=cvae", *words]]
+    plugin = import_module("harness.sweeps.optuna_sweeper")
+    fixed = [plugin._fixed_override(override) for override in overrides]
+    assert fixed == [None, None, None, "model.beta=2", "~logger"]
+
+
+NOT_IN_EVERY_JOB = [
+    (["model/penalty=adversary,none"], "model.penalty.weight=2", "job 1 (model/penalty=none): "),
+    (["model/penalty=adversary,none"], "model.penalty.wieght=2", ""),
+    (["seed=1,2"], "model.penalty.weight=2", ""),
+]
+
+
+@pytest.mark.parametrize(("swept", "typed", "job"), NOT_IN_EVERY_JOB)
+def test_an_override_that_a_job_lacks_is_rejected(
+    swept: list[str], typed: str, job: str, no_torch: str, tmp_path: Path
+) -> None:
+    where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    done = run_script("train", "-m", "model=vae", *swept, typed, where, PYTHONPATH=no_torch)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {job}{typed}: there is no key {typed.split('=')[0]}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_folder_that_holds_a_run_is_refused(
+    finished_run: Path, data_dir: Path, no_torch: str
+) -> None:
+    before = (finished_run / "config.yaml").read_bytes()
+    done = run_script("train", *tiny(data_dir, finished_run), PYTHONPATH=no_torch)
+    assert done.returncode == 2
+    assert "holds a run already" in done.stderr
+    assert (finished_run / "config.yaml").read_bytes() == before
+
+
+AWKWARD = [
+    "a b",
+    "a,b",
+    "a=b",
+    "[a]",
+    "{a}",
+    "ä é 数字",
+    "it's",
+    "a\\b",
+    "a'b\\",
+    "(x)",
+    "a:b",
+    "#x",
+]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_any_path_can_be_typed(name: str, tmp_path: Path) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (quoted,) = quote_paths([f"data.data_dir={name}"], tmp_path)
+    (parsed,) = OverridesParser.create().parse_overrides([quoted])
+    assert parsed.value() == str(tmp_path / name)
+    assert not parsed.is_sweep_override()
+
+
+def test_hydra_is_told_in_its_own_words() -> None:
+    assert hydras_words(["seed=1", "-m", "model=vae"]) == ["-m", "seed=1", "model=vae"]
+    assert hydras_words(["logger=null", "debug=null", "callbacks=null"]) == [
+        "~logger",
+        "~callbacks",
+    ]
+
+
+def test_a_run_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "ROOT", tmp_path / "project")
+    (tmp_path / "project" / "logs" / "latest").mkdir(parents=True)
+    here = tmp_path / "elsewhere"
+    assert quote_paths(["run=logs/latest"], here) == [f"run='{tmp_path}/project/logs/latest'"]
+    (here / "logs" / "latest").mkdir(parents=True)
+    assert quote_paths(["run=logs/latest"], here) == [f"run='{here}/logs/latest'"]
+
+
+def test_what_is_no_path_stays_as_it_is(tmp_path: Path) -> None:
+    typed = ["model.latent_dim=2,8", "-m", "output=null", "run_dir=x", "~logger"]
+    assert quote_paths(typed, tmp_path) == typed
+    assert quote_paths(["run='a b'"], tmp_path) == [f"run='{tmp_path}/a b'"]
+    assert quote_paths(["+run=/x"], tmp_path) == ["+run='/x'"]
+    assert quote_paths(["hydra.run.dir=${project_root:}/x"], tmp_path) == [
+        "hydra.run.dir='${project_root:}/x'"
+    ]
+
+
+def test_make_help_lists_the_targets() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("train", "test", "lint", "install"):
+        assert f"make {target}" in done.stdout
+
+
+def test_commands_shown_can_be_pasted(finished_run: Path) -> None:
+    assert (
+        f"pictures: {finished_run / 'figures'}" in RunFolder(finished_run).what_next().splitlines()
+    )
+    lines = [line for line in RunFolder(finished_run).what_next().splitlines() if "python" in line]
+    for line in lines:
+        assert f"run={finished_run}" in shlex.split(line)
+
+
+def lacks() -> Iterator[Exception]:
+    """Yield the errors that running out of memory raises."""
+    for allocate in (lambda: torch.empty(10**14), lambda: np.empty(10**15)):
+        try:
+            allocate()
+        except (RuntimeError, MemoryError) as error:
+            yield error
+    yield torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has")
+    wrapped = InstantiationException("Error in call to target 'torch.nn.Linear'")
+    wrapped.__cause__ = MemoryError()
+    yield wrapped
+
+
+@pytest.mark.fault(Promise.INPUT, "memory that runs out")
+def test_out_of_memory_is_reported_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], survived: Survived
+) -> None:
+    reading.update_summary(tmp_path, status="running")
+    its_folder = RunFolder(tmp_path)
+    for error in lacks():
+        with pytest.raises(SystemExit) as left, reported("generate", less_memory="num_samples"):
+            raise error
+        assert left.value.code == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert said.startswith("failed: out of memory")
+        assert "lower num_samples" in said
+        its_folder.config = OmegaConf.create({"data": {"_target_": "cvae.data.MNISTDataModule"}})
+        in_a_line = pytest.raises(RunFailed, match=r"lower data.batch_size")
+        with in_a_line, recorded(its_folder, 0):
+            raise error
+        survived(1)
+    with pytest.raises(RuntimeError, match="another"), reported("generate"):
+        raise RuntimeError("another")
+
+
+def test_training_does_without_the_modules_that_windows_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (run._peak_memory() or 0) > 2**20
+    monkeypatch.setitem(sys.modules, "resource", None)
+    spec = spec_from_file_location("training_on_windows", run.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    assert loaded._peak_memory() is None
+
+
+WRONG_CLASSES: list[tuple[str, str, dict[str, Any], str | None]] = [
+    ("optimizer", "torch.optim.SGD", {"betas": [0, 0]}, "does not take it; .* ~optimizer.betas"),
+    ("model.network", "torch.nn.Linear", {"in_features": 2}, "out_features: is not set"),
+    ("model.network", "torch.nn.ReLU", {"_partial_": True}, None),  # for a user's own model
+    ("callbacks.x", "lightning.pytorch.callbacks.Timer", {"durations": 1}, "did you mean"),
+    ("scheduler", "torch.optim.lr_scheduler.Nothing", {}, "Nothing: .*Nothing"),
+    ("data", "torch.optim", {}, "must be a class or a function"),
+    ("data", "torch.nn.Identity", {}, None),  # takes anything
+    ("data.augmentation", "torch.nn.ReLU", {"_partial_": True}, "must take the argument seed"),
+]
+
+
+@pytest.mark.fault(Promise.INPUT, "classes that do not exist, or not with these arguments")
+def test_wrong_arguments_of_a_class_are_rejected(survived: Survived) -> None:
+    for key, target, arguments, said in WRONG_CLASSES:
+        cfg: Any = {"_target_": target, **arguments}
+        for name in reversed(key.split(".")):
+            cfg = {name: cfg}
+        if key == "data.augmentation":
+            cfg["data"]["_target_"] = "cvae.data.MNISTDataModule"
+        if said is None:
+            instantiation.check_classes(cfg)
+        else:
+            with pytest.raises(ConfigError, match=said):
+                instantiation.check_classes(cfg)
+            survived(1)
+
+
+def test_a_network_must_take_what_its_model_passes() -> None:
+    network = {"_target_": "torch.nn.ReLU", "_partial_": True}
+    with pytest.raises(ConfigError, match=r"model.network._target_=.*: must take .* image_shape"):
+        instantiation.check_classes({"model": {"_target_": "cvae.models.CVAE", "network": network}})
+
+
+def test_wrong_values_of_a_factory_are_reported_in_one_line() -> None:
+    node = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0, "nesterov": True}
+    factory = build._factory("optimizer", node)
+    assert "params" in signature(factory).parameters
+    with pytest.raises(ConfigError, match=r"optimizer._target_=torch.optim.SGD: Nesterov"):
+        factory([torch.nn.Parameter(torch.zeros(()))])
+
+
+@pytest.mark.fault(Promise.INPUT, "a version of Python that Hydra does not support")
+def test_an_unsupported_python_is_reported_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = tmp_path / "python"
+    fake.write_text("""#!/usr/bin/env python3
+import sys
+sys.version_info = (3, 14, 0)
+exec(sys.argv[2])
+""")
+    fake.chmod(0o755)
+    (tmp_path / "good").symlink_to(sys.executable)  # a path without spaces
+    for python, code in ((fake, 2), (tmp_path / "good", 0)):
+        command = ["make", "--eval", "check: ; @$(CHECK_PYTHON)", "check", f"PYTHON={python}"]
+        made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert made.returncode == code
+    assert 'requires-python = ">=3.11,<3.14"' in (ROOT / "pyproject.toml").read_text()
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    main = entry_point("train")(lambda cfg: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "version_info", (3, 14, 0, "final", 0))
+        with pytest.raises(SystemExit) as left:
+            main()
+    assert left.value.code == 2
+    said = "error: Python 3.14: this project needs Python 3.11 to 3.13\n"
+    assert capsys.readouterr().err == said

@@ -1,0 +1,222 @@
+"""Runs side by side, from their folders alone."""
+
+import csv
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from harness.config import paths
+from harness.contract.errors import ConfigError
+from harness.reports import comparison, run_results
+from harness.sweeps import jobs
+from tests.conftest import clean_environment, run_script
+from tests.tally import Promise, Survived
+
+
+def write_run(folder: Path, seed: int, nll: float, target: str = "CVAE", **given: Any) -> Path:
+    """A run folder as training and evaluation leave it."""
+    folder.mkdir(parents=True)
+    model = {"_target_": f"cvae.models.{target}", "latent_dim": given.pop("latent_dim", 24)}
+    if target != "Autoencoder":
+        model["beta"] = 1.0
+    config = {
+        "model": model,
+        "optimizer": {"lr": given.pop("lr", 1e-3)},
+        "callbacks": {"best": {"dirpath": f"{folder}/checkpoints"}},
+        "seed": seed,
+        "run_dir": str(folder),
+        "name": f"run-{seed}",
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    summary = {"status": "finished", "seed": seed, "metrics": {"val/elbo": -nll}, **given}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    metrics = {
+        "test/nll_k50": {"claim": "bound", "value": nll, "unit": "nats"},
+        "samples/label_agreement": {"claim": "label_control", "value": 0.98, "unit": "%"},
+    }
+    (folder / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four runs of two settings, one in a sweep, and five folders that cannot be compared."""
+    write_run(tmp_path / "a/1", 1, 84.0)
+    write_run(tmp_path / "a/2", 2, 86.0)
+    write_run(tmp_path / "sweep/0", 1, 80.0, latent_dim=8)
+    write_run(tmp_path / "sweep/1", 2, 81.0, latent_dim=8)
+    write_run(tmp_path / "running", 1, 1.0, status="running")
+    write_run(tmp_path / "failed", 1, 1.0, status="failed", error="ValueError: why")
+    (write_run(tmp_path / "cut off", 1, 1.0) / "config.yaml").write_text("model: {a: [1")
+    (write_run(tmp_path / "no config", 1, 1.0) / "config.yaml").unlink()
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def read(folder: Path) -> tuple[list[run_results.Run], list[run_results.Broken]]:
+    found = [run_results.read_run(f) for f in run_results.find_folders(str(folder / "**"))]
+    return (
+        [f for f in found if isinstance(f, run_results.Run)],
+        [f for f in found if isinstance(f, run_results.Broken)],
+    )
+
+
+def test_every_folder_is_compared_or_named(folder: Path) -> None:
+    usable, broken = read(folder)
+    assert len(usable) == 4
+    reasons = {b.folder.name: b.reason for b in broken}
+    assert set(reasons) == {"running", "failed", "cut off", "no config", "empty"}
+    assert reasons["failed"] == "failed: ValueError: why"
+    assert reasons["no config"] == "no config.yaml in it"
+    assert "no readable config.yaml" in reasons["cut off"]
+
+
+def test_runs_are_grouped_by_what_differs_but_the_seed(folder: Path) -> None:
+    groups = comparison.grouped(read(folder)[0])
+    assert {g.title for g in groups} == {"latent_dim=24", "latent_dim=8"}
+    (wide,) = (g for g in groups if g.title == "latent_dim=24")
+    found = wide.statistics["test/nll_k50"]
+    assert (found.mean, found.num_runs) == (85.0, 2)
+    assert found.std == pytest.approx(2**0.5)
+    assert comparison.cell(wide, "test/nll_k50") == "85.00 ± 1.41"
+    assert comparison.cell(wide, "samples/label_agreement") == "98.00 ± 0.00%"
+
+
+def test_what_follows_from_the_class_is_not_said_twice(tmp_path: Path) -> None:
+    write_run(tmp_path / "1", 1, 84.0)
+    write_run(tmp_path / "2", 1, 90.0, target="Autoencoder")
+    write_run(tmp_path / "3", 1, 91.0, target="Autoencoder", lr=2e-3)
+    labels = {g.title for g in comparison.grouped(read(tmp_path)[0])}
+    assert labels == {"CVAE lr=0.001", "Autoencoder lr=0.001", "Autoencoder lr=0.002"}
+
+
+def test_the_best_group_comes_first(folder: Path) -> None:
+    groups = comparison.grouped(read(folder)[0])
+    for metric in ("test/nll_k50", "val/elbo"):  # one falls, the other rises
+        assert comparison.sort_groups(groups, metric, ["nll"])[0].title == "latent_dim=8"
+
+
+def test_an_unknown_metric_is_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean test/nll_k50"):
+        comparison.check_metrics(["test/nll_k5"], ["test/nll_k50", "val/elbo"], "sort")
+
+
+def test_the_command_needs_no_torch(folder: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for name in ("torch", "lightning", "wandb"):
+        (blocked / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
+    words = [f"runs={folder}/**", f"output={folder}/out/table", "sort=test/nll_k50"]
+    done = run_script("compare", *words, PYTHONPATH=str(blocked), COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    assert "not compared" in done.stdout
+    assert "80.50 ± 0.71" in done.stdout
+    assert max(len(x) for x in done.stdout.splitlines() if "│" in x) <= 80
+    assert "latent_dim=8 (n=2)" in (folder / "out/table.md").read_text()
+    with (folder / "out/table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {r["values"] for r in rows if r["metric"] == "test/nll_k50"} == {
+        "84.0 86.0",
+        "80.0 81.0",
+    }
+    with Image.open(folder / "out/table.png") as picture:
+        assert min(picture.size) > 100
+
+
+BRACKETS = "[vae] runs=1/channels=[8,16]"
+
+
+def test_brackets_in_an_existing_folder_are_literal(tmp_path: Path) -> None:
+    """A pattern below such a folder still matches."""
+    sweep = tmp_path / BRACKETS
+    for name in ("[8]", "8", "16"):
+        write_run(sweep / name, 1, 84.0)
+    names = [f.name for f in run_results.find_folders(str(sweep))]
+    assert sorted(names) == ["16", "8", "[8]"]
+    for pattern, count in (("**", 3), ("*", 3), ("[18]*", 2), ("[8]", 1), ("[8]/**", 1)):
+        assert len(run_results.find_folders(f"{sweep}/{pattern}")) == count, pattern
+    with pytest.raises(ConfigError, match="no run folder"):
+        run_results.find_folders(f"{sweep}/[79]")
+
+
+def test_a_sweep_has_its_table_in_its_folder(tmp_path: Path) -> None:
+    """Its files do not count as runs. The table of a pattern is in logs/. Names are not markup."""
+    sweep = tmp_path / BRACKETS
+    write_run(sweep / "0", 1, 84.0, act="[relu]")
+    write_run(sweep / "1", 2, 86.0, act="[relu]")
+    write_run(sweep / "[red]", 2, 86.0, status="running")
+    for _ in range(2):
+        done = run_script("compare", f"runs={sweep}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"{BRACKETS}/compare.md .csv .png"
+        assert f"{sweep}/[red]: running" in done.stdout
+        assert sorted(p.name for p in sweep.glob("compare.*")) == [
+            *("compare.csv", "compare.md", "compare.png")
+        ]
+    assert len(jobs.jobs_of(sweep)) == 3
+    assert run_results.default_output(f"{sweep}/**") == paths.ROOT / "logs" / "compare"
+
+
+def test_a_sweep_ends_with_the_command_to_compare_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = tmp_path / BRACKETS
+    write_run(sweep / "0", 1, 84.0)
+    assert jobs.report(sweep)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[-2:] == [str(paths.ROOT / "src" / "compare.py"), f"runs={BRACKETS}"]
+
+
+@pytest.mark.fault(Promise.DISK, "a terminal that is gone, or a folder that is closed, at the end")
+def test_neither_the_table_nor_the_files_are_lost_with_the_other(
+    folder: Path, tmp_path: Path, survived: Survived
+) -> None:
+    script = [sys.executable, str(paths.ROOT / "src" / "compare.py"), f"runs={folder}"]
+    with Path("/dev/full").open("w") as full:
+        words = [*script, f"output={tmp_path}/table"]
+        done = subprocess.run(words, env=clean_environment(), stdout=full, check=False)
+    assert done.returncode == 2
+    assert (tmp_path / "table.csv").read_text().count("latent_dim") > 4
+    survived(1)
+    (tmp_path / "file").touch()
+    shown = run_script("compare", f"runs={folder}", f"output={tmp_path}/file/table")
+    assert shown.returncode == 2
+    assert "latent_dim=8" in shown.stdout
+    assert "cannot be written" in shown.stderr
+    survived(1)
+
+
+@pytest.mark.fault(Promise.UNUSUAL, "a terminal of another encoding")
+def test_a_table_is_shown_in_any_encoding(folder: Path, survived: Survived) -> None:
+    c_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for encoding, more in (("ascii", {}), ("cp1252", {}), ("ascii", c_locale)):
+        environment = more or {"PYTHONIOENCODING": encoding}
+        done = subprocess.run(
+            [sys.executable, str(paths.ROOT / "src" / "compare.py"), f"runs={folder}"],
+            env={**clean_environment(), "COLUMNS": "80", **environment},
+            capture_output=True,
+            encoding=encoding,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+        assert len({len(row) for row in rows}) == 1  # columns are aligned
+        assert f"85.00 {'+-' if encoding == 'ascii' else '±'} 1.41" in done.stdout
+        assert "± 1.41" in (folder / "compare.md").read_text(encoding="utf-8")
+        survived(1)
+
+
+def test_folders_without_any_result_get_one_line(tmp_path: Path) -> None:
+    write_run(tmp_path / "running", 1, 1.0, status="running")
+    done = run_script("compare", f"runs={tmp_path}", f"output={tmp_path}/table")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "running" in done.stderr

@@ -1,0 +1,110 @@
+"""Launchers of others, a view on W&B and its sweeps: each with the real thing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.config.paths import CONF
+from harness.run_folder.metrics_file import MetricsFile
+from tests.conftest import ROOT, run_script, tiny
+from tests.harness.test_loggers import records
+from tests.project.test_conf import compose, plain
+
+FAST = ["callbacks.figures=null", "device=cpu", "logger=csv"]
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize(
+    ("launcher", "package"), [("slurm_rehearsal", "submitit"), ("ray_local", "ray")]
+)
+def test_jobs_of_another_launcher(
+    launcher: str, package: str, data_dir: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip(package)
+    sweep = tmp_path / "a sweep"
+    more = [f"hydra/launcher={launcher}", "seed=1,2", "trainer.devices=2"]
+    where = f"hydra.sweep.dir={sweep}"
+    done = run_script("train", "-m", *tiny(data_dir), *FAST, *more, where, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [json.loads((sweep / n / "summary.json").read_text()) for n in ("0", "1")]
+    assert [t["status"] for t in told] == ["finished"] * 2
+    assert [t["devices"] for t in told] == [2, 2]
+    assert [t["sweep"] for t in told] == [sweep.name] * 2
+    assert sorted(p.name for p in sweep.iterdir() if not p.name.startswith(".")) == [
+        "0",
+        "1",
+        "multirun.yaml",
+    ]
+
+
+@pytest.mark.engines
+def test_a_job_for_slurm_asks_for_a_gpu_a_device() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    from hydra import compose as compose_all
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose_all(
+            "train", ["hydra/launcher=slurm", "trainer.devices=4"], return_hydra_config=True
+        )
+    launcher = cfg.hydra.launcher
+    assert (launcher.gpus_per_node, launcher.tasks_per_node, launcher.nodes) == (4, 1, 1)
+    assert launcher._target_.endswith("SlurmLauncher")
+
+
+def test_the_file_for_wandb_sweep_composes() -> None:
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    sweep = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
+    drawn = {
+        key: {
+            "value": spec["value"] if "value" in spec else spec.get("values", [spec.get("min")])[0]
+        }
+        for key, spec in sweep["parameters"].items()
+    }
+    arguments = create_sweep_command_args({"args": drawn})["args_no_hyphens"]
+    cfg = plain(compose(*arguments))
+    assert cfg["model"]["latent_dim"] == 8
+    assert cfg["test"] is False
+    assert sweep["metric"] == {"name": "val/elbo", "goal": "maximize"}
+    assert (ROOT / sweep["program"]).is_file()
+    assert sweep["command"][-1] == "${args_no_hyphens}"
+
+
+def test_a_run_of_a_wandb_agent_has_its_name(data_dir: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    more = ["callbacks.figures=null", "device=cpu", "trainer.max_epochs=1"]
+    done = run_script(
+        "train",
+        *tiny(data_dir, run_dir),
+        *more,
+        WANDB_SWEEP_ID="abc123",
+        WANDB_RUN_ID="named-by-agent",
+        WANDB_PROJECT="of-the-sweep",
+        WANDB_ENTITY="team",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads((run_dir / "summary.json").read_text())
+    assert told["run_id"] == "named-by-agent"
+    (run,) = [r["run"] for r in records(run_dir) if r["type"] == "run"]
+    assert (run["run_id"], run["sweep_id"]) == ("named-by-agent", "abc123")
+    assert (run["project"], run["entity"]) == ("of-the-sweep", "team")
+
+
+@pytest.mark.engines
+def test_the_view_shows_what_runs_log(finished_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("wandb_workspaces")
+    written = tmp_path / "view.json"
+    done = run_script("dashboard", f"output={written}", HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "nothing was sent" in done.stdout
+    sections = json.loads(written.read_text())["spec"]["section"]["panelBankConfig"]["sections"]
+    panels = [panel["config"] for section in sections for panel in section["panels"]]
+    assert [s["name"] for s in sections][:3] == ["Comparison", "Pictures side by side", "Training"]
+    columns = MetricsFile(finished_run / "metrics.csv")._columns
+    for panel in panels:
+        assert set(panel.get("metrics") or []) <= set(columns)
+        for key in panel.get("mediaKeys") or []:
+            assert (finished_run / f"{key}.png").is_file()

@@ -1,0 +1,269 @@
+"""Whole runs while the disk fills up or the network goes away."""
+
+import contextlib
+import csv
+import json
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.run_folder import checkpoints, reading
+from tests.conftest import ROOT, clean_environment, tiny
+from tests.tally import Promise
+
+# a full disk
+
+
+@contextmanager
+def disk_of(folder: Path, num_bytes: int) -> Iterator[bool]:
+    """A folder on a disk of that size, if one can be mounted here."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "none", str(folder)]
+    mounted = (
+        os.geteuid() == 0 and not subprocess.run(mount, capture_output=True, check=False).returncode
+    )
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path, left: int) -> None:
+    """Take all room but so many bytes."""
+    found = os.statvfs(folder)
+    room = found.f_bavail * found.f_frsize - left
+    # the run may have taken some of it meanwhile
+    with contextlib.suppress(OSError), (folder / "ballast").open("wb") as file:
+        file.write(bytes(max(0, room)))
+
+
+@pytest.mark.fault(Promise.DISK, "no room while a run writes")
+@pytest.mark.parametrize(
+    ("what", "left", "devices"),
+    [
+        ("checkpoint", 100_000, 1),
+        pytest.param("checkpoint", 100_000, 2, marks=pytest.mark.long),
+        pytest.param("picture", 8_192, 1, marks=pytest.mark.long),
+        pytest.param("metrics", 0, 1, marks=pytest.mark.long),
+        pytest.param("metrics", 0, 2, marks=pytest.mark.long),
+    ],
+)
+def test_a_full_disk_stops_a_run_in_a_line(
+    what: str, left: int, devices: int, data_dir: Path, tmp_path: Path
+) -> None:
+    """Once the run has saved, the room is taken; where none can be mounted, file sizes end."""
+    with disk_of(tmp_path / "disk", 30_000_000) as mounted:
+        if devices > 1 and not mounted:
+            pytest.skip("no disk can be mounted here, and file sizes end for one process alone")
+        run_dir = tmp_path / "disk" / "run"
+        more = ["trainer.max_epochs=100000", "logger=csv", "callbacks.figures.every_n_epochs=1"]
+        more += ["callbacks.last.every_n_epochs=1", f"trainer.devices={devices}"]
+        if what == "checkpoint":
+            more += ["callbacks.figures=null"]
+        command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *more]
+        with (tmp_path / "out").open("w") as out, (tmp_path / "error").open("w") as error:
+            process = subprocess.Popen(command, env=clean_environment(), stdout=out, stderr=error)
+            try:
+                for _ in range(600):
+                    if (run_dir / "checkpoints" / checkpoints.PREVIOUS).exists():
+                        break
+                    time.sleep(0.1)
+                if mounted:
+                    fill(tmp_path / "disk", left)
+                else:
+                    limit = (1000, resource.RLIM_INFINITY)
+                    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
+                code = process.wait(timeout=60)
+            finally:
+                process.kill()
+                process.wait()
+        told = (tmp_path / "error").read_text()
+        assert code == 1, told
+        shown = (tmp_path / "out").read_text()
+        assert "Traceback" not in told + shown, told + shown
+        assert "Logging error" not in told
+        (line,) = told.strip().splitlines()
+        assert line.startswith(f"failed: {run_dir}: OSError")
+        assert "cannot be written" in line
+        if mounted:
+            assert "No space left on device" in line
+        found, _, skipped = checkpoints.newest_good(run_dir / "checkpoints")
+        assert skipped == []
+        assert found is not None
+        assert checkpoints.load(found)["global_step"] >= 7
+        rows = (run_dir / "metrics.csv").read_text()
+        assert rows.endswith("\n")
+        table = list(csv.DictReader(rows.splitlines()))
+        assert all(None not in row and None not in row.values() for row in table)
+        assert not list(run_dir.rglob("*.tmp"))
+
+
+# no network: servers on this machine that refuse, hang, cut off
+
+
+class Answers(BaseHTTPRequestHandler):
+    """As much of a W&B server as takes a run in, and then nothing more."""
+
+    protocol_version = "HTTP/1.1"
+    server: "Server"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.streamed += "file_stream" in self.path
+        if self.server.streamed > 1:  # in the middle of the run
+            self.connection.close()
+            self.close_connection = True
+            return
+        project = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
+        bucket = {"id": "x", "name": "x", "displayName": "x", "config": "{}", "project": project}
+        answer: dict[str, Any] = {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if b"UpsertBucket" not in body:
+            viewer = {"id": "v", "username": "u", "entity": "e", "flags": "{}"}
+            answer = {"viewer": {**viewer, "teams": {"edges": []}}, "serverInfo": {}}
+        content = json.dumps({"data": answer}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_PUT = do_POST  # noqa: N815
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+class Server(ThreadingHTTPServer):
+    streamed = 0
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is no error here."""
+
+
+@contextmanager
+def server(kind: str) -> Iterator[str]:
+    """The address of a server on this machine that behaves badly in one way."""
+    if kind == "refuses":
+        yield "http://127.0.0.1:9"
+        return
+    if kind == "cut off in the middle":
+        with Server(("127.0.0.1", 0), Answers) as web:
+            threading.Thread(target=web.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{web.server_port}"
+            assert web.streamed > 0  # it had begun
+            web.shutdown()
+        return
+    held: list[socket.socket] = []
+    said = {
+        "hangs": None,
+        "closes": b"",
+        "half an answer": b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"data":',
+        "wrong key": b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",
+        "broken": b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n",
+    }[kind]
+
+    def answer(listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+                held.append(client)
+                if said is not None:
+                    client.settimeout(2)
+                    client.recv(65536)
+                    client.sendall(said)
+                    client.close()
+            except TimeoutError:
+                continue
+            except OSError:
+                if listener.fileno() < 0:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(timeout=5)
+    for client in held:
+        client.close()
+
+
+def trains(run_dir: Path, data_dir: Path, seconds: float, environment: dict[str, str]) -> str:
+    """Train to the end within so many seconds, with the whole record; what the terminal showed."""
+    command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir)]
+    done = subprocess.run(
+        [*command, "logger.wandb.mode=online"] if "WANDB_API_KEY" in environment else command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout
+    assert not re.search(r"^\S+ \S+ (INFO|WARN|ERROR) ", done.stderr, re.MULTILINE)  # of wandb-core
+    assert reading.read_summary(run_dir)["status"] == "finished"
+    with (run_dir / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in table if row["train/loss"]] == list(range(1, 15))
+    assert [row["epoch"] for row in table if row["val/elbo"]] == ["0", "1"]
+    assert len([row for row in table if row["test/elbo"]]) == 1
+    assert list(run_dir.glob("wandb/*run-*/run-*.wandb"))  # to be sent when there is a network
+    return done.stdout
+
+
+def online(address: str) -> dict[str, str]:
+    kept = {k: v for k, v in clean_environment().items() if not k.startswith("WANDB")}
+    return {**kept, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": address}
+
+
+KINDS = ["refuses", "closes", "half an answer", "wrong key", "broken"]
+
+
+@pytest.mark.fault(Promise.NETWORK, "a server that refuses, hangs, answers wrong or half")
+@pytest.mark.parametrize(
+    "kind", ["hangs", *(pytest.param(k, marks=pytest.mark.long) for k in KINDS)]
+)
+def test_a_run_goes_on_without_its_server(kind: str, data_dir: Path, tmp_path: Path) -> None:
+    with server(kind) as address:
+        shown = trains(tmp_path / "run", data_dir, 120, online(address))
+    assert "W&B does not answer" in shown
+    assert "wandb sync" in shown
+
+
+@pytest.mark.long
+@pytest.mark.fault(Promise.NETWORK, "cut off in the middle")
+def test_a_run_goes_on_when_its_server_is_cut_off(data_dir: Path, tmp_path: Path) -> None:
+    with server("cut off in the middle") as address:
+        shown = trains(tmp_path / "run", data_dir, 180, online(address))
+    assert "W&B" in shown
+
+
+@pytest.mark.long
+@pytest.mark.fault(Promise.NETWORK, "a key that is none")
+def test_a_key_that_is_none(data_dir: Path, tmp_path: Path) -> None:
+    with server("wrong key") as address:
+        trains(tmp_path / "run", data_dir, 120, {**online(address), "WANDB_API_KEY": "short"})
+
+
+@pytest.mark.fault(Promise.NETWORK, "no home, no folder for a cache")
+@pytest.mark.parametrize("home", [None, pytest.param("/dev/null/home", marks=pytest.mark.long)])
+def test_no_home_and_no_cache(home: str | None, data_dir: Path, tmp_path: Path) -> None:
+    nowhere = dict.fromkeys(("CACHE", "CONFIG", "DATA", "ARTIFACT"), "/dev/null/x")
+    environment = {k: v for k, v in clean_environment().items() if k not in ("HOME", "WANDB_MODE")}
+    environment |= {f"WANDB_{name}_DIR": folder for name, folder in nowhere.items()}
+    environment |= {"XDG_CACHE_HOME": "/dev/null/x", "MPLCONFIGDIR": "/dev/null/x"}
+    trains(tmp_path / "run", data_dir, 120, {**environment, **({"HOME": home} if home else {})})

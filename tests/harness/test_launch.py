@@ -1,0 +1,303 @@
+"""Ranks that somebody else has started: torchrun on one node and two, and srun."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.callbacks import Callbacks
+from omegaconf import OmegaConf
+
+from harness.command_line import hooks
+from harness.command_line.hooks import TrainChecks
+from harness.command_line.messages import reported
+from harness.contract.errors import ConfigError
+from harness.run_folder import reading
+from harness.run_folder.folder import RunFolder
+from harness.training import launch, ranks
+from harness.training.ranks import Ranks, started_ranks
+from tests.conftest import ROOT, clean_environment, run_script, tiny
+from tests.tally import Promise, Survived
+
+TRAIN = str(ROOT / "src/train.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def together(commands: list[list[str]], environments: list[dict[str, str]]) -> list[Any]:
+    """Run commands side by side; what each printed, and its exit code."""
+    started = [
+        subprocess.Popen(
+            command,
+            env={**clean_environment(), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command, environment in zip(commands, environments, strict=True)
+    ]
+    try:
+        return [(*process.communicate(timeout=120), process.returncode) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def arguments(data_dir: Path, run_dir: Path, *more: str) -> list[str]:
+    return [*tiny(data_dir, run_dir), "device=cpu", *more]
+
+
+def by_torchrun(nodes: int) -> tuple[list[list[str]], list[dict[str, str]]]:
+    if nodes == 1:
+        return [[*TORCHRUN, "--nproc-per-node=2", TRAIN]], [{}]
+    where = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    where.append(f"--master-port={free_port()}")
+    return [[*TORCHRUN, *where, f"--node-rank={n}", TRAIN] for n in range(2)], [{}, {}]
+
+
+def by_srun(tasks: int = 2) -> tuple[list[list[str]], list[dict[str, str]]]:
+    step = {
+        "SLURM_JOB_ID": "4242",
+        "SLURM_JOB_NAME": "cvae",
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_NTASKS_PER_NODE": str(tasks),
+        "SLURM_STEP_NUM_TASKS": str(tasks),
+        "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "localhost",
+        "MASTER_PORT": free_port(),
+    }
+    each = [{**step, "SLURM_PROCID": str(r), "SLURM_LOCALID": str(r)} for r in range(tasks)]
+    return [[sys.executable, TRAIN] for _ in range(tasks)], each
+
+
+STARTED = [
+    pytest.param(by_torchrun(1), id="torchrun"),
+    pytest.param(by_torchrun(2), id="torchrun on two nodes", marks=pytest.mark.engines),
+    pytest.param(by_srun(), id="srun", marks=pytest.mark.engines),
+]
+
+
+@pytest.mark.parametrize("started", STARTED)
+def test_ranks_share_one_run(
+    started: tuple[list[list[str]], list[dict[str, str]]],
+    finished_run: Path,
+    data_dir: Path,
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "runs" / "one"
+    commands, environments = started
+    commands = [[*command, *arguments(data_dir, run_dir)] for command in commands]
+    said = together(commands, environments)
+    assert [code for _, _, code in said] == [0] * len(said), said
+    assert sum(out.count("run folder:") for out, _, _ in said) == 1
+    assert sum(out.count("epoch 2/2") for out, _, _ in said) == 1
+    assert [p.name for p in run_dir.parent.iterdir()] == ["one"]
+    told = json.loads((run_dir / "summary.json").read_text())
+    alone = json.loads((finished_run / "summary.json").read_text())
+    assert told["devices"] == 2
+    assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 1
+    assert (run_dir / "figures" / "label_grid.png").is_file()
+    for name, value in alone["metrics"].items():  # 33 test images, which two do not divide
+        assert told["metrics"][name] == pytest.approx(value, rel=2e-6, abs=1e-6)
+
+
+@pytest.mark.engines
+def test_ranks_with_different_settings_do_not_train(data_dir: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    commands, environments = by_srun()
+    commands = [
+        [*command, *arguments(data_dir, run_dir, f"seed={rank}")]
+        for rank, command in enumerate(commands)
+    ]
+    said = together(commands, environments)
+    assert [code for _, _, code in said] == [2, 2]
+    assert "rank 1 has other settings" in said[0][1]
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize("silent", [True, pytest.param(False, marks=pytest.mark.engines)])
+def test_a_rank_does_not_wait_for_long_for_one_that_is_not_there(
+    silent: bool, data_dir: Path, tmp_path: Path
+) -> None:
+    """Connected to what never answers, torch alone would wait for ever."""
+    (command, _), (_, environment) = by_srun()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        if not silent:
+            server.close()
+        more = arguments(data_dir, tmp_path / "run", "rank_timeout=2")
+        start = time.monotonic()
+        said = together([[*command, *more]], [{**environment, "MASTER_PORT": port}])
+    ((_, errors, code),) = said
+    assert code == 1
+    assert re.search("failed: .* did not (answer|meet)", errors)  # whichever ends it first
+    assert time.monotonic() - start < 40  # imports on a busy machine
+    assert not (tmp_path / "run").exists()
+
+
+WRONG = [("trainer.devices=3", "has started 2"), ("-m", "-m")]
+
+
+@pytest.mark.parametrize(("typed", "said"), WRONG)
+def test_ranks_are_told_what_cannot_be(typed: str, said: str, tmp_path: Path) -> None:
+    rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    command = [sys.executable, TRAIN, typed, f"hydra.run.dir={tmp_path / 'run'}"]
+    ((_, errors, code),) = together([command], [rank])
+    assert code == 2
+    assert said in errors
+
+
+def test_who_started_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert started_ranks() is None
+    with monkeypatch.context() as torchrun:
+        for key, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+            torchrun.setenv(key, value)
+        assert started_ranks() == Ranks(3, 4, 2, "torchrun")
+    # in a batch script that has not called srun, there is one process
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert started_ranks() is None
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert started_ranks() == Ranks(1, 4, 2, "srun")
+
+
+def variables(text: str) -> dict[str, str]:
+    return dict(word.split("=") for word in text.split())
+
+
+ALONE = ["RANK=0 WORLD_SIZE=1", "RANK=0", "WORLD_SIZE=1", "RANK=0 WORLD_SIZE=1 LOCAL_WORLD_SIZE=1"]
+
+
+@pytest.mark.parametrize("told", ALONE)
+def test_a_world_of_one_is_a_plain_run(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables(told).items():
+        monkeypatch.setenv(name, value)
+    assert started_ranks() is None
+    assert ranks.is_first()
+    assert not {"RANK", "WORLD_SIZE"} & launch._environment().keys()
+
+
+NONSENSE = [
+    ("RANK=x WORLD_SIZE=2", "RANK=x: must be an integer"),
+    ("RANK=5 WORLD_SIZE=2", "RANK=5: must be below the number of processes, 2"),
+    ("RANK=-1 WORLD_SIZE=2", "RANK=-1: must be an integer"),
+    ("RANK=1", "WORLD_SIZE: is not set"),
+    ("WORLD_SIZE=2", "RANK: is not set"),
+    ("RANK=0 WORLD_SIZE=0", "RANK=0: must be below the number of processes, 0"),
+    ("RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=0", "multiple of the 0"),
+    ("RANK=0 WORLD_SIZE=3 LOCAL_WORLD_SIZE=2", "multiple of the 2"),
+    ("RANK=0 WORLD_SIZE=2 LOCAL_RANK=2", "LOCAL_RANK=2: must be below"),
+    ("SLURM_STEP_NUM_TASKS=2", "SLURM_PROCID: is not set"),
+    ("SLURM_STEP_NUM_TASKS=a", "SLURM_STEP_NUM_TASKS=a: must be an integer"),
+]
+
+
+def test_a_run_of_one_rank_trains(data_dir: Path, tmp_path: Path) -> None:
+    more = ["callbacks.figures=null", "logger=csv", "trainer.max_epochs=1"]
+    typed = arguments(data_dir, tmp_path / "run", *more)
+    done = run_script("train", *typed, RANK="0", WORLD_SIZE="1")
+    assert done.returncode == 0, done.stderr
+    assert reading.read_summary(tmp_path / "run")["status"] == "finished"
+
+
+@pytest.mark.fault(Promise.INPUT, "variables of ranks that are missing or contradict each other")
+def test_inconsistent_rank_variables_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, survived: Survived, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for told, said in NONSENSE:
+        with monkeypatch.context() as patched:
+            for name, value in variables(told).items():
+                patched.setenv(name, value)
+            with pytest.raises(SystemExit) as left, reported():
+                started_ranks()
+            assert left.value.code == 2
+            assert said in capsys.readouterr().err
+        survived(1)
+
+
+def test_a_missing_master_address_or_port_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in variables("RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="MASTER_PORT: is not set, but WORLD_SIZE=2 is"):
+        ranks.join(tmp_path, "", 1)
+
+
+@pytest.mark.fault(Promise.INPUT, "an error of any kind in the checks before a run")
+@pytest.mark.parametrize("name", ["on_run_start", "on_multirun_start", "on_multirun_end"])
+def test_an_error_in_a_hook_ends_the_command(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra alone would warn and continue."""
+    hydra = {"overrides": {"task": []}, "job": {"config_name": "train"}}
+    config = OmegaConf.create({"hydra": hydra})  # lacks every key that the hooks read
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("of a bug")
+
+    monkeypatch.setattr(hooks, "started_ranks", fail)
+    monkeypatch.setattr("harness.sweeps.jobs.is_search", fail)
+    OmegaConf.update(config, "rerun", None, force_add=True)
+    OmegaConf.update(config, "hydra.sweeper", {"_target_": "x"}, force_add=True)
+    callbacks = Callbacks()
+    callbacks.callbacks = [TrainChecks()]
+    with pytest.raises(SystemExit) as left:
+        getattr(callbacks, name)(config=config)
+    assert left.value.code == 1
+    assert capsys.readouterr().err.startswith("failed: ZeroDivisionError: of a bug")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_reply_of_a_rank_is_whole_or_none(
+    killed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever started the ranks reads it once they are gone, killed in the middle or not."""
+    reply = tmp_path / "error.json"
+    whole = json.dump
+
+    def dump(data: Any, file: Any) -> None:
+        if killed:
+            file.write("{")
+            file.flush()
+            raise SystemExit
+        whole(data, file)
+
+    def fail(run_dir: Path) -> None:
+        raise ValueError("of the run")
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(reply))
+    monkeypatch.setattr(json, "dump", dump)
+    monkeypatch.setattr("harness.training.run.run", fail)
+    with pytest.raises(SystemExit if killed else ValueError):
+        launch._rank(RunFolder(tmp_path))
+    assert reply.exists() is not killed
+    if not killed:
+        assert json.loads(reply.read_text())["message"]["message"] == "ValueError: of the run"
+
+
+@pytest.mark.parametrize("written", [{"error": "ValueError: of rank 1", "rank": 1}, {}])
+def test_a_failure_is_told_though_another_rank_was_interrupted_after_it(
+    written: dict[str, Any], tmp_path: Path
+) -> None:
+    """A rank told to stop because of it writes last, now and then over what the other had said."""
+    reading.update_summary(tmp_path, status="interrupted", **written)
+    error = launch.failure(
+        RunFolder(tmp_path), 1, said=f"RunFailed: {tmp_path}: ValueError: of rank 1"
+    )
+    assert str(error).endswith("ValueError: of rank 1")
+    told = reading.read_summary(tmp_path)
+    assert told["status"] == "failed"
+    assert told["error"] == "ValueError: of rank 1"

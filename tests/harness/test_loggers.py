@@ -1,0 +1,463 @@
+"""The record on disk, and its mirror on Weights & Biases."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import wandb
+
+from harness.command_line.hooks import _with_variable
+from harness.config import changes
+from harness.config.checks import validate
+from harness.contract.errors import ConfigError
+from harness.run_folder import reading
+from harness.run_folder.folder import RunFolder
+from harness.run_folder.metrics_file import MetricsFile
+from harness.tracking.wandb import Mode, _start_run, has_wandb_account, log_evaluation, wandb_mode
+from tests.conftest import ROOT, run_script, run_warm, tiny
+from tests.project.test_conf import compose, plain
+from tests.tally import Promise
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_row_is_on_disk_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    record = MetricsFile(path)
+    record.log_metrics({"a": 1.5, "images_seen": 20_000_001.0}, step=1)
+    assert read(path) == [{"step": "1", "images_seen": "20000001", "a": "1.5"}]
+    record.log_metrics({"b": 2.0}, step=2)
+    record.log_metrics({"a": 3.0}, step=3)
+    assert [row["a"] for row in read(path)] == ["1.5", "", "3.0"]
+    assert [row["b"] for row in read(path)] == ["", "2.0", ""]
+    MetricsFile(path).log_metrics({"b": 4.0}, step=4)  # a resumed run adds to it
+    assert [row["step"] for row in read(path)] == ["1", "2", "3", "4"]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def records(run_dir: Path, index: int = 0) -> list[dict[str, Any]]:
+    """Return what W&B's own reader finds in an offline file of a run, the first by default.
+
+    W&B has a process of its own, which may write on when that of the run is over.
+    """
+    file = sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb"))[index]
+    command = Path(sys.executable).parent / "wandb"
+    for _ in range(20):
+        done = subprocess.run(
+            [command, "leet", "inspect", "--json", file], capture_output=True, text=True, check=True
+        )
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        if any(r["type"] == "exit" for r in found):
+            break
+        time.sleep(0.5)
+    return found
+
+
+def test_the_offline_file_holds_config_metrics_and_pictures(finished_run: Path) -> None:
+    found = records(finished_run)
+    told = json.loads((finished_run / "summary.json").read_text())
+    (run,) = [r["run"] for r in found if r["type"] == "run"]
+    assert run["run_id"] == told["run_id"]
+    assert run["display_name"] == "cvae-mlp-adversary-z3-kmnist-s1"
+    assert run["project"] == "conditional-vae"
+    assert run["job_type"] == "train"
+    config: dict[str, Any] = {}
+    for r in found:
+        if r["type"] == "config":
+            config |= r["config"].get("update", {})
+    assert config["latent_dim"] == 3
+    assert config["batch_size"] == 32
+    assert "git_commit" in config
+    history = [r["history"]["item"] for r in found if r["type"] == "history"]
+    steps = [row["trainer/global_step"] for row in history if "train/loss" in row]
+    assert steps == list(range(1, 15))
+    assert all({"epoch", "images_seen"} <= row.keys() for row in history if "val/elbo" in row)
+    pictures = {k.partition(".")[0] for row in history for k in row if k.startswith("figures/")}
+    names = ("label_grid", "reconstructions", "style_transfer", "traversals")
+    log = (finished_run / "train.log").read_text()
+    assert pictures == {f"figures/{name}" for name in names}, log
+    files = [
+        row[f"figures/{name}.filenames"]
+        for row in history
+        for name in names
+        if f"figures/{name}.filenames" in row
+    ]
+    assert len(files) == len(names)
+    for (name,) in files:
+        (file,) = finished_run.glob(f"wandb/offline-run-*/files/{name}")
+        assert file.stat().st_size > 500
+    (end,) = [r["exit"] for r in found if r["type"] == "exit"]
+    assert end.get("exit_code", 0) == 0
+    defined = {
+        r["metric"].get("name") or r["metric"].get("glob_name")
+        for r in found
+        if r["type"] == "metric"
+    }
+    assert {"images_seen", "epoch", "val/elbo"} <= defined
+    final = {
+        k: v for r in found if r["type"] == "summary" for k, v in r["summary"]["update"].items()
+    }
+    assert final["test/elbo"] == pytest.approx(told["metrics"]["test/elbo"])
+
+
+def test_a_failed_run_is_marked_failed(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def explode(**_):\n    raise ZeroDivisionError\n")
+    run_dir = tmp_path / "run"
+    more = ["optimizer._target_=mine.explode", "optimizer._partial_=true"]
+    more += [f"~optimizer.{key}" for key in ("betas", "weight_decay", "fused", "lr")]
+    (tmp_path / "mine.py").write_text("def explode(groups):\n    raise ZeroDivisionError\n")
+    done = run_script("train", *tiny(data_dir, run_dir), *more, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    (end,) = [r["exit"] for r in records(run_dir) if r["type"] == "exit"]
+    assert end["exit_code"] == 1
+
+
+KEY = "0" * 40
+OWN = "https://wandb.example:8080"
+HOST = "{host}"  # of the server that W&B uses without settings
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a home without settings, also the working directory, with W&B as in a new process."""
+    for name in ("NETRC", "XDG_CACHE_HOME", *(n for n in os.environ if n.startswith("WANDB_"))):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    before = os.environ.copy()
+    wandb.teardown()
+    yield tmp_path
+    wandb.teardown()
+    os.environ.clear()  # drop what the code under test has set
+    os.environ.update(before)
+
+
+def configure(home: Path, entries: Mapping[str, str]) -> None:
+    """Write files (of mode 644) and set variables; text may hold {home} and {host}."""
+    host = urlsplit(wandb.Settings().base_url).netloc
+    for name, text in entries.items():
+        text = text.format(home=home, host=host)
+        if name.isupper():
+            os.environ[name] = text
+        else:
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / name).write_text(text)
+            (home / name).chmod(0o644)
+
+
+def netrc(host: str) -> str:
+    return f"machine {host}\n  login user\n  password {KEY}\n"
+
+
+OWN_NETRC = netrc("wandb.example:8080")
+OWN_SERVER = f"[default]\nbase_url = {OWN}\n"
+ACCOUNTS: dict[str, tuple[dict[str, str], bool]] = {
+    "nothing": ({}, False),
+    "key": ({"WANDB_API_KEY": KEY}, True),
+    "malformed key": ({"WANDB_API_KEY": "0123"}, False),
+    "netrc": ({".netrc": netrc(HOST)}, True),
+    "_netrc": ({"_netrc": netrc(HOST)}, True),
+    "NETRC": ({"NETRC": "{home}/mine", "mine": netrc(HOST)}, True),
+    "NETRC without a file": ({"NETRC": "{home}/mine", ".netrc": netrc(HOST)}, False),
+    "NETRC is a folder": ({"NETRC": "{home}", ".netrc": netrc(HOST)}, False),
+    "broken netrc": ({".netrc": "machine {host} nonsense"}, False),
+    "netrc of another server": ({".netrc": OWN_NETRC}, False),
+    "own server": ({"WANDB_BASE_URL": OWN, ".netrc": OWN_NETRC}, True),
+    "own server without a key": ({"WANDB_BASE_URL": OWN, ".netrc": netrc(HOST)}, False),
+    "invalid server": ({"WANDB_BASE_URL": "nonsense", ".netrc": netrc(HOST)}, False),
+    "settings": ({".config/wandb/settings": OWN_SERVER, ".netrc": OWN_NETRC}, True),
+    "settings elsewhere": (
+        {"WANDB_CONFIG_DIR": "{home}/a", "a/settings": OWN_SERVER, ".netrc": OWN_NETRC},
+        True,
+    ),
+    "settings of the project": ({"wandb/settings": OWN_SERVER, ".netrc": OWN_NETRC}, True),
+    "settings of another project": ({"a/wandb/settings": OWN_SERVER, ".netrc": OWN_NETRC}, False),
+    "project before home": (
+        {"wandb/settings": OWN_SERVER, ".config/wandb/settings": "[default]\nbase_url = http://a\n"}
+        | {".netrc": OWN_NETRC},
+        True,
+    ),
+    "variable before settings": (
+        {"WANDB_BASE_URL": "http://a", "wandb/settings": OWN_SERVER, ".netrc": OWN_NETRC},
+        False,
+    ),
+    "broken settings": ({"wandb/settings": "nonsense", ".netrc": netrc(HOST)}, True),
+    "key in settings": ({"wandb/settings": f"[default]\napi_key = {KEY}\n"}, True),
+    "identity token": ({"WANDB_IDENTITY_TOKEN_FILE": "{home}/token", "token": "a.b.c"}, True),
+    "key and token": ({"WANDB_API_KEY": KEY, "WANDB_IDENTITY_TOKEN_FILE": "{home}/t"}, False),
+    "offline": ({"WANDB_API_KEY": KEY, "wandb/settings": "[default]\nmode = offline\n"}, False),
+    "empty variables": (
+        {"WANDB_API_KEY": "", "WANDB_BASE_URL": "", "WANDB_MODE": "", ".netrc": netrc(HOST)},
+        True,
+    ),
+    "invalid mode": ({"WANDB_MODE": "on", "WANDB_API_KEY": KEY}, False),
+    "no home": ({"HOME": "/nowhere"}, False),
+    "no home, but a key": ({"HOME": "/nowhere", "WANDB_API_KEY": KEY}, True),
+}
+
+
+@pytest.mark.parametrize("way", ACCOUNTS)
+def test_an_account_is_found_as_wandb_finds_it(
+    way: str,
+    nobody: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """No prompt, no output and no W&B process, which alone connects to a server."""
+    monkeypatch.setattr("click.prompt", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr("wandb.errors.term.can_use_terminput", lambda: True)
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "0.0001")  # makes the W&B process fail
+    entries, expected = ACCOUNTS[way]
+    configure(nobody, entries)
+    assert has_wandb_account() is expected
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_account_of_wandb_login_is_found(nobody: Path) -> None:
+    configure(nobody, {"WANDB_SILENT": "true"})
+    wandb.login(key=KEY, verify=False)
+    assert list(nobody.glob("*netrc"))
+    wandb.teardown()
+    assert has_wandb_account()
+
+
+@pytest.mark.parametrize(
+    ("mode", "entries", "expected"),
+    [
+        ("auto", {}, "offline"),
+        ("auto", {"WANDB_API_KEY": KEY}, "online"),
+        ("auto", {"WANDB_API_KEY": "0123"}, "offline"),
+        ("auto", {"WANDB_MODE": "online"}, "offline"),
+        ("auto", {"WANDB_MODE": "dryrun", "WANDB_API_KEY": KEY}, "offline"),
+        ("auto", {"WANDB_MODE": "disabled", "WANDB_API_KEY": KEY}, "disabled"),
+        (
+            "auto",
+            {"wandb/settings": "[default]\nmode = offline\n", "WANDB_API_KEY": KEY},
+            "offline",
+        ),
+        ("auto", {"wandb/settings": "[default]\nmode = disabled\n"}, "disabled"),
+        ("online", {"WANDB_MODE": "offline", "WANDB_API_KEY": KEY}, "online"),
+        ("online", {}, "offline"),
+        ("offline", {"WANDB_MODE": "online", "WANDB_API_KEY": KEY}, "offline"),
+        ("disabled", {"WANDB_MODE": "online", "WANDB_API_KEY": KEY}, "disabled"),
+    ],
+)
+def test_the_mode_follows_override_then_environment_then_account(
+    mode: Mode,
+    entries: dict[str, str],
+    expected: str,
+    nobody: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configure(nobody, entries)
+    monkeypatch.setattr(wandb, "init", lambda mode, **_: mode)
+    assert _start_run(mode, {"dir": str(nobody)}) == expected
+
+
+@pytest.mark.fault(Promise.NETWORK, "a W&B that does not start")
+def test_a_run_does_without_a_wandb_that_does_not_start(
+    nobody: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def init(mode: str, **_: Any) -> str:
+        if mode != "disabled":
+            raise wandb.errors.Error("no process")
+        return mode
+
+    configure(nobody, {"WANDB_API_KEY": KEY})
+    monkeypatch.setattr(wandb, "init", init)
+    assert _start_run("auto", {"dir": str(nobody)}) == "disabled"
+    ours = [r.message for r in caplog.records if r.name == "harness.tracking.wandb"]
+    assert [message.partition(" (")[0] for message in ours] == [
+        "W&B does not answer",
+        "W&B does not start",
+    ]
+
+
+def test_a_user_without_an_entry_and_a_home_is_tracked(
+    nobody: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_entry(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    monkeypatch.setattr(wandb, "init", lambda mode, **_: mode)
+    assert _start_run("auto", {"dir": str(nobody)}) == "offline"
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ({"WANDB_CONSOLE": "loud"}, "WANDB_CONSOLE=loud"),
+        ({"WANDB_MODE": "on"}, "WANDB_MODE=on"),
+        ({"WANDB_BASE_URL": "nonsense"}, "WANDB_BASE_URL=nonsense"),
+        ({"WANDB__SERVICE_WAIT": "long"}, "WANDB__SERVICE_WAIT=long"),
+        ({"WANDB_RUN_ID": "a/b"}, "Run ID"),
+    ],
+)
+def test_a_variable_that_wandb_rejects_is_named(
+    variable: dict[str, str], message: str, nobody: Path
+) -> None:
+    configure(nobody, variable)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        _start_run("auto", {"dir": str(nobody)})
+
+
+ENVIRONMENT = {
+    "WANDB_PROJECT": "ours",
+    "WANDB_ENTITY": "team",
+    "WANDB_NAME": "named",
+    "WANDB_RUN_GROUP": "together",
+    "WANDB_JOB_TYPE": "ablation",
+    "WANDB_TAGS": "a, b c",
+    "WANDB_NOTES": "two words",
+}
+KEYS = ("project", "entity", "name", "group", "job_type", "tags", "notes")
+
+
+def test_overrides_precede_the_environment_and_it_the_defaults(nobody: Path) -> None:
+    def tracked(*overrides: str) -> list[Any]:
+        run = plain(compose(*overrides))["logger"]["wandb"]
+        return [run[key] for key in KEYS]
+
+    default = ["conditional-vae", None, None, None, "train", None, None]
+    assert tracked() == default
+    typed = ["name=mine", "logger.wandb.notes=null", "logger.wandb.tags=[c]"]
+    typed += [f"logger.wandb.{key}=mine" for key in ("project", "entity", "group", "job_type")]
+    mine = ["mine", "mine", "mine", "mine", "mine", ["c"], None]
+    assert tracked(*typed) == mine
+    configure(nobody, ENVIRONMENT)
+    assert tracked() == list(ENVIRONMENT.values())
+    assert tracked(*typed) == mine
+    view = plain(compose(config="dashboard"))
+    assert (view["project"], view["entity"]) == ("ours", "team")
+    configure(nobody, dict.fromkeys(ENVIRONMENT, ""))
+    assert tracked() == default
+
+
+@pytest.mark.parametrize("group", [None, "together"])
+def test_the_jobs_of_a_sweep_are_a_group_unless_the_environment_names_one(
+    group: str | None, nobody: Path
+) -> None:
+    configure(nobody, {"WANDB_RUN_GROUP": group or ""})
+    RunFolder.archive(compose(), nobody / "run", sweep="my-sweep")
+    assert reading.load_config(nobody / "run").logger.wandb.group == (group or "my-sweep")
+
+
+def test_a_run_keeps_its_project_when_its_logger_is_chosen_again(nobody: Path) -> None:
+    RunFolder.archive(compose(), nobody / "run")
+    cfg = reading.load_config(nobody / "run")
+    configure(nobody, ENVIRONMENT)
+    changes.apply(cfg, compose("logger=wandb"), ["logger=wandb"])
+    assert (cfg.logger.wandb.project, cfg.logger.wandb.entity) == ("conditional-vae", None)
+    typed = ["logger=wandb", "logger.wandb.project=typed"]
+    changes.apply(cfg, compose(*typed), typed)
+    assert (cfg.logger.wandb.project, cfg.logger.wandb.entity) == ("typed", None)
+
+
+@pytest.mark.fault(Promise.INPUT, "misspelt, of another type, out of range, contradictory")
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("WANDB_PROJECT", "a/b"),
+        ("WANDB_TAGS", "a,,b"),
+        ("WANDB_NAME", "x" * 129),
+        ("WANDB_NOTES", "${name}"),
+        ("WANDB_MODE", "on"),
+    ],
+)
+def test_a_bad_variable_is_named(variable: str, value: str, nobody: Path) -> None:
+    os.environ[variable] = value
+    cfg = compose()
+    assert _with_variable(cfg, validate(plain(cfg))[0]).startswith(variable)
+
+
+def test_a_bad_variable_is_rejected_before_there_is_a_folder(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    arguments, script = tiny(data_dir, tmp_path / "run"), ROOT / "src" / "train.py"
+    done = run_warm(script, arguments, ROOT, 60, WANDB_PROJECT="a/b")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: WANDB_PROJECT: logger.wandb.project=a/b: must be ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_environment_reaches_a_run_which_keeps_it_when_resumed(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    run_dir, script = tmp_path / "run", ROOT / "src" / "train.py"
+    more = ["callbacks.figures=null", "trainer.max_epochs=1"]
+    environment = {**ENVIRONMENT, "WANDB_ENTITY": ""}  # empty counts as unset
+    done = run_warm(script, [*tiny(data_dir, run_dir), *more], ROOT, 120, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    later = {**dict.fromkeys(environment, "later"), "WANDB_TAGS": ",,"}
+    resume = [f"resume={run_dir}", "trainer.max_epochs=2"]
+    done = run_warm(script, resume, ROOT, 120, **later)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kept = [r["run"] for index in (0, 1) for r in records(run_dir, index) if r["type"] == "run"]
+    assert len(kept) == 2
+    for run in kept:
+        assert (run["project"], run.get("entity", "")) == ("ours", "")
+        assert (run["display_name"], run["run_group"]) == ("named", "together")
+    assert kept[0]["tags"] == ["a", "b c"]
+    assert (kept[0]["job_type"], kept[0]["notes"]) == ("ablation", "two words")
+    assert json.loads((run_dir / "summary.json").read_text())["name"] == "named"
+
+
+def test_a_server_that_refuses_does_not_stop_a_run(data_dir: Path, tmp_path: Path) -> None:
+    """Online by the key, refused by the server: on it goes, offline, and says so."""
+    run_dir = tmp_path / "run"
+    done = run_script(
+        "train",
+        *tiny(data_dir, run_dir),
+        "trainer.max_epochs=1",
+        WANDB_MODE="online",
+        WANDB_API_KEY="0" * 40,
+        WANDB_BASE_URL="http://127.0.0.1:9",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tracked offline" in done.stdout
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == "finished"
+
+
+def test_an_evaluation_does_not_fail_for_the_sake_of_its_mirror(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def start() -> Any:
+        raise RuntimeError("the server is away")
+
+    log_evaluation(start, {"test/nll_k50": {"value": 84.0}}, {}, ["value"])
+    assert "the server is away" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("there", "environment", "mode"),
+    [
+        ("run-20260101-abc", "", "auto"),
+        ("offline-run-20260101-abc", "", "offline"),
+        ("run-20260101-abc", "disabled", None),
+        (None, "", None),
+    ],
+)
+def test_how_to_add_to_a_tracked_run(
+    there: str | None,
+    environment: str,
+    mode: str | None,
+    nobody: Path,
+) -> None:
+    configure(nobody, {"WANDB_MODE": environment})
+    if there is not None:
+        (nobody / "wandb" / there).mkdir(parents=True)
+    assert wandb_mode(nobody) == mode

@@ -1,0 +1,248 @@
+"""The check before training rejects networks that do not fit and passes good ones."""
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cvae.callbacks import EMA
+from cvae.lightning_module import VAEModule
+from cvae.models import CVAE, VAE, Autoencoder
+from harness.contract.errors import ConfigError
+from harness.training.preflight import check_module
+from tests.conftest import run_script, tiny
+from tests.harness.test_training import objects, summary
+from tests.science.test_networks import BatchNorm, FlatBatchNorm, Linear, conv, mlp
+from tests.tally import Promise
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
+
+
+class Dropout(Linear):
+    def encode(self, x: Tensor, y: Tensor | None) -> Tensor:
+        return super().encode(nn.functional.dropout(x, training=self.training), y)
+
+
+class Spare(Linear):
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.spare = nn.Linear(3, 2)
+
+
+class Frozen(Spare):
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.spare.requires_grad_(False)
+
+
+class WeightNorm(Linear):
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.to_image = nn.utils.parametrizations.weight_norm(self.to_image)  # type: ignore[assignment]
+
+
+class OldWeightNorm(Linear):
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.to_image = nn.utils.weight_norm(self.to_image)  # type: ignore[assignment]
+
+
+class Lazy(Linear):
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.to_latent = nn.LazyLinear(given["num_statistics"] * given["latent_dim"])
+
+
+class OnlyMeans(Linear):
+    def encode(self, x: Tensor, y: Tensor | None) -> Tensor:
+        return super().encode(x, y).chunk(2, dim=1)[0]
+
+
+class Flattened(Linear):
+    def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
+        return super().decode(z, y).flatten(1)
+
+
+class Double(Linear):
+    def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
+        return super().decode(z, y).double()
+
+
+class Squeezed(Linear):
+    def encode(self, x: Tensor, y: Tensor | None) -> Tensor:
+        return super().encode(x, y).squeeze()
+
+
+class Pair(Linear):
+    def encode(self, x: Tensor, y: Tensor | None) -> Any:
+        return tuple(super().encode(x, y).chunk(2, dim=1))
+
+
+class FixedBatch(Linear):
+    def encode(self, x: Tensor, y: Tensor | None) -> Tensor:
+        return super().encode(x.view(16, 1, 28, 28), y)
+
+
+class Unlabelled(Linear):
+    def decode(self, z: Tensor) -> Tensor:  # type: ignore[override]
+        return super().decode(z, None)
+
+
+def scalar_penalty(**given: Any) -> Callable[..., Tensor]:
+    return lambda latent, y, eps: latent.square().mean()
+
+
+def check(model: Autoencoder, data_dir: Path, folder: Path, **settings: Any) -> Any:
+    """Check a model for a run on the test digits, and return its trainer."""
+    _, data, trainer = objects(data_dir, folder, **settings.pop("trainer", {}))
+    for name, value in settings.items():
+        setattr(data, name, value)
+    data.setup()
+    check_module(VAEModule(model, torch.optim.SGD), data, trainer)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "network", [mlp, conv, Linear, BatchNorm, FlatBatchNorm, Dropout, Frozen, WeightNorm]
+)
+@pytest.mark.parametrize("kind", [Autoencoder, CVAE])
+def test_good_networks_pass_and_stay_as_they_are(
+    network: Callable[..., Any],
+    kind: type[Autoencoder],
+    data_dir: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = kind(network, latent_dim=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    _, data, trainer = objects(data_dir, tmp_path)
+    data.setup()
+    generator = torch.get_rng_state()
+    check_module(VAEModule(model, torch.optim.SGD), data, trainer)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training
+    assert [r for r in caplog.records if r.name.startswith(("cvae", "harness"))] == []
+
+
+MISFITS = [
+    (OldWeightNorm, "cannot be copied for EMA: .*parametrizations.weight_norm"),
+    (Lazy, "network.to_latent is a LazyLinear without a size"),
+    (Double, r"decode\(z, y\) gives torch.float64, expected torch.float32"),
+    (OnlyMeans, r"encode\(x, y\) has shape \(1, 2\), expected \(1, 4\)"),
+    (Flattened, r"decode\(z, y\) has shape \(1, 784\), expected \(1, 1, 28, 28\)"),
+    (Squeezed, r"encode\(x, y\) has shape \(4,\), expected \(1, 4\)"),
+    (Pair, "gives a tuple, not a tensor"),
+    (FixedBatch, "fails on 1 image: RuntimeError: shape"),
+    (Unlabelled, "TypeError: .* takes 2 positional arguments but 3 were given"),
+]
+
+
+@pytest.mark.fault(Promise.INPUT, "a network that does not fit its model")
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(("network", "message"), MISFITS)
+def test_a_network_that_does_not_fit_is_rejected_in_one_line(
+    network: type[Linear], message: str, data_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        check(VAE(network, latent_dim=2), data_dir, tmp_path)
+    assert str(caught.value).startswith(f"model.network={__name__}.{network.__name__}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_penalty_of_the_whole_batch_is_rejected(data_dir: Path, tmp_path: Path) -> None:
+    model = VAE(Linear, latent_dim=2, penalty=scalar_penalty)
+    with pytest.raises(ConfigError, match=r"penalty has shape \(\), expected \(1,\)"):
+        check(model, data_dir, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_only_the_average_needs_a_copy(
+    data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check(VAE(OldWeightNorm, latent_dim=2), data_dir, tmp_path, trainer={"callbacks": []})
+    assert "cannot be copied, so it is not checked" in caplog.text
+
+
+@pytest.mark.parametrize("rest", [1, 3])
+def test_a_last_batch_too_small_for_batch_norm(rest: int, data_dir: Path, tmp_path: Path) -> None:
+    """Only BatchNorm on flat features fails on a last batch of one image."""
+    size = {"validation_size": 260 - 64 - rest}
+    check(VAE(conv, latent_dim=2), data_dir, tmp_path, **size)
+    check(VAE(BatchNorm, latent_dim=2), data_dir, tmp_path, **size)
+    model = VAE(FlatBatchNorm, latent_dim=2)
+    if rest == 1:
+        with pytest.raises(ConfigError, match="fails on 1 image in training: ") as caught:
+            check(model, data_dir, tmp_path, **size)
+        told = re.search(
+            r"data.batch_size=32 leaves 1 of 65 rows for the last batch; (\d+) leaves",
+            str(caught.value),
+        )
+        assert told is not None
+        size["batch_size"] = int(told[1])
+    check(model, data_dir, tmp_path, **size)
+
+
+@pytest.mark.parametrize(
+    "seen", [{"limit_train_batches": 2}, {"limit_train_batches": 0.7}, {"max_steps": 2}]
+)
+def test_a_last_batch_that_is_never_seen(
+    seen: dict[str, Any], data_dir: Path, tmp_path: Path
+) -> None:
+    model = VAE(FlatBatchNorm, latent_dim=2)
+    check(model, data_dir, tmp_path, validation_size=260 - 65, trainer=seen)
+
+
+def test_parameters_without_gradient_on_one_device_are_warned_of(
+    data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check(VAE(Spare, latent_dim=2), data_dir, tmp_path)
+    (record,) = [r for r in caplog.records if r.name.startswith(("cvae", "harness"))]
+    assert record.levelno == logging.WARNING
+    assert "no gradient reaches network.spare.weight, network.spare.bias" in record.message
+
+
+USER_NETWORK = """
+from torch import nn
+from cvae.networks import MLP
+class Spare(MLP):
+    def __init__(self, **given):
+        super().__init__(**given)
+        self.spare = nn.Linear(3, 2)
+"""
+
+
+@pytest.mark.fault(Promise.INPUT, "a parameter without a gradient on two devices")
+@pytest.mark.parametrize(
+    "strategy",
+    ["auto", pytest.param("ddp_find_unused_parameters_true", marks=pytest.mark.engines)],
+)
+def test_parameters_without_gradient_on_two_devices(
+    strategy: str, data_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(USER_NETWORK)
+    more = ["model.network._target_=mine.Spare", "device=cpu", "trainer.devices=2", "logger=csv"]
+    more += [f"trainer.strategy={strategy}", "callbacks.figures=null", "trainer.max_steps=2"]
+    run_dir = tmp_path / "run"
+    done = run_script("train", *tiny(data_dir, run_dir), *more, PYTHONPATH=str(tmp_path))
+    if strategy != "auto":
+        assert done.returncode == 0, done.stderr
+        assert summary(run_dir)["steps"] == 2
+        return
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: model.network=mine.Spare: no gradient reaches network.spare")
+    assert "trainer.strategy=ddp_find_unused_parameters_true" in line
+    assert summary(run_dir)["status"] == "failed"
+
+
+def test_double_precision_is_tried_as_such(data_dir: Path, tmp_path: Path) -> None:
+    model = VAE(BatchNorm, latent_dim=2)
+    check(model, data_dir, tmp_path, trainer={"precision": "64-true", "callbacks": [EMA(0.9)]})
+    assert model.output_bias.dtype == torch.float32

@@ -1,0 +1,764 @@
+"""Runs that are killed, stopped, broken or changed, and go on."""
+
+import contextlib
+import csv
+import functools
+import hashlib
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import hydra
+import pytest
+import torch
+
+from harness.config import changes
+from harness.contract.errors import ConfigError
+from harness.run_folder import reading, resuming
+from harness.run_folder.folder import RunFolder
+from harness.run_folder.metrics_file import MetricsFile
+from harness.training.processes import check_shared_memory
+from tests.conftest import ROOT, clean_environment, run_script, tiny
+from tests.project.test_conf import compose
+from tests.tally import Promise, Survived
+
+FAST = ["callbacks.figures=null", "device=cpu", "logger=csv", "data.batch_size=16"]
+BUDGET = ["trainer.max_epochs=4", "callbacks.last.every_n_steps=3"]
+SAVE = "harness.training.resume:LastCheckpoint._save"
+MODULE = "cvae.lightning_module:VAEModule"
+AROUND = [  # saves, the ends of validations and epochs, the end of training and the test
+    [SAVE, 2, "before"],
+    [SAVE, 3, "after"],
+    [f"{MODULE}.training_step", 5, "after"],
+    [f"{MODULE}.on_validation_epoch_end", 1, "before"],
+    [f"{MODULE}.on_validation_epoch_end", 1, "after"],
+    [f"{MODULE}.on_train_epoch_end", 1, "after"],
+    ["os:replace", 5, "before"],
+    ["os:replace", 6, "after"],
+    ["harness.training.resume:LastCheckpoint.on_train_end", 1, "after"],
+    ["harness.training.run:_finish", 1, "before"],
+]
+NOT_OF_THE_STATE = ("seconds", "_path", "dirpath", "best_k_models", "provenance", "loops", "config")
+
+
+def archived(data_dir: Path, run_dir: Path, *overrides: str) -> Path:
+    """A run folder that waits for its start."""
+    cfg = compose(*tiny(data_dir), *FAST, *BUDGET, *overrides)
+    RunFolder.archive(cfg, run_dir)
+    return run_dir
+
+
+class Attempts(NamedTuple):
+    """How each attempt ended, a code for each rank, and what the last one took."""
+
+    ended: list[list[int]]
+    seconds: float
+
+
+def train_with_kills(run_dir: Path, plan: list[Any], num_ranks: int = 1) -> Attempts:
+    """Train, ended as planned, and then to the end."""
+    script = str(ROOT / "tests" / "kills.py")
+    done = subprocess.run(
+        # -P: tests/harness is not the package that a script beside it would import
+        [sys.executable, "-P", script, str(run_dir), json.dumps(plan), str(num_ranks)],
+        env={**clean_environment(), "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    log = run_dir / "attempts.log"
+    assert done.returncode == 0, done.stderr + (log.read_text() if log.is_file() else "")
+    return Attempts(**json.loads(done.stdout))
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield from leaves(child, f"{path}.{key}")
+    elif isinstance(node, list | tuple):
+        for i, child in enumerate(node):
+            yield from leaves(child, f"{path}[{i}]")
+    else:
+        yield path, node
+
+
+def state(run_dir: Path, name: str) -> dict[str, str]:
+    """Digests of weights, their average, optimizer, schedule, metrics: all that must be equal."""
+    checkpoint = torch.load(run_dir / "checkpoints" / name, weights_only=True)
+    return {
+        path: hashlib.sha256(leaf.contiguous().numpy().tobytes()).hexdigest()
+        if isinstance(leaf, torch.Tensor)
+        else repr(leaf)
+        for path, leaf in leaves(checkpoint)
+        if not any(part in path for part in NOT_OF_THE_STATE)
+    }
+
+
+def record(run_dir: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, rates aside."""
+    with (run_dir / "metrics.csv").open() as file:
+        return [
+            {k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last.ckpt", "best.ckpt"):
+        assert state(one, name) == state(other, name)
+    assert record(one) == record(other)
+    for key in ("metrics", "steps", "epochs", "images_seen", "objective"):
+        assert summary(one)[key] == summary(other)[key]
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    return dict(json.loads((run_dir / "summary.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = archived(data_dir, tmp_path_factory.mktemp("resume") / "uninterrupted")
+    assert train_with_kills(run_dir, []).ended == [[0]]
+    return run_dir
+
+
+@pytest.mark.fault(Promise.EXACT, "SIGKILL at saves and the ends of epochs")
+def test_a_run_killed_ten_times_is_the_run_that_was_not(
+    uninterrupted: Path, data_dir: Path, tmp_path: Path, survived: Survived
+) -> None:
+    run_dir = archived(data_dir, tmp_path / "run")
+    assert train_with_kills(run_dir, AROUND).ended == [[-9]] * 10 + [[0]]
+    assert_same_run(uninterrupted, run_dir)
+    steps = [entry["step"] for entry in summary(run_dir)["resumed"]]
+    assert steps == sorted(steps)
+    assert len(list((run_dir / "checkpoints").iterdir())) == 3  # best, last and the one before
+    survived(len(AROUND))
+
+
+LAST = "harness.training.resume:LastCheckpoint"
+TRAINER = "lightning.pytorch.trainer.trainer:Trainer"
+WHEREVER = [  # from the making of the objects to the end of the test, the last steps among them
+    ["harness.training.run:build", 1, "before"],
+    [f"{TRAINER}._run_stage", 1, "before"],
+    [f"{LAST}.on_train_start", 1, "after"],
+    [f"{MODULE}.on_validation_epoch_end", 2, "before"],
+    [f"{LAST}.on_train_end", 1, "before"],
+    [f"{TRAINER}._run_stage", 2, "before"],
+    ["harness.training.run:_finish", 1, "before"],
+]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.fault(Promise.STOPS, "SIGTERM to one rank, from its start to the end of its test")
+def test_a_rank_told_to_stop_wherever_it_is_stops(
+    num_ranks: int, data_dir: Path, tmp_path: Path, survived: Survived
+) -> None:
+    """In time, and not as the first to fail; what it is told before it is done is not lost."""
+    settings = f"trainer.devices={num_ranks}"
+    uninterrupted = archived(data_dir, tmp_path / "uninterrupted", settings)
+    assert train_with_kills(uninterrupted, [], num_ranks).ended == [[0] * num_ranks]
+    plan = [[*where, "SIGTERM", i % num_ranks] for i, where in enumerate(WHEREVER)]
+    run_dir = archived(data_dir, tmp_path / "run", settings)
+    *ended, last = train_with_kills(run_dir, plan, num_ranks).ended
+    assert [codes[i % num_ranks] for i, codes in enumerate(ended)] == [143] * len(WHEREVER)
+    assert last == [0] * num_ranks
+    assert_same_run(uninterrupted, run_dir)
+    survived(len(ended))
+
+
+class Setting(NamedTuple):
+    """How the runs of a chain train, and how they are ended."""
+
+    override: str
+    num_ranks: int = 1  # started as torchrun does
+    signals: tuple[str, ...] = ("SIGKILL",)
+    part: float = 0.6  # of a whole run, within which an end falls
+
+
+def chain(fault: str, setting: Setting, count: int) -> list[Any]:
+    marks = [pytest.mark.long, pytest.mark.fault(Promise.EXACT, fault)]
+    return [pytest.param(setting, n, marks=marks, id=f"{fault}-{n}") for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Setting], tuple[Path, float]]:
+    """The run of a setting that nothing interrupts, and what it takes in seconds."""
+
+    @functools.cache
+    def trained(setting: Setting) -> tuple[Path, float]:
+        run_dir = archived(data_dir, tmp_path_factory.mktemp("whole") / "run", setting.override)
+        attempts = train_with_kills(run_dir, [], setting.num_ranks)
+        assert attempts.ended == [[0] * setting.num_ranks]
+        return run_dir, attempts.seconds
+
+    return trained
+
+
+@pytest.mark.parametrize(
+    ("setting", "number"),
+    [
+        *chain("SIGKILL at random", Setting("trainer.devices=1"), 14),
+        *chain("SIGKILL at random, data workers", Setting("data.num_workers=2"), 3),
+        *chain(
+            "SIGKILL at random, accumulated gradients",
+            Setting("trainer.accumulate_grad_batches=2"),
+            3,
+        ),
+        *chain("SIGKILL at random of one of two ranks", Setting("trainer.devices=2", 2), 8),
+        *chain("SIGKILL at random of who started two ranks", Setting("trainer.devices=2"), 2),
+        *chain(
+            "SIGKILL, SIGTERM, SIGINT and SIGUSR1 at random",
+            Setting("trainer.devices=1", 1, ("SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1")),
+            4,
+        ),
+        *chain(
+            "SIGKILL and SIGTERM at random, two ranks",
+            Setting("trainer.devices=2", 2, ("SIGKILL", "SIGTERM")),
+            3,
+        ),
+    ],
+)
+def test_a_chain_of_kills_at_random(
+    setting: Setting,
+    number: int,
+    whole: Callable[[Setting], tuple[Path, float]],
+    data_dir: Path,
+    tmp_path: Path,
+    faults_seed: int,
+    survived: Survived,
+) -> None:
+    uninterrupted, seconds = whole(setting)
+    rng = random.Random(f"{setting} {number} {faults_seed}")
+    plan: list[dict[str, Any]] = [
+        {
+            "after": rng.uniform(0.05, setting.part * seconds),
+            "signal": rng.choice(setting.signals),
+            "rank": rng.randrange(setting.num_ranks),
+        }
+        for _ in range(8)
+    ]
+    run_dir = archived(data_dir, tmp_path / "run", setting.override)
+    ended = train_with_kills(run_dir, plan, setting.num_ranks).ended
+    for end, codes in zip(plan, ended[:-1], strict=False):
+        number = getattr(signal, str(end["signal"]))  # before a run listens, it dies of it
+        assert codes[int(end["rank"])] in (-number, 128 + number)
+    assert ended[-1] == [0] * setting.num_ranks
+    assert_same_run(uninterrupted, run_dir)
+    survived(len(ended) - 1)
+
+
+# told to stop
+
+
+def start(
+    *arguments: str, process_group: int | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "src/train.py"), *arguments],
+        env={**clean_environment(), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        process_group=process_group,
+    )
+
+
+def wait_for_rows(run_dir: Path, count: int) -> None:
+    for _ in range(600):
+        if (run_dir / "metrics.csv").is_file() and len(record(run_dir)) > count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no rows")
+
+
+def ranks_of(run_dir: Path) -> list[int]:
+    """Process ids of the workers of a run, in the order of their ranks."""
+    found = subprocess.run(
+        ["pgrep", "-f", f"harness.training.launch --rank {run_dir}$"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    by_rank = {}
+    for pid in map(int, found.stdout.split()):
+        content = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        by_rank[next(int(e[5:]) for e in content if e.startswith(b"RANK="))] = pid
+    return [by_rank[rank] for rank in sorted(by_rank)]
+
+
+STOPS = [
+    (1, signal.SIGTERM, "parent"),
+    pytest.param(1, signal.SIGUSR1, "parent", marks=pytest.mark.engines),
+    pytest.param(2, signal.SIGINT, "parent", marks=pytest.mark.engines),
+    pytest.param(2, signal.SIGTERM, "parent", marks=pytest.mark.engines),
+    (2, signal.SIGTERM, "rank 1"),
+]
+
+
+@pytest.mark.fault(Promise.STOPS, "signals to a run or one of its ranks")
+@pytest.mark.parametrize(("devices", "number", "whom"), STOPS)
+def test_a_run_told_to_stop_saves_and_goes_on(
+    devices: int, number: signal.Signals, whom: str, data_dir: Path, tmp_path: Path
+) -> None:
+    more = [*FAST, "trainer.max_epochs=400", f"trainer.devices={devices}"]
+    run_dir = tmp_path / "a run"
+    process = start(*tiny(data_dir), *more, f"hydra.run.dir={run_dir}")
+    try:
+        wait_for_rows(run_dir, 20)
+        target = process.pid if whom == "parent" else ranks_of(run_dir)[1]
+        told = time.monotonic()
+        os.kill(target, number)
+        output, _ = process.communicate(timeout=30)
+        seconds = time.monotonic() - told
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, output
+    assert seconds < 10  # on a machine that does other things as well
+    assert summary(run_dir)["status"] == "interrupted"
+    assert "resume=" in output
+    saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == int(record(run_dir)[-1]["step"])  # nothing was lost
+
+
+@pytest.mark.fault(Promise.STOPS, "signals to a run and its data workers as one group")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_group_told_to_stop_saves(
+    number: signal.Signals, data_dir: Path, tmp_path: Path, survived: Survived
+) -> None:
+    """As a terminal does with Ctrl-C: the workers hear it too, and leave it to the run."""
+    run_dir = tmp_path / "run"
+    more = [*FAST, "trainer.max_epochs=400", "data.num_workers=2", f"hydra.run.dir={run_dir}"]
+    process = start(*tiny(data_dir), *more, process_group=0)
+    try:
+        wait_for_rows(run_dir, 20)
+        os.killpg(process.pid, number)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output
+    assert summary(run_dir)["status"] == "interrupted"
+    assert (run_dir / "checkpoints" / "last.ckpt").is_file()
+    survived(1)
+
+
+STALLING = """
+import os, signal, time
+from torch.utils.data import get_worker_info
+from cvae.data import Digits, MNISTDataModule
+
+class Stalling(Digits):
+    count = 0
+
+    def __getitem__(self, rows):
+        Stalling.count += get_worker_info() is not None
+        if Stalling.count > 7:
+            if os.environ.get("FAULT") == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if os.environ.get("FAULT") == "stop":  # with a batch that is not handed over yet
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if os.environ.get("FAULT") == "stall":
+                time.sleep(600)
+        return super().__getitem__(rows)
+
+class DataModule(MNISTDataModule):
+    def setup(self, stage=None):
+        super().setup(stage)
+        self.train.__class__ = Stalling
+"""
+
+
+@pytest.fixture
+def stalling(tmp_path: Path) -> str:
+    """Return a PYTHONPATH with stalling.DataModule, whose workers stall or die after 7 batches."""
+    (tmp_path / "stalling.py").write_text(STALLING)
+    return os.pathsep.join((clean_environment()["PYTHONPATH"], str(tmp_path)))
+
+
+STALLED = ["data._target_=stalling.DataModule", "data.num_workers=2"]
+
+
+@pytest.mark.fault(Promise.STOPS, "SIGTERM while the data workers give no batch")
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.engines)])
+def test_a_run_without_batches_told_to_stop_saves(
+    devices: int, uninterrupted: Path, data_dir: Path, tmp_path: Path, stalling: str
+) -> None:
+    run_dir = tmp_path / "run"
+    more = [*FAST, *BUDGET, *STALLED, f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
+    process = start(*tiny(data_dir), *more, PYTHONPATH=stalling, FAULT="stall")
+    try:
+        wait_for_rows(run_dir, 13)  # of 14 batches, 7 from each worker
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, output
+    saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == int(record(run_dir)[-1]["step"])
+    assert f"resume={run_dir} trust=stalling" in output
+    if devices == 1:
+        typed = [f"resume={run_dir}", "trust=stalling"]
+        done = run_script("train", *typed, PYTHONPATH=stalling)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert_same_run(uninterrupted, run_dir)
+
+
+@pytest.mark.fault(Promise.RANKS, "data workers that stall or are killed")
+@pytest.mark.parametrize("fault", ["stall", "stop", "die"])
+def test_data_workers_that_stall_or_die_end_a_run_in_a_line(
+    fault: str, data_dir: Path, tmp_path: Path, stalling: str
+) -> None:
+    more = [*FAST, *STALLED, "rank_timeout=5", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = run_script("train", *tiny(data_dir), *more, PYTHONPATH=stalling, FAULT=fault)
+    assert done.returncode == 1, done.stdout
+    assert len(done.stderr.splitlines()) == 1
+    assert "use data.num_workers=0" in done.stderr
+    assert summary(tmp_path / "run")["status"] == "failed"
+
+
+LEFT_OVER = """
+import torch
+from harness.contract.data import _leave_signals_to_the_run
+from harness.contract.workers import WatchedLoader
+
+loader = WatchedLoader(
+    torch.zeros(64, 2), num_workers=2, persistent_workers=True,
+    worker_init_fn=_leave_signals_to_the_run,
+)
+batches = iter(loader)
+next(batches)
+batches._shutdown_workers = lambda: None  # as if an error had come between
+raise SystemExit(7)
+"""
+
+
+@pytest.mark.fault(Promise.STOPS, "the end of a process whose data workers are left over")
+def test_a_process_does_not_wait_for_its_data_workers() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_OVER], env=clean_environment(), timeout=60, check=False
+    )
+    assert done.returncode == 7
+
+
+@pytest.mark.fault(Promise.INPUT, "data workers whose batches do not fit into /dev/shm")
+def test_data_workers_without_shared_memory_are_rejected(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"num_workers": 2, "batch_size": 128, "image_shape": [1, 28, 28], "num_classes": 10}
+    data["_target_"] = "cvae.data.MNISTDataModule"
+    needed = 5 * 128 * 4 * (784 + 10 + 2)
+    for free in (needed, needed - 1):
+        monkeypatch.setattr(
+            os, "statvfs", lambda path, free=free: SimpleNamespace(f_bavail=free, f_frsize=1)
+        )
+        with (
+            pytest.raises(ConfigError, match=r"data.num_workers=2: .* MiB free; use")
+            if (free < needed)
+            else contextlib.nullcontext()
+        ):
+            check_shared_memory({"data": data})
+    check_shared_memory({"data": {**data, "num_workers": 0}})
+    if os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], check=False).returncode == 0:
+        arguments = [*tiny(data_dir, tmp_path / "run"), "data.num_workers=2"]
+        command = [sys.executable, str(ROOT / "src/train.py"), *arguments]
+        mounted = "mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", mounted + shlex.join(command)],
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert "0.2 MiB free" in done.stderr
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.fault(Promise.STOPS, "SIGUSR1 to the README's batch script, which is queued again")
+def test_the_batch_script_is_queued_again_and_goes_on(data_dir: Path, tmp_path: Path) -> None:
+    """A rehearsal: scontrol is a script that notes what it was asked."""
+    run_dir = tmp_path / "run"
+    (tmp_path / "data").symlink_to(data_dir)
+    settings = " ".join([*tiny(tmp_path / "data"), *FAST, "trainer.max_epochs=150"])
+    found = re.search(
+        r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert found is not None
+    text = found[1].replace("logs/train/mine", str(run_dir))
+    text = text.replace("hydra.run.dir=$DIR", f"hydra.run.dir=$DIR {settings}")
+    (tmp_path / "script").write_text(text)
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    path = [str(Path(sys.executable).parent), str(tmp_path), os.environ["PATH"]]
+    environment = {**clean_environment(), "PATH": os.pathsep.join(path), "SLURM_JOB_ID": "7"}
+
+    def submit() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["bash", str(tmp_path / "script")], env=environment, cwd=ROOT)
+
+    process = submit()
+    wait_for_rows(run_dir, 20)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == 128 + signal.SIGUSR1
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    stopped_at = int(record(run_dir)[-1]["step"])
+    assert submit().wait(timeout=120) == 0
+    assert summary(run_dir)["status"] == "finished"
+    assert [entry["step"] for entry in summary(run_dir)["resumed"]] == [stopped_at]
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1
+
+
+# going on
+
+
+@pytest.fixture(scope="module")
+def killed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed before its second epoch."""
+    run_dir = archived(data_dir, tmp_path_factory.mktemp("killed") / "run")
+    script = "from tests.kills import attempt; from pathlib import Path; import sys\n"
+    script += f"assert attempt(Path(sys.argv[1]), ['{SAVE}', 6, 'after']) == [-9]"
+    subprocess.run(
+        [sys.executable, "-c", script, str(run_dir)],
+        env={**clean_environment(), "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
+        check=True,
+    )
+    return run_dir
+
+
+@pytest.fixture
+def interrupted(killed: Path, tmp_path: Path) -> Path:
+    """That run, moved to a folder of this test."""
+    return Path(shutil.copytree(killed, tmp_path / "interrupted run"))
+
+
+def test_resume_goes_on_in_the_same_folder(interrupted: Path, uninterrupted: Path) -> None:
+    before = {p.name for p in interrupted.parent.iterdir()}
+    done = run_script("train", f"resume={interrupted}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on at step 18" in done.stdout
+    assert "dirpath has changed" not in done.stdout + done.stderr  # the best score would be lost
+    assert {p.name for p in interrupted.parent.iterdir()} == before
+    assert_same_run(uninterrupted, interrupted)
+
+    done = run_script("train", f"resume={interrupted}")
+    assert done.returncode == 0
+    assert "has finished; nothing to do" in done.stdout
+
+    done = run_script("train", f"resume={interrupted}", "trainer.max_epochs=5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trainer.max_epochs: 4, now 5" in done.stdout
+    assert "learning rate" in done.stdout
+    assert summary(interrupted)["epochs"] == 5
+
+
+def test_a_run_that_is_training_is_left_alone(interrupted: Path) -> None:
+    before = (interrupted / "config.yaml").read_bytes()
+    with RunFolder(interrupted).claimed():
+        done = run_script("train", f"resume={interrupted}", "trainer.max_epochs=9")
+    assert done.returncode == 2
+    assert "another process trains this run" in done.stderr
+    assert (interrupted / "config.yaml").read_bytes() == before
+
+
+def test_fewer_epochs_than_are_trained_are_refused(uninterrupted: Path) -> None:
+    before = (uninterrupted / "config.yaml").read_bytes()
+    done = run_script("train", f"resume={uninterrupted}", "trainer.max_epochs=1")
+    assert done.returncode == 2
+    assert "trainer.max_epochs=1: 4 epochs are trained already" in done.stderr
+    assert (uninterrupted / "config.yaml").read_bytes() == before
+
+
+def test_what_changes_the_steps_is_refused(interrupted: Path) -> None:
+    before = (interrupted / "config.yaml").read_bytes()
+    done = run_script("train", f"resume={interrupted}", "model.latent_dim=7", "optimizer.lr=1")
+    assert done.returncode == 2
+    assert "model.latent_dim: 3 in the run, 7 typed" in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    assert (interrupted / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.fault(Promise.CHECKPOINTS, "the last one truncated before a resume")
+def test_a_damaged_checkpoint_is_passed_over(interrupted: Path, uninterrupted: Path) -> None:
+    last = interrupted / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    done = run_script("train", f"resume={interrupted}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "truncated or damaged" in done.stdout
+    assert "going on at step 15, from last-previous.ckpt" in done.stdout
+    assert_same_run(uninterrupted, interrupted)
+
+
+@pytest.mark.fault(Promise.CHECKPOINTS, "all of a run emptied before a resume")
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(interrupted: Path) -> None:
+    for path in (interrupted / "checkpoints").glob("last*.ckpt"):
+        path.write_bytes(b"")
+    rows = (interrupted / "metrics.csv").read_bytes()
+    done = run_script("train", f"resume={interrupted}")
+    assert done.returncode == 2
+    assert "no checkpoint can be read" in done.stderr
+    assert (interrupted / "metrics.csv").read_bytes() == rows
+
+
+@pytest.mark.fault(Promise.DATA, "another bit in an image, before a resume")
+def test_other_data_are_refused(interrupted: Path, data_dir: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other data"
+    shutil.copytree(data_dir, other)
+    images = other / "KMNIST" / "raw" / "train-images-idx3-ubyte"
+    content = bytearray(images.read_bytes())
+    content[1000] ^= 1
+    images.write_bytes(content)
+    (images.parent / "digests.json").unlink(missing_ok=True)
+    done = run_script("train", f"resume={interrupted}", f"data.data_dir={other}")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "training data are not those" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["latest/there/is/none", "{folder}"])
+def test_nothing_to_resume(path: str, tmp_path: Path) -> None:
+    done = run_script("train", f"resume={path.format(folder=tmp_path)}")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_latest_is_a_run_that_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resuming, "ROOT", tmp_path)
+    logs = tmp_path / "logs"
+    for hour, name, status in (
+        (1, "killed at once", "running"),
+        (2, "failed", "failed"),
+        (3, "interrupted", "interrupted"),
+        (4, "failed later", "failed"),
+        (5, "of a wrong argument", "failed"),
+        (6, "finished", "finished"),
+    ):
+        (logs / name).mkdir(parents=True)
+        reading.update_summary(logs / name, status=status, started=f"2026-01-01T0{hour}:00:00")
+    (logs / "failed later" / "checkpoints").mkdir()
+    (logs / "failed later" / reading.LAST).touch()
+    for name in ("failed later", "interrupted", "killed at once"):
+        assert resuming.run_to_resume("latest") == logs / name
+        reading.update_summary(logs / name, status="finished")
+    with pytest.raises(ConfigError, match="has finished, or failed before its first checkpoint"):
+        resuming.run_to_resume("latest")
+
+
+# numbers, ranks, records
+
+
+@pytest.mark.fault(Promise.NUMBERS, "a loss that overflows, in a run of one device or two")
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.engines)])
+def test_what_is_not_finite_stays_out_of_the_weights(
+    devices: int, data_dir: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    more = [*FAST, "optimizer.lr=1e30", "callbacks.last.every_n_steps=1", "scheduler=constant"]
+    done = run_script("train", *tiny(data_dir, run_dir), *more, f"trainer.devices={devices}")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "loss or gradient not finite at step" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert summary(run_dir)["status"] == "failed"
+    saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(v.isfinite().all() for v in saved["current_model_state"].values())
+
+
+@pytest.mark.engines
+@pytest.mark.fault(Promise.RANKS, "rank 1 killed, or halted")
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_hangs_ends_the_run_which_goes_on(
+    fault: signal.Signals, data_dir: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    more = [*FAST, "trainer.max_epochs=60", "trainer.devices=2", "callbacks.last.every_n_steps=5"]
+    process = start(*tiny(data_dir), *more, "rank_timeout=5", f"hydra.run.dir={run_dir}")
+    try:
+        wait_for_rows(run_dir, 20)
+        os.kill(ranks_of(run_dir)[1], fault)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1, output
+    assert output.splitlines()[-1].startswith("failed: ")
+    assert ranks_of(run_dir) == []
+    done = run_script("train", f"resume={run_dir}", "rank_timeout=60")
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole = archived(data_dir, tmp_path / "whole", *more[1:], "callbacks.last.every_n_steps=5")
+    assert train_with_kills(whole, []).ended == [[0]]
+    assert record(run_dir) == record(whole)
+
+
+def test_the_record_is_rewound(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    rows = MetricsFile(path)
+    for step in range(1, 4):
+        rows.log_metrics({"train/loss": step / 2}, step=step)
+    rows.log_metrics({"test/elbo": 1.0}, step=2)
+    with path.open("ab") as file:
+        file.write(b"4,1.0")  # a line that a kill has cut
+    MetricsFile(path).rewind(2)
+    with path.open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
+    MetricsFile(path).log_metrics({"train/loss": 9.0}, step=3)
+    with path.open() as file:
+        assert [row["train/loss"] for row in csv.DictReader(file)] == ["0.5", "1.0", "9.0"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "allowed"),
+    [
+        ("logger=wandb", True),
+        ("callbacks.progress.refresh_rate=3", True),
+        ("callbacks.last.every_n_steps=7", True),
+        ("trainer.devices=2", True),
+        ("trainer.max_epochs=9", True),
+        ("test_num_samples=7", True),
+        ("model=vae", False),
+        ("model/network=conv", False),
+        ("model.network.decoder_blocks=2", False),
+        ("seed=2", False),
+        ("callbacks.ema.decay=0.5", False),
+        ("callbacks.ema=null", False),
+        ("data.batch_size=8", False),
+        ("trainer.gradient_clip_val=1", False),
+        ("+optimizer.eps=1e-3", False),
+    ],
+)
+def test_what_may_change_in_a_run_that_goes_on(
+    typed: str, allowed: bool, data_dir: Path, tmp_path: Path
+) -> None:
+    cfg = reading.load_config(archived(data_dir, tmp_path))
+    base = [*tiny(data_dir), *FAST, *BUDGET]
+    if typed.startswith("model/network="):  # which has not the keys of another
+        base = [word for word in base if not word.startswith("model.network.")]
+    composed = compose(*base, typed)
+    if not allowed:
+        with pytest.raises(ConfigError, match="in the run"):
+            changes.apply(cfg, composed, [typed])
+        return
+    assert len(changes.apply(cfg, composed, [typed])) == 1
+    assert changes.apply(cfg, composed, [typed]) == []
+
+
+def test_the_fingerprint_is_of_what_changes_the_steps() -> None:
+    conf = ROOT / "conf"
+    default = changes.fingerprint(conf)
+    same = ("logger=csv", "trainer.devices=2", "callbacks.figures=null", "data.data_dir=/x")
+    assert changes.fingerprint(conf, same) == default
+    for other in ("seed=2", "model=vae", "callbacks.ema=null", "trainer.max_epochs=3"):
+        assert changes.fingerprint(conf, [other]) != default
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):  # within another
+        assert changes.fingerprint(conf) == default
+        assert hydra.compose("compare").keys() != hydra.compose("train").keys()

@@ -1,0 +1,222 @@
+"""What can be had from a run folder: scores, pictures and the model."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from cvae import load_run, sampling
+from cvae.models import CVAE
+from harness.contract.errors import ConfigError
+from harness.run_folder import checkpoints, folder, loading, reading
+from harness.run_folder.folder import RunFolder
+from tests.conftest import ROOT, clean_environment, run_script
+
+
+def test_generate_writes_what_was_asked_for(finished_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "some digits.png"
+    arguments = [f"run={finished_run}", "label=7", "num_samples=16", "npy=true", f"output={output}"]
+    done = run_script("generate", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(output), str(output.with_suffix(".npy"))]
+    array = np.load(output.with_suffix(".npy"))
+    assert array.shape == (16, 28, 28)
+    assert array.dtype == np.uint8
+    with Image.open(output) as picture:
+        assert picture.size == (18 + 8 * 58, 37 + 2 * 58)  # two rows of eight
+    again = run_script("generate", *arguments[:-1], f"output={tmp_path / 'again.png'}")
+    assert again.returncode == 0
+    assert (tmp_path / "again.png").read_bytes() == output.read_bytes()  # seed=0 is the default
+
+
+def test_generate_names_a_picture_by_what_it_shows(finished_run: Path) -> None:
+    """Rows follow the order of the labels and show the images that each label alone gives."""
+    images = {}
+    for typed, name in (
+        ("label=7 num_samples=4", "label-7-seed-0-samples-4"),
+        ("label=7", "label-7-seed-0"),
+        ("label=7,3 num_samples=4", "label-7-3-seed-0-samples-4"),
+        ("label=[3] temperature=0.7 binary=true", "label-3-seed-0-temperature-0.7-binary"),
+        (f"label=3 run={{}}/{reading.LAST}", "label-3-seed-0-last"),
+    ):
+        words = [f"run={finished_run}", *(w.format(finished_run) for w in typed.split(" "))]
+        words = words[1:] if "run={}" in typed else words
+        done = run_script("generate", *words, "npy=true")
+        assert done.returncode == 0, done.stderr
+        stem = finished_run / "generated" / name
+        assert done.stdout.splitlines() == [f"{stem}.png", f"{stem}.npy"]
+        images[name] = np.load(f"{stem}.npy")
+    rows = images["label-7-3-seed-0-samples-4"].reshape(2, 4, 28, 28)
+    assert (rows[0] == images["label-7-seed-0-samples-4"]).all()
+    assert (rows[1] == images["label-3-seed-0-last"][:4]).mean() < 1
+    done = run_script("generate", f"run={finished_run}", "label=3,12")
+    assert done.returncode == 2
+    assert done.stderr == "error: label=12: must be from 0 to 9, a list of these, or all\n"
+
+
+def test_a_picture_of_one_label_has_rows_of_equal_length(tmp_path: Path) -> None:
+    """The rest of the last row is blank paper, not black."""
+    for count, rows, columns in ((7, 1, 7), (16, 2, 8), (11, 2, 6), (21, 3, 7)):
+        (path,) = sampling.save(torch.ones(1, count, 28, 28), tmp_path / "x.png", 7)
+        with Image.open(path) as picture:
+            assert picture.size == (18 + columns * 58, 27 + rows * 58 + 10)
+            pixels = np.array(picture)[26:]
+        assert not (pixels < 128).any()
+
+
+def test_generate_says_what_it_replaces(finished_run: Path, tmp_path: Path) -> None:
+    words = [f"run={finished_run}", "label=7", f"output={tmp_path}/x.png"]
+    first, second = run_script("generate", *words), run_script("generate", *words)
+    assert first.stderr == ""
+    assert second.stderr == f"{tmp_path}/x.png: replaced\n"
+    assert first.stdout == second.stdout
+
+
+def test_generate_has_a_place_of_its_own(finished_run: Path) -> None:
+    checkpoint = finished_run / "checkpoints" / "best.ckpt"
+    done = run_script("generate", f"run={checkpoint}", "label=all", "num_samples=3", "seed=5")
+    assert done.returncode == 0, done.stderr
+    written = Path(done.stdout.strip())
+    assert written.parent == finished_run / "generated"
+    assert written.is_file()
+
+
+def test_the_last_weights_do_not_stand_in_for_the_best(finished_run: Path, tmp_path: Path) -> None:
+    """Of a run that has had a best; one that is under way is read from what there is."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished_run, run_dir)
+    (run_dir / reading.BEST).unlink()
+    with pytest.raises(ConfigError, match=r"best\.ckpt is gone"):
+        loading.find_run(run_dir)
+    assert loading.find_run(run_dir / reading.LAST) == (run_dir, run_dir / reading.LAST)
+    RunFolder(run_dir).begin(step=1)
+    assert loading.find_run(run_dir) == (run_dir, run_dir / reading.LAST)
+
+
+def test_a_model_is_loaded_in_a_line(finished_run: Path) -> None:
+    for place in (finished_run, finished_run / "checkpoints" / "last.ckpt"):
+        model = load_run(place)
+        assert isinstance(model, CVAE)
+        assert not model.training
+        assert model.sample(y=7, num_samples=2).shape == (2, 1, 28, 28)
+
+
+def test_a_checkpoint_stands_alone(finished_run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.ckpt"
+    shutil.copy(finished_run / "checkpoints" / "best.ckpt", alone)
+    one, two = load_run(alone), load_run(finished_run)
+    z = torch.randn(3, 3)
+    assert torch.equal(one.sample([1, 2, 3], z), two.sample([1, 2, 3], z))
+
+
+def test_a_run_from_before_priors_had_a_name_is_loaded(finished_run: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.ckpt"
+    checkpoint = loading.load_checkpoint(finished_run / "checkpoints" / "best.ckpt")
+    del checkpoint["config"]["model"]["prior"]
+    checkpoints.save(checkpoint, old)
+    z = torch.randn(3, 3)
+    expected = load_run(finished_run).sample([1, 2, 3], z)
+    assert torch.equal(load_run(old).sample([1, 2, 3], z), expected)
+
+
+def test_what_cannot_be_loaded_is_explained(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        load_run(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        load_run(tmp_path)
+    bad = tmp_path / "bad.ckpt"
+    bad.write_text("<html>")
+    with pytest.raises(ConfigError, match="looks like HTML"):
+        load_run(bad)
+    checkpoints.save({"state_dict": {}}, bad)
+    with pytest.raises(ConfigError, match="not a checkpoint of this project"):
+        load_run(bad)
+    checkpoint = torch.load(finished_run / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint["config"]["model"]["latent_dim"] = 5
+    checkpoints.save(checkpoint, bad)
+    with pytest.raises(ConfigError, match="another model"):
+        load_run(bad)
+
+
+def test_short_keys_are_unique() -> None:
+    nested = {"a": {"x": 1, "y": 2}, "b": {"x": 3, "c": {"z": 4}}, "seed": 0, "empty": {}}
+    assert reading.short_keys(nested) == {
+        "a.x": 1,
+        "y": 2,
+        "b.x": 3,
+        "z": 4,
+        "seed": 0,
+        "empty": {},
+    }
+
+
+def test_the_archive_is_the_whole_run(finished_run: Path) -> None:
+    cfg = reading.load_config(finished_run)
+    assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(cfg, resolve=True)
+    assert Path(cfg.data.data_dir).is_absolute()
+    assert cfg.callbacks.best.dirpath == str(finished_run / "checkpoints")
+    assert cfg.callbacks.best.monitor == cfg.monitor == "val/elbo"
+    assert "hydra" not in cfg
+
+
+def test_latest_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "ROOT", tmp_path)
+    for name in ("one", "two"):
+        run_dir = tmp_path / "logs" / "train" / name
+        run_dir.mkdir(parents=True)
+        folder.point_latest(run_dir)
+        assert (tmp_path / "logs" / "latest").resolve() == run_dir
+    folder.point_latest(tmp_path / "elsewhere")
+    assert (tmp_path / "logs" / "latest").resolve() == run_dir
+    assert sorted(p.name for p in (tmp_path / "logs").iterdir()) == ["latest", "train"]
+
+
+READS = """
+import sys
+sys.path.insert(0, {source!r})
+from pathlib import Path
+from harness.run_folder import checkpoints, trust
+from harness.run_folder.folder import RunFolder
+from harness.training.launch import launch
+
+def note(module, name, path_of):
+    function = getattr(module, name)
+    def noted(*arguments, **named):
+        print("read", path_of(*arguments))
+        return function(*arguments, **named)
+    setattr(module, name, noted)
+
+note(trust, "read_text", lambda folder, name: name)
+note(checkpoints, "load", lambda path: path.name)
+launch(RunFolder(Path(sys.argv[1])))
+"""
+
+
+def test_a_run_that_is_resumed_reads_each_of_its_files_once(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("wandb", "figures"))
+    content = (copy / reading.CONFIG).read_text().replace(str(finished_run), str(copy))
+    for was, now in (("max_epochs: 2", "max_epochs: 3"), ("mode: auto", "mode: disabled")):
+        assert was in content
+        content = content.replace(was, now)
+    (copy / reading.CONFIG).write_text(content)
+    reading.update_summary(copy, status="interrupted")
+    done = subprocess.run(
+        [sys.executable, "-c", READS.format(source=str(ROOT / "src")), str(copy)],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    read = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("read ")]
+    # the best weights are those of this very process, read back to be tested
+    assert sorted(read) == ["best.ckpt", "config.yaml", "last.ckpt"]

@@ -1,0 +1,164 @@
+"""A search: what it draws from, what it survives, what it leaves."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, clean_environment, run_script, tiny
+
+pytestmark = pytest.mark.engines
+optuna = pytest.importorskip("optuna")
+
+from harness.contract.errors import ConfigError  # noqa: E402
+from harness.run_folder.reading import JOURNAL  # noqa: E402
+from harness.sweeps import search  # noqa: E402
+
+SPACE = ["model.latent_dim=choice(2,4)", "optimizer.lr=tag(log, interval(1e-4, 1e-1))"]
+FAST = ["callbacks.figures=null", "device=cpu", "logger=csv", "trainer.max_epochs=2"]
+
+
+def parsed(text: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (override,) = OverridesParser.create().parse_overrides([f"key={text}"])
+    return override.value()
+
+
+DRAWN = [
+    ("choice(1,2)", optuna.distributions.CategoricalDistribution([1, 2])),
+    ("a,b", optuna.distributions.CategoricalDistribution(["a", "b"])),
+    ("range(8,33,8)", optuna.distributions.IntDistribution(8, 32, step=8)),
+    ("range(0,4)", optuna.distributions.IntDistribution(0, 3)),
+    ("interval(0.1,0.9)", optuna.distributions.FloatDistribution(0.1, 0.9)),
+    ("int(interval(2,9))", optuna.distributions.IntDistribution(2, 9)),
+    ("tag(log,interval(0.1,10))", optuna.distributions.FloatDistribution(0.1, 10, log=True)),
+]
+
+
+@pytest.mark.parametrize(("text", "drawn_from"), DRAWN, ids=[t for t, _ in DRAWN])
+def test_hydras_grammar_is_what_optuna_draws_from(text: str, drawn_from: Any) -> None:
+    assert search.distribution(parsed(text)) == drawn_from
+
+
+@pytest.mark.parametrize("text", ["interval(2,1)", "tag(log,interval(0,1))", "range(3,3)"])
+def test_what_cannot_be_searched_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        search.distribution(parsed(text))
+
+
+def test_a_value_that_is_not_finite_is_a_failed_trial(tmp_path: Path) -> None:
+    study = search.open_study(tmp_path, {})
+    space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    for value in (1.0, float("nan"), float("inf")):
+        (trial,) = search.ask(study, tmp_path, space, "a", 9, 1)
+        search.tell(study, trial, "finished", value)
+    (trial,) = search.ask(study, tmp_path, space, "a", 9, 1)
+    search.tell(study, trial, "pruned", float("nan"))
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "FAIL", "PRUNED"]
+    assert study.best_value == 1.0
+
+
+def test_the_trials_of_a_dead_worker_are_tried_again(tmp_path: Path) -> None:
+    space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    study = search.open_study(tmp_path, {})
+    (lost,) = search.ask(study, tmp_path, space, "dead", 2, 1)
+    with search.worker(tmp_path, "alive"):
+        (kept,) = search.ask(study, tmp_path, space, "alive", 2, 1)
+        assert kept.params == lost.params  # queued again, and first in the queue
+        (other,) = search.ask(study, tmp_path, space, "alive", 2, 1)
+        assert (
+            search.ask(study, tmp_path, space, "alive", 2, 1) == []
+        )  # the lost one is not counted
+    assert other.params != kept.params
+    assert study.trials[lost.number].state.name == "FAIL"
+
+
+def test_a_study_keeps_to_its_space(tmp_path: Path) -> None:
+    search.open_study(tmp_path, {"model.latent_dim": "choice(2,4)"})
+    with pytest.raises(ConfigError, match=r"model\.latent_dim"):
+        search.open_study(tmp_path, {"model.latent_dim": "choice(2,8)"})
+
+
+def trials(folder: Path) -> list[Any]:
+    storage = search._storage(folder / JOURNAL)
+    return list(optuna.load_study(study_name=folder.name, storage=storage).trials)
+
+
+def command(data_dir: Path, folder: Path, num_trials: int) -> list[str]:
+    more = [f"hydra.sweep.dir={folder}", f"hydra.sweeper.num_trials={num_trials}"]
+    return ["-m", "hydra/sweeper=optuna", *tiny(data_dir), *FAST, *SPACE, *more]
+
+
+def test_a_search_that_was_killed_goes_on_with_two_workers(data_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a search"
+    typed = command(data_dir, folder, num_trials=5)
+    script = [sys.executable, str(ROOT / "src/train.py")]
+    first = subprocess.Popen([*script, *typed], env=clean_environment(), stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            if (folder / "1" / "metrics.csv").is_file():
+                break
+            time.sleep(0.1)
+        first.send_signal(signal.SIGKILL)
+    finally:
+        first.kill()
+        first.wait()
+    before = trials(folder)
+    assert any(t.state.name == "RUNNING" for t in before)
+    workers = [
+        subprocess.Popen([*script, *typed], env=clean_environment(), stdout=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    assert [worker.wait(timeout=200) for worker in workers] == [0, 0]
+
+    found = trials(folder)
+    states = [t.state.name for t in found if not t.user_attrs.get("lost")]
+    assert len(states) == 5
+    assert set(states) <= {"COMPLETE", "PRUNED"}
+    assert len({t.user_attrs["worker"] for t in found if "worker" in t.user_attrs}) == 3
+    for trial in found:
+        if trial.state.name == "COMPLETE":
+            told = json.loads((folder / str(trial.number) / "summary.json").read_text())
+            assert told["objective"] == pytest.approx(trial.value)
+            assert not any(name.startswith("test/") for name in told["metrics"])
+    assert {"best.yaml", "trials.csv", "history.png"} <= {p.name for p in folder.iterdir()}
+    values = [t.value for t in found if t.state.name == "COMPLETE"]
+    assert f"value: {max(values)}" in (folder / "best.yaml").read_text()
+
+
+def test_a_trial_behind_the_others_is_known_as_such(tmp_path: Path) -> None:
+    study = search.open_study(tmp_path, {})
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=1)
+    journal = tmp_path / JOURNAL
+
+    def behind(value: float, epoch: int) -> bool:
+        return search.is_behind(journal, study.study_name, trial.number, value, epoch, pruner)
+
+    (trial,) = search.ask(study, tmp_path, {}, "a", 9, 1)
+    assert not any(behind(value, epoch) for epoch, value in enumerate((-90.0, -80.0, -70.0)))
+    search.tell(study, trial, "finished", -70.0)
+    (trial,) = search.ask(study, tmp_path, {}, "a", 9, 1)
+    assert not behind(-95.0, 0)  # it may warm up
+    assert not behind(-75.0, 1)  # ahead of the other at this epoch
+    assert behind(-85.0, 2)
+
+
+def test_a_run_that_is_pruned_ends_there(data_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    below_zero = "{_target_:optuna.pruners.ThresholdPruner,lower:0}"  # where every bound is
+    pruner = ["~hydra.sweeper.pruner", f"+hydra.sweeper.pruner={below_zero}"]
+    typed = command(data_dir, folder, num_trials=1)
+    done = run_script("train", *typed, *pruner, "trainer.devices=2", timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [t.state.name for t in trials(folder)] == ["PRUNED"]
+    told = json.loads((folder / "0" / "summary.json").read_text())
+    assert told["status"] == "pruned"
+    assert "epoch 1/2" in done.stdout
+    assert "epoch 2/2" not in done.stdout
+    assert (folder / "trials.csv").read_text().splitlines()[1].startswith("0,pruned,,")

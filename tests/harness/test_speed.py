@@ -1,0 +1,155 @@
+"""What a step costs, in counts that no machine changes: operators, reads by the host, imports."""
+
+import subprocess
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cvae import noise
+from cvae.augmentation import Warp
+from cvae.callbacks import EMA
+from cvae.data import MNISTDataModule
+from harness.contract.sampler import GlobalBatchSampler
+from tests.conftest import ROOT, clean_environment, tiny
+from tests.project.test_conf import compose
+
+READS = "aten._local_scalar_dense.default"  # the host waits for a number of the device
+
+
+class Counts(TorchDispatchMode):
+    """Counts the operators that are dispatched while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class CountSteps(Callback):
+    """The operators of two whole steps, from one batch's start to another's."""
+
+    def __init__(self) -> None:
+        self.mode = Counts()
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 2:
+            self.mode.__enter__()
+        elif batch_idx == 4:
+            self.mode.__exit__(None, None, None)
+
+
+class Uncounted(EMA):
+    """Leaves out what the average reads of its own count; another test says where that is."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        with torch.utils._python_dispatch._disable_current_modes():
+            super().on_train_batch_end(trainer, *args)
+
+
+@pytest.fixture
+def steps(
+    request: pytest.FixtureRequest, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Counter[str]:
+    """The operators of two steps of the default run, as on a CPU or as on a GPU."""
+    from harness.contract import module as contract
+    from harness.run_folder.folder import RunFolder
+    from harness.training.build import build
+
+    if request.param == "gpu":
+        monkeypatch.setattr(contract, "_HOST", "none of these")
+    settings = [*tiny(data_dir), "device=cpu", "trainer.max_epochs=1", "logger=csv"]
+    settings += ["trainer.log_every_n_steps=50", "callbacks.figures=null", "monitor=val/elbo"]
+    cfg = compose(*settings)
+    cfg.run_dir = str(tmp_path)
+    cfg.callbacks.ema._target_ = f"{__name__}.Uncounted"
+    folder = RunFolder(tmp_path)
+    folder.config = cfg
+    module, data, trainer = build(folder)
+    counter = CountSteps()
+    trainer.callbacks.append(counter)  # type: ignore[attr-defined]
+    data.setup()
+    trainer.fit(module, datamodule=data)
+    return counter.mode.calls
+
+
+@pytest.mark.parametrize("steps", ["gpu"], indirect=True)
+def test_no_step_waits_for_the_device(steps: Counter[str]) -> None:
+    assert steps["aten._fused_adamw_.default"] > 0
+    assert steps[READS] == 0
+
+
+def test_the_average_is_on_the_device_and_its_count_on_the_host() -> None:
+    """The device is one without numbers: to read one of it is an error."""
+    module = nn.Linear(3, 2)
+    average = EMA(0.5)
+    average._average_model = AveragedModel(module, multi_avg_fn=average._average)
+    module.to("meta")
+    module.device = torch.device("meta")  # type: ignore[assignment]
+    average.on_fit_start(None, module)  # type: ignore[arg-type]
+    assert {p.device.type for p in average._average_model.parameters()} == {"meta"}
+    for number in (1, 2, 3):
+        average._average_model.update_parameters(module)
+        assert int(average._average_model.n_averaged) == number
+
+
+@pytest.mark.parametrize("steps", ["cpu"], indirect=True)
+def test_a_step_has_few_operators(steps: Counter[str]) -> None:
+    """One block a side here; the ceilings are what it takes now, and a tenth."""
+    assert 0 < steps[READS] <= 2 * 2
+    assert 100 < sum(steps.values()) / 2 < 475
+
+
+def test_a_batch_has_few_operators(data_dir: Path) -> None:
+    data = MNISTDataModule(data_dir, "KMNIST", batch_size=32, validation_size=45)
+    data.setup()
+    batches = iter(data.train_dataloader())
+    next(batches)
+    with Counts() as counts:
+        next(batches)
+    assert sum(counts.calls.values()) < 53
+
+
+@pytest.mark.parametrize("augmentation", [None, partial(Warp, affine=0.1, elastic=0.5)])
+def test_a_resident_batch_is_made_on_its_device(data_dir: Path, augmentation: Any) -> None:
+    """The device is one without numbers: neither host memory nor a number is in the way."""
+    warp = augmentation and partial(augmentation, share=0.5, until=1.0)
+    data = MNISTDataModule(data_dir, "KMNIST", batch_size=32, validation_size=45, augmentation=warp)
+    data.setup()
+    assert data.train is not None
+    sampler = GlobalBatchSampler(len(data.train), 32, shuffle_seed=1, device="meta")
+    resident = data.train.to("meta")
+    batch = resident[next(iter(sampler))]
+    assert {t.device.type for t in (batch.x, batch.y, batch.indices)} == {"meta"}
+    assert batch.x.shape == (32, 1, 28, 28)
+    eps = noise.standard_normal(batch.indices, (3,), seed=1, stream=noise.Stream.POSTERIOR)
+    assert eps.device.type == "meta"
+
+
+def test_training_imports_no_more_than_it_needs() -> None:
+    script = (
+        "import sys, harness.training.run, cvae.callbacks; "
+        "print(*{m.split('.')[0] for m in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**clean_environment(), "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    unwanted = {"sklearn", "skimage", "tensorboard", "optuna", "ray", "submitit", "wandb", "pandas"}
+    assert not unwanted & set(done.stdout.split())

@@ -1,0 +1,289 @@
+"""Sweeps: a folder and a process for each job, whatever happens to the others."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config import machine
+from harness.config.machine import num_cpus
+from harness.contract import files
+from harness.run_folder import reading
+from harness.run_folder.folder import RunFolder
+from harness.sweeps import jobs
+from tests.conftest import ROOT, clean_environment, run_script, tiny
+from tests.tally import Promise
+
+FAST = ["callbacks.figures=null", "device=cpu"]
+NETWORK = """
+from pathlib import Path
+from cvae.networks import MLP
+class Fragile(MLP):
+    def decode(self, z, y):
+        if z.shape[1] == 3 and not Path(__file__).with_name("mended").exists():
+            raise ZeroDivisionError("as planned")
+        return super().decode(z, y)
+"""
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    return dict(json.loads((run_dir / "summary.json").read_text()))
+
+
+def processes_about(folder: Path) -> list[str]:
+    """Processes that name a folder on their command line, once they had time to save and end."""
+    for _ in range(150):
+        command = ["pgrep", "-f", str(folder)]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+        if not found:
+            break
+        time.sleep(0.1)
+    return found
+
+
+def folders(sweep: Path) -> list[str]:
+    return sorted(p.name for p in sweep.iterdir() if p.is_dir())
+
+
+@pytest.fixture(scope="module")
+def pair(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two jobs on two devices each."""
+    sweep = tmp_path_factory.mktemp("sweeps") / "two by two"
+    more = ["model.latent_dim=2,4", "trainer.devices=2", f"hydra.sweep.dir={sweep}"]
+    done = run_script("train", "-m", *tiny(data_dir), *FAST, *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("val/elbo -") > 0
+    return sweep
+
+
+def test_two_jobs_on_two_devices_are_two_runs(pair: Path) -> None:
+    assert folders(pair) == ["0", "1"]
+    told = [summary(pair / name) for name in folders(pair)]
+    assert [t["status"] for t in told] == ["finished"] * 2
+    assert [t["devices"] for t in told] == [2, 2]
+    assert [t["swept"] for t in told] == [["model.latent_dim=2"], ["model.latent_dim=4"]]
+    assert len({t["run_id"] for t in told}) == 2
+    assert processes_about(pair) == []
+
+
+def test_each_job_is_a_run_of_its_own_in_the_group_of_its_sweep(pair: Path) -> None:
+    for name in folders(pair):
+        (offline,) = (pair / name / "wandb").glob("offline-run-*")
+        assert offline.name.endswith(summary(pair / name)["run_id"])
+        tracked = reading.load_config(pair / name).logger.wandb
+        assert (tracked.group, tracked.job_type) == (pair.name, "train")
+
+
+def test_a_job_that_fails_is_told_and_the_others_go_on(data_dir: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    (tmp_path / "fragile.py").write_text(NETWORK)
+    more = ["model.network._target_=fragile.Fragile", "model.latent_dim=3,2", "logger=csv"]
+    done = run_script(
+        "train",
+        "-m",
+        *tiny(data_dir),
+        *FAST,
+        *more,
+        f"hydra.sweep.dir={sweep}",
+        f"hydra.launcher.num_jobs={min(2, num_cpus())}",
+        PYTHONPATH=str(tmp_path),
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"run {sweep / '0'}: ZeroDivisionError: as planned" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "as planned" in (sweep / "0" / jobs.OUTPUT).read_text()
+    assert [summary(sweep / n)["status"] for n in ("0", "1")] == ["failed", "finished"]
+    assert done.stdout.rstrip().endswith(f"rerun={sweep} trust=fragile")
+
+    other = (sweep / "1" / "summary.json").read_bytes()
+    (tmp_path / "mended").touch()
+    done = run_script("train", f"rerun={sweep}", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "trust=fragile" in done.stderr
+    with RunFolder(sweep / "0").claimed():
+        done = run_script("train", f"rerun={sweep}", "trust=fragile", PYTHONPATH=str(tmp_path))
+    assert "left alone" in done.stdout
+    assert summary(sweep / "0")["error"] == "ZeroDivisionError: as planned"
+    done = run_script("train", f"rerun={sweep}", "trust=fragile", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 2 runs are finished, 1 to train" in done.stdout
+    assert summary(sweep / "0")["status"] == "finished"
+    assert "error" not in summary(sweep / "0")
+    assert (sweep / "1" / "summary.json").read_bytes() == other
+    assert folders(sweep) == ["0", "1"]
+
+    done = run_script("train", f"rerun={sweep}", "seed=3")
+    assert done.returncode == 2
+    assert "seed: rerun= takes the settings of the sweep" in done.stderr
+
+    done = run_script("train", f"rerun={sweep}")
+    assert done.returncode == 0
+    assert "2 of 2 runs are finished, 0 to train" in done.stdout
+
+
+@pytest.mark.fault(Promise.STOPS, "signals to a sweep")
+@pytest.mark.parametrize(
+    ("number", "jobs", "devices"),
+    [
+        (signal.SIGINT, 1, 2),
+        pytest.param(signal.SIGTERM, 2, 1, marks=pytest.mark.engines),
+        pytest.param(signal.SIGKILL, 1, 2, marks=pytest.mark.engines),
+        pytest.param(signal.SIGKILL, 2, 1, marks=pytest.mark.engines),
+    ],
+)
+def test_a_sweep_that_is_stopped_leaves_nothing_running(
+    number: signal.Signals, jobs: int, devices: int, data_dir: Path, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    more = ["seed=1,2,3", "trainer.max_epochs=100000", "logger=csv", f"hydra.sweep.dir={sweep}"]
+    more += [f"hydra.launcher.num_jobs={jobs}", f"trainer.devices={devices}"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "src/train.py"), "-m", *tiny(data_dir), *FAST, *more],
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        wanted = [sweep / str(i) / "checkpoints" for i in range(jobs)]
+        for _ in range(600):
+            if all(folder.is_dir() for folder in wanted):
+                break
+            time.sleep(0.1)
+        process.send_signal(number)
+        code = process.wait(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
+    assert processes_about(sweep) == []
+    assert [summary(sweep / str(i))["status"] for i in range(3)] == [
+        "interrupted" if i < jobs else "pending" for i in range(3)
+    ]
+
+
+REFUSED = [
+    (["hydra.launcher.num_jobs=1000"], "hydra.launcher.num_jobs=1000"),
+    (["hydra.launcher.num_jobs=0"], "hydra.launcher.num_jobs=0"),
+    (["hydra.sweep.subdir=same"], "two jobs"),
+    (["model.latent_dim=interval(1,2)"], "interval"),
+]
+
+
+@pytest.mark.parametrize(("typed", "said"), REFUSED, ids=[t[0] for t, _ in REFUSED])
+def test_what_cannot_be_swept_is_refused(typed: list[str], said: str, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    done = run_script("train", "-m", "seed=1,2", *typed, f"hydra.sweep.dir={sweep}")
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    assert not sweep.exists()
+
+
+def test_a_folder_with_runs_is_not_swept_into(pair: Path) -> None:
+    before = (pair / "0" / "config.yaml").read_bytes()
+    done = run_script("train", "-m", "seed=1,2", f"hydra.sweep.dir={pair}")
+    assert done.returncode == 2
+    assert "rerun=" in done.stderr
+    assert (pair / "0" / "config.yaml").read_bytes() == before
+
+
+def test_rerun_wants_a_folder_of_runs(tmp_path: Path) -> None:
+    done = run_script("train", f"rerun={tmp_path}")
+    assert done.returncode == 2
+    assert "no runs" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness.training.launch", str(tmp_path)]
+    parts = "data: {}\nmodel: {}\noptimizer: {}\n"
+    files.write_text(tmp_path / reading.CONFIG, parts + "trainer: {accelerator: cpu, devices: 1}\n")
+    with RunFolder(tmp_path).claimed():
+        done = subprocess.run(
+            command,
+            env={**clean_environment(), "PYTHONPATH": str(ROOT / "src")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert "another process trains this run" in done.stderr
+    with RunFolder(tmp_path).claimed():  # it is free again
+        pass
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shares_have_no_core_in_common(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8,9")
+    parts = machine.shares(count)
+    cores = [core for part in parts for core in part.cores]
+    gpus = [gpu for part in parts for gpu in part.gpus]
+    assert sorted(cores) == list(range(6))
+    assert sorted(gpus) == ["4", "5", "6", "7", "8", "9"]
+
+
+def test_jobs_share_a_gpu_where_there_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert [part.gpus for part in machine.shares(2)] == [["7"], ["7"]]
+
+
+def test_what_was_swept() -> None:
+    typed = ["model=vae", "seed=1,2"]
+    assert jobs.swept(["model=vae", "seed=1", "test=false"], typed) == ["seed=1"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", range(5))
+def test_sweeps_leave_nothing_behind(part: int, data_dir: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    for i in range(4):
+        more = ["seed=1,2", f"trainer.devices={1 + i % 2}", f"hydra.sweep.dir={tmp_path / str(i)}"]
+        done = run_script("train", "-m", *tiny(data_dir), *FAST, *more, TMPDIR=str(scratch))
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert processes_about(tmp_path) == []
+    assert list(scratch.iterdir()) == []
+
+
+COMPOSES = """
+import sys
+sys.path.insert(0, {source!r})
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from harness.sweeps import jobs
+import train
+
+composed, compose = [], ConfigLoaderImpl.load_sweep_config
+
+def counted(self, *arguments, **named):
+    composed.append(str(named.get("sweep_overrides", arguments[1:])))
+    return compose(self, *arguments, **named)
+
+ConfigLoaderImpl.load_sweep_config = counted
+jobs.run_jobs = lambda folders, *_: [0.0 for _ in folders]  # training is another test's
+jobs.report = lambda *_: True
+sys.argv = ["train.py", "-m", "seed=1,2", *sys.argv[1:]]
+train.main()
+print(len(composed), len(set(composed)))
+"""
+
+
+def test_each_job_of_a_sweep_is_composed_once(data_dir: Path, tmp_path: Path) -> None:
+    script = COMPOSES.format(source=str(ROOT / "src"))
+    words = [*tiny(data_dir), f"hydra.sweep.dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["2", "2"], done.stdout + done.stderr
+    assert (tmp_path / "1" / ".hydra" / "overrides.yaml").is_file()

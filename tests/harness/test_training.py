@@ -1,0 +1,666 @@
+"""Training: the same steps on one device and two, plain checkpoints, and figures that add up."""
+
+import csv
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
+from torch.utils.data import DataLoader, TensorDataset
+
+from cvae.callbacks import EMA
+from cvae.data import MNISTDataModule
+from cvae.lightning_module import VAEModule, as_batch, warmup_cosine
+from cvae.models import CVAE, VAE
+from cvae.networks import MLP
+from harness.config.fields import PRECISIONS
+from harness.contract.errors import ConfigError, Stopped
+from harness.contract.sampler import Rows
+from harness.run_folder import loading
+from harness.training.build import _native_precision
+from harness.training.resume import LastCheckpoint
+from harness.training.run import _check_provenance, train
+from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, clean_environment, run_script, tiny
+from tests.science.test_networks import FlatBatchNorm
+from tests.tally import Promise
+
+
+def rows(run_dir: Path, prefix: str) -> list[dict[str, float]]:
+    with (run_dir / "metrics.csv").open() as file:
+        found = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [row for row in found if any(k.startswith(prefix) for k in row)]
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    return dict(json.loads((run_dir / "summary.json").read_text()))
+
+
+def objects(data_dir: Path, folder: Path, **trainer: Any) -> tuple[Any, Any, Any]:
+    def network(**given: Any) -> MLP:
+        return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
+
+    data = MNISTDataModule(
+        data_dir, "KMNIST", batch_size=32, eval_batch_size=16, validation_size=45
+    )
+    module = VAEModule(
+        CVAE(network, latent_dim=2),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2),
+        test_num_samples=3,
+    )
+    checkpoint = ModelCheckpoint(folder, "best", monitor="val/elbo", mode="max", save_last=True)
+    given = {"max_epochs": 2, "callbacks": [EMA(0.9), checkpoint], **trainer}
+    return (
+        module,
+        data,
+        lightning.Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+            **given,
+        ),
+    )
+
+
+# Lightning's own, on this torch
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval.*"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
+    pytest.mark.filterwarnings("ignore:.*saving a checkpoint outside.*"),
+]
+
+
+def test_train_takes_objects_and_knows_nothing_of_configs(data_dir: Path, tmp_path: Path) -> None:
+    module, data, trainer = objects(data_dir, tmp_path)
+    metrics = train(module, data, trainer, tmp_path)
+    assert set(metrics) == {
+        *(f"{s}/{m}" for s in ("val", "test") for m in ("elbo", "kl", "reconstruction")),
+        "test/nll_k3",
+    }
+    assert metrics["test/elbo"] == pytest.approx(
+        metrics["test/reconstruction"] - metrics["test/kl"], abs=1e-3
+    )
+    assert metrics["test/nll_k3"] <= -metrics["test/elbo"] + 0.5
+    assert not module.model.training  # ready to use
+
+
+@pytest.mark.parametrize("kind", [VAE, CVAE])
+def test_plain_batches_of_a_users_loader(kind: type[VAE], tmp_path: Path) -> None:
+    def network(**given: Any) -> MLP:
+        return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
+
+    x, y = torch.rand(20, 1, 28, 28).round(), torch.arange(20) % 10
+
+    def fitted(*arrays: torch.Tensor) -> dict[str, torch.Tensor]:
+        module = VAEModule(
+            kind(network, latent_dim=2),
+            optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2),
+        )
+        module.load_state_dict({k: torch.full_like(v, 0.1) for k, v in module.state_dict().items()})
+        loader = DataLoader(TensorDataset(*arrays), batch_size=8)
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(module, loader, loader)
+        assert module.items_seen == 20
+        assert "val/elbo" in module.validation
+        return module.state_dict()
+
+    by_integer, by_one_hot = fitted(x, y), fitted(x, torch.eye(10)[y])
+    torch.testing.assert_close(by_integer, by_one_hot, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"a batch must be .* \(x, y\)"):
+        fitted(x)
+    with pytest.raises(ValueError, match=r"of shape \(B, 1, 28, 28\)"):
+        fitted((x * 255).to(torch.uint8), y)
+
+
+def test_plain_batches_have_noise_of_their_own_and_one_process() -> None:
+    model = VAE(partial(MLP, hidden_dim=4, encoder_blocks=0, decoder_blocks=0), 2, (1, 2, 2))
+    batch = [torch.zeros(3, 1, 2, 2), torch.arange(3)]
+    keys = torch.cat([as_batch(batch, number, model).indices for number in range(3)])
+    assert len(keys.unique()) == 9
+    with pytest.raises(ValueError, match="on 2 devices"):
+        as_batch(batch, 0, model, num_processes=2)
+
+
+def test_checkpoints_are_plain_and_hold_the_averaged_weights(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    module, data, trainer = objects(data_dir, tmp_path)
+    train(module, data, trainer, tmp_path)
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    raw, averaged = best["current_model_state"], best["state_dict"]
+    assert raw.keys() == averaged.keys()
+    assert any(not torch.equal(raw[k], averaged[k]) for k in raw)
+    tested = module.state_dict()
+    assert all(torch.equal(tested[k], averaged[k]) for k in tested)
+
+
+def test_a_run_that_ends_before_a_validation_leaves_its_weights(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    module, data, trainer = objects(data_dir, tmp_path, max_epochs=1, max_steps=2)
+    with pytest.warns(UserWarning, match="could not find the monitored key"):
+        train(module, data, trainer, tmp_path)
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(v, last[k]) for k, v in module.state_dict().items())
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(data_dir: Path, tmp_path: Path) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        module, data, trainer = objects(data_dir, tmp_path / str(seed), callbacks=[], max_steps=5)
+        module.seed = seed
+        trainer.fit(module, datamodule=data)
+        return torch.cat([p.flatten() for p in module.parameters()])
+
+    one = weights(0)
+    torch.rand(7)  # the state of the global generator is nobody's business
+    assert torch.equal(one, weights(0))
+    assert not torch.equal(one, weights(1))
+
+
+class Late(LastCheckpoint):
+    """Is told to stop when it has just asked, for the last time."""
+
+    def _agree(self, trainer: lightning.Trainer, is_sure: bool) -> tuple[int, bool]:
+        answer = super()._agree(trainer, is_sure)
+        if is_sure:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer
+
+
+def test_the_last_moment_to_be_told_to_stop(data_dir: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    module, data, trainer = objects(data_dir, tmp_path, callbacks=[Late(tmp_path)])
+    with pytest.raises(Stopped, match="SIGTERM"):
+        trainer.fit(module, datamodule=data)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert (tmp_path / "last.ckpt").is_file()
+
+
+def test_the_averaged_weights_are_the_average() -> None:
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    decay, every = 0.5, 2
+    module = BoringModel()
+    module.register_buffer("mask", torch.tensor([True, False]))  # no average of these
+    module.register_buffer("count", torch.tensor(0))
+    ema = EMA(decay, every_n_steps=every)
+    ema.setup(None, module, "fit")  # type: ignore[arg-type]
+    expected: torch.Tensor | None = None
+    trainer, updates = type("T", (), {"global_step": 0})(), 0
+    for step in range(1, 9):
+        trainer.global_step = step
+        with torch.no_grad():
+            module.layer.weight.fill_(float(step))
+            module.count.fill_(step)  # type: ignore[operator, union-attr]
+        ema.on_train_batch_end(trainer, module, None, None, step)
+        if step <= every or step % every == 0:
+            new = module.layer.weight.detach().clone()
+            share = min(decay**every, (1 + updates) / (10 + updates))
+            expected = new if expected is None else share * expected + (1 - share) * new
+            updates += 1
+    assert ema._average_model is not None
+    assert expected is not None
+    averaged = dict(ema._average_model.named_parameters())["module.layer.weight"]
+    torch.testing.assert_close(averaged.data, expected)
+    buffers = dict(ema._average_model.named_buffers())
+    assert buffers["module.mask"].tolist() == [True, False]
+    assert buffers["module.count"].item() == 8
+
+
+@pytest.mark.parametrize("total_steps", [2, 3, 10, 1000])
+def test_the_schedule_rises_and_falls(total_steps: int) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=2.0)
+    scheduler = warmup_cosine(optimizer, total_steps, warmup_fraction=0.1)
+    rates = []
+    for _ in range(total_steps + 1):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    peak = max(rates)
+    top = rates.index(peak)
+    assert peak == pytest.approx(2.0)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_biases_and_gains_are_not_decayed(data_dir: Path, tmp_path: Path) -> None:
+    module, data, trainer = objects(data_dir, tmp_path, callbacks=[], max_steps=1)
+    trainer.fit(module, datamodule=data)
+    decayed, free = trainer.optimizers[0].param_groups
+    assert decayed["weight_decay"] > 0
+    assert free["weight_decay"] == 0
+    assert {p.ndim for p in decayed["params"]} == {2}
+    count = len(decayed["params"]) + len(free["params"])
+    assert count == len(list(module.parameters()))
+    assert any(p is module.model.output_bias for p in free["params"])
+
+
+# whole runs, as a person starts them
+
+
+def test_the_folder_of_a_finished_run(finished_run: Path) -> None:
+    there = {p.relative_to(finished_run).as_posix() for p in finished_run.rglob("*") if p.is_file()}
+    expected = {"config.yaml", "summary.json", "metrics.csv", "train.log"}
+    expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/overrides.yaml"}
+    pictures = ("reconstructions", "label_grid", "style_transfer", "traversals")
+    expected |= {f"figures/{name}.png" for name in pictures}
+    assert expected <= there
+    assert any(name.startswith("wandb/offline-run") for name in there)
+    assert not any(name.endswith(".tmp") for name in there)
+
+
+def test_the_summary_of_a_finished_run(finished_run: Path) -> None:
+    told = summary(finished_run)
+    assert told["status"] == "finished"
+    assert told["name"] == "cvae-mlp-adversary-z3-kmnist-s1"
+    assert told["epochs"] == 2
+    assert told["images_seen"] == 2 * (NUM_TRAIN - 45)
+    assert told["steps"] == 2 * 7
+    assert told["metrics"].keys() >= {"val/elbo", "test/elbo", "test/nll_k4"}
+    best = max(row["val/elbo"] for row in rows(finished_run, "val/"))
+    assert told["objective"] == pytest.approx(best, abs=1e-4)
+    assert "src/train.py" in told["command"]
+    assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert told["images_per_second"] > 0
+
+
+def test_the_record_of_a_finished_run(finished_run: Path) -> None:
+    steps = rows(finished_run, "train/")
+    assert [row["step"] for row in steps] == list(range(1, 15))
+    assert steps[-1]["images_seen"] == 2 * (NUM_TRAIN - 45)
+    for row in steps:
+        assert row["train/elbo"] == pytest.approx(
+            row["train/reconstruction"] - row["train/kl"], abs=1e-3
+        )
+        assert row["train/kl"] >= 0
+        assert row["train/reconstruction"] <= 0
+    assert [row["epoch"] for row in rows(finished_run, "val/")] == [0, 1]
+    assert len(rows(finished_run, "test/")) == 1
+
+
+def test_the_log_of_a_finished_run(finished_run: Path) -> None:
+    log = (finished_run / "train.log").read_text()
+    assert "epoch 2/2  val/elbo" in log
+    assert "wandb sync" in log
+    assert "test set " + summary(finished_run)["test_digest"] in log
+    assert "Traceback" not in log
+    assert max(len(line) for line in log.splitlines()) < 400
+
+
+def test_tests_do_not_move_latest(finished_run: Path) -> None:
+    from harness.config import paths
+
+    latest = paths.ROOT / "logs" / "latest"
+    assert not latest.exists() or latest.resolve() != finished_run.resolve()
+
+
+@pytest.fixture(scope="session")
+def pair_of_runs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same run on one process and on two, 20 steps and more."""
+    folder = tmp_path_factory.mktemp("pair")
+    found = {}
+    for devices in (1, 2):
+        found[devices] = folder / str(devices)
+        more = ["device=cpu", f"trainer.devices={devices}", "trainer.max_epochs=3", "logger=csv"]
+        done = run_script("train", *tiny(data_dir, found[devices]), *more)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return found
+
+
+def test_one_device_and_two_take_the_same_steps(pair_of_runs: dict[int, Path]) -> None:
+    one, two = (rows(pair_of_runs[n], "train/") for n in (1, 2))
+    assert len(one) == len(two) == 21
+    for a, b in zip(one, two, strict=True):
+        for key in ("train/loss", "train/elbo", "train/kl", "train/reconstruction"):
+            assert a[key] == pytest.approx(b[key], rel=2e-6, abs=1e-6)
+        assert a["images_seen"] == b["images_seen"]
+
+
+def test_training_time_is_that_of_training(data_dir: Path, tmp_path: Path) -> None:
+    module, data, trainer = objects(data_dir, tmp_path, num_sanity_val_steps=2)
+    start = time.perf_counter()
+    train(module, data, trainer, tmp_path)
+    assert 0 < module.train_seconds < time.perf_counter() - start
+
+
+def test_two_devices_are_not_warned_of_what_is_right(pair_of_runs: dict[int, Path]) -> None:
+    assert "sync_dist" not in (pair_of_runs[2] / "train.log").read_text()
+
+
+def test_one_device_and_two_count_each_test_image_once(pair_of_runs: dict[int, Path]) -> None:
+    """33 images in batches of 16: the last batch leaves the second rank without any."""
+    assert NUM_TEST % 2 == 1
+    one, two = (summary(pair_of_runs[n]) for n in (1, 2))
+    assert two["devices"] == 2
+    for key, value in one["metrics"].items():  # in nats; a small KL is a difference of larger terms
+        assert value == pytest.approx(two["metrics"][key], rel=1e-6, abs=1e-7)
+    for key in ("validation_digest", "test_digest", "images_seen", "steps"):
+        assert one[key] == two[key]
+
+
+@pytest.mark.fault(Promise.UNUSUAL, "last batches of one image on two devices")
+def test_a_device_without_rows_takes_the_same_steps(data_dir: Path, tmp_path: Path) -> None:
+    """The last batch has one image of 195 to train on, of 65 to validate, and of 33 to test."""
+    more = ["device=cpu", "logger=csv", "data.validation_size=65", "data.batch_size=194"]
+    more += ["model/network=conv", "model.network.channels=[2,4]", "model.network.hidden_dim=8"]
+    more += ["data/augmentation=warp", "callbacks.figures=null"]
+    base = [word for word in tiny(data_dir) if "network" not in word and "validation" not in word]
+    losses, metrics = [], []
+    for devices in (1, 2):
+        run_dir = tmp_path / str(devices)
+        words = [*base, *more, f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
+        done = run_script("train", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        losses.append([row["train/loss"] for row in rows(run_dir, "train/")])
+        metrics.append(summary(run_dir)["metrics"])
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=2e-6)
+    assert metrics[1] == pytest.approx(metrics[0], rel=2e-6, abs=1e-6)
+
+
+def test_a_device_without_rows_contributes_zero(data_dir: Path, tmp_path: Path) -> None:
+    """Every gradient gets a zero, so that no device waits; BatchNorm keeps its statistics."""
+    _, data, trainer = objects(data_dir, tmp_path)
+    module = VAEModule(CVAE(FlatBatchNorm, latent_dim=2), torch.optim.SGD)
+    module.trainer = trainer
+    data.setup()
+    assert data.train is not None
+    batch = data.train[Rows(0, torch.arange(0), 1)]
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
+    assert all(m.training for m in module.model.modules())
+    assert module.items_seen == 1
+    assert module._window is not None
+    assert not module._window.any()
+
+
+def test_two_devices_share_one_folder(pair_of_runs: dict[int, Path]) -> None:
+    one, two = (
+        sorted(p.relative_to(d).as_posix() for p in d.rglob("*") if p.is_file())
+        for d in (pair_of_runs[1], pair_of_runs[2])
+    )
+    assert one == two
+
+
+def test_a_sweep_gives_each_job_its_folder(data_dir: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "a sweep"
+    jobs = [
+        "model=autoencoder,vae",
+        "logger=csv",
+        "trainer.max_epochs=1",
+        f"hydra.sweep.dir={sweep}",
+    ]
+    done = run_script("train", "-m", *tiny(data_dir), *jobs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [summary(sweep / str(job)) for job in range(2)]
+    assert [t["status"] for t in told] == ["finished"] * 2
+    assert [t["monitor"] for t in told] == ["val/reconstruction", "val/elbo"]
+    assert [t["sweep"] for t in told] == ["a sweep"] * 2
+    assert told[0]["metrics"].keys() == {"val/reconstruction", "test/reconstruction"}
+    assert (sweep / "0" / "figures" / "samples.png").is_file()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_that_fails_says_so(devices: int, data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os\n"
+        "from cvae.networks import MLP\n"
+        "class Mine(MLP):\n"
+        "    def decode(self, z, y):\n"
+        f"        if os.environ.get('RANK', '0') == '{devices - 1}':\n"
+        "            raise ZeroDivisionError('as planned')\n"
+        "        return super().decode(z, y)\n"
+    )
+    more = ["model.network._target_=mine.Mine", "device=cpu", f"trainer.devices={devices}"]
+    run_dir = tmp_path / "run"
+    done = run_script("train", *tiny(data_dir, run_dir), *more, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("failed: ")
+    assert "ZeroDivisionError: as planned" in done.stderr.splitlines()[-1]
+    told = summary(run_dir)
+    assert told["status"] == "failed"
+    assert told["error"] == "ZeroDivisionError: as planned"
+    assert "as planned" in (run_dir / "train.log").read_text()
+
+
+def test_without_callbacks_logger_or_schedule(data_dir: Path, tmp_path: Path) -> None:
+    none = ["callbacks=null", "logger=null", "scheduler=null", "trainer.max_epochs=1"]
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *none)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_figures_that_are_not_finite_are_a_failure(data_dir: Path, tmp_path: Path) -> None:
+    more = ["optimizer.lr=1e30", "callbacks.figures=null", "logger=csv"]
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *more)
+    assert done.returncode == 3
+    assert "not finite" in done.stderr.splitlines()[-1]
+    assert summary(tmp_path / "run")["status"] == "failed"
+
+
+def test_an_interrupted_run_leaves_nothing_behind(data_dir: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    more = ["trainer.max_epochs=100000", "logger=csv"]
+    command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *more]
+    process = subprocess.Popen(
+        command,
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # a shell's background jobs, tests among them, are born deaf to Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        for _ in range(300):
+            if (run_dir / "metrics.csv").is_file() and len(rows(run_dir, "val/")) > 1:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 128 + signal.SIGINT
+    finally:
+        process.kill()
+        process.wait()
+    assert summary(run_dir)["status"] == "interrupted"
+    for _ in range(50):
+        found = subprocess.run(["pgrep", "-f", str(run_dir)], capture_output=True, check=False)
+        if not found.stdout:
+            break
+        time.sleep(0.1)
+    assert not found.stdout
+
+
+@pytest.mark.parametrize("debug", ["one_batch", "overfit", "profiler"])
+def test_debugging_runs(debug: str, data_dir: Path, tmp_path: Path) -> None:
+    few = ["trainer.max_epochs=2"] if debug == "overfit" else []
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), f"debug={debug}", *few)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("Profile" in done.stdout) == (debug == "profiler")
+
+
+def test_a_flow_prior_trains_and_generates(data_dir: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    small = ["model/prior=flow", "model.prior.num_couplings=2", "model.prior.hidden_dim=8"]
+    done = run_script("train", *tiny(data_dir, run_dir), *small, "trainer.precision=bf16-mixed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary(run_dir)["name"] == "cvae-mlp-flow-adversary-z3-kmnist-s1"
+    done = run_script("generate", f"run={run_dir}", "label=all", "num_samples=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with torch.no_grad():
+        trained = loading.load_run(run_dir)
+        z = torch.randn(4, 3)
+        w, _ = trained.prior.to_base(z)  # type: ignore[union-attr, operator]
+    assert not torch.allclose(w, z, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "penalty"), [("vae", "adversary"), ("cvae", "labelwise_adversary")]
+)
+def test_a_penalty_trains_and_generates(
+    kind: str, penalty: str, data_dir: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    words = [f"model={kind}", f"model/penalty={penalty}", "model.penalty.hidden_dim=8"]
+    done = run_script("train", *tiny(data_dir, run_dir), *words, "trainer.precision=bf16-mixed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    part = penalty.replace("_", "")
+    assert summary(run_dir)["name"] == f"{kind}-mlp-{part}-z3-kmnist-s1"
+    assert 0 < summary(run_dir)["metrics"]["test/penalty"] < 3
+    label = ["label=all"] if kind == "cvae" else []
+    done = run_script("generate", f"run={run_dir}", "num_samples=2", *label)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_other_loggers(data_dir: Path, tmp_path: Path) -> None:
+    more = ["logger=tensorboard", "trainer.max_epochs=1", "callbacks=early_stopping"]
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+def test_logging_is_left_as_it_was() -> None:
+    assert logging.getLogger("cvae").level == logging.NOTSET
+    assert "RANK" not in os.environ
+
+
+@pytest.mark.parametrize(  # a compiler works for half a minute
+    "devices",
+    [pytest.param(1, marks=pytest.mark.engines), pytest.param(2, marks=pytest.mark.long)],
+)
+def test_compiled_steps_are_the_same_steps(devices: int, data_dir: Path, tmp_path: Path) -> None:
+    losses = {}
+    for mode in ("null", "default"):
+        run_dir = tmp_path / mode
+        more = [f"compile={mode}", f"trainer.devices={devices}", "logger=csv", "device=cpu"]
+        more += ["callbacks.figures=null"]
+        done = run_script("train", *tiny(data_dir, run_dir), *more, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        losses[mode] = [row["train/loss"] for row in rows(run_dir, "train/")]
+    assert losses["default"] == pytest.approx(losses["null"], rel=1e-5)
+    again = run_script("train", f"resume={run_dir}", "trainer.max_epochs=3", "compile=null")
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_compile_compiles_what_a_step_calls(data_dir: Path, tmp_path: Path) -> None:
+    module, _, _ = objects(data_dir, tmp_path)
+    module.on_train_start()
+    assert not hasattr(module._terms, "_torchdynamo_orig_callable")
+    module.compile_mode = "default"
+    module.on_train_start()
+    assert module._terms._torchdynamo_orig_callable == module.model.terms
+
+
+def test_precision_auto_is_what_the_machine_multiplies_fastest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for has_amx, precision in ((False, "32-true"), (True, "bf16-mixed")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", partial(dict, amx_bf16=has_amx))
+        assert _native_precision("cpu") == precision
+
+
+def test_scores_do_not_depend_on_the_precision_of_steps(data_dir: Path, tmp_path: Path) -> None:
+    scores = []
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(0)
+        module, data, trainer = objects(data_dir, tmp_path, precision=precision)
+        (found,) = trainer.validate(module, datamodule=data, verbose=False)
+        scores.append(found["val/elbo"])
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*is supported for historical reasons.*")
+@pytest.mark.parametrize(
+    ("precision", "averages"),
+    [*((p, True) for p in PRECISIONS if p != "auto"), ("64-true", False)],
+)
+def test_every_precision_trains_and_resumes_exactly(
+    precision: str, averages: bool, data_dir: Path, tmp_path: Path
+) -> None:
+    def fit(folder: Path, epochs: int, resume_from: Path | None = None) -> dict[str, Any]:
+        torch.manual_seed(0)
+        callbacks = [LastCheckpoint(folder), *([EMA(0.9)] if averages else [])]
+        given: dict[str, Any] = {"callbacks": callbacks, "max_epochs": epochs}
+        if precision in ("16", "16-mixed"):  # by name, it would be bfloat16 on a CPU
+            given["plugins"] = [MixedPrecision("16-mixed", "cpu")]
+        else:
+            given["precision"] = precision
+        module, data, fitter = objects(data_dir, folder, gradient_clip_val=200.0, **given)
+        module._make_optimizer = partial(torch.optim.AdamW, lr=1e-2, fused=True)
+        train(module, data, fitter, folder, resume_from=resume_from)
+        return dict(torch.load(folder / "last.ckpt", weights_only=True))
+
+    fit(tmp_path / "a", 1)
+    resumed = fit(tmp_path / "a", 2, tmp_path / "a" / "last.ckpt")
+    whole = fit(tmp_path / "b", 2)
+    width = torch.float64 if precision.startswith("64") else torch.float32
+    assert whole["global_step"] == 14
+    for key in ("state_dict", *(["current_model_state"] if averages else [])):
+        for name, value in whole[key].items():
+            assert value.dtype == width
+            assert torch.equal(value, resumed[key][name]), name
+
+
+def test_a_run_in_double_precision_draws_and_generates(data_dir: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = run_script("train", *tiny(data_dir, run_dir), "trainer.precision=64-true", "logger=csv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (run_dir / "figures" / "label_grid.png").is_file()
+    assert summary(run_dir)["precision"] == "64-true"
+    done = run_script("generate", f"run={run_dir}", "label=all", "num_samples=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    saved = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert {value.dtype for value in saved.values()} == {torch.float64}
+
+
+def test_a_run_goes_on_in_the_precision_it_began_with() -> None:
+    now = {"data": "x", "validation": "y", "precision": "32-true"}
+    _check_provenance(now, now)
+    without = {"data": "x", "validation": "y"}
+    _check_provenance(now, without)  # of a run from before precisions were noted
+    for other in ({"data": "x"}, {**now, "validation": "z"}):
+        with pytest.raises(ConfigError, match="validation data"):
+            _check_provenance(now, other)
+    with pytest.raises(ConfigError, match="was bf16-mixed when this run began and is 32-true here"):
+        _check_provenance(now, {**now, "precision": "bf16-mixed"})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_every_experiment_takes_steps(path: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Also one that is written for another machine."""
+    few = ["trainer.max_steps=2", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+    of_tests = ["data.name=KMNIST", f"data.data_dir={data_dir}", "data.validation_size=45"]
+    words = [f"experiment={path.stem}", *of_tests, *few, "test_num_samples=2", "logger=csv"]
+    done = run_script("train", *words, "callbacks.figures=null", f"hydra.run.dir={tmp_path / 'a'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary(tmp_path / "a")["steps"] == 2

@@ -1,0 +1,479 @@
+"""Folders from strangers: nothing of theirs runs, and nothing is written outside of them."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from cvae import load_run
+from harness.config import paths
+from harness.contract import files
+from harness.contract.errors import ConfigError, RunFailed
+from harness.run_folder import checkpoints, loading, reading, trust
+from harness.run_folder.folder import RunFolder
+from harness.sweeps import jobs
+from tests.conftest import run_script
+from tests.tally import Promise
+
+TARGETS = "code, commands and files as targets in a config"
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def folder(finished_run: Path, tmp_path: Path) -> Path:
+    """A stranger's copy of a run, to make hostile."""
+    copy = tmp_path / "theirs"
+    shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("wandb", "figures"))
+    return copy
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that the reader has installed and may trust; importing it leaves a mark."""
+    package = tmp_path / "installed" / "my_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "import os, pathlib\n"
+        "from cvae.networks import MLP\n"
+        f"pathlib.Path({str(tmp_path / 'imported')!r}).touch()\n"
+        "class MyNet(MLP):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(package.parent)
+    return package
+
+
+def tamper(run_dir: Path, change: Change) -> None:
+    """Change the config in both of its places, with valid checksums."""
+    for name in (reading.BEST, reading.LAST):
+        checkpoint = checkpoints.load(run_dir / name)
+        change(checkpoint["config"])
+        checkpoints.save(checkpoint, run_dir / name)
+    plain = OmegaConf.to_container(OmegaConf.load(run_dir / reading.CONFIG))
+    assert isinstance(plain, dict)
+    change(plain)  # type: ignore[arg-type]
+    (run_dir / reading.CONFIG).write_text(OmegaConf.to_yaml(plain))
+
+
+def set_key(dotted: str, value: Any) -> Change:
+    def change(config: dict[str, Any]) -> None:
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            config = config[parent]
+        config[last] = value
+
+    return change
+
+
+def attacks(marker: str) -> dict[str, Any]:
+    """Targets that would leave a marker file, or read one, if anything called them."""
+    touch = f"touch '{marker}'"
+    return {
+        "os.system": {"_target_": "os.system", "_args_": [touch]},
+        "subprocess": {"_target_": "subprocess.run", "args": ["touch", marker]},
+        "eval": {"_target_": "builtins.eval", "_args_": [f"open({marker!r}, 'w')"]},
+        "exec": {"_target_": "builtins.exec", "_args_": [f"open({marker!r}, 'w')"]},
+        "partial": {"_target_": "os.system", "_partial_": True, "command": touch},
+        "torch.load": {"_target_": "torch.load", "f": marker, "weights_only": False},
+        "torch.save": {"_target_": "torch.save", "obj": 1, "f": marker},
+        "torch.hub": {"_target_": "torch.hub.load", "repo_or_dir": marker, "model": "x"},
+        "torch's os": {"_target_": "torch.os.system", "_args_": [touch]},
+        "torch.nn's": {"_target_": "torch.nn.modules.module.torch.os.system", "_args_": [touch]},
+        "numpy": {"_target_": "numpy.save", "file": marker, "arr": 1},
+        "our writer": {
+            "_target_": "harness.contract.files.write_text",
+            "path": marker,
+            "text": "x",
+        },
+        "our os": {"_target_": "harness.run_folder.folder.os.system", "_args_": [touch]},
+        "our logger": {"_target_": "harness.run_folder.metrics_file.MetricsFile", "path": marker},
+        "our loader": {
+            "_target_": "harness.run_folder.loading.load_run",
+            "path": ".",
+            "trusted": "os",
+        },
+        "the package's loader": {"_target_": "cvae.load_run", "path": ".", "trusted": ["os"]},
+        "our instantiate": {
+            "_target_": "harness.config.instantiation.instantiate",
+            "node": {"_target_": "os.system", "command": touch},
+        },
+        "a checks of ours": {"_target_": "harness.command_line.hooks.Checks"},
+        "our class": {"_target_": "harness.run_folder.folder.RunFolder", "path": marker},
+        "our launcher": {"_target_": "hydra_plugins.harness_sweeps.LocalLauncher"},
+        "a script": {"_target_": "train.main"},
+        "a function of the science": {"_target_": "cvae.export.save_model", "folder": marker},
+        "what the science imports": {"_target_": "cvae.data.np.save", "file": marker, "arr": 1},
+        "a class that it imports": {"_target_": "cvae.models.nn.Linear", "in_features": 1},
+        "another that it imports": {"_target_": "cvae.lightning_module.ExactModule"},
+        "its method": {"_target_": "cvae.models.VAE.sample"},
+        "its instance": {"_target_": "cvae.settings.FREE"},
+        "nothing": {"_target_": "cvae.models."},
+        "above": {"_target_": "..cvae.models.VAE"},
+        "method": {"_target_": "hydra.utils.get_method", "path": "os.system"},
+        "call": {"_target_": "hydra.utils.call", "config": {"_target_": "os.system", "x": touch}},
+        "pathlib": {"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "x"}]},
+        "runpy": {"_target_": "runpy.run_path", "path_name": marker},
+        "theirs": {"_target_": "their_package.Anything"},
+        "no text": {"_target_": ["os.system"]},
+        "space": {"_target_": " os.system", "_args_": [touch]},
+        "in a list": [[{"deep": {"_target_": "os.system", "_args_": [touch]}}]],
+        "own, with an attack inside": {
+            "_target_": "cvae.types.Batch",
+            "x": {"_target_": "cvae.load_run", "path": marker},
+        },
+        "known, with an attack inside": {
+            "_target_": "cvae.networks.MLP",
+            "_partial_": True,
+            "hidden_dim": 16,
+            "encoder_blocks": {"_target_": "os.system", "_args_": [touch]},
+        },
+    }
+
+
+PLACES = ("model.network", "model.extra", "data.extra", "data", "callbacks.extra", "optimizer")
+
+
+@pytest.mark.fault(Promise.STRANGERS, TARGETS)
+@pytest.mark.parametrize("name", attacks(""))
+def test_no_code_of_theirs_runs(name: str, tmp_path: Path) -> None:
+    """The check itself, at every place of a config and under every key that means a call."""
+    attack = attacks(str(tmp_path / "marker"))[name]
+    for place in PLACES:
+        config: dict[str, Any] = {"model": {"network": {}}, "data": {}, "callbacks": {}}
+        set_key(place, attack)(config)
+        with pytest.raises(ConfigError, match=r"_target_"):
+            trust.check_targets(config, None, get_object)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.fault(Promise.STRANGERS, TARGETS)
+@pytest.mark.parametrize("place", ["model", "model.network", "data.extra", "callbacks.extra.deep"])
+@pytest.mark.parametrize(
+    "target",
+    ["harness.tracking.wandb.wandb_logger", "lightning.pytorch.loggers.TensorBoardLogger"],
+)
+def test_a_logger_is_known_only_where_loggers_stand(target: str, place: str) -> None:
+    """In the place of a network it would write wherever the folder says."""
+    config: dict[str, Any] = {"model": {"network": {}}, "data": {}, "callbacks": {"extra": {}}}
+    set_key(place, {"_target_": target, "save_dir": "/", "name": "x"})(config)
+    with pytest.raises(ConfigError, match=r"not trusted"):
+        trust.check_targets(config, None, get_object)
+    trust.check_targets({"logger": {"x": {"_target_": target}}}, None, get_object)
+
+
+@pytest.mark.fault(Promise.STRANGERS, TARGETS)
+@pytest.mark.parametrize("name", ["os.system", "torch's os", "our os", "partial", "in a list"])
+@pytest.mark.parametrize("place", ["model.network", "model.extra", "data.extra"])
+def test_a_hostile_folder_leaves_no_mark(name: str, place: str, folder: Path) -> None:
+    """The whole way from a signed checkpoint with a hostile config."""
+    marker = folder.parent / "marker"
+    tamper(folder, set_key(place, attacks(str(marker))[name]))
+    with pytest.raises(ConfigError, match="_target_"):
+        loading.load_data(loading.load_model(loading.find_run(folder)[1])[1])
+    with pytest.raises(ConfigError, match="_target_"):
+        reading.load_foreign_config(folder)
+    assert not marker.exists()
+
+
+@pytest.mark.fault(Promise.STRANGERS, "targets in a config, by the entry point")
+def test_the_entry_point_refuses_in_a_line(folder: Path) -> None:
+    marker = folder.parent / "marker"
+    tamper(folder, set_key("model", attacks(str(marker))["os.system"]))
+    done = run_script("generate", f"run={folder}", "label=1")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "model._target_='os.system'" in done.stderr
+    assert not marker.exists()
+
+
+def test_resolvers_and_interpolations_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "hush")
+    for value in ("${oc.env:SECRET}", "${now:%Y}", "${.network}", "${project_root:}"):
+        tamper(folder, set_key("model.latent_dim", value))
+        with pytest.raises(ConfigError, match=r"model\.latent_dim: holds an interpolation"):
+            load_run(folder)
+        with pytest.raises(ConfigError, match="interpolation"):
+            reading.load_config(folder)
+    with pytest.raises(ConfigError, match="interpolation"):
+        trust.check_plain({"a": {"${oc.env:HOME}": 1}})
+
+
+def test_text_that_steers_a_terminal_is_refused(folder: Path) -> None:
+    tamper(folder, set_key("name", "\x1b]0;owned\x07"))
+    with pytest.raises(ConfigError, match="name: holds control characters"):
+        load_run(folder)
+
+
+def test_own_code_must_be_trusted_by_name(folder: Path, mine: Path) -> None:
+    tamper(folder, set_key("model.network._target_", "my_package.MyNet"))
+    imported = mine.parents[1] / "imported"
+    with pytest.raises(ConfigError, match="trust=my_package"):
+        load_run(folder)
+    for near in ("my", "my_packag", "my_package.MyNe", "other"):
+        with pytest.raises(ConfigError, match="trust=my_package"):
+            load_run(folder, trusted=near)
+    assert not imported.exists()  # not even imported
+    assert type(load_run(folder, trusted="my_package").network).__name__ == "MyNet"
+    assert type(load_run(folder, trusted=["other", "my_package"]).network).__name__ == "MyNet"
+    reading.load_foreign_config(folder, "my_package")
+
+
+def test_a_trusted_package_lends_only_what_it_defines(folder: Path, mine: Path) -> None:
+    marker = folder.parent / "marker"
+    attack = {"_target_": "my_package.os.system", "_args_": [f"touch '{marker}'"]}
+    tamper(folder, set_key("model.network", attack))
+    with pytest.raises(ConfigError, match="rejected"):
+        load_run(folder, trusted="my_package")
+    assert not marker.exists()
+
+
+def test_a_folder_cannot_extend_what_is_trusted(folder: Path, mine: Path) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["trust"] = config["trusted"] = "my_package"
+        config["model"]["network"]["_target_"] = "my_package.MyNet"
+
+    tamper(folder, change)
+    (folder / "my_package.py").write_text("raise SystemExit")
+    with pytest.raises(ConfigError, match="trust=my_package"):
+        load_run(folder)
+
+
+def test_trust_is_given_on_the_command_line(folder: Path, mine: Path, tmp_path: Path) -> None:
+    tamper(folder, set_key("model.network._target_", "my_package.MyNet"))
+    typed = [f"run={folder}", "label=1", f"output={tmp_path / 'x.png'}"]
+    path = str(mine.parent)
+    done = run_script("generate", *typed, "trust=my_package", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "trust=my_package" in RunFolder(folder).what_next()
+
+
+LIBRARIES = ["harness", "lightning", "torch", pytest.param("optuna", marks=pytest.mark.engines)]
+
+
+def test_the_libraries_below_are_all_that_are_known() -> None:
+    assert {t.split(".")[0] for t in trust.SHIPPED} == {
+        "harness",
+        "lightning",
+        "torch",
+        "optuna",
+    }
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_known_names_are_classes_of_the_kinds_stated(library: str) -> None:
+    """Every name resolves to itself, and to a class or to one of two functions of ours."""
+    functions = {"harness.tracking.wandb.wandb_logger"}
+    for target in (t for t in trust.SHIPPED if t.split(".")[0] == library):
+        found = get_object(target)
+        assert isinstance(found, type) != (target in functions), target
+        assert found.__module__.split(".")[0] == library, target
+
+
+# your own code
+
+
+@pytest.fixture
+def own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A checkout with a file of the reader's in src/ and one file in conf/."""
+    source, conf = tmp_path / "src", tmp_path / "conf"
+    source.mkdir()
+    conf.mkdir()
+    (source / "my_own.py").write_text(
+        "import os\n"
+        "from torch.nn import Linear\n"
+        "class Net(Linear):\n    pass\n"
+        "def make():\n    raise SystemExit\n"
+        "net = Net(1, 1)\n"
+    )
+    mark = tmp_path / "acted"
+    (source / "my_script.py").write_text(
+        f"import pathlib\nclass Net:\n    pass\npathlib.Path({str(mark)!r}).touch()\n"
+    )
+    (conf / "mine.yaml").write_text("# @package _global_\nx:\n  _target_: my_own.make # as I say\n")
+    monkeypatch.setattr(trust, "SOURCE", source)
+    monkeypatch.setattr(trust, "CONF", conf)
+    monkeypatch.syspath_prepend(source)
+    for cached in (trust.known_targets, trust.is_own_class):
+        cached.cache_clear()
+    yield source
+    for cached in (trust.known_targets, trust.is_own_class):
+        cached.cache_clear()
+    assert not mark.exists()
+
+
+def check(target: str) -> None:
+    trust.check_targets({"model": {"_target_": target}}, None, get_object)
+
+
+@pytest.mark.usefixtures("own_source")
+def test_classes_of_your_own_files_need_no_trust() -> None:
+    check("my_own.Net")
+    check("my_own.make")  # a function, but conf/ names it
+
+
+@pytest.mark.usefixtures("own_source")
+@pytest.mark.parametrize(
+    "target",
+    ["my_own.Linear", "my_own.net", "my_own.os.system", "my_own.Net.forward", "my_script.Net"],
+)
+def test_what_your_files_import_or_do_is_not_yours(target: str) -> None:
+    with pytest.raises(ConfigError, match="not trusted"):
+        check(target)
+
+
+def test_without_conf_a_shipped_list_is_all(own_source: Path) -> None:
+    (own_source.parent / "conf" / "mine.yaml").unlink()
+    (own_source.parent / "conf").rmdir()
+    for target in ("my_own.Net", "my_own.make"):
+        with pytest.raises(ConfigError, match="not trusted"):
+            check(target)
+    check("torch.optim.SGD")
+
+
+# YAML
+
+
+@pytest.mark.fault(Promise.STRANGERS, "YAML with objects, aliases, depth")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: !!python/object/apply:os.system ['touch marker']", "no readable"),
+        ("!!python/name:os.system", "no readable"),
+        ("a: &a [x,x,x]\nb: &b [*a,*a,*a]\nmodel: [*b,*b,*b]", "aliases"),
+        ("x: " + "[" * 200_000, "nested"),
+        ("x: " + "{a: " * 3000 + "}" * 3000, "nested"),
+        ("a: 1\n" * 60000, "more than"),
+        ("- 1", "not that of a run"),
+        ("model: 3", "not that of a run"),
+        ("a: [", "no readable"),
+        ("\x00", "no readable"),
+        ("", "not that of a run"),
+    ],
+)
+def test_yaml_is_read_as_data(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / reading.CONFIG).write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        reading.load_config(tmp_path)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / reading.CONFIG)
+    with pytest.raises(ConfigError, match=r"no config\.yaml"):
+        reading.load_config(tmp_path)
+
+
+# paths
+
+
+@pytest.mark.fault(Promise.STRANGERS, "links and paths out of the folder")
+def test_links_lead_nowhere(folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.yaml"
+    shutil.move(folder / reading.CONFIG, secret)
+    (folder / reading.CONFIG).symlink_to(secret)
+    with pytest.raises(ConfigError, match="leads out of the folder"):
+        reading.load_config(folder)
+    shutil.move(folder / reading.BEST, tmp_path / "elsewhere.ckpt")
+    (folder / reading.BEST).symlink_to(tmp_path / "elsewhere.ckpt")
+    with pytest.raises(ConfigError, match="leads out of the folder"):
+        load_run(folder)
+
+
+@pytest.mark.fault(Promise.STRANGERS, "links and paths out of the folder")
+def test_nothing_is_written_through_a_link(folder: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (folder / "evaluation.json").unlink(missing_ok=True)
+    (folder / "evaluation.json").symlink_to(precious)
+    shutil.rmtree(folder / "generated", ignore_errors=True)
+    (folder / "generated").mkdir()
+    (folder / "generated" / "label-1-seed-0.png").symlink_to(precious)
+    done = run_script("generate", f"run={folder}", "label=1")
+    assert done.returncode == 2
+    assert "leads out of the folder" in done.stderr
+    files.write_json(folder / "evaluation.json", {})
+    assert precious.read_text() == "mine"
+    assert not (folder / "evaluation.json").is_symlink()
+
+
+@pytest.mark.fault(Promise.STRANGERS, "links and paths out of the folder")
+def test_no_folder_is_made_where_a_config_says_so(folder: Path, tmp_path: Path) -> None:
+    tamper(folder, set_key("data.data_dir", str(tmp_path / "planted")))
+    cfg = reading.load_foreign_config(folder)
+    assert cfg.data.data_dir == str(paths.ROOT / "data")
+    _, cfg = loading.load_model(folder / reading.BEST)
+    assert loading.load_data(cfg).data_dir == paths.ROOT / "data"
+    assert not (tmp_path / "planted").exists()
+
+
+@pytest.mark.fault(Promise.STRANGERS, "links and paths out of the folder")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("callbacks.best.dirpath", "/tmp/elsewhere"),
+        ("callbacks.best.dirpath", "relative"),
+        ("callbacks.best.filename", "../../up"),
+        ("callbacks.figures.folder", "{run_dir}/../up"),
+        ("callbacks.figures.folder", "{run_dir}/link"),
+        ("trainer.default_root_dir", "/"),
+        ("logger.wandb.save_dir", "~/x"),
+    ],
+)
+def test_a_resumed_run_stays_in_its_folder(
+    key: str, value: str, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "link").symlink_to(tmp_path)
+    tamper(folder, set_key(key, value.format(run_dir=folder)))
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        reading.load_foreign_config(folder)
+
+
+def test_an_unfinished_run_is_trained_where_it_lies(
+    folder: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep that was moved, or is a stranger's, goes on in no other folder."""
+    started: list[Any] = []
+    monkeypatch.setattr(
+        jobs, "run_jobs", lambda dirs, _: started.extend(map(reading.load_config, dirs))
+    )
+    reading.update_summary(folder, status="interrupted")
+    with pytest.raises(RunFailed):
+        jobs.run_unfinished(folder, 1)
+    (cfg,) = started
+    assert cfg.callbacks.best.dirpath == str(folder / "checkpoints")
+    assert str(finished_run) not in OmegaConf.to_yaml(cfg)
+
+
+def test_a_folder_may_be_moved(folder: Path, finished_run: Path) -> None:
+    cfg = reading.load_foreign_config(folder)
+    assert cfg.run_dir == str(folder)
+    assert cfg.callbacks.best.dirpath == str(folder / "checkpoints")
+    assert str(finished_run) not in OmegaConf.to_yaml(cfg)
+
+
+@pytest.mark.fault(Promise.STRANGERS, "a pickle in a signed checkpoint")
+def test_a_malicious_pickle_runs_nothing(folder: Path) -> None:
+    marker = folder.parent / "marker"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch '{marker}'",)
+
+    torch.save({"state_dict": Evil(), "config": {}}, folder / reading.BEST)
+    with (folder / reading.BEST).open("r+b") as file:
+        checkpoints._sign(file, 3)
+    with pytest.raises(ConfigError, match="more than plain data") as caught:
+        load_run(folder)
+    assert "system" in str(caught.value)
+    assert not marker.exists()

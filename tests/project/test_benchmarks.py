@@ -1,0 +1,345 @@
+"""Tests of the commands in benchmarks/ that compare models and recipes, on short runs."""
+
+import importlib
+import json
+import math
+import os
+import runpy
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from cvae.networks import MLP
+from harness.contract import files
+from harness.contract.errors import ConfigError, RunFailed
+from harness.run_folder import reading
+from tests.conftest import ROOT, tiny
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import alternatives
+import article
+import jobs
+
+
+def script(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a file of benchmarks/, with its output in tmp_path."""
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "FOLDER", tmp_path / name)
+    monkeypatch.setattr(module, "OUTPUT", tmp_path / f"{name}.json")
+    monkeypatch.setattr(module, "SEEDS", (1, 2))
+    return module
+
+
+def alternative(name: str) -> Any:
+    """Return a small model of benchmarks/alternatives.py with random weights, for 2x2 images."""
+    network = partial(MLP, hidden_dim=8, encoder_blocks=1, decoder_blocks=1)
+    torch.manual_seed(0)
+    model = getattr(alternatives, name)(network, latent_dim=2, image_shape=(1, 2, 2), num_classes=2)
+    for parameter in model.parameters():
+        parameter.data += 0.5 * torch.randn_like(parameter)
+    return model
+
+
+def trained(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the names of the runs that a command trained, from its output."""
+    lines = capsys.readouterr().out.splitlines()
+    return [line.split()[1] for line in lines if line.startswith("run ") and " of " in line]
+
+
+# the systems of the article
+
+
+def test_the_jobs_of_the_article() -> None:
+    found = article.jobs_of(Path("/x"), [1, 2, 3], ["logger=csv"])
+    assert len(found) == len({job.folder for job in found}) == 14
+    assert sum(bool(job.claims) for job in found) == 12
+    assert [j.train[-1] for j in found if not j.claims] == ["model.latent_dim=2"] * 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--train", "model.latnet_dim=3"], ["model.latnet_dim", "model.latent_dim?"]),
+        (["--train", "model.latent_dim=0"], ["model.latent_dim=0", "from 1 to 65536"]),
+        (["--train", "model.beta=2"], ["model.beta", "without model=cvae or model=cvae_plain"]),
+        (["--train", "seed=3"], ["--train seed=3", "all runs"]),
+        (["--train", "hydra.run.dir=x"], ["hydra.run.dir", "all runs"]),
+        (["--evaluate", "run=/x"], ["--evaluate run=", "all runs"]),
+        (["--evaluate", "num_generate=9"], ["num_generate=9", "num_generated?"]),
+        (["--evaluate", "num_generated=9"], ["--evaluate num_generated=9", "at least 10"]),
+        (["--num-jobs", "0"], ["--num-jobs", "invalid choice"]),
+    ],
+)
+def test_bad_settings_of_the_article_are_rejected_at_once(
+    typed: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        article.main(["--folder", str(tmp_path), *typed])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in said), error
+    assert not list(tmp_path.iterdir())
+
+
+def train_and_evaluate_nothing(
+    monkeypatch: pytest.MonkeyPatch, status: str = "finished"
+) -> list[str]:
+    """Replace training and evaluation by writing their files; return the list of the calls."""
+    done: list[str] = []
+
+    def train(run_dirs: Sequence[Path], *_: Any) -> None:
+        for run_dir in run_dirs:
+            done.append(f"train {run_dir.name}")
+            (run_dir / "checkpoints").mkdir()
+            (run_dir / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+            reading.update_summary(run_dir, status=status)
+
+    def evaluate(job: Any) -> None:
+        done.append(f"evaluate {job.folder.name}")
+        best = job.folder / "checkpoints" / "best.ckpt"
+        of = {"checkpoint": best.name, "checkpoint_digest": files.file_digest(best)}
+        measured = {"metrics": {}, "seconds": dict.fromkeys(job.claims, 1.0)}
+        files.write_json(job.folder / reading.EVALUATION, {**of, **measured})
+        (job.folder / "evaluated.txt").write_text(" ".join(job.evaluate))
+
+    monkeypatch.setattr(jobs, "run_jobs", train)
+    monkeypatch.setattr(jobs, "_evaluate", evaluate)
+    return done
+
+
+def test_a_run_is_evaluated_again_with_other_settings_or_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = train_and_evaluate_nothing(monkeypatch)
+    (job, *_) = article.jobs_of(tmp_path, [1], [], ["num_samples=5"])
+    jobs.carry_out_all([job])
+    jobs.carry_out_all([job])
+    assert done == ["train autoencoder-s1", "evaluate autoencoder-s1"]
+    other = job._replace(evaluate=["num_samples=6"])
+    jobs.carry_out_all([other])
+    (job.folder / "checkpoints" / "best.ckpt").write_bytes(b"other weights")
+    jobs.carry_out_all([other])
+    jobs.carry_out_all([other])
+    assert done[2:] == ["evaluate autoencoder-s1"] * 2
+
+
+def test_a_folder_of_other_settings_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the overrides are the same but conf/ has changed."""
+    done = train_and_evaluate_nothing(monkeypatch)
+    job = jobs.Job(tmp_path / "run", ["seed=1"])
+    jobs.carry_out_all([job])
+    conf = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", conf)
+    recipe = conf / "optimizer" / "adamw.yaml"
+    recipe.write_text(recipe.read_text() + "eps: 1e-6\n")
+    for other in (job._replace(train=["seed=2"]), job):
+        with pytest.raises(ConfigError, match="run: holds a run of other settings"):
+            jobs.carry_out_all([jobs.Job(tmp_path / "new", ["seed=1"]), other])
+        monkeypatch.setattr(jobs, "CONF", conf)
+        jobs._described.cache_clear()
+    jobs._described.cache_clear()
+    assert done == ["train run"]
+    assert not (tmp_path / "new").exists()
+
+
+def test_after_a_run_that_failed_nothing_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = train_and_evaluate_nothing(monkeypatch, "failed")
+    (job, *_) = article.jobs_of(tmp_path, [1], [])
+    with pytest.raises(RunFailed, match="autoencoder-s1; repeat the command"):
+        jobs.carry_out_all([job])
+    assert done == ["train autoencoder-s1"]
+
+
+def test_an_evaluation_ends_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a signal to the command alone, not to its process group."""
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+    (tmp_path / "src").mkdir()
+    text = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
+    (tmp_path / "src" / "evaluate.py").write_text(f"{text}; time.sleep(60)")
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as stopped:
+        jobs._evaluate(jobs.Job(tmp_path, [], ["bound"]))
+    assert stopped.value.code == 143
+    assert time.monotonic() - start < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.engines
+def test_the_article_is_written_and_resumed(
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Finished runs are skipped; an interrupted run resumes, also after its folder moved."""
+    monkeypatch.setattr(article, "SYSTEMS", ("cvae",))
+    monkeypatch.setattr(article, "PLANES", ("cvae",))
+    small = [w for w in tiny(data_dir) if "latent_dim" not in w]
+    more = ["--train", *small, "logger=csv", "trainer.max_epochs=1", "--seeds", "1"]
+    more += ["--evaluate", "num_generated=20", "figures=false"]
+
+    def write(folder: Path) -> list[str]:
+        article.main(["--folder", str(folder), "--output", str(tmp_path / "written"), *more])
+        return trained(capsys)
+
+    assert write(tmp_path / "runs") == ["cvae-s1", "cvae-plane"]
+    table = (tmp_path / "written.md").read_text(encoding="utf-8")
+    assert "| `test/nll_k50` |" in table
+    assert "over 1 seed;" in table
+    with Image.open(tmp_path / "written.png") as page:
+        assert min(page.size) > 500
+    moved = (tmp_path / "runs").rename(tmp_path / "moved")
+    reading.update_summary(moved / "cvae-plane", status="running")  # as if it had been killed
+    assert write(moved) == ["cvae-plane"]
+    assert not (tmp_path / "runs").exists()
+    assert reading.read_summary(moved / "cvae-plane")["resumed"]
+    assert write(moved) == []
+
+
+# recipes
+
+
+def test_the_doubly_reparametrized_gradient_is_that_of_the_bound() -> None:
+    """On average over 100,000 samples for one image, compared with autograd on the bound."""
+    model = alternative("ImportanceWeighted")
+    x = torch.tensor([1.0, 0.0, 1.0, 1.0]).view(1, 1, 2, 2).expand(100_000, 1, 2, 2)
+    y = torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
+    loss = model.loss(model.terms(x, y, torch.randn(len(x), 2)), 0).mean()
+    log_weights = model.log_weights(x, y, torch.randn(len(x), 4, 2))
+    bound = (torch.logsumexp(log_weights, dim=1) - math.log(4)).mean()
+    parameters = list(model.parameters())
+    found, expected = (torch.autograd.grad(value, parameters) for value in (loss, -bound))
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() < 0.03 * b.norm()
+
+
+@pytest.mark.parametrize("path", [False, True])
+def test_free_bits_leave_alone_what_costs_less(path: bool) -> None:
+    """The KL has no gradient in dimensions below the threshold, and its usual one above it."""
+    model = alternative("FreeBits")
+    model.path_gradient = path
+    x, y = torch.bernoulli(torch.full((50, 1, 2, 2), 0.5)), torch.eye(2).repeat(25, 1)
+    eps = torch.randn(50, 2)
+    head = model.network.encoder.head.weight  # rows: two means, two of the standard deviation
+    mean, log_std = model.posterior(x, y)
+    spent = (0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std).mean(0)
+    model.free = spent.mean().item()  # one dimension costs more, the other less
+    above, below = int(spent.argmax()), int(spent.argmin())
+    kl = model.terms(x, y, eps).kl.mean()
+    (found,) = torch.autograd.grad(kl, head)
+    as_always = model.eval().terms(x, y, eps).kl.mean()
+    (plain,) = torch.autograd.grad(as_always, head)
+    torch.testing.assert_close(found[above::2], plain[above::2])
+    assert found[below::2].norm() < 1e-4 * plain[below::2].norm()
+    assert as_always.item() == pytest.approx(spent.sum().item())
+    if not path:  # with path_gradient, the value is that of one sample
+        assert kl.item() == pytest.approx(spent.max().item() + model.free)
+
+
+@pytest.mark.engines
+def test_recipes_are_measured_and_not_again(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    recipes = script("recipes", tmp_path, monkeypatch)
+    small, other = recipes.Recipe(tuple(tiny(data_dir)), 60), recipes.Recipe(("seed=x",), 60)
+    monkeypatch.setattr(recipes, "RECIPES", {"small": small, "other": other})
+    recipes.main(["small"])
+    document = json.loads((tmp_path / "recipes.json").read_text())
+    assert list(document["recipes"]) == ["small"]  # the other has not been trained
+    row = document["recipes"]["small"]
+    assert row["n"] == 2
+    nll, joint = (row[f"test/{what}nll_k60"]["mean"] for what in ("", "joint_"))
+    assert joint == pytest.approx(nll + 2.302585)
+    assert row["test/nll_k60"]["sd"] > 0
+    table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["recipes"](document)
+    assert f"| **small** | {nll:.2f} ± " in table
+    assert " | 60 | " in table
+    capsys.readouterr()
+    recipes.main(["small"])
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path / "of another machine")
+    rows = recipes.beside_earlier(recipes.found(), recipes.OUTPUT, "recipes", {"small": "changed"})
+    assert rows == {}  # measured with other settings
+    rows = recipes.beside_earlier({}, recipes.OUTPUT, "recipes", {"small": row["settings"]})
+    assert rows == document["recipes"]
+    with pytest.raises(SystemExit, match="unknown: none"):
+        recipes.main(["none"])
+
+
+@pytest.mark.engines
+def test_ablations_are_paired_by_seed_and_go_on_from_their_file(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    ablations = script("ablations", tmp_path, monkeypatch)
+    monkeypatch.setattr(ablations, "COMMON", (*ablations.COMMON, *tiny(data_dir)))
+    plain = "model.network._target_=alternatives.PlainMLP"  # a file next to the command
+    variants = {"default": (), "plain": (plain, "model.network.latent_skips=false"), "other": ()}
+    monkeypatch.setattr(ablations, "VARIANTS", variants)
+    validation = importlib.import_module("validation")
+    few = partial(validation.Subject, num_generated=20)  # samples of a label
+    monkeypatch.setattr(validation, "Subject", few)
+    ablations.main(["plain"])
+    document = json.loads((tmp_path / "ablations.json").read_text())
+    assert list(document["variants"]) == ["default", "plain"]
+    default, found = (document["variants"][name]["runs"] for name in ("default", "plain"))
+    assert list(default) == list(found) == ["1", "2"]
+    gains = [default[seed]["nll"] - found[seed]["nll"] for seed in default]
+    table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["ablations"](document)
+    error = abs(gains[0] - gains[1]) / 2
+    assert f"| {sum(gains) / 2:+.2f} ± {error:.2f} |" in table
+    assert f"an s.d. of {error * 2**0.5:.2f} nats" in table
+    capsys.readouterr()
+    validation.main([str(tmp_path / "ablations" / "plain-s1")])
+    said = capsys.readouterr().out
+    nats = float(said.partition(" nats (validation, K = 100)")[0].rpartition(" ")[2])
+    assert nats == pytest.approx(found["1"]["nll"], abs=0.01)
+    assert f"right digits {found['1']['label_agreement']:.2%}, " in said
+    (interrupted,) = (job for job in ablations.jobs_of("plain").values() if "s2" in job.folder.name)
+    reading.update_summary(interrupted.folder, status="interrupted")
+    listed = json.loads((tmp_path / "ablations.json").read_text())
+    del listed["variants"]["plain"]["runs"]["2"]
+    (tmp_path / "ablations.json").write_text(json.dumps(listed))
+    ablations.main(["plain"])
+    assert trained(capsys) == ["plain-s2"]
+    assert json.loads((tmp_path / "ablations.json").read_text()) == document
+    monkeypatch.setattr(ablations, "FOLDER", tmp_path / "of another machine")
+    ablations.main(["plain"])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.engines
+def test_the_speedrun_says_whether_it_came_there(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    speedrun = importlib.import_module("speedrun")
+    monkeypatch.setattr(speedrun, "FOLDER", tmp_path)
+    monkeypatch.setattr(speedrun, "WORDS", (*speedrun.COMMON, *tiny(data_dir)))
+    speedrun.main(["1", "2"])
+    *said, mean = capsys.readouterr().out.splitlines()
+    seeds = [line for line in said if line.startswith("seed ")]
+    assert [line.partition(":")[0] for line in seeds] == ["seed 1", "seed 2"]
+    nats = [float(line.split()[2]) for line in seeds]
+    assert float(mean.split()[3]) == pytest.approx(sum(nats) / 2, abs=0.01)
+    assert mean.endswith("84 NOT reached")
+    monkeypatch.setattr(speedrun, "GOAL", 1000.0)
+    speedrun.main(["1"])
+    assert capsys.readouterr().out.endswith("1000 reached\n")

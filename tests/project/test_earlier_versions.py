@@ -1,0 +1,69 @@
+"""Tests that a run folder of version 0.1 (runs/0.1) loads, evaluates, resumes and exports."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cvae import load_run
+from harness.run_folder import checkpoints
+from tests.conftest import ROOT, run_script
+
+OF_0_1 = ROOT / "tests" / "project" / "runs" / "0.1"
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(OF_0_1, tmp_path / "of 0.1"))
+
+
+def test_its_model_is_loaded(earlier: Path) -> None:
+    model = load_run(earlier)
+    assert model.sample(y=3, num_samples=2).shape == (2, 1, 28, 28)
+
+
+def test_it_gives_digits(earlier: Path) -> None:
+    done = run_script("generate", f"run={earlier}", "label=all", "num_samples=2")
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_is_evaluated_as_that_version_did(earlier: Path) -> None:
+    before = json.loads((earlier / "evaluation.json").read_text())["metrics"]
+    (earlier / "evaluation.json").unlink()
+    words = [f"run={earlier}", "claims=bound", "num_samples=2", "figures=false"]
+    done = run_script("evaluate", *words, timeout=300)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((earlier / "evaluation.json").read_text())["metrics"]
+    assert metrics.keys() == before.keys()
+    for name, metric in metrics.items():
+        assert metric["value"] == pytest.approx(before[name]["value"], abs=1e-3), name
+
+
+def test_it_stands_beside_a_run_of_today(earlier: Path, finished_run: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(earlier, both / "earlier")
+    shutil.copytree(finished_run, both / "now", ignore=shutil.ignore_patterns("wandb"))
+    done = run_script("compare", f"runs={both}")
+    assert done.returncode == 0, done.stderr
+    assert "not compared" not in done.stdout
+    rows = csv.DictReader((both / "compare.csv").read_text().splitlines())
+    titles = {row["group"] for row in rows}
+    assert len(titles) == 2
+    assert not any("LastCheckpoint" in title for title in titles)  # only its module changed
+
+
+def test_it_goes_on(earlier: Path) -> None:
+    typed = [f"resume={earlier}", "trainer.max_epochs=2", "logger=csv"]
+    done = run_script("train", *typed, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on at step 30" in done.stdout
+    assert checkpoints.load(earlier / "checkpoints" / "last.ckpt")["global_step"] == 60
+
+
+@pytest.mark.engines
+def test_it_is_exported(earlier: Path) -> None:
+    done = run_script("export", f"run={earlier}", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert load_run(earlier / "export").sample(y=3).shape == (1, 1, 28, 28)

@@ -1,0 +1,95 @@
+"""The tool: python src/evaluate.py."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cvae.evaluation.settings import Evaluate
+from harness.config.checks import validate
+from harness.run_folder import reading
+from tests.conftest import NUM_TEST, run_script
+from tests.project.test_conf import compose, plain
+
+BAD = [
+    ("claims=lable_control", ["claims=lable_control", "label_control"]),
+    ("claims=[bound,x]", ["claims", "one of bound"]),
+    ("num_samples=0", ["num_samples=0", "from 1 to"]),
+    ("run=/no/such/run", ["run=/no/such/run", "no such folder"]),
+]
+
+
+@pytest.mark.parametrize(("typed", "said"), BAD, ids=[typed for typed, _ in BAD])
+def test_bad_input_gets_one_clear_message(typed: str, said: list[str]) -> None:
+    done = run_script("evaluate", typed)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) <= 3
+    assert all(part in done.stderr for part in said)
+
+
+def test_its_configuration_is_valid() -> None:
+    assert validate(plain(compose(config="evaluate")), Evaluate) == []
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    finished_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A copy of the finished run, evaluated by every claim, and what that said."""
+    run_dir = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(finished_run, run_dir)
+    done = run_script(
+        "evaluate", f"run={run_dir}", "num_samples=4", "num_generated=20", COLUMNS="80"
+    )
+    assert done.returncode == 0, done.stderr
+    return run_dir, done
+
+
+def test_evaluate_agrees_with_the_end_of_training(
+    evaluated: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    run_dir, done = evaluated
+    told = json.loads((run_dir / "evaluation.json").read_text())["metrics"]
+    trained = json.loads((run_dir / "summary.json").read_text())["metrics"]
+    for key in ("test/elbo", "test/kl", "test/reconstruction", "test/nll_k4"):
+        assert told[key]["value"] == pytest.approx(trained[key], rel=1e-5)
+        assert told[key]["standard_error"] > 0
+        assert f"{told[key]['value']:.2f}" in done.stdout
+    assert f"{NUM_TEST} test images" in done.stdout
+    table = [line for line in done.stdout.splitlines() if "±" in line]
+    assert len(table) > 20
+    assert max(map(len, table)) <= 80
+
+
+def test_an_evaluation_leaves_pictures_and_adds_to_the_tracked_run(
+    evaluated: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    run_dir, _ = evaluated
+    for name in ("label_grid", "traversal_thickness", "traversal_slant"):
+        with Image.open(run_dir / "figures" / f"{name}.png") as picture:
+            assert min(picture.size) > 100
+    run_id = json.loads((run_dir / "summary.json").read_text())["run_id"]
+    files = list(run_dir.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 2
+    assert {file.name for file in files} == {f"run-{run_id}.wandb"}
+
+
+def test_measurements_of_different_times_are_kept_together(
+    evaluated: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    run_dir, _ = evaluated
+    before = json.loads((run_dir / "evaluation.json").read_text())
+    words = ["claims=bound", "num_samples=6", "num_generated=20", "figures=false"]
+    done = run_script("evaluate", f"run={run_dir}", *words)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((run_dir / "evaluation.json").read_text())
+    assert set(after["metrics"]) > set(before["metrics"])
+    assert {"test/nll_k1", "test/nll_k4", "test/nll_k6"} <= set(after["metrics"])
+    other = {"checkpoint_digest": "of other weights"}
+    reading.update_evaluation(run_dir, other, {"metrics": {}})
+    assert reading.read_evaluation(run_dir)["metrics"] == {}  # never mixed

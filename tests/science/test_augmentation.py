@@ -1,0 +1,98 @@
+"""Warped images: small moves, keyed by image, of the share that is asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cvae.augmentation import Warp
+from cvae.data import Digits, MNISTDataModule
+from harness.contract.sampler import Rows
+
+INDEX = torch.arange(500)
+
+
+def warp(**given: Any) -> Warp:
+    settings = {"seed": 1, "affine": 0.06, "elastic": 0.5, "share": 0.5, "until": 0.75}
+    return Warp(**{**settings, "max_epochs": 12, **given})
+
+
+def digits(count: int = 500) -> Tensor:
+    """Blots in the middle of 28 x 28 pixels."""
+    y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+    center = 13.5 + torch.randn(2, count, 1, 1, generator=torch.Generator().manual_seed(0))
+    grey = 255 * torch.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / 20)
+    return grey[:, None].to(torch.uint8)
+
+
+def test_an_image_is_warped_by_what_it_is_and_when_it_is_seen() -> None:
+    whole = warp()(digits(), INDEX, 3)
+    some = torch.tensor([411, 5, 70])
+    apart = warp()(digits()[some], some, 3).int() - whole[some]
+    assert int(apart.abs().max()) <= 1  # sums may be rounded otherwise in another batch
+    assert not torch.equal(warp()(digits(), INDEX, 4), whole)
+    assert not torch.equal(warp(seed=2)(digits(), INDEX, 3), whole)
+
+
+def test_a_share_of_the_images_is_warped_and_none_at_the_end() -> None:
+    changed = (warp(share=0.3)(digits(), INDEX, 0) != digits()).flatten(1).any(1)
+    assert 110 < int(changed.sum()) < 190  # four standard deviations
+    assert (warp(share=1.0)(digits(), INDEX, 0) != digits()).flatten(1).any(1).all()
+    for same in (warp(share=0.0)(digits(), INDEX, 0), warp()(digits(), INDEX, 9)):
+        assert torch.equal(same, digits())
+    endless = warp(max_epochs=-1)(digits(), INDEX, 10**6)
+    assert not torch.equal(endless, digits())
+    assert torch.equal(warp(affine=0.0, elastic=0.0, share=1.0)(digits(), INDEX, 0), digits())
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_moves_have_the_size_that_is_asked_for(axis: int) -> None:
+    """Of a ramp along one axis, where the grey of a point says where it was taken from."""
+    height, width = 20, 36
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    y, x = y - (height - 1) / 2, x - (width - 1) / 2
+    along = (y, x)[axis]
+    ramp = (6 * (along - along.min())).to(torch.uint8).expand(500, 1, height, width)
+    inside = (x.abs() < 10) & (y.abs() < 5)
+
+    def moved(settings: dict[str, Any]) -> Tensor:
+        grey = warp(share=1.0, **settings)(ramp, INDEX, 0)[:, 0, inside]
+        return grey / 6 + along.min() - along[inside]
+
+    design = torch.stack([x[inside], y[inside], torch.ones(int(inside.sum()))], dim=-1)
+    matrices = torch.linalg.lstsq(design, moved({"affine": 0.05, "elastic": 0.0}).T).solution
+    assert matrices[:2].std(dim=1).tolist() == pytest.approx([0.05, 0.05], rel=0.15)
+    assert float(matrices[2].abs().max()) < 0.05  # and the middle stays
+    # between control points, a quarter of a width apart, it is a mean of several
+    assert 0.3 < float(moved({"affine": 0.0, "elastic": 0.5}).std()) < 0.5
+
+
+@pytest.mark.parametrize("size", [(9, 14), (1, 1), (5, 40)])
+def test_any_shape_is_warped_within_its_own(size: tuple[int, int]) -> None:
+    pixels = torch.full((500, 1, *size), 255, dtype=torch.uint8)
+    found = warp(share=1.0)(pixels, INDEX, 0)
+    assert found.shape == pixels.shape
+    assert found.dtype == torch.uint8
+    if min(size) > 1:  # black comes from outside alone
+        assert (found[:, 0, size[0] // 2, size[1] // 2] > 200).all()
+
+
+def test_only_training_images_are_warped(data_dir: Path) -> None:
+    def made(factory: Any) -> MNISTDataModule:
+        module = MNISTDataModule(data_dir, "KMNIST", validation_size=45, augmentation=factory)
+        module.setup()
+        return module
+
+    def rows(images: Digits | None) -> Tensor:
+        assert images is not None
+        return images[Rows(0, torch.arange(30), 30)].x
+
+    plain = made(None)
+    warped = made(lambda seed: warp(seed=seed, share=1.0))
+    assert not torch.equal(rows(plain.train), rows(warped.train))
+    assert torch.equal(rows(plain.validation), rows(warped.validation))
+    assert torch.equal(rows(plain.test), rows(warped.test))
+    assert plain.mean_image.equal(warped.mean_image)
+    assert all(rows(warped.train).flatten(1).sum(1) > 0)

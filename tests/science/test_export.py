@@ -1,0 +1,171 @@
+"""Files to publish: what is read back is the model that was written."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from cvae.models import CVAE, VAE, Autoencoder
+from cvae.networks import MLP, Conv
+from cvae.priors import Flow
+from harness.contract import files
+from harness.contract.errors import ConfigError
+from harness.run_folder import loading, reading
+from tests.conftest import ROOT, clean_environment, run_script, tiny
+
+pytestmark = pytest.mark.engines
+perceptron = partial(MLP, hidden_dim=12, encoder_blocks=1, decoder_blocks=1)
+convolutions = partial(Conv, channels=[4, 8, 8], num_blocks=1, hidden_dim=16)
+flow = partial(Flow, num_couplings=2, hidden_dim=8)
+
+
+@pytest.fixture(scope="module")
+def exported(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run folder, and what was exported of it."""
+    pytest.importorskip("onnxruntime")
+    run_dir = tmp_path_factory.mktemp("export") / "a run"
+    words = ["callbacks.figures=null", "logger=csv", "model/penalty=adversary"]
+    done = run_script("train", *tiny(data_dir, run_dir), *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reading.update_evaluation(
+        run_dir,
+        {"checkpoint_digest": files.file_digest(run_dir / reading.BEST)},
+        {"metrics": {"samples/label_agreement": {"value": 0.5, "unit": "%"}}},
+    )
+    done = run_script("export", f"run={run_dir}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "decoder.onnx: within" in done.stdout
+    return run_dir, run_dir / "export"
+
+
+def test_the_model_comes_back_without_lightning(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run_dir, folder = exported
+    script = (
+        "import sys, torch\n"
+        "from cvae.export import load\n"
+        f"model = load({str(folder)!r})\n"
+        "assert 'lightning' not in sys.modules\n"
+        f"torch.save(model.state_dict(), {str(tmp_path / 'again.pt')!r})"
+    )
+    environment = {**clean_environment(), "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    again = torch.load(tmp_path / "again.pt", weights_only=True)
+    trained = loading.load_run(run_dir).state_dict()
+    expected = {name: v for name, v in trained.items() if not name.startswith("penalty.")}
+    assert again.keys() == expected.keys()
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+def test_a_penalty_stays_with_the_training(exported: tuple[Path, Path]) -> None:
+    from cvae import export
+
+    run_dir, folder = exported
+    assert loading.load_run(run_dir).penalty is not None
+    assert export.load(folder).penalty is None
+    assert "penalty" not in (folder / "config.json").read_text()
+
+
+def test_the_card_is_one_of_the_hub(exported: tuple[Path, Path]) -> None:
+    from huggingface_hub import ModelCard
+
+    run_dir, folder = exported
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "mit"
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    summary = reading.read_summary(run_dir)
+    assert found["test/elbo"] == round(summary["metrics"]["test/elbo"], 4)
+    assert found["samples/label_agreement"] == 50
+    assert summary["name"] in card.text
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(Autoencoder, perceptron),
+        partial(VAE, perceptron),
+        partial(CVAE, convolutions, prior=flow),
+    ],
+    ids=["autoencoder", "vae", "convolutional cvae with a flow"],
+)
+def test_every_decoder_gives_the_same_elsewhere(
+    make: Callable[..., Autoencoder], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from cvae import export
+
+    torch.manual_seed(0)
+    model = make(latent_dim=4)
+    with torch.no_grad():
+        for p in model.parameters():  # away from a neutral start, not so far as to round otherwise
+            p.add_(0.1 * torch.randn_like(p))
+    differences = export.save_decoder(model, tmp_path)
+    assert set(differences) == set(export.DECODERS)
+    assert max(differences.values()) <= 1e-5
+
+
+def test_links_in_the_folder_lead_nowhere(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    copy = tmp_path / "a copy"
+    shutil.copytree(exported[0], copy)
+    for path in (copy / "export").iterdir():
+        path.unlink()
+        path.symlink_to(precious)
+    done = run_script("export", f"run={copy}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert precious.read_text() == "mine"
+    assert not any(path.is_symlink() for path in (copy / "export").iterdir())
+
+
+def test_the_card_says_what_was_tested(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    """Other weights than the best were not; what was not finite is left out."""
+    run_dir = exported[0]
+    reading.update_evaluation(
+        run_dir,
+        {"checkpoint_digest": files.file_digest(run_dir / reading.LAST)},
+        {"metrics": {"latent/mmd_ratio": {"unit": ""}}},
+    )
+    done = run_script("export", f"run={run_dir / reading.LAST}", f"output={tmp_path / 'last'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    card = (tmp_path / "last" / "README.md").read_text()
+    assert "test/elbo" not in card
+    assert "mmd_ratio" not in card
+    assert "moving average" in card
+
+
+def test_a_folder_that_is_damaged_or_hostile_is_refused(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from cvae import export
+
+    def spoilt(change: Callable[[Path], object]) -> str:
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(exported[1], copy)
+        change(copy)
+        with pytest.raises(ConfigError) as told:
+            export.load(copy)
+        return str(told.value)
+
+    def hostile(copy: Path) -> None:
+        config = json.loads((copy / "config.json").read_text())
+        config["model"]["network"] = {"_target_": "os.system", "command": "touch /tmp/owned"}
+        (copy / "config.json").write_text(json.dumps(config))
+
+    weights = "model.safetensors"
+    assert "no exported model" in spoilt(lambda c: (c / weights).unlink())
+    assert "no exported model" in spoilt(lambda c: (c / weights).write_bytes(b"PK" * 50))
+    assert "format" in spoilt(lambda c: (c / "config.json").write_text("{}"))
+    assert "os.system" in spoilt(hostile)
+    other = {"output_bias": torch.zeros(3)}
+    from safetensors.torch import save_file
+
+    assert "another model" in spoilt(lambda c: save_file(other, c / weights))

@@ -1,0 +1,75 @@
+"""What a loss adds to the bound, and the bound does not know."""
+
+import math
+
+import pytest
+import torch
+
+from cvae.models import CVAE, VAE
+from cvae.penalties import Adversary, LabelwiseAdversary
+from tests.science.test_models import ALL_IMAGES, SHAPE, label_for, labels, network, randomized
+
+Kind = type[Adversary] | type[LabelwiseAdversary]
+
+
+def with_adversary(kind: type[VAE] = CVAE, which: Kind = Adversary) -> VAE:
+    torch.manual_seed(0)
+    model = randomized(kind(network, 3, SHAPE, num_classes=4, penalty=which))
+    assert isinstance(model, VAE)
+    return model
+
+
+@pytest.mark.parametrize("which", [Adversary, LabelwiseAdversary])
+@pytest.mark.parametrize("kind", [VAE, CVAE])
+def test_the_adversary_learns_and_the_latent_unlearns(kind: type[VAE], which: Kind) -> None:
+    """One gradient step of its own makes the adversary better and the encoder worse for it."""
+    model = with_adversary(kind, which)
+    adversary, y = model.penalty, label_for(model, 16)
+    assert isinstance(adversary, which)
+    eps = torch.randn(16, 3)
+    latent = (eps + 1).requires_grad_()
+    before = adversary(latent, y, eps)
+    before.sum().backward()
+    assert latent.grad is not None
+    with torch.no_grad():
+        further = adversary(latent - 1e-3 * latent.grad, y, eps)
+        assert further.sum() > before.sum()  # the latent goes where less can be told
+        for p in adversary.parameters():
+            assert p.grad is not None
+            p.sub_(1e-4 * p.grad)
+        assert adversary(latent, y, eps).sum() < before.sum()
+
+
+@pytest.mark.parametrize("which", [Adversary, LabelwiseAdversary])
+def test_an_adversary_alone_makes_every_label_standard_normal(which: Kind) -> None:
+    """Codes of four labels, each around a mean of its own, move to N(0, I) by its gradient."""
+    torch.manual_seed(0)
+    y = labels(512)
+    mean = (2 * y).requires_grad_()
+    log_std = torch.full((512, 4), -1.0, requires_grad=True)
+    adversary = which(latent_dim=4, num_classes=4, weight=1.0, hidden_dim=64)
+    optimizer = torch.optim.Adam([mean, log_std, *adversary.parameters()], lr=0.01)
+    for _ in range(400):
+        eps = torch.randn(512, 4)
+        loss = adversary(mean + log_std.exp() * eps, y, torch.randn(512, 4)).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    codes = (mean + log_std.exp() * torch.randn(512, 4)).detach()
+    for label in range(4):
+        of_label = codes[label::4]
+        assert of_label.mean(0).abs().max() < 0.5
+        assert 0.6 < of_label.std(0).min() < of_label.std(0).max() < 1.5
+    assert loss.item() / 512 == pytest.approx(math.log(4), abs=0.15)
+
+
+def test_the_penalty_is_in_the_loss_and_not_in_the_bound() -> None:
+    model = with_adversary()
+    terms = model.terms(ALL_IMAGES, labels(16), torch.randn(16, 3))
+    found = model.metrics(terms)
+    assert torch.equal(found["elbo"], terms.reconstruction - terms.kl)
+    assert torch.equal(found["penalty"], torch.as_tensor(terms.penalty))
+    torch.testing.assert_close(model.loss(terms, 9), terms.penalty - terms.elbo)
+    model.loss(terms, 9).sum().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []

@@ -1,0 +1,165 @@
+"""One optimizer step: its gradient, noise and logged numbers."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor
+
+from cvae.data import MNISTDataModule
+from cvae.lightning_module import VAEModule
+from cvae.models import CVAE
+from cvae.networks import MLP
+from cvae.types import Batch
+from harness.contract.errors import NotFiniteError
+from tests.harness.test_training import objects, pytestmark, rows  # noqa: F401
+
+
+def weights(module: VAEModule) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.model.parameters()])
+
+
+def change_in_a_step(data_dir: Path, folder: Path, **trainer: Any) -> Tensor:
+    """Return the gradient, which a step of plain gradient descent with rate 1 subtracts."""
+    torch.manual_seed(0)
+    module, data, fit = objects(data_dir, folder, callbacks=[], max_steps=1, **trainer)
+    module._make_optimizer = lambda groups: torch.optim.SGD(
+        [{"params": g["params"]} for g in groups], lr=1.0
+    )
+    data.prepare_data()
+    data.setup()
+    before = weights(module)
+    fit.fit(module, datamodule=data)
+    return before - weights(module)
+
+
+def test_the_gradient_is_clipped_at_gradient_clip_val(data_dir: Path, tmp_path: Path) -> None:
+    whole = change_in_a_step(data_dir, tmp_path)
+    for limit in (0.97 * float(whole.norm()), 0.5 * float(whole.norm()), 3.0):
+        clipped = change_in_a_step(data_dir, tmp_path, gradient_clip_val=limit)
+        assert float(clipped.norm()) == pytest.approx(limit, rel=1e-3)
+        torch.testing.assert_close(clipped, whole * (limit / whole.norm()), rtol=1e-3, atol=1e-4)
+
+
+def test_a_gradient_within_gradient_clip_val_stays(data_dir: Path, tmp_path: Path) -> None:
+    whole = change_in_a_step(data_dir, tmp_path)
+    within = change_in_a_step(data_dir, tmp_path, gradient_clip_val=1.01 * float(whole.norm()))
+    assert torch.equal(within, whole)
+
+
+def test_entries_are_clipped_where_the_algorithm_is_value(data_dir: Path, tmp_path: Path) -> None:
+    whole = change_in_a_step(data_dir, tmp_path)
+    limit = 0.3 * float(whole.abs().max())
+    given = {"gradient_clip_val": limit, "gradient_clip_algorithm": "value"}
+    clipped = change_in_a_step(data_dir, tmp_path, **given)
+    torch.testing.assert_close(clipped, whole.clamp(-limit, limit), rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_is_the_mean_over_the_global_batch(data_dir: Path, tmp_path: Path) -> None:
+    """This holds for any share of the batch on a process and any number of accumulated batches."""
+    module, data, fit = objects(data_dir, tmp_path, callbacks=[], max_steps=1)
+    data.prepare_data()
+    data.setup()
+    fit.fit(module, datamodule=data)
+    batch = next(iter(data.train_dataloader()))
+    whole = module.training_step(batch, 0)
+    halves = [
+        Batch(batch.x[i::2], batch.y[i::2], batch.indices[i::2], batch.global_size) for i in (0, 1)
+    ]
+    parts = [module.training_step(half, 0) for half in halves]
+    torch.testing.assert_close(sum(parts), whole)
+    per_image = [
+        module.training_step(Batch(batch.x[[i]], batch.y[[i]], batch.indices[[i]], 1), 0)
+        for i in range(len(batch.x))
+    ]
+    torch.testing.assert_close(torch.stack(per_image).mean(), whole)
+
+
+def test_every_epoch_has_noise_of_its_own(data_dir: Path, tmp_path: Path) -> None:
+    """The same images with the same weights have another loss in the next epoch."""
+    module, data, fit = objects(data_dir, tmp_path, callbacks=[], max_steps=1)
+    data.prepare_data()
+    data.setup()
+    fit.fit(module, datamodule=data)
+    batch = next(iter(data.train_dataloader()))
+    losses = []
+    for epoch in (0, 0, 1):
+        fit.fit_loop.epoch_progress.current.completed = epoch
+        assert module.current_epoch == epoch
+        losses.append(float(module.training_step(batch, 0).detach()))
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_validation_is_the_mean_over_images(data_dir: Path, tmp_path: Path) -> None:
+    """45 images in batches of 16 and in one of 45 agree; a mean of batch means would not."""
+    found = []
+    for eval_batch_size in (16, 45):
+        torch.manual_seed(0)
+        module, _, fit = objects(data_dir, tmp_path, callbacks=[])
+        data = MNISTDataModule(
+            data_dir, "KMNIST", eval_batch_size=eval_batch_size, validation_size=45
+        )
+        fit.validate(module, datamodule=data, verbose=False)
+        found.append(module.validation)
+    assert found[0] == pytest.approx(found[1], abs=2e-5)
+
+
+def test_the_first_bad_step_is_reported() -> None:
+    """Where reading a number would synchronize, the device notes the step for a later error."""
+
+    def network(**given: Any) -> MLP:
+        return MLP(hidden_dim=4, encoder_blocks=0, decoder_blocks=0, **given)
+
+    module = VAEModule(CVAE(network, 2), optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0))
+    gradient = torch.ones(3)
+    for step, norm in enumerate((1.0, float("nan"), 1.0, float("inf"))):
+        trainer: Any = SimpleNamespace(global_step=step)
+        module._trainer = trainer
+        gradient.fill_(1.0)
+        module._note_if_bad(torch.tensor(norm), [gradient])
+        assert gradient.tolist() == ([0.0] * 3 if step in (1, 3) else [1.0] * 3)
+    with pytest.raises(NotFiniteError, match="step 1"):
+        module.check_finite()
+
+
+def test_logged_means_are_those_of_the_images_since_the_last(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """A row for two steps is the mean of the rows of the same steps logged one by one."""
+
+    class Rows(lightning.pytorch.loggers.CSVLogger):
+        def __init__(self) -> None:
+            super().__init__(tmp_path, version="")
+            self.rows: list[dict[str, float]] = []
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+            if "train/loss" in metrics:
+                self.rows.append(dict(metrics))
+
+    class Losses(lightning.Callback):
+        def __init__(self) -> None:
+            self.values: list[float] = []
+
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            self.values.append(float(outputs["loss"]))
+
+    found, losses = {}, Losses()
+    for every in (1, 2):
+        torch.manual_seed(0)
+        given = [losses] if every == 1 else []
+        module, data, fit = objects(
+            data_dir, tmp_path, callbacks=given, max_steps=4, log_every_n_steps=every
+        )
+        logger = Rows()
+        fit.loggers = [logger]
+        fit.fit(module, datamodule=data)
+        found[every] = [row["train/loss"] for row in logger.rows]
+    one = found[1]
+    assert one == pytest.approx(losses.values, rel=1e-6)
+    pairs = [(one[0] + one[1]) / 2, (one[2] + one[3]) / 2]  # of batches of one size
+    assert found[2] == pytest.approx(pairs, rel=1e-6)
