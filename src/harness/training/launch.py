@@ -45,7 +45,7 @@ def launch(folder: RunFolder) -> float | None:
         _run_as_rank(folder)
     else:
         trainer = folder.config.trainer
-        check_one_node(trainer.num_nodes)
+        check_one_node(trainer.get("num_nodes", 1))
         count = num_processes(trainer.accelerator, trainer.devices)
         with folder.claimed():
             if count == 1:
