@@ -18,10 +18,7 @@ from harness.contract.seeds import FACTORS, GOLDEN, SHIFTS, derive_seed
 
 
 class Stream(IntEnum):
-    """What the noise is for: draws of different streams are independent.
-
-    1 and 5 are streams of the harness.
-    """
+    """Purpose of the noise: streams are independent. The harness uses 1 and 5."""
 
     BINARIZATION = 2
     POSTERIOR = 3

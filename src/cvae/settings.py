@@ -175,8 +175,6 @@ LESS_MEMORY = (  # settings to lower when memory runs out
     "data.batch_size, data.eval_batch_size, test_num_samples or model.network.hidden_dim"
 )
 _OF_A_BOUND = ("val/elbo", "val/reconstruction", "val/kl")
-_OF_A_CODE = ("val/reconstruction",)
-_MAXIMIZED = (None, "val/elbo", "val/reconstruction")
 
 
 def _class_of(node: Mapping[str, Any]) -> str:
@@ -192,12 +190,11 @@ def _is_ours(node: Mapping[str, Any]) -> bool:
 def run_name(cfg: Mapping[str, Any]) -> str:
     """Return a readable name of a run, such as cvae-mlp-adversary-z32-s1."""
     model, data = cfg["model"], cfg["data"]
-    parts = [_class_of(model), _class_of(model["network"])]
-    nodes = (model.get("prior"), model.get("penalty"), data.get("augmentation"))
-    parts += [_class_of(node) for node in nodes if node and _class_of(node) != "StandardNormal"]
-    parts.append(f"z{model['latent_dim']}")
-    name = str(data.get("name") or "")
-    parts += [name] if name not in ("MNIST", "") else []
+    nodes = [model, *(model.get(part) for part in ("network", "prior", "penalty"))]
+    classes = [_class_of(node) for node in (*nodes, data.get("augmentation")) if node]
+    parts = [name for name in classes if name != "StandardNormal"]
+    parts += [f"z{model['latent_dim']}"] if "latent_dim" in model else []
+    parts += [str(data["name"])] if data.get("name") not in ("MNIST", "", None) else []
     return "-".join([*parts, f"s{cfg['seed']}"]).lower()
 
 
@@ -212,7 +209,7 @@ def validation_metrics(cfg: Mapping[str, Any]) -> Sequence[str]:
     model = cfg["model"]
     if not _is_ours(model):
         return ()
-    metrics = _OF_A_CODE if _class_of(model) == "Autoencoder" else _OF_A_BOUND
+    metrics = ("val/reconstruction",) if _class_of(model) == "Autoencoder" else _OF_A_BOUND
     return metrics + (("val/penalty",) if model.get("penalty") else ())
 
 
@@ -228,7 +225,7 @@ def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
     prior = model.get("prior") or {}
     if _is_ours(prior) and _class_of(prior) == "Flow" and model["latent_dim"] < 2:
         yield f"model.latent_dim={model['latent_dim']}: must be at least 2 with model/prior=flow"
-    if cfg.get("mode") == "min" and cfg["monitor"] in _MAXIMIZED:
+    if cfg.get("mode") == "min" and cfg["monitor"] in (None, *_OF_A_BOUND[:2]):
         yield "mode=min: must be max, as val/elbo and val/reconstruction are maximized"
     trainer, schedule = cfg["trainer"], _class_of(cfg.get("scheduler") or {})
     has_no_end = trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1

@@ -13,8 +13,7 @@ def trial_loss(model: Autoencoder, batch: Batch) -> Tensor:
     In evaluation mode it first checks the shapes of ``encode`` and ``decode`` of the network.
 
     Raises:
-        TypeError: a method of the network or the model returns another type.
-        ValueError: a method of the network or the model returns another shape.
+        TypeError, ValueError: a method of network or model returns another type or shape.
     """
     rows = len(batch.x)
     label = batch.y if model.conditional else None

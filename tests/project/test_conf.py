@@ -274,3 +274,13 @@ def test_help_fits_a_terminal(path: Path) -> None:
     """80 columns, for what we write: the configuration below it may hold longer paths."""
     template = str(OmegaConf.select(OmegaConf.load(path), "template"))
     assert max(map(len, template.splitlines())) <= 80
+
+
+def test_a_run_is_named_by_its_classes() -> None:
+    from cvae.settings import run_name
+
+    assert run_name(plain(compose())) == "cvae-mlp-adversary-z32-s1"
+    typed = ("model=vae", "model/prior=flow", "data=kmnist", "data/augmentation=warp", "seed=2")
+    assert run_name(plain(compose(*typed))) == "vae-mlp-flow-warp-z24-kmnist-s2"
+    own = {"model": {"_target_": "mine.Model"}, "data": {"_target_": "mine.Data"}, "seed": 3}
+    assert run_name(own) == "model-s3"
