@@ -301,3 +301,12 @@ def test_a_failure_is_told_though_another_rank_was_interrupted_after_it(
     told = reading.read_summary(tmp_path)
     assert told["status"] == "failed"
     assert told["error"] == "ValueError: of rank 1"
+
+
+def test_several_nodes_need_a_launcher_on_resume_too(tmp_path: Path) -> None:
+    """Alone, the run would wait for the other nodes and could not be stopped."""
+    folder = RunFolder(tmp_path)
+    trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 3}
+    folder.config = OmegaConf.create({"trainer": trainer})
+    with pytest.raises(ConfigError, match=r"trainer.num_nodes=3: start it on every node"):
+        launch.launch(folder)

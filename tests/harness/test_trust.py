@@ -12,12 +12,13 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from cvae import load_run
-from harness.config import paths
+from harness.config import machine, paths
 from harness.contract import files
 from harness.contract.errors import ConfigError, RunFailed
 from harness.run_folder import checkpoints, loading, reading, trust
-from harness.run_folder.folder import RunFolder
+from harness.run_folder.folder import LOG, RunFolder
 from harness.sweeps import jobs
+from harness.training.log import logged
 from tests.conftest import run_script
 from tests.tally import Promise
 
@@ -477,3 +478,26 @@ def test_a_malicious_pickle_runs_nothing(folder: Path) -> None:
         load_run(folder)
     assert "system" in str(caught.value)
     assert not marker.exists()
+
+
+@pytest.mark.fault(Promise.STRANGERS, "links and paths out of the folder")
+def test_a_log_that_links_elsewhere_is_not_written(folder: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in (LOG, jobs.OUTPUT):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(victim)
+    with pytest.raises(ConfigError, match="leads out of the folder"), logged(folder, 0):
+        pass
+    with pytest.raises(ConfigError, match="leads out of the folder"):
+        jobs._start(folder, machine.Share([0], []), True, {})
+    assert victim.read_text() == "mine"
+
+
+def test_a_model_of_another_class_is_rejected_in_a_line(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="its model is a CVAE, not a Linear"):
+        loading.load_model(folder / reading.BEST, None, torch.nn.Linear)
+    change = set_key("model", {"_target_": "cvae.data.ImagesDataModule", "data_dir": "/none"})
+    tamper(folder, change)
+    with pytest.raises(ConfigError, match=r"is no torch.nn.Module|must be"):
+        loading.load_model(folder / reading.BEST)

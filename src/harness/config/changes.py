@@ -43,7 +43,7 @@ _WANDB_PLACE = ("project", "entity")  # may come from the environment in a new r
 
 
 class Change(NamedTuple):
-    """A setting of a run that goes on with another value."""
+    """Setting that changes when a run is resumed."""
 
     key: str
     was: Any

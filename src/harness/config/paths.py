@@ -5,9 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-SOURCE = (
-    Path(__file__).resolve().parents[2]
-)  # the folder of this package, beside which a science lies
+SOURCE = Path(__file__).resolve().parents[2]  # src/: this package and the packages of the science
 ROOT = SOURCE.parent  # the project: defaults are relative to it
 CONF = ROOT / "conf"
 
