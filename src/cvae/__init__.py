@@ -14,7 +14,7 @@ def load_run(path: str | Path, trusted: str | Sequence[str] | None = None) -> "A
     """The trained model of a run folder, a checkpoint or an exported folder, ready to use.
 
     Args:
-        trusted: packages beside ours whose classes the run may name, such as "my_network".
+        trusted: further packages whose classes the run may name, such as "my_network".
 
     Raises:
         ConfigError: nothing there that can be loaded.

@@ -30,7 +30,7 @@ def load(folder: str | Path, trusted: str | Sequence[str] | None = None) -> Auto
     """The model in an exported folder, ready to use; needs no Lightning.
 
     Args:
-        trusted: packages beside ours whose classes the folder may name, such as "my_network".
+        trusted: further packages whose classes the folder may name, such as "my_network".
 
     Raises:
         ConfigError: no such folder, or its weights do not go with its config.

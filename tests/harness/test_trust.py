@@ -105,6 +105,7 @@ def attacks(marker: str) -> dict[str, Any]:
             "node": {"_target_": "os.system", "command": touch},
         },
         "a checks of ours": {"_target_": "harness.command_line.hooks.Checks"},
+        "a long name": {"_target_": f"{'a' * 300}.B"},
         "our class": {"_target_": "harness.run_folder.folder.RunFolder", "path": marker},
         "our launcher": {"_target_": "hydra_plugins.harness_sweeps.LocalLauncher"},
         "a script": {"_target_": "train.main"},

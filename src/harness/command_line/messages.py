@@ -20,23 +20,15 @@ from harness.contract.errors import BROKEN_PIPE, INTERRUPTED, ConfigError, RunFa
 from harness.training.processes import out_of_memory
 
 _MAX_LINES = 3
-
-
 _MAX_WIDTH = 600  # characters of a line
-
-
 _EXTRAS = {
     **{"optuna": "search", "submitit": "submitit", "ray": "ray", "wandb_workspaces": "wandb"},
     **dict.fromkeys(("safetensors", "onnxruntime", "onnxscript", "huggingface_hub"), "export"),
 }
-
-
 _ONE_LINE_ERRORS = (
     *(HydraException, OmegaConfBaseException, ImportError),
     *(OSError, MemoryError, RuntimeError),  # a RuntimeError only if memory runs out
 )
-
-
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 
 

@@ -15,27 +15,15 @@ from harness.config.paths import CONF, ROOT, exists, expanded
 from harness.contract.errors import ConfigError
 
 SWEEP_FLAGS = ("-m", "--multirun")
-
-
 _OPTIONAL_GROUPS = ("callbacks", "logger", "scheduler")
-
-
 EMPTY_GROUPS = ("experiment", "debug", "sweep")  # groups with no default choice
-
-
 _PATH_KEYS = re.compile(
     r"^(?P<key>\+{0,2}(?:run|runs|resume|rerun|output|data\.data_dir"
     r"|hydra\.(?:run\.dir|sweep\.dir|sweep\.subdir|runtime\.output_dir)))=(?P<value>.*)$",
     re.DOTALL,
 )
-
-
 _WORD = re.compile(r"[\w./+-]+")
-
-
 _VALUES = re.compile(r"(?!hydra\.)([\w.+/]+)=([\w./+-]+(?:,[\w./+-]+)+)")
-
-
 _NOT_FILES = re.compile(r"^(latest|null|)$")
 
 

@@ -61,7 +61,7 @@ def _check_text(node: Any, key: str = "") -> Iterator[str]:
 
 
 def _check_nodes(cfg: Mapping[str, Any], parts: Iterable[str]) -> Iterator[str]:
-    """What is to be made must say of which class."""
+    """Check that every node that describes an object names its class."""
     nodes = {key: cfg[key] for key in _MADE_OF_A_TARGET if cfg.get(key)}
     for group in _SEVERAL_TARGETS:
         nodes |= {f"{group}.{name}": node for name, node in (cfg.get(group) or {}).items() if node}

@@ -105,14 +105,8 @@ class EarlyStopping:
 
 
 WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
-
-
 _PROJECT = Matching(r"[^/\\#?%:]{1,128}", "of 1 to 128 characters without / \\ # ? % :")
-
-
 _TAG = Matching(r".{1,64}", "of 1 to 64 characters")
-
-
 _TAGS = Matching(r"\s*[^,\s][^,]{0,63}(,\s*[^,\s][^,]{0,63})*", "of such tags, separated by commas")
 
 
@@ -136,11 +130,7 @@ class WandbRun:
 
 
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true", "16", "bf16", "32", "64")
-
-
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
-
-
 PROFILERS = ("simple", "advanced", "pytorch")
 
 

@@ -19,7 +19,7 @@ from harness.contract.settings import SCHEDULER_SETTINGS
 def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
     """The object that a config node with a ``_target_`` describes: the only door to Hydra's.
 
-    For configs of one's own; :func:`instantiate_read` is for those that a folder brings.
+    For your own configs; :func:`harness.run_folder.loading.instantiate_read` is for archived ones.
     """
     import hydra.utils
 

@@ -113,38 +113,16 @@ class NotEmpty:
 
 
 Count = Annotated[int, AtLeast(1)]
-
-
 Natural = Annotated[int, AtLeast(0)]
-
-
 Size = Annotated[int, Between(1, 65536)]  # of a layer or a batch; more is a typing mistake
-
-
 Weight = Annotated[float, AtLeast(0)]
-
-
 Positive = Annotated[float, Above(0)]
-
-
 Fraction = Annotated[float, Below(0, 1)]
-
-
 Name = Annotated[str, NotEmpty()]
-
-
 Title = Annotated[str, Matching(r".{0,128}", "of at most 128 characters")]
-
-
 Duration = Annotated[str, Matching(r"\d+:\d\d:\d\d:\d\d", "of the form DD:HH:MM:SS")]
-
-
 NumBatches = Natural | Annotated[float, Between(0, 1)]
-
-
 Partial = Annotated[bool, Only(True)]
-
-
 LEFT_OUT: Any = None  # default of a field that a config may omit
 
 

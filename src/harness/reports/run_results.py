@@ -25,9 +25,7 @@ from harness.run_folder.reading import (
 )
 
 _SIGNS = (CONFIG, SUMMARY, METRICS, EVALUATION, "checkpoints", ".hydra")  # of a run's folder
-
-
-_IGNORED = re.compile(  # what a run's result does not depend on, beside what its science says
+_IGNORED = re.compile(  # keys that do not affect the result, in addition to FREE of the science
     r"(seed|name|run_dir|run_id|sweep|mode|smoke|data\.data_dir|data\.num_workers"
     r"|data\.eval_batch_size|logger|logger\..*|callbacks\.progress\..*|trainer\.(enable_\w+"
     r"|log_every_n_steps|profiler|default_root_dir)|test|rerun|resume|trust|callbacks\.pruning\..*)$"

@@ -66,7 +66,7 @@ class MetricsFile(Logger):
             raise files.unwritten(self.path, error) from error
 
     def rewind(self, step: int) -> None:
-        """Drop the rows that a run which goes on at a step will write again.
+        """Drop the rows that a run resumed at this step writes again.
 
         These are the later ones, those of the test set, and a last line that a kill has cut.
         """

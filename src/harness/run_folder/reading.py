@@ -20,17 +20,9 @@ from harness.run_folder import trust
 log = logging.getLogger(__name__)
 
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.csv"
-
-
 EVALUATION = "evaluation.json"
-
-
 UNFINISHED = ("pending", "running", "interrupted", "failed")  # states of a run that can resume
-
-
 JOURNAL = "study.journal"  # record of a search, in the folder of its sweep
-
-
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 
 

@@ -7,6 +7,7 @@ trust by name. Nothing in the folder can extend this list.
 """
 
 import ast
+import contextlib
 import functools
 import inspect
 import re
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 from harness.config import science
-from harness.config.paths import CONF, SOURCE
+from harness.config.paths import CONF, SOURCE, exists
 from harness.contract.errors import ConfigError
 
 MAX_CONFIG_BYTES = 256 * 1024
@@ -89,6 +90,12 @@ def _file_of(target: str) -> Path:
     """Return the file in src/ that a dotted name of a class would be defined in."""
     path = SOURCE.joinpath(*target.split(".")[:-1])
     return path / "__init__.py" if path.is_dir() else path.with_name(f"{path.name}.py")
+
+
+def _is_in_source(target: str) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # a name that is too long for a file, say
+        return _file_of(target).is_file()
+    return False
 
 
 @functools.cache
@@ -172,12 +179,12 @@ def check_targets(node: Any, trust: Trust, get_object: Callable[[str], Any]) -> 
     for key, target in foreign_targets(node, trust):
         package = target.partition(".")[0]
         is_library = package in sys.stdlib_module_names | _LIBRARIES | set(_MACHINERY)
-        if target.isprintable() and _file_of(target).is_file() and not is_library:
+        if target.isprintable() and _is_in_source(target) and not is_library:
             hint = (
                 "it must be a class that its file in src/ defines, and the file may do nothing "
                 "else when it is imported; or name it in conf/"
             )
-        elif not target.isprintable() or is_library or (SOURCE / package).is_dir():
+        elif not target.isprintable() or is_library or exists(SOURCE / package):
             hint = "a run folder may not name this code"
         else:
             hint = f"if you trust this code, add trust={package}"

@@ -14,8 +14,6 @@ from harness.run_folder.trust import inside
 
 _OURS = __name__.partition(".")[0]
 _LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
-
-
 _CHATTY_LOGGERS = (  # they log the expected at INFO
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
     "lightning.pytorch.utilities.rank_zero",
