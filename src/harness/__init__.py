@@ -1,1 +1,1 @@
-"""Configs, run folders, training, resume and sweeps for LightningModules; see docs/harness.md."""
+"""Configs, run folders, training, resume and sweeps; see docs/design/harness.md."""

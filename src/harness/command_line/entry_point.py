@@ -1,7 +1,7 @@
-"""Main function of the scripts: reads the command line and has Hydra compose. Imports no torch.
+"""Main function of the scripts: reads the command line and lets Hydra compose the config.
 
-Overrides are checked before a run folder is made, so a mistake costs a second and leaves nothing
-behind.
+Overrides are validated before a run folder is made, so a mistake costs a second and leaves no
+files. Imports no torch.
 """
 
 import functools
@@ -21,21 +21,28 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.command_line.messages import WANTS_TRACEBACK, reject, reported, short
-from harness.command_line.words import (
-    SWEEP_FLAGS,
-    as_lists,
-    defer_to_jobs,
-    hydras_words,
-    quote_paths,
+from harness.command_line.messages import (
+    WANTS_TRACEBACK,
+    raise_problems,
+    reject,
+    report_errors,
+    shorten,
 )
-from harness.config.composition import register_resolvers
+from harness.command_line.overrides import (
+    SWEEP_FLAGS,
+    bracket_lists,
+    defer_to_sweep_jobs,
+    quote_paths,
+    rewrite_for_hydra,
+)
+from harness.config.composition import plain_settings, register_resolvers
+from harness.config.hydra_versions import main_options
 from harness.config.paths import CONF
 from harness.contract.errors import ConfigError, RunFailed
 from harness.contract.terminal import accept_any_text
 
 _OLDEST_PYTHON, _NEWEST_PYTHON = (3, 11), (3, 13)  # Hydra's argument parser fails on 3.14
-register_resolvers()  # here, so that a launcher's workers have them too
+register_resolvers()  # on import, so that the workers of a launcher have them too
 
 _EXPECTED = (
     ConfigError,
@@ -48,26 +55,37 @@ _EXPECTED = (
 
 def entry_point(
     config_name: str, less_memory: str | None = None
-) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Make a task function the main function of a script, on conf/CONFIG_NAME.yaml.
+) -> Callable[[Callable[..., Any]], Callable[[], None]]:
+    """Turn a task function into the main function of a script, configured by conf/CONFIG_NAME.yaml.
+
+    The function is called with the settings as arguments, and its annotations define which are
+    valid. Only the function of train.py takes the whole config.
 
     Args:
-        less_memory: settings that lower its memory, to name where there was not enough.
+        config_name: name of the script and of its configuration file.
+        less_memory: settings to lower when memory runs out, named in the message.
     """
 
-    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+    def decorate(task: Callable[..., Any]) -> Callable[[], None]:
         started: list[bool] = []
 
         @functools.wraps(task)
-        def checked(cfg: DictConfig) -> Any:
+        def validate_and_run(cfg: DictConfig) -> Any:
             started.append(True)
             accept_any_text()  # a launcher may run this in a new process
+            if config_name != "train":
+                with report_errors(config_name, less_memory=less_memory):
+                    from harness.config.checks import validate  # late: --help needs no pydantic
+
+                    settings = plain_settings(cfg)
+                    raise_problems(validate(settings, config_name), cfg)
+                    return task(**settings)
             if HydraConfig.get().mode is not RunMode.MULTIRUN:
-                with reported(config_name, less_memory=less_memory):
+                with report_errors(config_name, less_memory=less_memory):
                     return task(cfg)
             try:
                 return task(cfg)
-            except (ConfigError, RunFailed) as error:  # the other jobs go on
+            except (ConfigError, RunFailed) as error:  # the other jobs continue
                 print(f"failed: {error}", file=sys.stderr)
                 return math.nan
 
@@ -75,28 +93,26 @@ def entry_point(
         def main() -> None:
             accept_any_text()
             arguments = sys.argv[1:]
-            with reported(config_name):
+            with report_errors(config_name):
                 _check_python()
-                words = arguments if config_name == "train" else as_lists(arguments)
-                sys.argv[1:] = quote_paths(hydras_words(words), Path.cwd())
+                overrides = arguments if config_name == "train" else bracket_lists(arguments)
+                sys.argv[1:] = quote_paths(rewrite_for_hydra(overrides), Path.cwd())
                 _check_flags(sys.argv[1:])
-            make_main = hydra.main(
-                version_base="1.3", config_path=str(CONF), config_name=config_name
-            )
+            make_main = hydra.main(str(CONF), config_name, **main_options())
             if any(flag in sys.argv for flag in SWEEP_FLAGS):
-                sys.argv[1:] = defer_to_jobs(config_name, sys.argv[1:])
-            with reported(config_name, arguments), _hydra_raises():
+                sys.argv[1:] = defer_to_sweep_jobs(config_name, sys.argv[1:])
+            with report_errors(config_name, arguments), _let_hydra_raise():
                 try:
-                    make_main(checked)()
-                    sys.stdout.flush()  # here a full disk is an error like any other
+                    make_main(validate_and_run)()
+                    sys.stdout.flush()  # so that a full disk fails here, not at exit
                 except _EXPECTED:
                     raise
-                except Exception as error:  # of Hydra's, about words that it did not foresee
+                except Exception as error:  # Hydra fails on some malformed overrides
                     if started or WANTS_TRACEBACK:
                         raise
                     reason = f"{type(error).__name__}: {error}".splitlines()[0]
                     raise ConfigError(
-                        f"{short(arguments)}: not understood ({short([reason])})"
+                        f"{shorten(arguments)}: Hydra rejects these overrides ({shorten([reason])})"
                     ) from None
 
         return main
@@ -117,12 +133,12 @@ def _check_flags(arguments: list[str]) -> None:
     parser.error = reject  # type: ignore[method-assign]
     _, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise ConfigError(f"{unknown[0]}: no such flag; settings are key=value, --help lists them")
+        raise ConfigError(f"{unknown[0]}: no such flag; settings are key=value, see --help")
 
 
 @contextmanager
-def _hydra_raises() -> Iterator[None]:
-    """Let exceptions out of hydra.main as they are: it prints its own traceback otherwise."""
+def _let_hydra_raise() -> Iterator[None]:
+    """Let hydra.main raise its exceptions; by default it prints its own traceback."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

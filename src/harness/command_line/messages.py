@@ -1,20 +1,20 @@
-"""Turns errors of a user into messages of at most three lines and an exit code."""
+"""Turns user errors into messages of at most three lines and an exit code."""
 
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.command_line.words import EMPTY_GROUPS
-from harness.config.checks import addable_keys
-from harness.config.composition import composed
-from harness.config.instantiation import explained
-from harness.config.keys import leaf_keys, nearest_key
+from harness.command_line.overrides import EMPTY_GROUPS
+from harness.config.composition import compose_config
+from harness.config.instantiation import explain_hydra_error
+from harness.config.keys import format_value, leaf_keys, nearest_key
 from harness.config.paths import CONF
 from harness.contract.errors import BROKEN_PIPE, INTERRUPTED, ConfigError, RunFailed
 from harness.training.processes import out_of_memory
@@ -23,6 +23,7 @@ _MAX_LINES = 3
 _MAX_WIDTH = 600  # characters of a line
 _EXTRAS = {
     **{"optuna": "search", "submitit": "submitit", "ray": "ray", "wandb_workspaces": "wandb"},
+    "zuko": "flows",
     **dict.fromkeys(("safetensors", "onnxruntime", "onnxscript", "huggingface_hub"), "export"),
 }
 _ONE_LINE_ERRORS = (
@@ -32,13 +33,13 @@ _ONE_LINE_ERRORS = (
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
 
 
-def short(words: list[str]) -> str:
-    text = " ".join(words)
+def shorten(arguments: list[str]) -> str:
+    text = " ".join(arguments)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 @contextmanager
-def reported(
+def report_errors(
     config_name: str = "train",
     arguments: list[str] | None = None,
     less_memory: str | None = None,
@@ -66,7 +67,7 @@ def reported(
         if extra := _missing_extra(error):
             reject(f"this needs more packages: pip install -e '.[{extra}]'")
         if isinstance(error, HydraException | OmegaConfBaseException):  # some are OSErrors too
-            reject(translated(error, config_name, arguments or []))
+            reject(explain_override_error(error, config_name, arguments or []))
         if isinstance(error, OSError):
             _drop_output_if_full()
             reject(f"{error.filename or 'a file'}: {error.strerror or error}")
@@ -74,7 +75,7 @@ def reported(
 
 
 def _drop_output() -> None:
-    """Discard the rest of the output: Python would fail on it again at exit."""
+    """Discard the rest of the output; to flush it at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -95,6 +96,46 @@ def _missing_extra(error: BaseException | None) -> str | None:
                 return extra
         error = error.__cause__ or error.__context__
     return None
+
+
+def raise_problems(
+    problems: Sequence[str], config: DictConfig, overrides: Sequence[str] = ()
+) -> None:
+    """Raise ConfigError if a config has problems.
+
+    A line shows the value as it was typed, or starts with the environment variable that set it.
+
+    Args:
+        problems: one line each, from :func:`harness.config.checks.validate`.
+        config: the composed config, not resolved.
+        overrides: those of the command line.
+    """
+    if problems:
+        lines = [
+            _with_variable(config, _with_typed_value(problem, overrides)) for problem in problems
+        ]
+        raise ConfigError("\n".join(lines))
+
+
+def _with_typed_value(problem: str, overrides: Sequence[str]) -> str:
+    """Show a value as the user typed it, since YAML reads 12e4567 as infinity."""
+    key, _, rest = problem.partition("=")
+    _, _, must = rest.partition(": must be ")
+    for override in overrides:
+        name, _, text = override.partition("=")
+        if name.lstrip("+") == key and must and re.fullmatch(r"[\w.+-]+", text):
+            hint = f"; to write text: \"{key}='{text}'\"" if must.startswith("text") else ""
+            return f"{key}={format_value(text)}: must be {must}{hint}"
+    return problem
+
+
+def _with_variable(config: DictConfig, problem: str) -> str:
+    """Prefix a problem with the environment variable that the value comes from, if any."""
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    for name in problem.partition("=")[0].split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    variable = re.match(r"\$\{env:(\w+)", node) if isinstance(node, str) else None
+    return f"{variable[1]}: {problem}" if variable and os.environ.get(variable[1]) else problem
 
 
 def reject(message: str) -> NoReturn:
@@ -118,52 +159,59 @@ def _readable(line: str) -> str:
     )
 
 
-def translated(error: Exception, config_name: str, arguments: list[str]) -> str:
-    """Return one line that explains a Hydra error in terms of the overrides.
+def explain_override_error(error: Exception, config_name: str, arguments: list[str]) -> str:
+    """Return one line that explains an error of Hydra in terms of the overrides.
 
     Args:
+        config_name: name of the script and of its configuration file.
         arguments: overrides of the config that failed.
     """
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1].split("@")[0]
-        typed = next((a for a in arguments if a.lstrip("+~").split("=")[0] == key), key)
+        override = next((a for a in arguments if a.lstrip("+~").split("=")[0] == key), key)
         if key in groups():  # for example model/penalty with a model that has none
-            return f"{typed}: the configuration has no group {key} with the options chosen"
-        cfg = _composed(config_name, arguments)
+            return f"{override}: the chosen options have no group {key}"
+        cfg = _compose_groups(config_name, arguments)
+        from harness.config.checks import addable_keys  # late: --help needs no pydantic
+
         if key in addable_keys(cfg):
-            return f"{typed}: the configuration has no {key} yet; to add it: +{typed}"
+            return f"{override}: the configuration has no {key} yet; to add it: +{override}"
         if choices := list(_choices_with(key, config_name, arguments)):
-            return f"{typed}: there is no key {key} without {' or '.join(choices)}"
+            return f"{override}: there is no key {key}; it exists with {' or '.join(choices)}"
         near = nearest_key(key, [*leaf_keys(cfg), *groups()])
         hint = f"; did you mean {near}?" if near else "; --help lists the keys"
-        return f"{typed}: there is no key {key}{hint}"
+        return f"{override}: there is no key {key}{hint}"
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, option = match[1].rpartition("/")
-        options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+        options = _options(group)
         near = nearest_key(option, options)
-        hint = f" (did you mean {near}?)" if near else ""
+        below = [g for g in groups() if g.startswith(f"{group}/")]
+        meant = f"{group}={near}" if near else ""
+        if others := [g for g in (*below, *groups()) if option in _options(g)]:
+            meant = f"{others[0]}={option}"
+        hint = f"; did you mean {meant}?" if meant else ""
         return f"{group}={option}: must be one of {', '.join(options)}{hint}"
     if isinstance(error, OverrideParseException):
-        hint = "quote values with , = [ ] { } spaces or letters beyond ASCII"
+        hint = "quote values that contain , = [ ] { } spaces or letters beyond ASCII"
         return f"{error.override}: not of the form key=value; {hint}"
-    line = explained(error)
+    line = explain_hydra_error(error)
     if "Cannot merge DictConfig with ListConfig" in line:
         kinds = {"[": "a mapping", "{": "a list"}
         containers = [(a, kinds.get(a.partition("=")[2][:1])) for a in arguments]
-        found = [f"{typed}: must be {kind}" for typed, kind in containers if kind is not None]
+        found = [f"{override}: must be {kind}" for override, kind in containers if kind is not None]
         if len(found) == 1:
             return found[0]
     named = any(re.split(r"[=@]", a.lstrip("+~"))[0] in line for a in arguments)
-    return line if named or not arguments else f"{short(arguments)}: {line}"
+    return line if named or not arguments else f"{shorten(arguments)}: {line}"
 
 
-def _composed(config_name: str, arguments: list[str]) -> Mapping[str, Any]:
+def _compose_groups(config_name: str, arguments: list[str]) -> Mapping[str, Any]:
     """Return the config of the chosen group options, without other overrides."""
-    return composed(CONF, config_name, _choices(arguments))
+    return compose_config(CONF, config_name, _chosen_groups(arguments))
 
 
-def _choices(arguments: list[str]) -> list[str]:
+def _chosen_groups(arguments: list[str]) -> list[str]:
     options = [a for a in arguments if re.fullmatch(r"[\w/]+=[\w/]+", a)]
     return [a for a in options if (CONF / "{}/{}.yaml".format(*a.split("="))).is_file()]
 
@@ -176,9 +224,13 @@ def _choices_with(key: str, config_name: str, arguments: list[str]) -> Iterator[
     for option in sorted((CONF / group).glob("*.yaml")) if group else []:
         choice = f"{group}={option.stem}"
         with suppress(HydraException, OmegaConfBaseException):
-            chosen = [a for a in _choices(arguments) if not a.startswith(f"{group}=")]
-            if key in leaf_keys(composed(CONF, config_name, [*chosen, choice])):
+            chosen = [a for a in _chosen_groups(arguments) if not a.startswith(f"{group}=")]
+            if key in leaf_keys(compose_config(CONF, config_name, [*chosen, choice])):
                 yield choice
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def groups() -> list[str]:

@@ -1,4 +1,4 @@
-"""What may be changed in a run that goes on: all that cannot change the steps it takes."""
+"""Overrides allowed on resume: settings that do not affect the training trajectory."""
 
 import contextlib
 import copy
@@ -12,10 +12,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import science
-from harness.config.composition import composed
+from harness.config.composition import compose_config
 from harness.contract.errors import ConfigError
 
-# keys and groups; the trajectory is the same whatever they hold
+# keys and groups that do not affect the training trajectory
 _FREE = (
     "logger",
     "name",
@@ -36,10 +36,10 @@ _FREE = (
     "trainer.strategy",
 )
 _SCHEDULED = ("trainer.max_epochs",)  # the schedule may depend on it
-_OF_THE_COMMAND = ("resume", "rerun", "trust")
-_REPEATED = ("mode",)  # also part of the callbacks that it applies to
-_ARCHIVED = ("run_dir", "run_id", "sweep", "monitor", "mode", "name")
-_WANDB_PLACE = ("project", "entity")  # may come from the environment in a new run
+_COMMAND_KEYS = ("resume", "rerun", "trust")
+_REPEATED = ("mode",)  # the callbacks that use it repeat it
+_KEPT_KEYS = ("run_dir", "run_id", "sweep", "monitor", "mode", "name")  # keep archived values
+_WANDB_KEYS = ("project", "entity")  # a new run may take them from the environment
 
 
 class Change(NamedTuple):
@@ -50,51 +50,52 @@ class Change(NamedTuple):
     now: Any
 
     @property
-    def is_of_schedule(self) -> bool:
-        """Whether it may bend the schedule of the run."""
+    def can_affect_schedule(self) -> bool:
+        """Whether the change can affect the learning-rate schedule."""
         return self.key in _SCHEDULED
 
     def __str__(self) -> str:
-        return f"{self.key}: {_shown(self.was)}, now {_shown(self.now)}"
+        return f"{self.key}: {_short_text(self.was)}, now {_short_text(self.now)}"
 
 
-def apply(archived: DictConfig, composed: DictConfig, typed: Sequence[str]) -> list[Change]:
-    """Change an archived config as typed, and return what was changed.
+def apply_overrides(
+    archived: DictConfig, composed: DictConfig, overrides: Sequence[str]
+) -> list[Change]:
+    """Apply the overrides of a resume to an archived config, and return the changes.
 
     Args:
-        archived: of the run; changed in place.
-        composed: what the command line alone would give.
-        typed: its overrides.
+        archived: config of the run; changed in place.
+        composed: config that the command line gives for a new run.
+        overrides: those of the command line.
 
     Raises:
-        ConfigError: something typed would change the steps of the run.
+        ConfigError: an override would affect the training trajectory.
     """
     filled = copy.deepcopy(composed)
-    typed_keys = {_key(override) for override in typed}
-    for key in _ARCHIVED:
-        if key not in typed_keys:
+    by_key = {_dotted_key(override): override for override in overrides}
+    for key in _KEPT_KEYS:
+        if key not in by_key:
             filled[key] = archived[key]
     before, now = ((cfg.get("logger") or {}).get("wandb") for cfg in (archived, filled))
     if before and now:
-        now.update(
-            {k: before.get(k) for k in _WANDB_PLACE if f"logger.wandb.{k}" not in typed_keys}
-        )
+        now.update({k: before.get(k) for k in _WANDB_KEYS if f"logger.wandb.{k}" not in by_key})
     free = (*_FREE, *_SCHEDULED, *_science_of(archived).free)
-    changed, refused = [], []
-    for key in dict.fromkeys(map(_key, typed)):
-        if key in _OF_THE_COMMAND:
+    changed, rejected = [], []
+    for key, override in by_key.items():
+        if key in _COMMAND_KEYS:
             continue
-        was, now = _value(archived, key), _value(filled, key)
+        was, now = _plain_value(archived, key), _plain_value(filled, key)
         if was == now:
             continue
-        if not covered(key, free):
-            refused.append(f"{key}: {_shown(was)} in the run, {_shown(now)} typed")
+        if not is_at_or_below(key, free):
+            rejected.append(f"{override}: the run has {_short_text(was)}")
             continue
         changed.append(Change(key, was, now))
         with open_dict(archived):
             OmegaConf.update(archived, key, now, merge=False)
-    if refused:
-        raise ConfigError("\n".join(["a run goes on with the settings it began with", *refused]))
+    if rejected:
+        reason = "resume= cannot change how a run trains; remove these overrides or start a new run"
+        raise ConfigError("\n".join([reason, *rejected]))
     return changed
 
 
@@ -104,17 +105,17 @@ def _science_of(cfg: DictConfig) -> science.Science:
     return science.of_config({str(key): node for key, node in plain.items()})
 
 
-def _key(override: str) -> str:
-    """The key of an override; a group's is where it lands: model/network is model.network."""
+def _dotted_key(override: str) -> str:
+    """Return the dotted key that an override sets: model.network for model/network=mlp."""
     return override.partition("=")[0].lstrip("+~").partition("@")[0].replace("/", ".")
 
 
-def covered(key: str, allowed: Sequence[str]) -> bool:
-    """Whether a dotted key is one of these, or lies below one."""
+def is_at_or_below(key: str, allowed: Sequence[str]) -> bool:
+    """Return whether a dotted key is one of the allowed keys or lies below one."""
     return any(key == free or key.startswith(f"{free}.") for free in allowed)
 
 
-def _value(cfg: DictConfig, key: str) -> Any:
+def _plain_value(cfg: DictConfig, key: str) -> Any:
     with contextlib.suppress(OmegaConfBaseException):
         value = OmegaConf.select(cfg, key)
         is_node = isinstance(value, DictConfig | ListConfig)
@@ -122,20 +123,21 @@ def _value(cfg: DictConfig, key: str) -> Any:
     return None
 
 
-def _shown(value: Any) -> str:
-    text = "a group" if isinstance(value, dict) else str(value)
+def _short_text(value: Any) -> str:
+    text = str(value.get("_target_", "a group")) if isinstance(value, dict) else str(value)
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
 def fingerprint(conf: Path, overrides: Sequence[str] = ()) -> str:
-    """Digest of all that can change the steps of a run in the config that overrides compose.
+    """Return a digest of the settings of a new run that affect its training trajectory.
 
     Args:
         conf: folder of the configuration files.
+        overrides: overrides in Hydra's grammar.
     """
-    content = composed(conf, "train", overrides)
+    content = compose_config(conf, "train", overrides)
     free = (*_FREE, *science.of_config(content).free)
-    for key in (*free, *_OF_THE_COMMAND, *_REPEATED):
+    for key in (*free, *_COMMAND_KEYS, *_REPEATED):
         *path, last = key.split(".")
         node: Any = content
         for name in path:

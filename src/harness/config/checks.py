@@ -1,52 +1,167 @@
-"""Checks a config against types and ranges, with one line per error. Imports no torch.
+"""Checks a config before torch is imported, with one line per error.
 
-The YAML files in conf/ hold the values; settings classes say which values are valid. A node is
-checked by the settings class of its ``_target_``; nodes without one are not checked here.
+The annotations of constructors define which values are valid. They are read from source files, so
+your own network, an optimizer of torch and a callback of Lightning are checked in the same way.
 """
 
-import math
+import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from harness.config import science
-from harness.config.fields import Trainer, schema_of
-from harness.config.keys import nearest_key, shown
+from pydantic import BaseModel
+
+from harness.config import libraries, schemas, science, signatures, sources
+from harness.config.keys import format_value, nearest_key
+from harness.config.paths import CONF
+from harness.config.run_settings import RUN, SCHEDULER_SETTINGS
+from harness.config.signatures import REQUIRED, NotFoundError, Parameter, Signature
 from harness.config.together import check_together
-from harness.contract.settings import OneOf, Run
 
 _NEEDED = ("data", "model", "optimizer", "trainer", "module")
-_MADE_OF_A_TARGET = ("data", "model", "module", "optimizer", "scheduler")
-_SEVERAL_TARGETS = ("logger", "callbacks")
-_KEYS_OF_HYDRA = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
+_SINGLE_NODES = ("data", "model", "module", "optimizer", "scheduler")
+_NODE_GROUPS = ("logger", "callbacks")
+_ANY = schemas.describe({})
+_HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
 
-def validate(cfg: Mapping[str, Any], settings: type | None = None) -> list[str]:
-    """Everything wrong with a resolved config: a line for each, naming key, value and range.
+class Passed(NamedTuple):
+    """Arguments that the code passes to the class of a node, besides those in the config.
 
     Args:
-        settings: types and ranges of its top level; None for the config of a run.
+        names: arguments passed by name, which the class must take.
+        num_positional: how many of the first arguments are passed by position.
+        optional: arguments passed by name if the class takes them.
+        is_known: False if the code may pass others as well.
+        by_partial: whether the node must have ``_partial_: true``, because the code calls it.
     """
-    if settings is not None:
-        owner = f"{settings.__name__.lower()}.yaml"
-        return [*_check_text(cfg), *_check_fields(cfg, settings, "", owner)]
+
+    names: tuple[str, ...] = ()
+    num_positional: int = 0
+    optional: tuple[str, ...] = ()
+    is_known: bool = True
+    by_partial: bool = False
+
+
+NOTHING = Passed()
+_PASSED_BY_RUN = {
+    "data": Passed(("seed",)),
+    "module": Passed(("model", "optimizer", "scheduler", "scheduler_settings", "seed")),
+    "optimizer": Passed(num_positional=1, by_partial=True),
+    "scheduler": Passed(num_positional=1, optional=("total_steps",), by_partial=True),
+}
+
+
+def passed_to(key: str, parent: Mapping[str, Any] | None = None) -> Passed:
+    """Return the arguments that the code passes to the class of a node.
+
+    Args:
+        key: dotted key of the node.
+        parent: node that contains it; its class annotates the arguments of a factory.
+    """
+    if parent is None:
+        return _PASSED_BY_RUN.get(key, NOTHING)
+    target, name = parent.get("_target_"), key.rpartition(".")[2]
+    found = _signature(target) if isinstance(target, str) else None
+    parameter = found.parameters.get(name) if found else None
+    factory = parameter and schemas.factory_of(parameter.kind)
+    if not factory:
+        return Passed(is_known=False)
+    is_known = factory.arguments is not None
+    return Passed(factory.arguments or (), is_known=is_known, by_partial=is_known)
+
+
+@dataclass
+class Arguments:
+    """Arguments of a class that a config may set.
+
+    Args:
+        owner: name of the class or file, for messages.
+        parameters: by name.
+        takes_any: whether the class accepts other names as well.
+        required: names that the config must set.
+    """
+
+    owner: str
+    parameters: Mapping[str, Parameter]
+    takes_any: bool
+    required: tuple[str, ...]
+
+    @functools.cached_property
+    def model(self) -> type[BaseModel]:
+        """The pydantic model, built when values are validated: a misspelt key needs none."""
+        return schemas.model(self.owner.rpartition(".")[2], self.parameters)
+
+
+@functools.cache
+def arguments_of(
+    target: str, passed: Passed = NOTHING, settings: tuple[str, ...] = (), key: str = ""
+) -> Arguments | None:
+    """Return the arguments of a class that a config may set, or None if there is no source.
+
+    Args:
+        target: dotted name of the class.
+        passed: arguments that the code passes.
+        settings: top-level keys of the config, which may be arguments of the LightningModule.
+        key: dotted key of the node.
+    """
+    found = _signature(target)
+    if found is None:
+        return None
+    taken = {*passed.names, *passed.optional, *list(found.parameters)[: passed.num_positional]}
+    ranges = libraries.ranges(target)
+    parameters = {
+        name: parameter.with_kind(ranges[name]) if name in ranges else parameter
+        for name, parameter in found.parameters.items()
+        if name not in taken
+    }
+    parameters |= SCHEDULER_SETTINGS if key == "scheduler" else {}
+    required = [n for n, p in parameters.items() if p.default is REQUIRED and n not in settings]
+    required += [n for n in libraries.required(target) if n in parameters]
+    if target == libraries.TRAINER:
+        required = list(parameters)
+    return Arguments(target, parameters, found.takes_any, tuple(required))
+
+
+def train_arguments(cfg: Mapping[str, Any]) -> Arguments:
+    """Return the settings of the top level of train.yaml: the run's, and those of the module."""
+    node = cfg.get("module")
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    parameters = dict(RUN)
+    own = arguments_of(target, _PASSED_BY_RUN["module"]) if isinstance(target, str) else None
+    if own is not None:
+        parameters |= {n: p for n, p in own.parameters.items() if n not in (*RUN, *(node or ()))}
+    required = tuple(name for name, parameter in RUN.items() if parameter.default is REQUIRED)
+    return Arguments("train.yaml", parameters, own is None, required)
+
+
+def validate(cfg: Mapping[str, Any], script: str | None = None) -> list[str]:
+    """Return one line for each error in a resolved config, with key, value and valid range.
+
+    Args:
+        script: name of the script whose ``main`` takes the settings; None for the config of a run.
+    """
+    if script is not None:
+        arguments = arguments_of(f"{script}.main")
+        assert arguments is not None, script
+        own = replace(arguments, owner=f"{script}.yaml")
+        return [*_check_text(cfg), *_check_node(cfg, own, "")]
     if missing := [f"{key}: cannot be left out" for key in _NEEDED if not cfg.get(key)]:
         return missing
-    its_science = science.of_config(cfg)
-    problems = list(_check_text(cfg))
-    problems += _check_fields(cfg, its_science.train or Run, "", "train.yaml")
+    problems = [*_check_text(cfg), *_check_node(cfg, train_arguments(cfg), "")]
     if all(isinstance(cfg[key], Mapping) for key in _NEEDED):
-        problems += _check_nodes(cfg, its_science.parts)
-        problems += _check_fields(cfg["trainer"], Trainer, "trainer.", "lightning.Trainer")
+        problems += _check_targets(cfg)
+        if arguments := arguments_of(libraries.TRAINER, Passed(("logger", "callbacks"))):
+            problems += _check_node(cfg["trainer"], arguments, "trainer.")
         problems += check_arguments(cfg)
         if not problems:
-            problems += check_together(cfg, its_science)
-    return problems
+            problems += check_together(cfg, science.of_config(cfg))
+    return list(dict.fromkeys(problems))
 
 
 def _check_text(node: Any, key: str = "") -> Iterator[str]:
-    """Text must be text: no bytes of another encoding, nothing that steers a terminal."""
+    """Reject text with bytes of another encoding or terminal control characters."""
     if isinstance(node, Mapping):
         for name, child in node.items():
             yield from _check_text(str(name), key)
@@ -55,106 +170,136 @@ def _check_text(node: Any, key: str = "") -> Iterator[str]:
         for child in node:
             yield from _check_text(child, key)
     elif isinstance(node, str) and not node.replace("\n", "").replace("\t", "").isprintable():
-        yield f"{key}={shown(node)}: must be printable text in UTF-8"
-    elif isinstance(node, str) and "${" in node:  # escaped once, and read back from an archive
-        yield f"{key}={shown(node)}: must be text without ${{"
+        yield f"{key}={format_value(node)}: must be printable text in UTF-8"
+    elif isinstance(node, str) and "${" in node:  # the archived config would resolve it
+        yield f"{key}={format_value(node)}: must be text without ${{"
 
 
-def _check_nodes(cfg: Mapping[str, Any], parts: Iterable[str]) -> Iterator[str]:
+def _check_targets(cfg: Mapping[str, Any]) -> Iterator[str]:
     """Check that every node that describes an object names its class."""
-    nodes = {key: cfg[key] for key in _MADE_OF_A_TARGET if cfg.get(key)}
-    for group in _SEVERAL_TARGETS:
+    nodes = {key: cfg[key] for key in _SINGLE_NODES if cfg.get(key)}
+    for group in _NODE_GROUPS:
         nodes |= {f"{group}.{name}": node for name, node in (cfg.get(group) or {}).items() if node}
-    for part in parts:
-        group, _, name = part.partition(".")
-        if isinstance(cfg[group].get(name), Mapping):
-            nodes[part] = cfg[group][name]
+    for group in _SINGLE_NODES:
+        target = (cfg.get(group) or {}).get("_target_")
+        found = _signature(target) if isinstance(target, str) else None
+        for name, parameter in found.parameters.items() if found else ():
+            if schemas.factory_of(parameter.kind) and isinstance(cfg[group].get(name), Mapping):
+                nodes[f"{group}.{name}"] = cfg[group][name]
     for key, node in nodes.items():
         target = node.get("_target_") if isinstance(node, Mapping) else node
         if not (isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target)):
-            yield f"{key}._target_={shown(target)}: must be the dotted name of a class"
+            yield f"{key}._target_={format_value(target)}: must be the dotted name of a class"
 
 
-def check_arguments(node: Any, prefix: str = "") -> Iterator[str]:
-    """What is wrong with the arguments of the known classes in a config."""
-    if isinstance(node, Mapping):
-        target = str(node.get("_target_"))
-        if schema := schema_of(target):
-            yield from _check_fields(node, schema, prefix, target)
-        for key, child in node.items():
-            yield from check_arguments(child, f"{prefix}{key}.")
+def _signature(target: str) -> Signature | None:
+    """Return a signature, or None if the source has errors, which check_arguments reports."""
+    try:
+        return signatures.signature(target)
+    except (NotFoundError, sources.SourceError):
+        return None
 
 
-def _check_fields(node: Mapping[str, Any], schema: type, prefix: str, owner: str) -> Iterator[str]:
-    fields = get_type_hints(schema, include_extras=True)
-    for key, kind in fields.items():
-        if key not in node:
-            if not hasattr(schema, key):
-                yield f"{prefix}{key}: missing; it must be {_describe(kind)}"
-        elif not _allows(kind, node[key]):
-            described, path = _describe(kind), f"{prefix}{key}".replace(".", "/")
-            if described.startswith("a group") and isinstance(node[key], str):
-                described += f"; one is chosen with a slash, {path}={shown(node[key])}"
-            yield f"{prefix}{key}={shown(node[key])}: must be {described}"
-    for key in node.keys() - fields.keys() - _KEYS_OF_HYDRA:
-        near = nearest_key(str(key), list(fields))
-        hint = f"; did you mean {prefix}{near}?" if near else ""
-        yield f"{prefix}{shown(key)}={shown(node[key])}: {owner} has no such key{hint}"
+def check_arguments(
+    node: Any, key: str = "", passed: Passed | None = None, settings: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield one line for each wrong argument of a class in a config, without importing it.
+
+    Args:
+        node: the config, or a part of it.
+        key: dotted key of the node.
+        passed: arguments that the code passes to the class of the node.
+        settings: top-level keys of the config, which may be arguments of the LightningModule.
+    """
+    if isinstance(node, list):
+        for number, child in enumerate(node):
+            yield from check_arguments(child, f"{key}[{number}]", Passed(is_known=False))
+    if not isinstance(node, Mapping):
+        return
+    target = node.get("_target_")
+    if isinstance(target, str):
+        passed = passed or passed_to(key)
+        try:
+            found = signatures.signature(target)
+        except (NotFoundError, sources.SourceError) as error:
+            yield f"{key}._target_={format_value(target)}: {error}"
+            found = None
+        if found is not None:
+            for package in sources.missing_packages(target.rpartition(".")[0]):
+                yield f"{key}._target_={target}: it imports {package}, which is not installed"
+            partial_problems = list(_check_partial(node, key, found, passed))
+            yield from partial_problems
+            of_module = tuple(settings) if key == "module" else ()
+            arguments = arguments_of(target, passed, of_module, key)
+            assert arguments is not None
+            is_open = node.get("_args_") or (node.get("_partial_") and not passed.is_known)
+            if is_open or partial_problems:
+                arguments = replace(arguments, required=())
+            yield from _check_node(node, arguments, f"{key}.")
+    settings = settings or (list(node) if not key else ())
+    for name, child in node.items():
+        inner = f"{key}.{name}".lstrip(".")
+        by_parent = passed_to(inner, node) if key else None
+        yield from check_arguments(child, inner, by_parent, settings)
 
 
-def _allows(kind: Any, value: Any) -> bool:
-    origin = get_origin(kind)
-    if origin is Annotated:
-        base, *limits = get_args(kind)
-        return _allows(base, value) and all(limit.allows(value) for limit in limits)
-    if origin in (Union, UnionType):
-        return any(_allows(option, value) for option in get_args(kind))
-    if origin is list:
-        (item,) = get_args(kind)
-        is_list = isinstance(value, Sequence) and not isinstance(value, str)
-        if item is Any:
-            return is_list
-        return is_list and len(value) > 0 and all(_allows(item, v) for v in value)
-    if origin is dict:
-        return isinstance(value, Mapping)
-    if kind is Any:
-        return True
-    if kind is float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return value is None if kind is None else isinstance(value, kind)
+def _check_partial(
+    node: Mapping[str, Any], key: str, found: Signature, passed: Passed
+) -> Iterator[str]:
+    """Check that the class accepts the arguments that the code passes."""
+    first = list(found.parameters)[: passed.num_positional]
+    needed = [n for n in (*first, *passed.names) if n in found.parameters]
+    is_needed = any(found.parameters[n].default is REQUIRED for n in needed)
+    if passed.by_partial and is_needed and node.get("_partial_") is not True:
+        yield f"{key}._partial_={format_value(node.get('_partial_'))}: must be true"
+    lacking = [n for n in passed.names if n not in found.parameters]
+    if lacking and not found.takes_any:
+        others = [n for n, p in found.parameters.items() if p.default is REQUIRED]
+        others = [n for n in others if n not in passed.names and n not in node]
+        instead = f" instead of {', '.join(others)}" if others else ""
+        named = ("arguments " if len(lacking) > 1 else "argument ") + ", ".join(lacking)
+        yield f"{key}._target_={found.target}: must take the {named}{instead}"
 
 
-_NAMES = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    NoneType: "null",
-}
+def _check_node(node: Mapping[str, Any], arguments: Arguments, prefix: str) -> Iterator[str]:
+    """Check the keys and values of a node."""
+    if missing := [name for name in arguments.required if name not in node]:
+        properties = schemas.json_schema(arguments.model)["properties"]
+        for name in missing:
+            kind = schemas.describe(properties[name])
+            yield f"{prefix}{name}: missing" + (f"; it must be {kind}" if kind != _ANY else "")
+    for name, kind in schemas.wrong_values(arguments.model, node):
+        path = f"{prefix}{name}".replace(".", "/")
+        is_choice = kind.startswith("a group") and isinstance(node[name], str)
+        if is_choice and (CONF / path).is_dir():
+            kind += f"; choose one with a slash: {path}={format_value(node[name])}"
+        yield f"{prefix}{name}={format_value(node[name])}: must be {kind}"
+    if not arguments.takes_any:
+        yield from _check_names(node, arguments, prefix)
 
 
-def _describe(kind: Any) -> str:
-    origin = get_origin(kind)
-    if origin is Annotated:
-        base, *limits = get_args(kind)
-        if isinstance(limits[0], OneOf):
-            return str(limits[0])
-        return f"{_describe(base)} {' and '.join(map(str, limits))}"
-    if origin in (Union, UnionType):
-        return " or ".join(_describe(option) for option in get_args(kind))
-    if origin is list:
-        return "a list" if Any in get_args(kind) else f"a list, each {_describe(get_args(kind)[0])}"
-    return "a group of settings" if origin is dict else _NAMES[kind]
+def _check_names(node: Mapping[str, Any], arguments: Arguments, prefix: str) -> Iterator[str]:
+    unknown = [str(k) for k in node if k not in arguments.parameters and k not in _HYDRA_KEYS]
+    known = list(arguments.parameters)
+    left: list[str] = []
+    for name in unknown:
+        if near := nearest_key(name, known):
+            setting = f"{prefix}{format_value(name)}={format_value(node[name])}"
+            yield f"{setting}: {arguments.owner} has no such key; did you mean {prefix}{near}?"
+        else:
+            left.append(f"{prefix}{format_value(name)}")
+    if left:
+        drop = " ".join(f"~{key}" for key in left) if prefix else ""
+        hint = f"; to drop {'it' if len(left) == 1 else 'them'}: {drop}" if drop else ""
+        yield f"{', '.join(left)}: {arguments.owner} has no such key{hint}"
 
 
 def addable_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted key that a config lacks and that a class named in it would take."""
+    """Yield every dotted key that a class in a config accepts and the config does not set."""
     if isinstance(node, Mapping):
-        schema = schema_of(str(node.get("_target_"))) or object
-        for key in get_type_hints(schema).keys() - node.keys():
-            yield f"{prefix}{key}"
+        target = node.get("_target_")
+        key = prefix.rstrip(".")
+        if isinstance(target, str) and (found := arguments_of(target, passed_to(key), key=key)):
+            yield from (f"{prefix}{name}" for name in found.parameters if name not in node)
         for key, child in node.items():
             yield from addable_keys(child, f"{prefix}{key}.")

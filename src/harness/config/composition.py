@@ -1,4 +1,4 @@
-"""Composes the config of a script from conf/, also within a running Hydra application."""
+"""Composes the config of a script from conf/, also inside a running Hydra application."""
 
 import contextlib
 import os
@@ -9,12 +9,16 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from harness.config import science
+from harness.config.hydra_versions import INITIALIZE_OPTIONS, register_resolver
 from harness.config.paths import ROOT
 
+_FILLED_IN = ("run_dir", "run_id", "name")
 
-def composed(conf: Path, entry_point: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+
+def compose_config(conf: Path, entry_point: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the resolved config of a script, as plain data.
 
     Args:
@@ -22,22 +26,49 @@ def composed(conf: Path, entry_point: str, overrides: Sequence[str] = ()) -> dic
         entry_point: name of the script's config, such as train.
         overrides: overrides in Hydra's grammar.
     """
-    with _composing(conf):
+    with _initialize_hydra(conf):
         content = OmegaConf.to_container(compose(entry_point, list(overrides)), resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
 
 @contextlib.contextmanager
-def _composing(conf: Path) -> Iterator[None]:
+def _initialize_hydra(conf: Path) -> Iterator[None]:
     """Initialize Hydra on a folder, and restore an outer Hydra application afterwards."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf), version_base="1.3"):
+        with initialize_config_dir(str(conf), **INITIALIZE_OPTIONS):
             yield
     finally:
         GlobalHydra.instance().hydra = outer
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Return a composed config without Hydra's own node."""
+    return OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "hydra"])
+
+
+def plain_settings(config: DictConfig) -> dict[str, Any]:
+    """Return a composed config without Hydra's own node, resolved, as plain data."""
+    plain = OmegaConf.to_container(without_hydra(config), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def settings_to_validate(config: DictConfig) -> dict[str, Any]:
+    """Return the settings of a run for validation, before the run starts.
+
+    ``run_dir``, ``run_id`` and ``name`` may be null until then. An interpolation of one, such as
+    ``${run_dir}``, is the text "None" here, because it is text in the run.
+    """
+    filled = without_hydra(config)
+    given = {key: filled.get(key) for key in _FILLED_IN}
+    with open_dict(filled):
+        filled.update({key: str(value) for key, value in given.items() if value is None})
+        if filled.get("monitor") is None:
+            filled.monitor = science.of_config(plain_settings(filled)).monitor(filled)
+    return plain_settings(filled) | given
 
 
 def register_resolvers() -> None:
@@ -46,11 +77,7 @@ def register_resolvers() -> None:
     They are ``${project_root:}``, ``${unique:}`` and ``${env:NAME,default}``. An empty environment
     variable counts as unset.
     """
-    OmegaConf.register_new_resolver("project_root", lambda: str(ROOT), replace=True)
-    # cached for a command, so that the jobs of a sweep agree on its folder
-    OmegaConf.register_new_resolver(
-        "unique", lambda: secrets.token_hex(4), use_cache=True, replace=True
-    )
-    OmegaConf.register_new_resolver(
-        "env", lambda name, default: os.environ.get(name) or default, replace=True
-    )
+    register_resolver("project_root", lambda: str(ROOT))
+    # cached for each command, so that the jobs of a sweep get the same folder
+    register_resolver("unique", lambda: secrets.token_hex(4), use_cache=True)
+    register_resolver("env", lambda name, default: os.environ.get(name) or default)

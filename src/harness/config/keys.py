@@ -13,8 +13,32 @@ def leaf_keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from leaf_keys(child, f"{prefix}{key}.")
 
 
+_SYNONYMS = {  # what users type for the last part of a key
+    "epochs": "max_epochs",
+    "num_epochs": "max_epochs",
+    "n_epochs": "max_epochs",
+    "steps": "max_steps",
+    "gpus": "devices",
+    "num_gpus": "devices",
+    "learning_rate": "lr",
+    "bs": "batch_size",
+    "dataset": "data",
+    "grad_clip": "gradient_clip_val",
+    "clip_grad_norm": "gradient_clip_val",
+    "workers": "num_workers",
+    "random_seed": "seed",
+    "run_name": "name",
+    "mixed_precision": "precision",
+}
+
+
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
     """Return the known key that a user most likely meant, or None."""
+    meant = _SYNONYMS.get(key.rpartition(".")[2].lower())
+    if synonyms := [k for k in known if meant and k.rpartition(".")[2] == meant]:
+        return synonyms[0]
+    if same := [k for k in known if k.lower() == key.lower()]:
+        return same[0]
     if swapped := [k for k in known if sorted(k) == sorted(key)]:  # letters in another order
         return swapped[0]
     same_ending = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
@@ -27,8 +51,8 @@ def nearest_key(key: str, known: Sequence[str]) -> str | None:
     return endings[close[0]] if close else None
 
 
-def shown(value: Any) -> str:
-    """Return a value as it is written on the command line, cut to 60 characters."""
+def format_value(value: Any) -> str:
+    """Return a value as the command line writes it, cut to 60 characters."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = str(value)

@@ -14,13 +14,16 @@ def num_cpus() -> int:
 
 
 def has_no_gpu() -> bool:
-    """Whether that is sure without asking torch: on Linux, by the device files of the drivers."""
+    """Return whether this machine certainly has no GPU, without importing torch.
+
+    It looks for the drivers' device files on Linux, and returns False elsewhere.
+    """
     drivers = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/accel")
     return sys.platform == "linux" and not any(Path(path).exists() for path in drivers)
 
 
 def device_count(devices: Any) -> int | None:
-    """How many devices a setting names, where that can be known without asking the machine."""
+    """Return the number of devices that a setting asks for; None if it depends on the machine."""
     if isinstance(devices, Sequence) and not isinstance(devices, str):
         return len(devices)
     try:
@@ -31,14 +34,14 @@ def device_count(devices: Any) -> int | None:
 
 
 class Share(NamedTuple):
-    """The part of this machine that a job may use."""
+    """Cores and GPUs of this machine that one job may use."""
 
     cores: list[int]
     gpus: list[str]
 
 
-def shares(count: int) -> list[Share]:
-    """This machine in equal parts: none shares a core, nor a GPU where there are enough."""
+def divide_machine(count: int) -> list[Share]:
+    """Divide this machine equally; jobs share no core, and no GPU if there are enough."""
     if hasattr(os, "sched_getaffinity"):
         cores = sorted(os.sched_getaffinity(0))
     else:
@@ -57,11 +60,11 @@ def shares(count: int) -> list[Share]:
 
 
 @contextmanager
-def confined(share: Share) -> Iterator[dict[str, str]]:
-    """While it lasts, processes that this thread starts see a share of the machine alone.
+def restrict_to_share(share: Share) -> Iterator[dict[str, str]]:
+    """Restrict the processes that this thread starts to a share of the machine.
 
     Yields:
-        variables to set for them.
+        environment variables to set for them.
     """
     environment = {"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if share.gpus else {}
     if not hasattr(os, "sched_setaffinity"):
@@ -69,7 +72,7 @@ def confined(share: Share) -> Iterator[dict[str, str]]:
             environment["OMP_NUM_THREADS"] = str(len(share.cores))
         yield environment
         return
-    before = os.sched_getaffinity(0)  # of this thread, which a new process inherits
+    before = os.sched_getaffinity(0)  # a new process inherits it from this thread
     os.sched_setaffinity(0, share.cores)
     try:
         yield environment

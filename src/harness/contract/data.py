@@ -61,15 +61,15 @@ class ExactDataModule(lightning.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.goes_on_at = (0, 0)  # epoch and batch at which a run resumes
+        self.resume_position = (0, 0)  # epoch and batch at which a run resumes
         self.batch_timeout = 0.0  # seconds until a wait for workers fails; 0 for no limit
         self.while_waiting: Callable[[float], None] = lambda seconds: None  # see WatchedLoader
 
     def setup(self, stage: str | None = None) -> None:
-        """Set the three splits. Every process calls it, before and within the Trainer."""
+        """Set the three splits. Each process calls it before training, and the Trainer again."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        (epoch, first_batch), self.goes_on_at = self.goes_on_at, (0, 0)
+        (epoch, first_batch), self.resume_position = self.resume_position, (0, 0)
         return self._loader(self.train, self.batch_size, self.seed, epoch, first_batch)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -91,16 +91,16 @@ class ExactDataModule(lightning.LightningDataModule):
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         is_resident = device.type == "cuda" and self.num_workers == 0 and hasattr(split, "to")
-        kind, order_seed = GlobalBatchSampler, seed
+        sampler_class, order_seed = GlobalBatchSampler, seed
         if trainer is not None and trainer.overfit_batches:  # type: ignore[attr-defined]
-            kind, order_seed = FixedOrderSampler, None
-        place = device if is_resident else torch.device("cpu")
-        sampler = kind(
-            len(split), batch_size, order_seed, rank, world_size, epoch, first_batch, place
+            sampler_class, order_seed = FixedOrderSampler, None
+        split_device = device if is_resident else torch.device("cpu")
+        sampler = sampler_class(
+            len(split), batch_size, order_seed, rank, world_size, epoch, first_batch, split_device
         )
         loader: WatchedLoader[Any] = WatchedLoader(
-            cast(Dataset[Any], split.to(place) if hasattr(split, "to") else split),
-            batch_size=None,  # the sampler yields whole batches, which the split returns
+            cast(Dataset[Any], split.to(split_device) if hasattr(split, "to") else split),
+            batch_size=None,  # the sampler yields the rows of each batch
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -16,14 +16,14 @@ import signal
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
-SIGNALS = [  # that stop a run
+SIGNALS = [  # signals that stop a run
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 ]
 STOPPED = {128 + number for number in SIGNALS}
 
 
 class ConfigError(Exception):
-    """A setting, a file or a machine is invalid; the message tells the user all they need."""
+    """A setting, a file or a machine is invalid; the message says what to change."""
 
     exit_code = 2
 
@@ -43,7 +43,7 @@ class RunFailed(Exception):  # noqa: N818
 
 
 class Diverged(RunFailed):
-    """A loss or gradient was not finite; it has not reached the weights."""
+    """A loss or gradient was not finite; the weights were not updated with it."""
 
     exit_code = 3
 
@@ -57,7 +57,7 @@ class NotFiniteError(FloatingPointError):
 
     def __init__(self, step: int) -> None:
         super().__init__(
-            f"loss or gradient not finite at step {step}, which was not taken: lower "
+            f"loss or gradient not finite at step {step} (weights not updated): lower "
             "optimizer.lr or trainer.gradient_clip_val, or set trainer.precision=32-true"
         )
 

@@ -14,7 +14,7 @@ from harness.contract.errors import ConfigError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file to write, which replaces ``path`` once it is on disk.
 
     A reader finds the old content or the new, even after a power failure. The temporary file is in
@@ -22,23 +22,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         OSError: the file cannot be written; the message has its path and the reason. The old
-            content stays.
+            content is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:  # never through a link that someone else placed there
+        with temporary.open("xb") as file:  # "x": follow no link that someone else placed there
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
-        raise unwritten(path, error) from error
+        raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk: otherwise a power failure can undo a rename."""
     if os.name == "nt":  # Windows cannot open folders
         return
@@ -49,17 +49,23 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def unwritten(path: Path, error: OSError) -> OSError:
-    """Return the error with the path of the file, which errors of writing lack."""
+def write_error(path: Path, error: OSError) -> OSError:
+    """Return an OSError that names the file and the reason."""
     reason = error.strerror or str(error)
     return OSError(
-        error.errno, f"{path}: cannot be written ({reason}); what was there is untouched"
+        error.errno, f"{path}: cannot be written ({reason}); its old content is unchanged"
     )
+
+
+def output_error(output: Path, error: OSError) -> ConfigError:
+    """Return the error of a command whose ``output`` cannot be written."""
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    return ConfigError(f"output={output}: cannot be written ({cause.strerror})")
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
 
 
@@ -75,7 +81,7 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
-def replacing_files(folder: Path) -> Iterator[Path]:
+def atomic_write_files(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder, whose files replace those of ``folder`` at the end.
 
     Links in ``folder`` are replaced and not followed.
@@ -91,4 +97,4 @@ def replacing_files(folder: Path) -> Iterator[Path]:
                 path.chmod(0o644)
                 os.replace(path, folder / path.name)
     except OSError as error:
-        raise ConfigError(f"output={folder}: cannot be written ({error.strerror})") from None
+        raise output_error(folder, error) from None

@@ -54,7 +54,7 @@ class ExactModule(lightning.LightningModule):
         scheduler: makes the learning-rate schedule from the optimizer, stepped every batch. It gets
             ``total_steps`` if it takes that argument. None for a constant rate.
         scheduler_settings: Lightning's ``interval``, ``frequency`` and ``monitor`` of the schedule.
-            The default is every step; for ReduceLROnPlateau it is every epoch, by ``monitor``.
+            The default is every step; for ReduceLROnPlateau, every epoch on ``monitor``.
         seed: seed of random layers, such as dropout.
     """
 
@@ -85,8 +85,8 @@ class ExactModule(lightning.LightningModule):
         self._window_names: list[str] = []
         self._logged_step = 0
         self._newest_loss = torch.zeros(())
-        self._bad_step = torch.full((), -1)  # the first whose loss or gradient was not finite
-        self._clock: tuple[int, float] | None = None  # rows seen and seconds, while it runs
+        self._bad_step = torch.full((), -1)  # first step with a value that is not finite, or -1
+        self._clock: tuple[int, float] | None = None  # items_seen and time at its start
 
     # override these if you like
 
@@ -102,7 +102,7 @@ class ExactModule(lightning.LightningModule):
         return None
 
     def decays(self, parameter: nn.Parameter) -> bool:
-        """Return whether weight decay applies to a parameter; not to biases and gains."""
+        """Return whether weight decay applies to a parameter: to all but biases and gains."""
         return parameter.ndim > 1
 
     # call these in your steps
@@ -163,8 +163,8 @@ class ExactModule(lightning.LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # None unless 16-mixed
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # Lightning does it for optimizers that are not fused
-        # Lightning's own clipping rejects fused optimizers under mixed precision
-        # the optimizer's list, because walking through all modules at each step is slow
+        # clip here: Lightning's own clipping rejects fused optimizers under mixed precision
+        # use the optimizer's parameters: collecting them from all modules at every step is slow
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -178,21 +178,21 @@ class ExactModule(lightning.LightningModule):
                 raise NotFiniteError(self.global_step)
             is_long = length > (gradient_clip_val or math.inf)
         else:
-            self._note_if_bad(norm, gradients)
+            self._mark_not_finite(norm, gradients)
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val and is_long:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
-    def _note_if_bad(self, norm: Tensor, gradients: list[Tensor]) -> None:
-        """Record on the device a step that is not finite, and zero its gradients there.
+    def _mark_not_finite(self, norm: Tensor, gradients: list[Tensor]) -> None:
+        """Record on the device whether the step is not finite, and zero its gradients if so.
 
-        Reading the result would synchronize with the device; :meth:`check_finite` does so rarely.
+        Reading the result would synchronize with the device, so only :meth:`check_finite` reads it.
         """
         is_bad = ~torch.isfinite(norm + self._newest_loss)
         step = torch.full((), self.global_step, device=is_bad.device)
-        noted = self._bad_step.to(is_bad.device)
-        self._bad_step = torch.where(is_bad & (noted < 0), step, noted)
+        marked = self._bad_step.to(is_bad.device)
+        self._bad_step = torch.where(is_bad & (marked < 0), step, marked)
         for gradient in gradients:
             gradient.masked_fill_(is_bad, 0.0)
 
@@ -200,7 +200,7 @@ class ExactModule(lightning.LightningModule):
         """Raise if a loss or gradient was not finite since training started.
 
         Raises:
-            NotFiniteError: it was not; the weights are those of the step before.
+            NotFiniteError: one was not; the weights were not updated with it.
         """
         if (step := int(self._bad_step)) >= 0:
             raise NotFiniteError(step)
@@ -214,7 +214,7 @@ class ExactModule(lightning.LightningModule):
         checkpoint["train_seconds"] = self.train_seconds
         checkpoint["validation"] = self.validation
         windows = self._window
-        if windows is not None:  # of all processes: each resumes with its own
+        if windows is not None:  # save those of all processes, so that each can restore its own
             windows = self.trainer.strategy.all_gather(windows).view(-1, len(windows))
         checkpoint["window"] = (self._window_names, windows, self._logged_step)
 
@@ -261,7 +261,7 @@ class ExactModule(lightning.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self._clock is None:  # a run that resumes within an epoch
             self._start_clock()
-        # random layers, such as dropout, get a seed by rank and step, so that they resume exactly
+        # seed random layers, such as dropout, by step and rank, so that they resume exactly
         seed = derive_seed(self.seed, LAYERS, self.current_epoch, batch_idx, self.global_rank)
         generator = torch.default_generator
         if self.device.type == "cuda":
@@ -308,10 +308,10 @@ class ExactModule(lightning.LightningModule):
         return means
 
     def on_validation_epoch_end(self) -> None:
-        ours = self._log_means()
+        means = self._log_means()
         logged = self.trainer.callback_metrics  # includes metrics of user callbacks
-        others = {k: float(v) for k, v in logged.items() if k.startswith("val/") and k not in ours}
-        self.validation = {**ours, **others}
+        others = {k: float(v) for k, v in logged.items() if k.startswith("val/") and k not in means}
+        self.validation = {**means, **others}
 
     def on_test_epoch_end(self) -> None:
         self._log_means()

@@ -1,4 +1,4 @@
-"""Samplers: the rows that a process takes of each batch, by (seed, epoch, rank)."""
+"""Samplers that give each process its rows of every batch, by (seed, epoch, rank)."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class GlobalBatchSampler(Sampler[Rows]):
     """Splits an epoch into global batches and yields this process's rows of each.
 
     The order is a function of (seed, epoch). No row is dropped, padded or seen twice. Every process
-    gets the same number of batches; the last may differ by one row, and may be empty.
+    gets the same number of batches. Its share of the last one may be one row smaller, or empty.
 
     Args:
         num_rows: rows in the split.
@@ -78,4 +78,7 @@ class GlobalBatchSampler(Sampler[Rows]):
 
 
 class FixedOrderSampler(GlobalBatchSampler, SequentialSampler):  # type: ignore[misc]
-    """For trainer.overfit_batches: Lightning replaces samplers that are not sequential."""
+    """GlobalBatchSampler in a fixed order, for trainer.overfit_batches.
+
+    Lightning would replace a sampler that is not a SequentialSampler.
+    """

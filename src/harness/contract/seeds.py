@@ -1,7 +1,7 @@
-"""Random seeds as functions of (seed, purpose, epoch, ...), so that resume restores no generator.
+"""Random seeds as functions of (seed, purpose, epoch, ...): a resume restores no generator state.
 
-The hash is SplitMix64 (Steele, Lea and Flood 2014). Its constants are public for noise that a
-science computes itself.
+The hash is SplitMix64 (Steele, Lea and Flood 2014). Its constants are public, so that a science can
+compute noise with them.
 """
 
 GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's increment

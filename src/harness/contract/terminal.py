@@ -11,8 +11,8 @@ _IN_ASCII = {"±": "+-", "≥": ">=", "≤": "<=", "²": "^2", "✓": "+", "…"
 def accept_any_text() -> None:
     """Let stdout and stderr write every character, whatever their encoding.
 
-    If the encoding lacks them, signs such as ± are written in ASCII and other characters as escapes
-    such as ``\\xe9``. Bytes of a file name that are not text are written unchanged.
+    Characters that the encoding lacks are replaced: signs such as ± by ASCII, others by escapes
+    such as ``\\xe9``. Bytes of a file name that are not valid text are written unchanged.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -17,11 +17,11 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 
 T_co = TypeVar("T_co", covariant=True)
 _POLL = 0.5  # seconds
-_MAX_TRANSFER = 20.0  # seconds to take over a batch that is ready; it takes milliseconds
+_MAX_TRANSFER = 20.0  # seconds to receive a batch that is ready; usually milliseconds
 
 
 class StalledError(RuntimeError):
-    """The data workers gave no batch within the timeout, or one of them is gone."""
+    """The data workers delivered no batch within the timeout, or a worker died."""
 
 
 class WatchedLoader(DataLoader[T_co]):
@@ -71,7 +71,7 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
                 return False, None
 
     def _poll(self, timeout: float) -> tuple[bool, Any] | Exception | None:
-        """Return a batch, None if there is none yet, or the error of a worker that went away."""
+        """Return a batch, None if there is none yet, or the error of a worker that died."""
         self._polling_since = time.monotonic()
         try:
             has_batch, batch = super()._try_get_data(timeout)
@@ -89,7 +89,7 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         """Kill the workers with SIGKILL, because they ignore SIGTERM."""
         self._is_stuck = True
         if self._worker_pids_set:
-            _remove_worker_pids(id(self))  # or torch reports their end as a failure
+            _remove_worker_pids(id(self))  # else torch reports their exit as a failure
             self._worker_pids_set = False
         for worker in self._workers:
             worker.kill()
@@ -108,14 +108,14 @@ _workers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 @atexit.register
 def _kill_left_over_workers() -> None:
-    """Kill workers that outlived their loader: multiprocessing would join them without end."""
+    """Kill workers that outlived their loader: multiprocessing would wait for them forever."""
     for worker in list(_workers):
         if worker.is_alive():
             worker.kill()
 
 
 def _watch(reference: "weakref.ref[_WatchedIterator]", limit: float) -> None:
-    """Kill the workers if one stops while it hands over a batch: that read has no timeout."""
+    """Kill the workers if one hangs while it sends a batch, because that read has no timeout."""
     while (iterator := reference()) is not None and not iterator._shutdown:
         since = iterator._polling_since
         if since is not None and time.monotonic() - since > limit + _POLL:
@@ -125,7 +125,7 @@ def _watch(reference: "weakref.ref[_WatchedIterator]", limit: float) -> None:
         time.sleep(_POLL)
 
 
-def explain(error: BaseException, num_workers: int) -> str | None:
+def explain_failure(error: BaseException, num_workers: int) -> str | None:
     """Return a line with the remedy if a data worker stalled or died, else None."""
     text = " ".join(str(error).split())
     if not isinstance(error, StalledError) and "DataLoader worker (pid" not in text:

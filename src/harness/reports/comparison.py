@@ -1,13 +1,11 @@
-"""Runs side by side: grouped by what differs in their configs, averaged over seeds. No torch.
-
-Reads config.yaml, summary.json and evaluation.json of run folders, and nothing else.
-"""
+"""Compares runs, without torch: groups by differing settings, means over seeds, tables, a plot."""
 
 import csv
 import io
 import os
 import re
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,15 +17,17 @@ from harness.contract.errors import ConfigError
 from harness.contract.terminal import encodable
 from harness.reports.run_results import Broken, Run, printable
 
+_MAX_VALUE = 30  # characters of a value in a title
+
 
 class Statistic(NamedTuple):
     mean: float
-    std: float | None  # sample standard deviation over runs; None of one run
+    std: float | None  # sample standard deviation over runs; None for one run
     num_runs: int
 
 
 class Group(NamedTuple):
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
     title: str
     runs: list[Run]
@@ -35,85 +35,110 @@ class Group(NamedTuple):
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fewest keys, classes first, that tell apart all configs that differ."""
+    """Return the fewest keys, classes first, that distinguish all differing configs."""
     keys = dict.fromkeys(key for config in configs for key in config)
-    differing = [k for k in keys if len({_shown(c.get(k, "-")) for c in configs}) > 1]
+    differing = [k for k in keys if len({_format_value(c.get(k, "-")) for c in configs}) > 1]
     differing.sort(
         key=lambda k: (not k.endswith("_target_"), k.count(".") if "_target_" in k else 0)
     )
     chosen: list[str] = []
     parts = 1
     for key in differing:
-        split = len({tuple(_shown(c.get(k, "-")) for k in [*chosen, key]) for c in configs})
-        if split > parts:  # keys that follow from those before it say nothing new
+        split = len({tuple(_format_value(c.get(k, "-")) for k in [*chosen, key]) for c in configs})
+        if split > parts:  # skip keys that are determined by those before
             chosen.append(key)
             parts = split
     return chosen
 
 
-def _shown(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else printable(value)
-    return text if len(text) <= 30 else text[:27] + "..."
+def _format_value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else printable(value)
 
 
-def _title(config: Mapping[str, Any], keys: Sequence[str]) -> str:
+def _title(config: Mapping[str, Any], keys: Sequence[str], max_length: int) -> str:
     parts = []
-    for key in keys:
-        if key not in config:
-            continue
-        value, name = _shown(config[key]), key.rpartition(".")[2]
-        parts.append(value.rpartition(".")[2] if name == "_target_" else f"{name}={value}")
+    for key in (k for k in keys if k in config):
+        value, name = _format_value(config[key]), key.rpartition(".")[2]
+        if name == "_target_":
+            parts.append(value.rpartition(".")[2])
+        else:
+            short = value if len(value) <= max_length else value[: max_length - 3] + "..."
+            parts.append(f"{name}={short}")
     return " ".join(parts) or "all runs"
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Runs that differ in the seed alone, together."""
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Group runs that differ only in the seed."""
     keys = differing_keys([run.config for run in runs])
-    members: dict[str, list[Run]] = {}
+    members: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        members.setdefault(_title(run.config, keys), []).append(run)
-    return [group(title, found) for title, found in members.items()]
+        values = tuple(_format_value(run.config.get(key, "-")) for key in keys)
+        members.setdefault(values, []).append(run)
+    configs = [same[0].config for same in members.values()]
+    titles = [_title(config, keys, _MAX_VALUE) for config in configs]
+    if len(set(titles)) < len(titles):  # values that differ at their ends only
+        titles = [_title(config, keys, sys.maxsize) for config in configs]
+    return [make_group(title, same) for title, same in zip(titles, members.values(), strict=True)]
 
 
-def group(title: str, runs: list[Run]) -> Group:
-    """Runs to be averaged."""
+def make_group(title: str, runs: list[Run]) -> Group:
+    """Return a group with the statistics of its runs."""
     return Group(title, runs, _statistics(runs))
 
 
 def _statistics(runs: Sequence[Run]) -> dict[str, Statistic]:
-    found = {}
+    by_name = {}
     for name in dict.fromkeys(name for run in runs for name in run.metrics):
         values = [float(run.metrics[name]) for run in runs if name in run.metrics]
         std = statistics.stdev(values) if len(values) > 1 else None
-        found[name] = Statistic(statistics.fmean(values), std, len(values))
-    return found
+        by_name[name] = Statistic(statistics.fmean(values), std, len(values))
+    return by_name
+
+
+def describe_test_sets(groups: Sequence[Group]) -> list[str]:
+    """Return a heading and a line per test set if the runs have several; else nothing."""
+    titles: dict[str, dict[str, None]] = {}
+    for group in groups:
+        for run in group.runs:
+            if run.test_digest:
+                titles.setdefault(printable(run.test_digest), {})[group.title] = None
+    if len(titles) < 2:
+        return []
+    lines = [f"test set {digest}: {', '.join(names)}" for digest, names in titles.items()]
+    return ["The test sets differ: compare test metrics only within one.", *lines]
 
 
 def metric_names(groups: Sequence[Group], first: Sequence[str] = ()) -> list[str]:
-    """All that was measured, those that are named first in their order."""
+    """Return all metric names of the groups, with those in ``first`` first, in that order."""
     known = dict.fromkeys(name for group in groups for name in group.statistics)
     return [n for n in first if n in known] + [n for n in known if n not in first]
 
 
 def check_metrics(names: Sequence[str], known: Sequence[str], key: str) -> None:
-    """
+    """Raise if no run has one of the metrics.
+
+    Args:
+        names: the metrics to check.
+        known: the metrics of the runs.
+        key: the override that names the metrics.
+
     Raises:
-        ConfigError: no run has such a metric.
+        ConfigError: no run has the metric; the message suggests the nearest one.
     """
     for name in names:
         if name not in known:
             near = nearest_key(name, known)
-            hint = f"; did you mean {near}?" if near else ""
-            raise ConfigError(f"{key}={name}: no run has this metric{hint}")
+            hint = f"did you mean {near}?" if near else f"they have {', '.join(known)}"
+            raise ConfigError(f"{key}={name}: no run has this metric; {hint}")
 
 
 def sort_groups(
     groups: Sequence[Group], metric: str, lower_is_better: Sequence[str] = ()
 ) -> list[Group]:
-    """The best first; groups without the metric last.
+    """Return the groups from best to worst by the mean of a metric; those without it come last.
 
     Args:
-        lower_is_better: regular expressions that find metrics of which the least is best.
+        lower_is_better: regular expressions of metrics where lower is better.
     """
     minimized = {run.minimized for group in groups for run in group.runs}
     is_low = (
@@ -121,33 +146,33 @@ def sort_groups(
     )
     sign = 1 if is_low else -1
 
-    def place(group: Group) -> tuple[bool, float]:
-        found = group.statistics.get(metric)
-        return found is None, 0.0 if found is None else sign * found.mean
+    def order(group: Group) -> tuple[bool, float]:
+        stat = group.statistics.get(metric)
+        return stat is None, 0.0 if stat is None else sign * stat.mean
 
-    return sorted(groups, key=place)
+    return sorted(groups, key=order)
 
 
-def cell(group: Group, metric: str) -> str:
-    """Mean ± s.d. with as many decimals as they deserve; n where not all runs have the metric."""
-    found = group.statistics.get(metric)
-    if found is None:
+def format_cell(group: Group, metric: str) -> str:
+    """Return mean ± s.d. of a metric as text, with n if some runs lack it; empty if all do."""
+    stat = group.statistics.get(metric)
+    if stat is None:
         return ""
     unit = _unit(group, metric)
     scale, sign = _scale(unit)
-    size = abs(found.mean * scale)
+    size = abs(stat.mean * scale)
     decimals = 2 if sign or unit == "nats" or size >= 10 else 3 if size >= 0.1 else 4
-    text = f"{found.mean * scale:.{decimals}f}"
-    text += "" if found.std is None else f" ± {found.std * scale:.{decimals}f}"
+    text = f"{stat.mean * scale:.{decimals}f}"
+    text += "" if stat.std is None else f" ± {stat.std * scale:.{decimals}f}"
     text += sign
-    return text if found.num_runs == len(group.runs) else f"{text} (n={found.num_runs})"
+    return text if stat.num_runs == len(group.runs) else f"{text} (n={stat.num_runs})"
 
 
-def paired(groups: Sequence[Group], metric: str) -> Statistic | None:
-    """Mean difference of the second group from the first over the seeds that both have.
+def paired_difference(groups: Sequence[Group], metric: str) -> Statistic | None:
+    """Return the mean of the paired differences, second group minus first, over common seeds.
 
-    Its ``std`` is the standard error of that mean: differences of runs with one seed vary less than
-    the runs. None unless there are two groups with two seeds in common.
+    ``std`` is the standard error of that mean. Pairing by seed removes the variance that the runs
+    of a seed share. None unless there are two groups with two seeds in common.
     """
     if len(groups) != 2:
         return None
@@ -161,20 +186,20 @@ def paired(groups: Sequence[Group], metric: str) -> Statistic | None:
     return Statistic(statistics.fmean(differences), error, len(differences))
 
 
-def difference(groups: Sequence[Group], metric: str) -> str:
-    """:func:`paired` as text; nothing where there is none."""
-    found = paired(groups, metric)
-    if found is None:
+def format_difference(groups: Sequence[Group], metric: str) -> str:
+    """Return :func:`paired_difference` as text; empty if it is None."""
+    stat = paired_difference(groups, metric)
+    if stat is None:
         return ""
     unit = _unit(groups[0], metric)
-    assert found.std is not None
+    assert stat.std is not None
     scale, sign = _scale(unit)
-    decimals = 2 if sign or unit == "nats" or found.std >= 0.1 else 3 if found.std >= 0.01 else 4
-    return f"{scale * found.mean:+.{decimals}f} ± {scale * found.std:.{decimals}f}{sign}"
+    decimals = 2 if sign or unit == "nats" or stat.std >= 0.1 else 3 if stat.std >= 0.01 else 4
+    return f"{scale * stat.mean:+.{decimals}f} ± {scale * stat.std:.{decimals}f}{sign}"
 
 
 def _scale(unit: Any) -> tuple[int, str]:
-    """What a value is multiplied by to be shown, and what is written behind it."""
+    """Return the factor and the suffix with which to show values of a unit."""
     return (100, "%") if unit == "%" else (1, "")
 
 
@@ -182,69 +207,76 @@ def _unit(group: Group, metric: str) -> str:
     return next((run.units[metric] for run in group.runs if metric in run.units), "")
 
 
-def target(metric: Mapping[str, Any]) -> str:
-    """The target of a metric in evaluation.json, as text; nothing where there is none."""
+def format_target(metric: Mapping[str, Any]) -> str:
+    """Return the target of a metric in evaluation.json as text; empty if it has none."""
     scale, sign = _scale(metric.get("unit"))
     decimals = 1 if sign else 2
     bounds = {"≥": metric.get("at_least"), "≤": metric.get("at_most")}
     return ", ".join(f"{k} {scale * v:.{decimals}f}" for k, v in bounds.items() if v is not None)
 
 
-def shown_floor(metric: Mapping[str, Any]) -> str:
-    """What real data give, as text; nothing where that is unknown."""
+def format_floor(metric: Mapping[str, Any]) -> str:
+    """Return the value of a metric on real data as text; empty if unknown."""
     if (floor := metric.get("floor")) is None:
         return ""
     scale, sign = _scale(metric.get("unit"))
     return f"{scale * floor:.{2 if sign else 3}f}{sign}"
 
 
-def markdown(
+def to_markdown(
     groups: Sequence[Group],
     metrics: Sequence[str],
     broken: Sequence[Broken] = (),
     extra: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
-    """A table with a row for each metric and a column for each group.
+    """Return a Markdown table with one row per metric and one column per group.
 
     Args:
-        extra: further columns: by title, a text for each metric.
+        broken: folders to list as not compared.
+        extra: further columns by title, each with the text for each metric.
     """
     extra = extra or {}
-    if found := {m: text for m in metrics if (text := difference(groups, m))}:
-        extra = {"second - first ± s.e.": found, **extra}
+    if differences := {m: text for m in metrics if (text := format_difference(groups, m))}:
+        extra = {"second - first ± s.e.": differences, **extra}
     header = ["metric, mean ± s.d.", *(f"{g.title} (n={len(g.runs)})" for g in groups), *extra]
     rows = [
-        [f"`{m}`", *(cell(g, m) for g in groups), *(column.get(m, "") for column in extra.values())]
+        [
+            f"`{m}`",
+            *(format_cell(g, m) for g in groups),
+            *(column.get(m, "") for column in extra.values()),
+        ]
         for m in metrics
     ]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    if test_sets := describe_test_sets(groups):
+        text += f"\n{test_sets[0]}\n\n" + "".join(f"- {x}\n" for x in test_sets[1:])
     if broken:
         text += "\nNot compared:\n\n" + "".join(f"- {b.folder}: {b.reason}\n" for b in broken)
     return text
 
 
-def as_csv(groups: Sequence[Group], metrics: Sequence[str]) -> str:
-    """A line for each group and metric: n, mean, standard deviation, and each run's value."""
+def to_csv(groups: Sequence[Group], metrics: Sequence[str]) -> str:
+    """Return CSV with one row per group and metric: n, mean, s.d. and the value of each run."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["group", "metric", "n", "mean", "std", "values", "seeds", "folders"])
     for group in groups:
         for name in (m for m in metrics if m in group.statistics):
-            found, having = group.statistics[name], [r for r in group.runs if name in r.metrics]
+            stat, having = group.statistics[name], [r for r in group.runs if name in r.metrics]
             values = " ".join(repr(float(r.metrics[name])) for r in having)
             seeds = " ".join(str(r.seed) for r in having)
             folders = os.pathsep.join(str(r.folder) for r in having)
-            std = "" if found.std is None else repr(found.std)
+            std = "" if stat.std is None else repr(stat.std)
             writer.writerow(
-                [group.title, name, found.num_runs, repr(found.mean), std, values, seeds, folders]
+                [group.title, name, stat.num_runs, repr(stat.mean), std, values, seeds, folders]
             )
     return out.getvalue()
 
 
 def save_plot(groups: Sequence[Group], metrics: Sequence[str], path: Path) -> None:
-    """A panel for each metric: mean and standard deviation of every group, and its runs as dots."""
-    from matplotlib.figure import Figure  # late: the table needs none
+    """Save a PNG with one panel per metric: mean ± s.d. of each group, and its runs as dots."""
+    from matplotlib.figure import Figure  # late, because the tables do not need it
 
     shown = list(metrics)[:6]
     figure = Figure(
@@ -254,11 +286,11 @@ def save_plot(groups: Sequence[Group], metrics: Sequence[str], path: Path) -> No
     titles = [f"{g.title} (n={len(g.runs)})" for g in groups]
     for axes, metric in zip(all_axes, shown, strict=True):
         for row, group in enumerate(groups):
-            if (found := group.statistics.get(metric)) is None:
+            if (stat := group.statistics.get(metric)) is None:
                 continue
             scale, _ = _scale(_unit(group, metric))
-            width = scale * (found.std or 0.0)
-            axes.errorbar(scale * found.mean, row, xerr=width, fmt="o", color="C0", capsize=4)
+            width = scale * (stat.std or 0.0)
+            axes.errorbar(scale * stat.mean, row, xerr=width, fmt="o", color="C0", capsize=4)
             dots = [scale * r.metrics[metric] for r in group.runs if metric in r.metrics]
             axes.plot(dots, [row + 0.15] * len(dots), ".", color="C1", markersize=4)
         signs = {sign for group in groups if (sign := _scale(_unit(group, metric))[1])}
@@ -268,14 +300,14 @@ def save_plot(groups: Sequence[Group], metrics: Sequence[str], path: Path) -> No
         axes.grid(axis="x", alpha=0.3)
     all_axes[0].set_yticks(range(len(groups)), titles)
     all_axes[0].set_ylim(len(groups) - 0.5, -0.5)
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         figure.savefig(file, format="png")
 
 
 def print_table(
-    groups: Sequence[Group], metrics: Sequence[str], broken: Sequence[Broken], asked: bool
+    groups: Sequence[Group], metrics: Sequence[str], broken: Sequence[Broken], show_all: bool
 ) -> None:
-    """As many metrics as the terminal is wide for, unless they were asked for by name."""
+    """Print the metrics that fit the width of the terminal, or all if they were requested."""
     from rich.console import Console
     from rich.table import Table
 
@@ -290,23 +322,27 @@ def print_table(
     for metric in metrics:
         left -= 3 + max(
             len(metric.replace("/", "/\n").split("\n")[-1]),
-            *(len(shown_as(cell(g, metric))) for g in groups),
-            len(shown_as(difference(groups, metric))),
+            *(len(shown_as(format_cell(g, metric))) for g in groups),
+            len(shown_as(format_difference(groups, metric))),
         )
-        if left < 0 and not asked:
+        if left < 0 and not show_all:
             break
         shown.append(metric)
-        table.add_column(metric.replace("/", "/\n"), justify="right", no_wrap=not asked)
+        table.add_column(metric.replace("/", "/\n"), justify="right", no_wrap=not show_all)
     for group in groups:
-        cells = [group.title, str(len(group.runs)), *(cell(group, m) for m in shown)]
+        cells = [group.title, str(len(group.runs)), *(format_cell(group, m) for m in shown)]
         table.add_row(*map(shown_as, cells))
-    if any(differences := [difference(groups, m) for m in shown]):
-        pairs = [found.num_runs for m in shown if (found := paired(groups, m))]
+    if any(differences := [format_difference(groups, m) for m in shown]):
+        pairs = [stat.num_runs for m in shown if (stat := paired_difference(groups, m))]
         cells = ["second - first ± s.e.", str(max(pairs)), *differences]
         table.add_row(*map(shown_as, cells), style="dim")
     console.print(table)
     if len(shown) < len(metrics):
         more = len(metrics) - len(shown)
-        console.print(f"{more} more metrics in the files below; metrics=[...] chooses", style="dim")
+        console.print(
+            f"{more} more metrics in the files below; choose with metrics=[...]", style="dim"
+        )
+    for text in describe_test_sets(groups):
+        console.print(shown_as(text), soft_wrap=True)
     for item in broken:
         console.print(f"not compared: {item.folder}: {item.reason}", soft_wrap=True)

@@ -1,6 +1,6 @@
-"""Builds a saved view on Weights & Biases that compares runs (extra "wandb").
+"""Saved view on Weights & Biases that compares runs (extra "wandb").
 
-conf/dashboard.yaml says what it shows. Building it needs no server and no account.
+conf/dashboard.yaml sets what the view shows. Building it needs no server and no account.
 """
 
 import json
@@ -11,7 +11,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 
-def comparison(
+def comparison_view(
     entity: str,
     project: str,
     name: str,
@@ -22,14 +22,17 @@ def comparison(
     along: str,
     pictures: Sequence[str],
 ) -> ws.Workspace:
-    """The view: metrics by a setting, curves over training, pictures side by side.
+    """Return a view with metrics against a setting, training curves, and pictures side by side.
 
     Args:
-        compared: metrics, each plotted by the setting; the first also orders the runs.
+        entity: the W&B entity.
+        project: the W&B project.
+        name: title of the view.
+        compared: metrics to plot against the setting; the first also orders the runs.
         by: the setting.
-        curves: metrics over training.
-        along: what the curves are plotted along.
-        pictures: names of what the runs have logged below figures/.
+        curves: metrics to plot over training.
+        along: x-axis of the curves.
+        pictures: names of pictures that the runs have logged as figures/NAME.
     """
     scatter = [
         wr.ScatterPlot(title=f"{metric} by {by}", x=wr.Config(by), y=wr.SummaryMetric(metric))
@@ -57,7 +60,7 @@ def comparison(
     )
 
 
-def as_json(view: ws.Workspace) -> dict[str, Any]:
-    """The view as it would be sent."""
+def to_json(view: ws.Workspace) -> dict[str, Any]:
+    """Return the view as the JSON that would be sent to W&B."""
     sent: dict[str, Any] = json.loads(view._to_model().model_dump_json(by_alias=True))
     return sent

@@ -4,15 +4,15 @@ import glob
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from harness.config import science
-from harness.config.changes import covered
-from harness.config.paths import ROOT, exists
+from harness.config.changes import is_at_or_below
+from harness.config.paths import ROOT, path_exists
 from harness.contract.errors import ConfigError
 from harness.run_folder import trust
 from harness.run_folder.reading import (
@@ -24,8 +24,8 @@ from harness.run_folder.reading import (
     read_summary,
 )
 
-_SIGNS = (CONFIG, SUMMARY, METRICS, EVALUATION, "checkpoints", ".hydra")  # of a run's folder
-_IGNORED = re.compile(  # keys that do not affect the result, in addition to FREE of the science
+_MARKERS = (CONFIG, SUMMARY, METRICS, EVALUATION, "checkpoints", ".hydra")  # marks of a run folder
+_IGNORED = re.compile(  # keys that do not affect results, in addition to the science's `free` keys
     r"(seed|name|run_dir|run_id|sweep|mode|smoke|data\.data_dir|data\.num_workers"
     r"|data\.eval_batch_size|logger|logger\..*|callbacks\.progress\..*|trainer\.(enable_\w+"
     r"|log_every_n_steps|profiler|default_root_dir)|test|rerun|resume|trust|callbacks\.pruning\..*)$"
@@ -36,11 +36,13 @@ class Run(NamedTuple):
     """One run that can be compared."""
 
     folder: Path
-    config: dict[str, Any]  # by dotted key, without what the result does not depend on
+    config: dict[str, Any]  # settings that can affect results, by dotted key
     seed: int | None
     metrics: dict[str, float]
     units: dict[str, str]
     minimized: str | None = None  # quantity that selected the run, if lower is better
+    started: str = ""  # ISO time
+    test_digest: str = ""  # identifies the test set
 
 
 class Broken(NamedTuple):
@@ -55,26 +57,26 @@ def split_pattern(path: str) -> tuple[Path, str]:
     parts = Path(path).parts
     for length in range(len(parts), 0, -1):
         folder = Path(*parts[:length])
-        if exists(folder):
+        if path_exists(folder):
             return folder, str(Path(*parts[length:])) if parts[length:] else ""
     return Path(), path
 
 
 def default_output(path: str) -> Path:
-    """Return where the table goes: the compared folder, or logs/ for a pattern."""
+    """Return the path of the tables without suffix, in the compared folder or logs/."""
     folder, pattern = split_pattern(path)
     return (ROOT / "logs" if pattern else folder) / "compare"
 
 
 def find_folders(path: str) -> list[Path]:
-    """Every folder of a run below what a path or a pattern names, and every empty folder there.
+    """Return all run folders, and all empty folders, in the folders that match a path or pattern.
 
     Brackets in a path that exists are literal, not a pattern.
 
     Raises:
-        ConfigError: nothing there.
+        ConfigError: there is no such folder.
     """
-    found: dict[Path, None] = {}
+    run_dirs: dict[Path, None] = {}
     walked: set[Path] = set()
     start, pattern = split_pattern(path)
     whole = str(Path(glob.escape(str(start))) / pattern)
@@ -85,19 +87,19 @@ def find_folders(path: str) -> list[Path]:
         walked.add(top)
         for place, folders, names in os.walk(top):
             here = Path(place)
-            if any(sign in names or sign in folders for sign in _SIGNS):
-                folders.clear()  # what a run keeps in folders is its own
-                found[here] = None
+            if any(marker in names or marker in folders for marker in _MARKERS):
+                folders.clear()  # do not look for runs inside a run folder
+                run_dirs[here] = None
             elif not folders and not names:
-                found[here] = None
+                run_dirs[here] = None
             folders.sort()
-    if not found:
+    if not run_dirs:
         raise ConfigError(f"runs={path}: no run folder there")
-    return list(found)
+    return list(run_dirs)
 
 
 def read_run(folder: Path) -> Run | Broken:
-    """What a folder says of its run."""
+    """Return the settings and metrics of the run in a folder, or why it cannot be compared."""
     try:
         if not any(folder.iterdir()):
             return Broken(folder, "empty folder")
@@ -107,7 +109,7 @@ def read_run(folder: Path) -> Run | Broken:
     except (OSError, ValueError, yaml.YAMLError) as error:
         return Broken(folder, f"no readable {CONFIG} in it ({type(error).__name__})")
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        return Broken(folder, f"{CONFIG} is not that of a run")
+        return Broken(folder, f"{CONFIG} is not the config of a run")
     summary, evaluation = read_summary(folder), read_evaluation(folder)
     status = summary.get("status")
     if status == "smoke":
@@ -118,11 +120,11 @@ def read_run(folder: Path) -> Run | Broken:
         return Broken(folder, f"{printable(status)}{reason}" if status else no_status)
     scored = summary.get("metrics")
     scored = scored if isinstance(scored, dict) else {}
-    told = {k: v for k, v in scored.items() if is_number(v)}
+    in_summary = {k: v for k, v in scored.items() if is_number(v)}
     measured = {
         k: m for k, m in evaluation.get("metrics", {}).items() if is_number(_get(m, "value"))
     }
-    metrics = {**told, **{k: m["value"] for k, m in measured.items()}}
+    metrics = {**in_summary, **{k: m["value"] for k, m in measured.items()}}
     if not metrics:
         return Broken(folder, "finished, without a metric")
     units = {k: str(m.get("unit", "")) for k, m in measured.items()}
@@ -133,16 +135,32 @@ def read_run(folder: Path) -> Run | Broken:
         key: value
         for key, value in _flat(config)
         if not _IGNORED.match(key)
-        and not covered(key, free)
+        and not is_at_or_below(key, free)
         and not (isinstance(value, str) and run_dir in value)
     }
     monitor = str(summary.get("monitor")) if summary.get("mode") == "min" else None
     minimized = monitor and monitor.rpartition("/")[2]
-    return Run(folder, flat, config.get("seed"), metrics, units, minimized)
+    started, digest = (str(summary.get(key) or "") for key in ("started", "test_digest"))
+    return Run(folder, flat, config.get("seed"), metrics, units, minimized, started, digest)
+
+
+def drop_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[Broken]]:
+    """Return the newest run of each setting and seed, and the others.
+
+    Runs of one seed are no independent samples: the standard deviation would be too small.
+    """
+    newest: dict[Any, Run] = {}
+    repeats = []
+    for run in sorted(runs, key=lambda run: run.started, reverse=True):
+        key = run.folder if run.seed is None else (repr(sorted(run.config.items())), run.seed)
+        if newest.setdefault(key, run) is not run:
+            repeats.append(Broken(run.folder, f"seed {run.seed} again, as in {newest[key].folder}"))
+    kept = set(map(id, newest.values()))
+    return [run for run in runs if id(run) in kept], repeats
 
 
 def printable(value: Any) -> str:
-    """Text of a folder's, in a line that cannot steer a terminal."""
+    """Return untrusted text as one line without terminal control characters."""
     return "".join(c for c in " ".join(str(value).split()) if c.isprintable())
 
 
@@ -155,10 +173,10 @@ def _get(node: Any, key: str) -> Any:
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+    flat: list[tuple[str, Any]] = []
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
-            found += _flat(value, f"{prefix}{key}.")
+            flat += _flat(value, f"{prefix}{key}.")
         else:
-            found.append((f"{prefix}{key}", value))
-    return found
+            flat.append((f"{prefix}{key}", value))
+    return flat

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent: written atomically, checked in full before a byte is used.
+"""Save checkpoints atomically, and verify their checksum before loading them.
 
-A checkpoint is what ``torch.save`` writes, a zip archive that ``torch.load`` reads, with a footer
-in the place of the archive's comment: our format's version, the optimizer step, and the SHA-256 of
-all bytes before the digest. A missing, altered or added byte anywhere in the file is found.
+A checkpoint is a file from ``torch.save``, which is a zip archive, plus a footer that is stored as
+the comment of the archive. The footer holds the format version, the optimizer step, and the SHA-256
+of all bytes before the digest, so that a missing, altered or added byte is detected.
 """
 
 import glob
@@ -27,11 +27,11 @@ from harness.contract.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the files written here; one more whenever older code could misread them
-MAX_BYTES = 16 * 2**30  # of a file that is read at all
+FORMAT = 1  # increase it when older code could misread the files
+MAX_BYTES = 16 * 2**30  # limit on the size of a file to load
 LAST, PREVIOUS = "last.ckpt", "last-previous.ckpt"
 # keys that a checkpoint needs for an exact resume
-TO_RESUME = frozenset({"position", "optimizer_states", "loops", "provenance"})
+RESUME_KEYS = frozenset({"position", "optimizer_states", "loops", "provenance"})
 _KEYS = {"state_dict", "config"}
 _FOOTER = re.compile(
     rb"[a-z]+ checkpoint, format (\d{1,6}), step (\d{1,12}), sha256 ([0-9a-f]{64})"
@@ -42,43 +42,44 @@ _END_RECORD = 22  # bytes of a zip archive's last record without its comment
 
 
 def save(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Replace a checkpoint: whoever looks, and whenever the power fails, finds the old or the new.
+    """Save a checkpoint atomically: a kill or power failure leaves the old file or the new one.
 
-    The ``last.ckpt`` that was there stays beside the new one as ``last-previous.ckpt``.
+    An existing ``last.ckpt`` is kept as ``last-previous.ckpt``.
 
     Raises:
-        OSError: it could not be written; what was there before is untouched.
-        ConfigError: it holds more than plain data and tensors, so it could not be read again.
+        OSError: the file cannot be written; the old file is unchanged.
+        ConfigError: the checkpoint holds more than plain data and tensors, so it could not be
+            loaded again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = io.BytesIO()  # in memory first: torch hides the reason where a disk is full
+    whole = io.BytesIO()  # in memory first, because torch hides the reason if the disk is full
     torch.save(dict(checkpoint), whole)
-    _sign(whole, int(checkpoint.get("global_step", 0)))
+    _append_footer(whole, int(checkpoint.get("global_step", 0)))
     try:
-        with files.replacing(path) as file:
+        with files.atomic_write(path) as file:
             file.write(whole.getbuffer())
             file.flush()
-            # what cannot be read back must not take the place of what can
-            _unpickle(Path(file.name), path, mmap=True)
+            # check that it loads before it replaces the old file
+            _load_content(Path(file.name), path, mmap=True)
             if path.name == LAST and path.exists():
-                _keep_previous(path)
+                _link_previous(path)
     finally:
         # left by processes that were killed
         for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             left_over.unlink(missing_ok=True)
 
 
-def _sign(file: BinaryIO, step: int) -> None:
-    """Make the footer the comment of the archive that ends the file."""
+def _append_footer(file: BinaryIO, step: int) -> None:
+    """Append the footer, as the comment of the zip archive."""
     unsigned = f"run checkpoint, format {FORMAT}, step {step}, sha256 ".encode()
-    file.seek(-2, os.SEEK_END)  # the length of the comment, 0
+    file.seek(-2, os.SEEK_END)  # these bytes hold the length of the comment, which is 0
     file.write(struct.pack("<H", len(unsigned) + _DIGEST_LENGTH) + unsigned)
     file.seek(0)
     file.write(_digest(file, None))
 
 
 def _digest(file: BinaryIO, count: int | None) -> bytes:
-    """Hexadecimal SHA-256 of the next ``count`` bytes, or of all there are."""
+    """Return the SHA-256 of the next ``count`` bytes, or of the rest, in hexadecimal."""
     digest = hashlib.sha256()
     left = math.inf if count is None else count
     while left > 0 and (piece := file.read(int(min(left, 2**20)))):
@@ -87,53 +88,58 @@ def _digest(file: BinaryIO, count: int | None) -> bytes:
     return digest.hexdigest().encode()
 
 
-def _keep_previous(path: Path) -> None:
-    """A second name for the last checkpoint; at no moment is there none."""
+def _link_previous(path: Path) -> None:
+    """Link the last checkpoint as last-previous.ckpt, so that one of them always exists."""
     previous = path.with_name(PREVIOUS)
     link = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         os.link(path, link)
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no hard links
         os.replace(path, previous)
     else:
         os.replace(link, previous)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU, after every byte of the file was checked; it runs no code.
+    """Return the content of a checkpoint, on the CPU, after verifying the whole file.
+
+    Loading runs no code from the file.
 
     Raises:
-        ConfigError: the file is missing, truncated, damaged, of a newer format, or no checkpoint
-            of this project.
+        ConfigError: the file is missing, truncated or damaged, has a newer format, or is not a
+            checkpoint of this project.
     """
-    with _opened(path) as file:
+    with _open(path) as file:
         _verify(file, path)
-        checkpoint = _unpickle(file, path)
+        checkpoint = _load_content(file, path)
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= _KEYS:
         keys = sorted(map(str, checkpoint))[:5] if isinstance(checkpoint, dict) else "none"
         raise ConfigError(f"{path}: not a checkpoint of this project (its keys: {keys})")
     return checkpoint
 
 
-class Newest(NamedTuple):
-    """The newest good checkpoint of a folder, if there is one, and what was skipped for it."""
+class NewestCheckpoint(NamedTuple):
+    """The newest checkpoint of a folder that loads, and the ones that were skipped."""
 
-    path: Path | None
+    path: Path | None  # None if no checkpoint loads
     content: dict[str, Any]
-    skipped: list[str]  # why, a line each
+    skipped: list[str]  # one line per skipped file, with the reason
 
 
-def newest_good(folder: Path, pattern: str = "*.ckpt", needed: Set[str] = frozenset()) -> Newest:
-    """The readable checkpoint of a folder with the most steps, and what was skipped, and why.
+def find_newest(
+    folder: Path, pattern: str = "*.ckpt", needed: Set[str] = frozenset()
+) -> NewestCheckpoint:
+    """Return the checkpoint of a folder with the most steps that loads and has the needed keys.
 
-    At equal steps ``last.ckpt`` comes first. What was skipped is logged as well.
+    Of two with the same step, ``last.ckpt`` is preferred. Skipped files are also logged.
 
     Args:
-        pattern: of the names to look at; ``last*.ckpt`` for those that a run goes on from.
+        folder: the folder of the checkpoints.
+        pattern: pattern of file names; ``last*.ckpt`` for checkpoints to resume from.
         needed: keys that the checkpoint must hold.
     """
     skipped: list[str] = []
-    for path in sorted(folder.glob(pattern), key=_rank, reverse=True):
+    for path in sorted(folder.glob(pattern), key=_recency, reverse=True):
         try:
             content = load(path)
             if missing := sorted(needed - content.keys()):
@@ -142,24 +148,26 @@ def newest_good(folder: Path, pattern: str = "*.ckpt", needed: Set[str] = frozen
             log.warning("skipped: %s", error)
             skipped.append(str(error))
         else:
-            return Newest(path, content, skipped)
-    return Newest(None, {}, skipped)
+            return NewestCheckpoint(path, content, skipped)
+    return NewestCheckpoint(None, {}, skipped)
 
 
-def _rank(path: Path) -> tuple[float, bool]:
+def _recency(path: Path) -> tuple[float, bool]:
+    """Return a sort key: the step in the footer, then whether the file is last.ckpt."""
     try:
-        with _opened(path) as file:
+        with _open(path) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - _MAX_FOOTER))
-            found = re.search(_FOOTER.pattern + rb"\Z", file.read())
+            match = re.search(_FOOTER.pattern + rb"\Z", file.read())
     except ConfigError:
-        found = None
-    return (int(found[2]) if found else math.inf, path.name == LAST)  # unreadable: to be told of
+        match = None
+    # an unreadable file sorts as the newest, so that it is reported as skipped
+    return (int(match[2]) if match else math.inf, path.name == LAST)
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open(path: Path) -> BinaryIO:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # before opening, which waits for a pipe
+        if not stat.S_ISREG(path.stat().st_mode):  # check first: opening a pipe would block
             raise ConfigError(f"{path}: not a file")
         return path.open("rb")
     except OSError as error:
@@ -167,28 +175,30 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _verify(file: BinaryIO, path: Path) -> None:
-    """Hold the file to its footer, and the archive to its size. Leaves it at its start."""
+    """Raise ConfigError unless the file matches its footer; then seek to its start."""
     size = os.fstat(file.fileno()).st_size
     if size == 0:
         raise ConfigError(f"{path}: empty, not a checkpoint")
     if size > MAX_BYTES:
-        raise ConfigError(f"{path}: {size:,} bytes, above the {MAX_BYTES:,} that are read")
+        raise ConfigError(f"{path}: {size:,} bytes, above the limit of {MAX_BYTES:,}")
     head = file.read(512)
     if not head.startswith(b"PK\x03\x04"):
-        raise ConfigError(f"{path}: not a checkpoint{_resembled(head)}")
+        raise ConfigError(f"{path}: not a checkpoint{_guess_kind(head)}")
     file.seek(max(0, size - 2**16))
     tail = file.read()
     footers = list(_FOOTER.finditer(tail))
     if not footers:
         whole = tail[-_END_RECORD:].startswith(b"PK\x05\x06")
-        what = "no checksum, so not written by this project" if whole else "truncated or damaged"
-        raise ConfigError(f"{path}: {what}")
+        problem = (
+            "has no checksum: not written by this project" if whole else "truncated or damaged"
+        )
+        raise ConfigError(f"{path}: {problem}")
     footer = footers[-1]
     if added := len(tail) - footer.end():
-        raise ConfigError(f"{path}: damaged, {added:,} bytes follow its end")
+        raise ConfigError(f"{path}: damaged, {added:,} bytes follow its footer")
     file.seek(0)
     if _digest(file, size - _DIGEST_LENGTH) != footer[3]:
-        raise ConfigError(f"{path}: damaged, its content is not that of its checksum")
+        raise ConfigError(f"{path}: damaged, its content does not match its checksum")
     if int(footer[1]) > FORMAT:
         raise ConfigError(
             f"{path}: written by a newer version (format {int(footer[1])}; this one reads up to "
@@ -203,26 +213,27 @@ def _verify(file: BinaryIO, path: Path) -> None:
         m.compress_type == zipfile.ZIP_STORED and m.file_size == m.compress_size for m in members
     )
     if comment != footer[0] or not stored or sum(m.file_size for m in members) > size:
-        raise ConfigError(f"{path}: refused, a zip archive that would unpack to more than it is")
+        raise ConfigError(f"{path}: rejected, because it would unpack to more bytes than it has")
     file.seek(0)
 
 
-def _resembled(head: bytes) -> str:
+def _guess_kind(head: bytes) -> str:
+    """Return a hint about the kind of a file that is not a checkpoint."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
-        return " (looks like HTML: a web page saved in its place?)"
+        return " (looks like HTML: download the file itself, not its web page)"
     if text.startswith(b"version https://git-lfs"):
-        return " (a pointer of Git LFS: git lfs pull gets the file)"
+        return " (a Git LFS pointer: to get the file, run git lfs pull)"
     return " (a pickle)" if head[:1] == b"\x80" else ""
 
 
-def _unpickle(file: BinaryIO | Path, path: Path, mmap: bool = False) -> Any:
+def _load_content(file: BinaryIO | Path, path: Path, mmap: bool = False) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # torch raises half a dozen kinds
-        # its advice to load anyway is not ours
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = found[1] if found else " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    except Exception as error:  # torch raises many types
+        # leave out torch's advice to load with weights_only=False
+        match = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = match[1] if match else " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise ConfigError(
-            f"{path}: refused, it holds more than plain data and tensors ({reason})"
+            f"{path}: rejected, because it holds more than plain data and tensors ({reason})"
         ) from None

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config import science
-from harness.config.paths import ROOT, python_command, shown
+from harness.config.paths import ROOT, display_path, python_command
 from harness.contract.errors import Busy, ConfigError
 from harness.contract.files import write_json, write_text
 from harness.run_folder import reading
@@ -86,7 +86,7 @@ class RunFolder:
         folder = cls(path)
         if folder.summary.get("status") in UNFINISHED:
             return folder
-        resolved = _resolved(cfg, path, sweep)
+        resolved = _resolve(cfg, path, sweep)
         path.mkdir(parents=True, exist_ok=True)
         folder.write_config(resolved)
         folder.update(
@@ -133,7 +133,7 @@ class RunFolder:
         """Add entries to the current summary.json, which all processes of the run share."""
         self.summary = reading.update_summary(self.path, **entries)
 
-    def begin(self, step: int | None) -> None:
+    def record_start(self, step: int | None) -> None:
         """Record that the run starts or resumes; a run that starts over loses its old outputs.
 
         Args:
@@ -166,20 +166,20 @@ class RunFolder:
         from harness.run_folder import checkpoints  # late: it needs torch
 
         folder = (self.path / LAST).parent
-        found = checkpoints.newest_good(folder, "last*.ckpt", checkpoints.TO_RESUME)
-        if found.path is None and found.skipped:
-            raise ConfigError(f"{self.path}: no checkpoint can be read; {found.skipped[0]}")
-        return None if found.path is None else (found.path, found.content)
+        newest = checkpoints.find_newest(folder, "last*.ckpt", checkpoints.RESUME_KEYS)
+        if newest.path is None and newest.skipped:
+            raise ConfigError(f"{self.path}: no checkpoint can be read; {newest.skipped[0]}")
+        return None if newest.path is None else (newest.path, newest.content)
 
     def forget_checkpoint(self) -> None:
         """Free the content of :attr:`checkpoint`, to save memory during the run."""
         self.__dict__.pop("checkpoint", None)
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Lock the run, so that one process at a time trains it.
 
-        The lock ends with the process, and the process that holds it may take it again.
+        The lock is released when the process ends. The process that holds it may lock again.
 
         Raises:
             Busy: another process trains this run.
@@ -193,8 +193,8 @@ class RunFolder:
         finally:
             self._lock.release()
 
-    def discard_without_data(self) -> None:
-        """Remove the folder of a run that failed before its first step for lack of usable data.
+    def discard_if_no_data(self) -> None:
+        """Remove the folder of a run that failed before its first step, without usable data.
 
         If the folder holds other files, they and the folder stay.
         """
@@ -206,29 +206,29 @@ class RunFolder:
         with contextlib.suppress(OSError):  # not empty
             self.path.rmdir()
 
-    def what_next(self) -> str:
+    def next_steps(self) -> str:
         """Return the text after a finished run: its folder, its pictures, commands to try next."""
-        plain = reading.plain(self.config)
-        trusted = reading.trust_needed(OmegaConf.masked_copy(self.config, ["model", "data"]))
-        run = f"run={shlex.quote(shown(self.path))}"
+        plain = reading.to_plain(self.config)
+        trusted = reading.trust_override(OmegaConf.masked_copy(self.config, ["model", "data"]))
+        run = f"run={shlex.quote(display_path(self.path))}"
         commands = [
             "  " + " ".join(filter(None, (python_command(script), run, trusted, settings)))
             for script, settings in science.of_config(plain).next_commands(plain).items()
             if (ROOT / "src" / f"{script}.py").is_file()
         ]
-        lines = ["", f"run folder: {shown(self.path)}"]
+        lines = ["", f"run folder: {display_path(self.path)}"]
         if any((self.path / "figures").glob("*.png")):
-            lines.append(f"pictures: {shown(self.path / 'figures')}")
+            lines.append(f"pictures: {display_path(self.path / 'figures')}")
         return "\n".join([*lines, *(["next:", *commands] if commands else [])])
 
 
-def _resolved(cfg: DictConfig, path: Path, sweep: str | None) -> DictConfig:
+def _resolve(cfg: DictConfig, path: Path, sweep: str | None) -> DictConfig:
     cfg = copy.deepcopy(cfg)
     cfg.run_dir, cfg.sweep = str(path), sweep
     # the agent of a W&B sweep has chosen the run's id
-    of_agent = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-    cfg.run_id = of_agent or f"{int(time.time()):x}{secrets.token_hex(3)}"
-    plain = reading.plain(cfg)
+    agent_run_id = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    cfg.run_id = agent_run_id or f"{int(time.time()):x}{secrets.token_hex(3)}"
+    plain = reading.to_plain(cfg)
     its_science = science.of_config(plain)
     cfg.name = cfg.name or its_science.run_name(plain)
     cfg.monitor = cfg.monitor or its_science.monitor(plain)
@@ -244,11 +244,11 @@ def _resolved(cfg: DictConfig, path: Path, sweep: str | None) -> DictConfig:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def git_commit() -> str | None:
@@ -264,13 +264,13 @@ def git_commit() -> str | None:
         "--exclude=*",
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return process.stdout.strip() or None
 
 
-def point_latest(run_dir: Path) -> None:
+def update_latest_link(run_dir: Path) -> None:
     """Point logs/latest at a run in logs/train or logs/sweeps; ignore runs in other folders."""
     logs = ROOT / "logs"
     if not any(run_dir.is_relative_to(logs / folder) for folder in _FOLLOWED):

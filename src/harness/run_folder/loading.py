@@ -10,15 +10,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config.checks import check_arguments
-from harness.config.instantiation import explained, instantiate
-from harness.config.paths import ROOT, exists, expanded
+from harness.config.instantiation import explain_hydra_error, instantiate
+from harness.config.paths import ROOT, expand_home, path_exists
 from harness.contract import exported
 from harness.contract.errors import ConfigError
 from harness.run_folder import trust
-from harness.run_folder.reading import BEST, LAST, data_dir, plain_config, read_summary
+from harness.run_folder.reading import BEST, CONFIG, LAST, data_dir, plain_config, read_summary
 
 
-def instantiate_read(
+def instantiate_untrusted(
     cfg: DictConfig, key: str, trusted: trust.Trust = None, **arguments: Any
 ) -> Any:
     """Instantiate a node of a config that was read from a run folder.
@@ -42,7 +42,7 @@ def instantiate_read(
     try:
         return instantiate(cfg[key], **arguments)
     except InstantiationException as error:
-        raise ConfigError(explained(error)) from None
+        raise ConfigError(explain_hydra_error(error)) from None
 
 
 def load_data(cfg: DictConfig, trusted: trust.Trust = None) -> Any:
@@ -56,28 +56,29 @@ def load_data(cfg: DictConfig, trusted: trust.Trust = None) -> Any:
         cfg.data.data_dir = data_dir(cfg)
     if "num_workers" in cfg.data:
         cfg.data.num_workers = 0
-    return instantiate_read(cfg, "data", trusted, seed=cfg.seed)
+    return instantiate_untrusted(cfg, "data", trusted, seed=cfg.seed)
 
 
-def _checkpoint_of(run_dir: Path, typed: str | Path) -> Path | None:
-    """Return the best checkpoint of a run, by the name that the run recorded, or the last.
+def _best_checkpoint(run_dir: Path, typed: str | Path) -> Path | None:
+    """Return the best checkpoint of a run, or else the last one.
 
-    A finished run records the name in its summary, an unfinished one in its last checkpoint.
+    A finished run names its best checkpoint in its summary, an unfinished run in its last
+    checkpoint.
     """
     recorded = read_summary(run_dir).get("checkpoint")
     if isinstance(recorded, str):
-        checkpoint = trust.inside(run_dir, recorded)
+        checkpoint = trust.resolve_inside(run_dir, recorded)
         if not checkpoint.is_file():
             hint = f"; to use the last: run={typed}/{LAST}" if recorded != LAST else ""
             raise ConfigError(f"run={typed}: {recorded} is gone{hint}")
         return checkpoint
-    last, candidates = trust.inside(run_dir, LAST), [BEST, LAST]
+    last, candidates = trust.resolve_inside(run_dir, LAST), [BEST, LAST]
     if last.is_file():
-        with contextlib.suppress(ConfigError):  # a damaged one is reported if it has to be read
+        with contextlib.suppress(ConfigError):  # if it is damaged, loading it later reports that
             if isinstance(best := load_checkpoint(last).get("best"), str):
                 candidates = [str(last.parent / best), LAST]
-    there = (trust.inside(run_dir, name) for name in candidates)
-    return next((path for path in there if path.is_file()), None)
+    paths = (trust.resolve_inside(run_dir, name) for name in candidates)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def find_run(path: str | Path) -> tuple[Path, Path]:
@@ -88,23 +89,37 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
     Raises:
         ConfigError: there is no such run, or no checkpoint in it.
     """
-    given = expanded(path)
-    given = given if exists(given) else ROOT / given
-    if not exists(given):
+    given = expand_home(path)
+    given = given if path_exists(given) else ROOT / given
+    if not path_exists(given):
         hint = "; train first, or name a folder under logs/" if given.name == "latest" else ""
         raise ConfigError(f"run={path}: no such folder or checkpoint{hint}")
     given = given.resolve()
     if given.is_dir():
-        checkpoint = _checkpoint_of(given, path)
+        checkpoint = _best_checkpoint(given, path)
         if checkpoint is None:
+            if runs := sorted(found.parent for found in given.glob(f"*/{CONFIG}")):
+                raise ConfigError(f"run={path}: holds several runs; name one, such as {runs[0]}")
             status = read_summary(given).get("status")
             known = f" (its status: {status})" if status else ""
             raise ConfigError(f"run={path}: no checkpoint in {given / 'checkpoints'}{known}")
         return given, checkpoint
     if not given.is_file():
         raise ConfigError(f"run={path}: neither a folder nor a file")
-    in_its_place = given.parent.name == Path(BEST).parent.name
-    return given.parent.parent if in_its_place else given.parent, given
+    is_in_checkpoints = given.parent.name == Path(BEST).parent.name
+    return given.parent.parent if is_in_checkpoints else given.parent, given
+
+
+def find_weights(path: str | Path) -> Path:
+    """Return the checkpoint that ``weights=PATH`` names.
+
+    Raises:
+        ConfigError: there is no such run, or no checkpoint in it.
+    """
+    try:
+        return find_run(path)[1]
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("run=", "weights=", 1)) from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -144,8 +159,8 @@ def load_run(path: str | Path, trusted: trust.Trust = None) -> Any:
     Raises:
         ConfigError: the path holds no model, or one that names code which is not trusted.
     """
-    if (expanded(path) / exported.CONFIG).is_file():
-        return _load_exported(expanded(path), trusted)
+    if (expand_home(path) / exported.CONFIG).is_file():
+        return _load_exported(expand_home(path), trusted)
     return load_model(find_run(path)[1], trusted)[0]
 
 
@@ -160,7 +175,7 @@ def _load_exported(folder: Path, trusted: trust.Trust) -> Any:
         raise ConfigError(f"{folder}: no exported model ({error})") from None
     if not isinstance(config, dict) or config.get("format") != exported.FORMAT:
         raise ConfigError(f"{folder / exported.CONFIG}: not of format {exported.FORMAT}")
-    return model_with_weights(config, weights, str(folder), trusted)[0]
+    return build_model(config, weights, str(folder), trusted)[0]
 
 
 def load_model(
@@ -178,13 +193,13 @@ def load_model(
     where = f"run={checkpoint_path}"
     checkpoint = load_checkpoint(checkpoint_path)
     cfg = plain_config(checkpoint["config"], f"{where}: its config")
-    model, cfg = model_with_weights(cfg, model_weights(checkpoint), where, trusted)
+    model, cfg = build_model(cfg, model_weights(checkpoint), where, trusted)
     if kind is not None and not isinstance(model, kind):
         raise ConfigError(f"{where}: its model is a {type(model).__name__}, not a {kind.__name__}")
     return model, cfg
 
 
-def model_with_weights(
+def build_model(
     config: Any, weights: Mapping[str, Any], where: str, trusted: trust.Trust = None
 ) -> tuple[Any, DictConfig]:
     """Return the model of an untrusted config with these weights, and the checked config.
@@ -194,16 +209,16 @@ def model_with_weights(
     """
     cfg = plain_config(config, f"{where}: its config", parts=("model",))
     try:
-        model = instantiate_read(cfg, "model", trusted)
+        model = instantiate_untrusted(cfg, "model", trusted)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     from torch import nn  # late: this module is imported before torch is needed
 
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"{where}: {type(model).__name__} is no torch.nn.Module")
+        raise ConfigError(f"{where}: {type(model).__name__} is not a torch.nn.Module")
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ConfigError(f"{where}: weights of another model ({reason})") from None
+        raise ConfigError(f"{where}: the weights do not fit the model ({reason})") from None
     return model.eval(), cfg

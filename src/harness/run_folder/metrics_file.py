@@ -16,19 +16,19 @@ from harness.contract import files
 
 
 def _axes(names: Iterable[str]) -> list[str]:
-    """Columns that come first and hold whole numbers: step, epoch, and what has been seen."""
-    found = list(names)
-    seen = [name for name in found if name.endswith("_seen")]
-    return [name for name in ("step", "epoch", *seen) if name in found]
+    """Return the columns of whole numbers, which come first: step, epoch and *_seen."""
+    columns = list(names)
+    seen = [name for name in columns if name.endswith("_seen")]
+    return [name for name in ("step", "epoch", *seen) if name in columns]
 
 
 class MetricsFile(Logger):
-    """metrics.csv: a line for every row logged, on disk before the next step.
+    """Logger that appends each row to metrics.csv and writes it to disk before the next step.
 
-    A row with new columns rewrites the file, atomically, with a longer header.
+    A row with new columns rewrites the file atomically, with a longer header.
 
     Args:
-        path: the file; rows are added to one that exists.
+        path: the file; if it exists, rows are appended.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -52,7 +52,7 @@ class MetricsFile(Logger):
         axes = {"step": step, **{k: metrics[k] for k in _axes(metrics)}}
         row = {**metrics, **{k: int(v) for k, v in axes.items() if v is not None}}
         if new := sorted(set(row) - set(self._columns)):
-            self._widen(new)
+            self._add_columns(new)
         line = io.StringIO(newline="")
         csv.DictWriter(line, self._columns).writerow(row)
         size = self.path.stat().st_size
@@ -62,26 +62,26 @@ class MetricsFile(Logger):
                 if file.write(content) < len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            os.truncate(self.path, size)  # no half a line
-            raise files.unwritten(self.path, error) from error
+            os.truncate(self.path, size)  # remove the incomplete line
+            raise files.write_error(self.path, error) from error
 
     def rewind(self, step: int) -> None:
-        """Drop the rows that a run resumed at this step writes again.
+        """Drop the rows that a run writes again after it resumes at ``step``.
 
-        These are the later ones, those of the test set, and a last line that a kill has cut.
+        These are the rows of later steps, the rows of the test set, and an incomplete last line.
         """
         if not self._columns:
             return
         whole = self.path.read_bytes().rpartition(b"\n")[0].decode()
         rows = [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values()]
-        kept = [row for row in rows if int(row["step"]) <= step and not is_of_test(row)]
-        with files.replacing(self.path) as file:
+        kept = [row for row in rows if int(row["step"]) <= step and not has_test_metrics(row)]
+        with files.atomic_write(self.path) as file:
             writer = csv.DictWriter(lines := io.StringIO(newline=""), self._columns)
             writer.writeheader()
             writer.writerows(kept)
             file.write(lines.getvalue().encode())
 
-    def _widen(self, new: list[str]) -> None:
+    def _add_columns(self, new: list[str]) -> None:
         rows: list[dict[str, str]] = []
         if self._columns:
             with self.path.open(newline="", encoding="utf-8") as file:
@@ -92,14 +92,14 @@ class MetricsFile(Logger):
         writer = csv.DictWriter(table, self._columns)
         writer.writeheader()
         writer.writerows(rows)
-        with files.replacing(self.path) as file:
+        with files.atomic_write(self.path) as file:
             file.write(table.getvalue().encode())
 
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
-        """Nothing: config.yaml beside the file has them all."""
+        """Do nothing, because config.yaml holds all hyperparameters."""
 
 
-def is_of_test(row: Mapping[str, str]) -> bool:
+def has_test_metrics(row: Mapping[str, str]) -> bool:
     return any(value and column.startswith("test/") for column, value in row.items())

@@ -34,10 +34,10 @@ def holds_run(run_dir: Path) -> bool:
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """Return the content of summary.json; empty if it cannot be read."""
     try:
-        found = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+        summary = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def update_summary(run_dir: Path, **entries: Any) -> dict[str, Any]:
@@ -63,13 +63,13 @@ def load_config(run_dir: Path) -> DictConfig:
     return plain_config(cfg, f"run={run_dir}: {CONFIG}")
 
 
-def trust_needed(cfg: DictConfig) -> str:
-    """Return the override that a reader of this run needs, trust=PACKAGE, or '' if none."""
-    own = trust.packages(OmegaConf.to_container(cfg))
+def trust_override(cfg: DictConfig) -> str:
+    """Return the override trust=PACKAGE that is needed to use this run, or '' if none is."""
+    own = trust.packages_to_trust(OmegaConf.to_container(cfg))
     return shlex.quote(f"trust={own[0] if len(own) == 1 else own}") if own else ""
 
 
-def load_foreign_config(run_dir: Path, trusted: trust.Trust = None) -> DictConfig:
+def load_untrusted_config(run_dir: Path, trusted: trust.Trust = None) -> DictConfig:
     """Return the archived config of a run to train on, after checking that it is safe.
 
     It names only known or trusted classes, and its paths are inside the current run folder.
@@ -86,7 +86,7 @@ def load_foreign_config(run_dir: Path, trusted: trust.Trust = None) -> DictConfi
     plain = OmegaConf.to_container(load_config(run_dir))
     assert isinstance(plain, dict)
     trust.check_targets(plain, trusted, get_object)
-    cfg = OmegaConf.create(trust.confined({str(k): v for k, v in plain.items()}, run_dir))
+    cfg = OmegaConf.create(trust.confine_paths({str(k): v for k, v in plain.items()}, run_dir))
     if "data_dir" in cfg.data:
         cfg.data.data_dir = data_dir(cfg)
     return cfg
@@ -100,7 +100,7 @@ def plain_config(content: Any, where: str, parts: Sequence[str] = _OF_A_RUN) -> 
 
     Args:
         content: the config.
-        where: where it is from, to start messages with.
+        where: source of the config, as the start of messages.
         parts: nodes that it must have.
 
     Raises:
@@ -115,14 +115,14 @@ def plain_config(content: Any, where: str, parts: Sequence[str] = _OF_A_RUN) -> 
     except Exception as error:
         raise ConfigError(f"{where}: not a config ({type(error).__name__})") from None
     if not isinstance(plain, dict) or not all(isinstance(plain.get(k), dict) for k in parts):
-        raise ConfigError(f"{where} is not that of a run")
+        raise ConfigError(f"{where} is not the config of a run")
     named = {str(key): node for key, node in plain.items()}
     return OmegaConf.create(science.of_config(named).upgraded(named))
 
 
 def data_dir(cfg: DictConfig) -> str:
     """Return the data folder of a run, or data/ of this project if the data are not there."""
-    content = plain(cfg)
+    content = to_plain(cfg)
     if science.of_config(content).has_data(content["data"]):
         return str(cfg.data.data_dir)
     given = cfg.data.data_dir
@@ -135,16 +135,16 @@ def data_dir(cfg: DictConfig) -> str:
     return str(ROOT / "data")
 
 
-def name_in(run_dir: Path, path: Path) -> str:
+def relative_name(run_dir: Path, path: Path) -> str:
     """Return a path relative to its run folder, with forward slashes.
 
     Raises:
         ConfigError: the path lies outside the run folder.
     """
-    return trust.inside(run_dir, path).relative_to(run_dir.resolve()).as_posix()
+    return trust.resolve_inside(run_dir, path).relative_to(run_dir.resolve()).as_posix()
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
     """Return a config as dicts and lists, with interpolations resolved."""
     content = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(content, dict)
@@ -173,14 +173,15 @@ def short_keys(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
 def read_evaluation(run_dir: Path) -> dict[str, Any]:
     """Return the content of evaluation.json; empty if it cannot be read."""
     try:
-        found = json.loads((run_dir / EVALUATION).read_text(encoding="utf-8"))
+        evaluation = json.loads((run_dir / EVALUATION).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("metrics"), dict) else {}
+    has_metrics = isinstance(evaluation, dict) and isinstance(evaluation.get("metrics"), dict)
+    return evaluation if has_metrics else {}
 
 
 def update_evaluation(
-    run_dir: Path, measured_on: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]
+    run_dir: Path, measured_on: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]
 ) -> Path:
     """Add measurements to evaluation.json, atomically, and return its path.
 
@@ -189,11 +190,11 @@ def update_evaluation(
     Args:
         run_dir: the folder of the run.
         measured_on: checkpoint, data and other entries that all metrics of the file share.
-        found: metrics, skipped claims and seconds, each by name.
+        results: metrics, skipped claims and seconds, each by name.
     """
     before = read_evaluation(run_dir)
     same = all(before.get(key) == value for key, value in measured_on.items())
-    parts = {k: {**(before.get(k, {}) if same else {}), **v} for k, v in found.items()}
+    parts = {k: {**(before.get(k, {}) if same else {}), **v} for k, v in results.items()}
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     write_json(run_dir / EVALUATION, {**measured_on, "evaluated": now, **parts})
     return run_dir / EVALUATION

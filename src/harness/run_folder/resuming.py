@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from harness.config import changes
-from harness.config.paths import ROOT, expanded, shown
+from harness.config.paths import ROOT, display_path, expand_home
 from harness.contract.errors import ConfigError
 from harness.run_folder.folder import RunFolder
 from harness.run_folder.reading import (
@@ -16,12 +16,12 @@ from harness.run_folder.reading import (
     SUMMARY,
     UNFINISHED,
     load_config,
-    load_foreign_config,
+    load_untrusted_config,
     read_summary,
 )
 
 
-def run_to_resume(path: str) -> Path:
+def find_run_to_resume(path: str) -> Path:
     """Return the folder of the run to resume; ``latest`` is the newest unfinished run.
 
     ``latest`` skips runs that failed before their first checkpoint, for example on a wrong
@@ -31,7 +31,7 @@ def run_to_resume(path: str) -> Path:
         ConfigError: there is no such run.
     """
     if path != "latest":
-        run_dir = expanded(path)
+        run_dir = expand_home(path)
         if not run_dir.is_dir():
             raise ConfigError(f"resume={path}: no such folder")
         load_config(run_dir)
@@ -51,43 +51,44 @@ def run_to_resume(path: str) -> Path:
     return max(left, key=lambda run_dir: str(left[run_dir]["started"]))
 
 
-def prepare_resume(folder: RunFolder, composed: DictConfig, typed: Sequence[str]) -> bool:
+def prepare_resume(folder: RunFolder, composed: DictConfig, overrides: Sequence[str]) -> bool:
     """Apply overrides to the config of a run, and return whether there is anything to train.
 
     Args:
         folder: the run to resume.
-        composed: the config that the command line composes by itself.
-        typed: the overrides on the command line.
+        composed: the config that the command line alone would give.
+        overrides: the overrides on the command line.
 
     Raises:
         ConfigError: an override would change the training trajectory, or the config names code that
             is not trusted.
     """
     run_dir = folder.path
-    cfg = load_foreign_config(run_dir, composed.trust)
+    cfg = load_untrusted_config(run_dir, composed.trust)
     cfg.run_dir = str(run_dir)
-    changed = changes.apply(cfg, composed, typed)
-    limit, trained = cfg.trainer.max_epochs, _epochs_on_record(run_dir)
+    changed = changes.apply_overrides(cfg, composed, overrides)
+    limit, trained = cfg.trainer.max_epochs, _num_trained_epochs(run_dir)
     if limit is not None and 0 <= limit < trained:
         raise ConfigError(
-            f"trainer.max_epochs={limit}: {trained} epochs are trained already; use at least that"
+            f"trainer.max_epochs={limit}: {trained} epochs are trained already; use at least "
+            f"{trained}"
         )
     has_ended = folder.summary.get("status") not in UNFINISHED
-    bends_the_schedule = any(change.is_of_schedule for change in changed)
-    if has_ended and not bends_the_schedule:
-        print(f"{shown(run_dir)}: this run has finished; nothing to do")
+    changes_schedule = any(change.can_affect_schedule for change in changed)
+    if has_ended and not changes_schedule:
+        print(f"{display_path(run_dir)}: this run has finished; nothing to do")
         return False
     for change in changed:
         print(f"changed: {change}")
-    if bends_the_schedule and cfg.get("scheduler"):
+    if changes_schedule and cfg.get("scheduler"):
         print("the learning rate may change: its schedule may depend on trainer.max_epochs")
     folder.write_config(cfg)
     return True
 
 
-def _epochs_on_record(run_dir: Path) -> int:
-    """Return the number of epochs that metrics.csv has validation metrics of."""
-    if not (run_dir / METRICS).is_file():  # or a pipe, for which one would wait
+def _num_trained_epochs(run_dir: Path) -> int:
+    """Return the number of trained epochs: those with validation metrics in metrics.csv."""
+    if not (run_dir / METRICS).is_file():  # reading a pipe would block
         return 0
     try:
         with (run_dir / METRICS).open(newline="", encoding="utf-8") as file:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from harness.config import science
-from harness.config.paths import CONF, SOURCE, exists
+from harness.config.paths import CONF, SOURCE, path_exists
 from harness.contract.errors import ConfigError
 
 MAX_CONFIG_BYTES = 256 * 1024
@@ -38,17 +38,17 @@ _CALLBACKS = (
     "DeviceStatsMonitor EarlyStopping GradientAccumulationScheduler LearningRateMonitor "
     "ModelCheckpoint ModelSummary RichModelSummary RichProgressBar TQDMProgressBar Timer"
 )
-_OF_HARNESS = (
+_HARNESS_TARGETS = (
     "sweeps.pruning.Pruning tracking.wandb.wandb_logger training.callbacks.Progress "
     "training.resume.LastCheckpoint"
 )
 _NAMED_IN_CONF = re.compile(r"""_target_["']?[ \t]*:[ \t]*["']?([\w.]+)""")
-_MACHINERY = (__name__.partition(".")[0], "hydra_plugins")  # not your own, though in src/
+_MACHINERY = (__name__.partition(".")[0], "hydra_plugins")  # in src/, but not your own code
 # exact names, because "mine.data.np.load" and "torch.hub.load" can run any code
 SHIPPED = frozenset(
     f"{module}.{name}"
     for module, names in (
-        (_MACHINERY[0], _OF_HARNESS),
+        (_MACHINERY[0], _HARNESS_TARGETS),
         ("torch.optim", _OPTIMIZERS),
         ("torch.optim.lr_scheduler", _SCHEDULERS),
         ("torch.nn", _LAYERS),
@@ -79,11 +79,10 @@ def _walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 @functools.cache
 def known_targets() -> frozenset[str]:
     """Return the targets that any run folder may name: from libraries, sciences and conf/."""
-    of_sciences = (science.targets_of(package) for package in science.packages())
     files = () if not CONF.is_dir() else CONF.rglob("*.yaml")
     texts = (p.read_text(encoding="utf-8") for p in files if CONF / "hydra" not in p.parents)
     named = (name for text in texts for name in _NAMED_IN_CONF.findall(text))
-    return SHIPPED.union(*of_sciences, named)
+    return SHIPPED | science.functions() | set(named)
 
 
 def _file_of(target: str) -> Path:
@@ -93,7 +92,7 @@ def _file_of(target: str) -> Path:
 
 
 def _is_in_source(target: str) -> bool:
-    with contextlib.suppress(OSError, ValueError):  # a name that is too long for a file, say
+    with contextlib.suppress(OSError, ValueError):  # for example, a name too long for a file
         return _file_of(target).is_file()
     return False
 
@@ -107,39 +106,41 @@ def is_own_class(target: str) -> bool:
     """
     module, _, name = target.rpartition(".")
     parts = module.split(".")
-    if not CONF.is_dir() or not all(p.isidentifier() for p in parts) or parts[0] in _MACHINERY:
+    if not CONF.is_dir() and parts[0] not in science.packages():  # SOURCE is site-packages
+        return False
+    if not all(p.isidentifier() for p in parts) or parts[0] in _MACHINERY:
         return False
     try:
         body = ast.parse(_file_of(target).read_text(encoding="utf-8")).body
     except (OSError, ValueError, SyntaxError):
         return False
-    acts = (ast.For, ast.While, ast.With, ast.Raise, ast.Delete)
-    does_something = any(
-        isinstance(node, acts)
+    statements = (ast.For, ast.While, ast.With, ast.Raise, ast.Delete)
+    has_side_effects = any(
+        isinstance(node, statements)
         or (isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant))
         for node in body
     )
     classes = {node.name for node in body if isinstance(node, ast.ClassDef)}
-    return name in classes and not does_something
+    return name in classes and not has_side_effects
 
 
-def _is_of(target: str, packages: Iterable[str]) -> bool:
+def _is_in_packages(target: str, packages: Iterable[str]) -> bool:
     return any(target.startswith(f"{package}.") for package in packages)
 
 
-# callbacks and loggers may write files, so they may stand only where those stand
-_OF_CALLBACKS = (f"{_MACHINERY[0]}.", "lightning.")
-_NO_CALLBACK = ("model", "data", "module", "optimizer", "scheduler", "trainer")
+# callbacks and loggers can write files, so they may be named only in callbacks and logger
+_CALLBACK_PREFIXES = (f"{_MACHINERY[0]}.", "lightning.")
+_OTHER_NODES = ("model", "data", "module", "optimizer", "scheduler", "trainer")
 
 
 def _is_misplaced(key: str, target: str) -> bool:
-    """Return whether a callback or logger stands where the config makes something else."""
+    """Return whether a callback or logger is named outside the nodes for callbacks and loggers."""
     group, _, rest = key.removesuffix("._target_").partition(".")
-    is_its_place = group not in _NO_CALLBACK and "." not in rest and "[" not in key
-    return target.startswith(_OF_CALLBACKS) and not is_its_place
+    may_name_it = group not in _OTHER_NODES and "." not in rest and "[" not in key
+    return target.startswith(_CALLBACK_PREFIXES) and not may_name_it
 
 
-def foreign_targets(node: Any, trust: Trust = None) -> list[tuple[str, str]]:
+def untrusted_targets(node: Any, trust: Trust = None) -> list[tuple[str, str]]:
     """Return the dotted key and the target of all code that a config names but may not run.
 
     Args:
@@ -155,13 +156,13 @@ def foreign_targets(node: Any, trust: Trust = None) -> list[tuple[str, str]]:
             isinstance(target, str) and target in known_targets() and not _is_misplaced(key, target)
         )
         and not (isinstance(target, str) and is_own_class(target))
-        and not _is_of(str(target), trusted)
+        and not _is_in_packages(str(target), trusted)
     ]
 
 
-def packages(node: Any) -> list[str]:
+def packages_to_trust(node: Any) -> list[str]:
     """Return the packages that a user must trust to use a config."""
-    return sorted({target.partition(".")[0] for _, target in foreign_targets(node)})
+    return sorted({target.partition(".")[0] for _, target in untrusted_targets(node)})
 
 
 def check_targets(node: Any, trust: Trust, get_object: Callable[[str], Any]) -> None:
@@ -176,15 +177,15 @@ def check_targets(node: Any, trust: Trust, get_object: Callable[[str], Any]) -> 
     Raises:
         ConfigError: the config names such code, or code that cannot be imported.
     """
-    for key, target in foreign_targets(node, trust):
+    for key, target in untrusted_targets(node, trust):
         package = target.partition(".")[0]
         is_library = package in sys.stdlib_module_names | _LIBRARIES | set(_MACHINERY)
         if target.isprintable() and _is_in_source(target) and not is_library:
             hint = (
-                "it must be a class that its file in src/ defines, and the file may do nothing "
-                "else when it is imported; or name it in conf/"
+                "it must be a class that its module in src/ defines, without side effects on "
+                "import; or name it in conf/"
             )
-        elif not target.isprintable() or is_library or exists(SOURCE / package):
+        elif not target.isprintable() or is_library or path_exists(SOURCE / package):
             hint = "a run folder may not name this code"
         else:
             hint = f"if you trust this code, add trust={package}"
@@ -194,18 +195,17 @@ def check_targets(node: Any, trust: Trust, get_object: Callable[[str], Any]) -> 
         if key.rpartition(".")[2] != "_target_" or target in known_targets():
             continue
         try:
-            found = get_object(target)
-        except Exception as error:  # whatever an import raises
+            imported = get_object(target)
+        except Exception as error:  # an import can raise anything
             reason = " ".join(str(error).split())[:160]
             raise ConfigError(f"{key}={target}: cannot be imported ({reason})") from None
-        home = getattr(found, "__module__", None) or ""
-        own = inspect.isclass(found) and home == target.rpartition(".")[0] and is_own_class(target)
-        theirs = _is_of(f"{home}.", trusted) and (
-            inspect.isclass(found) or inspect.isfunction(found)
-        )
-        if not (own or theirs):
+        defined_in = getattr(imported, "__module__", None) or ""
+        is_class, is_function = inspect.isclass(imported), inspect.isfunction(imported)
+        is_own = is_class and defined_in == target.rpartition(".")[0] and is_own_class(target)
+        is_trusted = _is_in_packages(f"{defined_in}.", trusted) and (is_class or is_function)
+        if not (is_own or is_trusted):
             raise ConfigError(
-                f"{key}={target}: rejected, because {home or 'another package'} defines it"
+                f"{key}={target}: rejected, because {defined_in or 'another package'} defines it"
             )
 
 
@@ -213,7 +213,7 @@ def check_plain(node: Any) -> None:
     """Raise if a config holds objects, interpolations or terminal control characters.
 
     Raises:
-        ConfigError: it does; the message names the first such key.
+        ConfigError: a value is not plain data; the message names its key.
     """
     for key, value in _walk(node):
         if isinstance(value, str):
@@ -233,7 +233,7 @@ def read_text(folder: Path, name: str) -> str:
     Raises:
         ConfigError: the file is missing, too large, not YAML, or outside of the folder.
     """
-    path = inside(folder, name)
+    path = resolve_inside(folder, name)
     try:
         if not path.is_file():  # a pipe would block
             raise ConfigError(f"run={folder}: no {name} in it")
@@ -257,7 +257,7 @@ def read_text(folder: Path, name: str) -> str:
     return text
 
 
-def inside(folder: Path, name: str | Path) -> Path:
+def resolve_inside(folder: Path, name: str | Path) -> Path:
     """Return the resolved path of a file in a folder.
 
     Raises:
@@ -269,7 +269,7 @@ def inside(folder: Path, name: str | Path) -> Path:
     return path
 
 
-def confined(cfg: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+def confine_paths(cfg: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     """Return the config of a run with its paths moved into ``run_dir``, its current folder.
 
     Raises:
@@ -277,23 +277,23 @@ def confined(cfg: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     """
     former = str(cfg.get("run_dir"))
 
-    def moved(node: Any, key: str) -> Any:
+    def move(node: Any, key: str) -> Any:
         if isinstance(node, Mapping):
-            return {name: moved(child, f"{key}.{name}") for name, child in node.items()}
+            return {name: move(child, f"{key}.{name}") for name, child in node.items()}
         if isinstance(node, list):
-            return [moved(child, key) for child in node]
+            return [move(child, key) for child in node]
         if not isinstance(node, str):
             return node
         if node == former or node.startswith(f"{former}/"):
             node = str(run_dir) + node.removeprefix(former)
-        if ".." in Path(node).parts:  # which folder it is relative to is up to the library
+        if ".." in Path(node).parts:  # each library resolves relative paths in its own way
             raise ConfigError(f"{key}={node}: may lead out of the folder")
         if key.rpartition(".")[2] in _FOLDER_KEYS or node.startswith(("/", "~")):
             try:
-                inside(run_dir, node if Path(node).is_absolute() else Path.cwd() / node)
+                resolve_inside(run_dir, node if Path(node).is_absolute() else Path.cwd() / node)
             except ConfigError as error:
                 raise ConfigError(f"{key}={node}: {error}") from None
         return node
 
-    held = {k: moved(cfg[k], k) for k in ("callbacks", "logger", "trainer") if cfg.get(k)}
-    return {**cfg, **held, "run_dir": str(run_dir)}
+    moved = {k: move(cfg[k], k) for k in ("callbacks", "logger", "trainer") if cfg.get(k)}
+    return {**cfg, **moved, "run_dir": str(run_dir)}

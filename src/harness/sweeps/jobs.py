@@ -1,7 +1,7 @@
-"""A sweep: a folder of runs, trained a few at a time, each in a fresh process.
+"""Jobs of a sweep: run folders that are trained a few at a time, each in a fresh process.
 
-Every job has its folder, with status "pending", before the first one starts; so what a sweep still
-has to do can be read from its folders, whatever happened to the process that started it.
+All jobs have a folder with status "pending" before the first one starts, so that an interrupted
+sweep can be finished from its folders alone.
 """
 
 import math
@@ -18,35 +18,35 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from harness.config.machine import Share, device_count, num_cpus, shares
-from harness.config.paths import python_command, shown
+from harness.config.machine import Share, device_count, divide_machine, num_cpus
+from harness.config.paths import display_path, python_command
 from harness.contract.errors import Busy, ConfigError, RunFailed
 from harness.run_folder.folder import RunFolder
 from harness.run_folder.reading import (
     CONFIG,
     JOURNAL,
     load_config,
-    load_foreign_config,
+    load_untrusted_config,
     read_summary,
-    trust_needed,
+    trust_override,
     update_summary,
 )
-from harness.run_folder.trust import inside
-from harness.training.launch import failure, start
-from harness.training.processes import terminated_by_exception
+from harness.run_folder.trust import resolve_inside
+from harness.training.launch import exception_for, start_process
+from harness.training.processes import exit_on_sigterm
 
-OUTPUT = "terminal.log"  # of a job that shares the terminal with others
-_OF_SEARCHES = ("+callbacks.pruning=", "test=", "hydra.")  # overrides that tell a reader nothing
+OUTPUT = "terminal.log"  # output of a job, if several jobs run at a time
+_SEARCH_OVERRIDES = ("+callbacks.pruning=", "test=", "hydra.")  # overrides that a search adds
 _POLL = 0.05  # seconds
-_PATIENCE = 15  # seconds that a job has to end after it was told to
+_STOP_TIMEOUT = 15  # seconds between the stop signal to a job and SIGKILL
 
 
-# jobs whose configs have been composed and checked, by their overrides, for the launcher
-composed: dict[tuple[str, ...], DictConfig] = {}
+# configs of jobs that are composed and validated already, by overrides; for the launcher
+composed_configs: dict[tuple[str, ...], DictConfig] = {}
 
 
 class Job(NamedTuple):
-    """A run folder of a sweep, and how it went."""
+    """A run of a sweep: its folder and summary."""
 
     run_dir: Path
     summary: Mapping[str, Any]
@@ -57,15 +57,19 @@ class Job(NamedTuple):
 
 
 def is_search(sweeper: str) -> bool:
-    """Whether a sweep chooses its jobs while it runs, by the class of its sweeper."""
+    """Return whether a sweeper class is a search, which chooses jobs by earlier results."""
     return not sweeper.endswith(("BasicSweeper", "CheckedSweeper"))
 
 
 def check_parallel(cfg: Mapping[str, Any], num_parallel: int) -> None:
-    """Reject more jobs at a time than the machine has cores for.
+    """Raise if the jobs that run at a time need more cores than this machine has.
+
+    Args:
+        cfg: the config of a job.
+        num_parallel: jobs at a time.
 
     Raises:
-        ConfigError: they would share cores.
+        ConfigError: they need more cores.
     """
     accelerator, devices = cfg["trainer"]["accelerator"], cfg["trainer"]["devices"]
     needed = num_parallel * (device_count(devices) or 1)
@@ -76,45 +80,48 @@ def check_parallel(cfg: Mapping[str, Any], num_parallel: int) -> None:
         )
 
 
-def jobs_of(sweep_dir: Path) -> list[Job]:
-    """The runs below a folder, in the order of their numbers.
+def find_jobs(sweep_dir: Path) -> list[Job]:
+    """Return the runs in a folder and its subfolders, by job number.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are no runs.
     """
-    found = [Job(p.parent, read_summary(p.parent)) for p in sweep_dir.rglob(CONFIG)]
-    jobs = [job for job in found if job.summary]
+    candidates = [Job(p.parent, read_summary(p.parent)) for p in sweep_dir.rglob(CONFIG)]
+    jobs = [job for job in candidates if job.summary]
     if not jobs:
         raise ConfigError(f"{sweep_dir}: no runs in this folder")
     return sorted(jobs, key=lambda job: (len(job.run_dir.name), str(job.run_dir)))
 
 
 def run_unfinished(sweep_dir: Path, num_parallel: int, trust: Any = None) -> None:
-    """Train the runs of a sweep that did not finish, and that nobody trains now.
+    """Train the unfinished runs of a sweep, except those that another process is training.
 
     Args:
-        trust: packages whose code the runs may name, beside ours.
+        num_parallel: jobs at a time.
+        trust: packages whose classes the configs may also name.
 
     Raises:
-        ConfigError: the folder holds no runs, is that of a search, or names other code.
-        RunFailed: some have not finished this time either.
+        ConfigError: the folder holds no runs or a search, or a config names code that is not
+            trusted.
+        RunFailed: some runs did not finish.
     """
-    jobs = jobs_of(sweep_dir)
+    jobs = find_jobs(sweep_dir)
     if (sweep_dir / JOURNAL).exists():
-        raise ConfigError(f"rerun={sweep_dir}: a search goes on where its command is typed again")
-    left = [job.run_dir for job in jobs if not job.is_finished]
-    print(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished, {len(left)} to train")
-    for run_dir in list(left):
-        cfg = load_foreign_config(run_dir, trust)
+        raise ConfigError(f"rerun={sweep_dir}: is a search; to resume it, repeat its command")
+    unfinished = [job.run_dir for job in jobs if not job.is_finished]
+    num_finished = len(jobs) - len(unfinished)
+    print(f"{num_finished} of {len(jobs)} runs are finished, {len(unfinished)} to train")
+    for run_dir in list(unfinished):
+        cfg = load_untrusted_config(run_dir, trust)
         folder = RunFolder(run_dir)
         try:
-            with folder.claimed():
-                folder.write_config(cfg)  # its paths in the folder where it lies now
+            with folder.lock():
+                folder.write_config(cfg)  # with paths in the current folder of the run
         except Busy:
-            print(f"run {run_dir.name} is being trained by another process: left alone")
-            left.remove(run_dir)
-    run_jobs(left, num_parallel)
-    if not report(sweep_dir):
+            print(f"run {run_dir.name}: skipped, another process is training it")
+            unfinished.remove(run_dir)
+    run_jobs(unfinished, num_parallel)
+    if not print_report(sweep_dir):
         raise RunFailed(f"{sweep_dir}: not all runs finished")
 
 
@@ -123,32 +130,33 @@ def run_jobs(
     num_parallel: int = 1,
     environment: Mapping[str, str] | None = None,
 ) -> list[float]:
-    """Train archived runs, each in a fresh process. One that fails does not stop the others.
+    """Train archived runs, each in a fresh process. A run that fails does not stop the others.
 
     Args:
-        num_parallel: jobs at a time, among which the cores and GPUs of this machine are shared out.
-        environment: variables to set for them.
+        run_dirs: the folders of the runs.
+        num_parallel: jobs at a time; they share the cores and GPUs of this machine equally.
+        environment: variables to set for the processes.
 
     Returns:
-        The monitored metric of each run; NaN where it did not finish.
+        The best monitored metric of each run; NaN if the run did not finish.
     """
     waiting = list(enumerate(run_dirs, start=1))
-    free = shares(num_parallel)
+    free = divide_machine(num_parallel)
     running: dict[subprocess.Popen[bytes], tuple[int, Path, Share]] = {}
-    with terminated_by_exception():
+    with exit_on_sigterm():
         try:
             while waiting or running:
                 while waiting and free:
                     (number, run_dir), share = waiting.pop(0), free.pop(0)
                     process = _start(run_dir, share, num_parallel > 1, environment or {})
                     running[process] = (number, run_dir, share)
-                    _tell(f"run {run_dir.name} ({number} of {len(run_dirs)}): {_title(run_dir)}")
+                    _print(f"run {run_dir.name} ({number} of {len(run_dirs)}): {_title(run_dir)}")
                 time.sleep(_POLL)
                 for process in [p for p in running if p.poll() is not None]:
                     number, run_dir, share = running.pop(process)
                     free.append(share)
-                    outcome = _settled(run_dir, process.returncode)
-                    _tell(f"run {run_dir.name} {outcome}")
+                    outcome = _record_outcome(run_dir, process.returncode)
+                    _print(f"run {run_dir.name} {outcome}")
         except (KeyboardInterrupt, SystemExit) as error:
             _stop(list(running), by=signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
             for _, run_dir, _ in running.values():
@@ -162,18 +170,18 @@ def _start(
     run_dir: Path, share: Share, shares_terminal: bool, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     if not shares_terminal:
-        return start(run_dir, share, environment)
-    with inside(run_dir, OUTPUT).open("ab") as file:
-        return start(run_dir, share, environment, output=file.fileno())
+        return start_process(run_dir, share, environment)
+    with resolve_inside(run_dir, OUTPUT).open("ab") as file:
+        return start_process(run_dir, share, environment, output=file.fileno())
 
 
-def _settled(run_dir: Path, code: int) -> str:
-    """How a job ended, in a line; its summary says so too, whatever ended it."""
+def _record_outcome(run_dir: Path, code: int) -> str:
+    """Return one line on how a job ended; record a failure in its summary."""
     if code == 0:
         summary, value = read_summary(run_dir), _objective(run_dir)
         shown = "" if math.isnan(value) else f", {summary['monitor']} {value:.2f}"
         return f"{summary['status']}{shown}"
-    error = failure(RunFolder(run_dir), code)
+    error = exception_for(RunFolder(run_dir), code)
     status = read_summary(run_dir).get("status")
     return f"failed, {error}" if isinstance(error, RunFailed) else f"{status}, {run_dir}"
 
@@ -187,7 +195,7 @@ def _objective(run_dir: Path) -> float:
 def _stop(processes: list[subprocess.Popen[bytes]], by: signal.Signals | None) -> None:
     for process in processes:
         process.send_signal(by or signal.SIGTERM)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _STOP_TIMEOUT
     for process in processes:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
@@ -198,19 +206,19 @@ def _stop(processes: list[subprocess.Popen[bytes]], by: signal.Signals | None) -
             process.wait()
 
 
-def swept(overrides: Sequence[str], of_all: Sequence[str]) -> list[str]:
-    """What was set for one job of a sweep, and not for all.
+def swept_overrides(overrides: Sequence[str], shared: Sequence[str]) -> list[str]:
+    """Return the overrides of one job of a sweep that the other jobs do not share.
 
     Args:
-        overrides: of the job.
-        of_all: overrides of the whole sweep; key=choice(value) counts as key=value.
+        overrides: overrides of the job.
+        shared: overrides of the whole sweep; key=choice(value) counts as key=value.
     """
 
-    def is_of_all(override: str) -> bool:
+    def is_shared(override: str) -> bool:
         key, _, value = override.partition("=")
-        return override in of_all or f"{key}=choice({value})" in of_all
+        return override in shared or f"{key}=choice({value})" in shared
 
-    return [o for o in overrides if not is_of_all(o) and not o.startswith(_OF_SEARCHES)]
+    return [o for o in overrides if not is_shared(o) and not o.startswith(_SEARCH_OVERRIDES)]
 
 
 def _title(run_dir: Path) -> str:
@@ -218,13 +226,13 @@ def _title(run_dir: Path) -> str:
     return " ".join(summary.get("swept") or summary.get("overrides") or ["defaults"])
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def report(sweep_dir: Path, of_search: bool = False) -> bool:
-    """Print how each run of a sweep went; whether all finished, or of a search any."""
-    jobs = jobs_of(sweep_dir)
+def print_report(sweep_dir: Path, of_search: bool = False) -> bool:
+    """Print a table of a sweep, and return whether all runs finished (in a search: any run)."""
+    jobs = find_jobs(sweep_dir)
     monitors = {str(job.summary["monitor"]) for job in jobs if "monitor" in job.summary}
     table = Table(box=None, padding=(0, 2, 0, 0))
     columns = ("run", "status", " or ".join(sorted(monitors)) or "objective", "settings")
@@ -244,16 +252,16 @@ def report(sweep_dir: Path, of_search: bool = False) -> bool:
     for job in jobs:
         if error := job.summary.get("error"):
             console.print(f"\nrun {job.run_dir}: {error}", soft_wrap=True)
-    print(f"\nsweep folder: {shown(sweep_dir)}")
+    print(f"\nsweep folder: {display_path(sweep_dir)}")
     if any(job.summary.get("status") == "finished" for job in jobs):
-        folder = shlex.quote(f"runs={shown(sweep_dir)}")
+        folder = shlex.quote(f"runs={display_path(sweep_dir)}")
         print(f"to compare its runs:\n  {python_command('compare')} {folder}")
     if of_search:
         return any(job.is_finished for job in jobs)
     complete = all(job.is_finished for job in jobs)
     if not complete:
-        rerun = shlex.quote(f"rerun={shown(sweep_dir)}")
-        trust = next(filter(None, (trust_needed(load_config(j.run_dir)) for j in jobs)), "")
+        rerun = shlex.quote(f"rerun={display_path(sweep_dir)}")
+        trust = next(filter(None, (trust_override(load_config(j.run_dir)) for j in jobs)), "")
         command = f"{python_command('train')} {rerun} {trust}".rstrip()
-        print(f"to train what did not finish:\n  {command}")
+        print(f"to train the unfinished runs:\n  {command}")
     return complete

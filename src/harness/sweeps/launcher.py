@@ -33,9 +33,7 @@ class LocalLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         setup_globals()
-        returns = [
-            self._archived(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)
-        ]
+        returns = [self._archive(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
         environment = OmegaConf.to_container(self.config.hydra.job.env_set)
         assert isinstance(environment, dict)
         run_dirs = [job.return_value for job in returns]
@@ -45,27 +43,27 @@ class LocalLauncher(Launcher):
             )
         except (KeyboardInterrupt, SystemExit):
             of_search = jobs.is_search(self.config.hydra.sweeper._target_)
-            jobs.report(Path(self.config.hydra.sweep.dir), of_search)
+            jobs.print_report(Path(self.config.hydra.sweep.dir), of_search)
             if of_search:
-                print("the same command goes on with the search")
+                print("to resume the search, repeat the command")
             raise
         for job, value in zip(returns, values, strict=True):
             job.return_value = value
         return returns
 
-    def _archived(self, overrides: list[str], number: int) -> JobReturn:
+    def _archive(self, overrides: list[str], number: int) -> JobReturn:
         """Archive a job with Hydra's files and callbacks, and return its run folder."""
-        config = jobs.composed.pop(tuple(overrides), None)
-        if config is None:  # a search composes its jobs one by one
+        config = jobs.composed_configs.pop(tuple(overrides), None)
+        if config is None:  # jobs of a search are not composed in advance
             config = self.context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
+            config.hydra.job.num, config.hydra.job.id = number, str(number)
 
         def archive(cfg: DictConfig) -> Path:
             hydra = HydraConfig.get()
             run_dir = Path(hydra.runtime.output_dir)
             typed = list(hydra.overrides.task)
-            swept = jobs.swept(typed, self.config.hydra.overrides.task)
+            swept = jobs.swept_overrides(typed, self.config.hydra.overrides.task)
             return RunFolder.archive(cfg, run_dir, Path(hydra.sweep.dir).name, typed, swept).path
 
         return run_job(

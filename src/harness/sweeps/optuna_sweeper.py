@@ -14,7 +14,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config.paths import python_command, shown
+from harness.config.paths import display_path, python_command
 from harness.run_folder.reading import JOURNAL, read_summary
 
 
@@ -27,13 +27,13 @@ def _fixed_override(override: Override) -> str | None:
 
 
 class OptunaSweeper(Sweeper):
-    """A search by Optuna. The sweep's folder keeps the study: started again, it goes on there.
+    """Sweeper that searches with Optuna. It resumes the study in the folder of the sweep.
 
     Args:
-        num_trials: of the study, by all its workers; a worker is this command started once.
+        num_trials: trials of the study over all workers; each start of the command is a worker.
         sampler: an optuna.samplers object.
-        pruner: an optuna.pruners object that ends runs which fall behind; None for none.
-        params: key: what to search, in Hydra's sweep grammar.
+        pruner: an optuna.pruners object that ends runs which fall behind; None for no pruning.
+        params: values to search for each key, in Hydra's sweep grammar.
     """
 
     def __init__(self, num_trials: int, sampler: Any, pruner: Any, params: dict[str, str]) -> None:
@@ -58,9 +58,9 @@ class OptunaSweeper(Sweeper):
         typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         parser = OverridesParser.create(self.context.config_loader)
         overrides = {o.get_key_element(): o for o in parser.parse_overrides(typed)}
-        fixed_overrides = {k: word for k, o in overrides.items() if (word := _fixed_override(o))}
+        fixed_overrides = {k: text for k, o in overrides.items() if (text := _fixed_override(o))}
         space = {
-            k: search.distribution(o.value())
+            k: search.to_distribution(o.value())
             for k, o in overrides.items()
             if k not in fixed_overrides
         }
@@ -75,27 +75,33 @@ class OptunaSweeper(Sweeper):
             pruner=self.pruner,
         )
         name = secrets.token_hex(4)
-        at_once = self.config.hydra.launcher.get("num_jobs", 1)
-        with search.worker(folder, name):
+        num_parallel = self.config.hydra.launcher.get("num_jobs", 1)
+        with search.worker_lock(folder, name):
             try:
-                while trials := search.ask(study, folder, space, name, self.num_trials, at_once):
-                    jobs = [[*fixed, *self._of_trial(study, folder, trial)] for trial in trials]
+                while trials := search.next_trials(
+                    study, folder, space, name, self.num_trials, num_parallel
+                ):
+                    jobs = [
+                        [*fixed, *self._trial_overrides(study, folder, trial)] for trial in trials
+                    ]
                     values = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
                     for trial, job in zip(trials, values, strict=True):
                         failed = job.status is not JobStatus.COMPLETED
                         value = math.nan if failed else float(job.return_value)
                         status = read_summary(folder / str(trial.number)).get("status")
-                        search.tell(study, trial, str(status), value)
+                        search.record_result(study, trial, str(status), value)
             finally:
                 search.write_trials(study, folder)
-        of_all = shlex.join(o for o in fixed if o != "test=false")
-        best = search.write_results(study, folder, f"{python_command('train')} {of_all}")
+        shared = shlex.join(o for o in fixed if o != "test=false")
+        best = search.write_results(study, folder, f"{python_command('train')} {shared}")
         if best is not None:
-            print(f"\nbest: run {best.number}, {best.value:.2f}; {shown(folder / 'best.yaml')}")
+            print(
+                f"\nbest: run {best.number}, {best.value:.2f}; {display_path(folder / 'best.yaml')}"
+            )
         return None if best is None else best.value
 
-    def _of_trial(self, study: Any, folder: Path, trial: Any) -> list[str]:
-        """The overrides of a trial: its values, its folder, and where it reports to."""
+    def _trial_overrides(self, study: Any, folder: Path, trial: Any) -> list[str]:
+        """Return the overrides of a trial: its values, its folder and its pruning callback."""
         from harness.sweeps import search
 
         assert self.config is not None
@@ -111,4 +117,4 @@ class OptunaSweeper(Sweeper):
             "monitor": "${monitor}",
             "pruner": OmegaConf.to_container(self.config.hydra.sweeper.pruner),
         }
-        return [*overrides, f"+callbacks.pruning={search.as_typed(pruning)}"]
+        return [*overrides, f"+callbacks.pruning={search.to_override_value(pruning)}"]

@@ -1,4 +1,4 @@
-"""Callback that prunes runs of a search that fall behind."""
+"""Pruning of runs in a search."""
 
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,16 @@ from harness.contract.errors import RunPruned
 
 
 class Pruning(Callback):
-    """Reports each validation to the study of a search, and ends a run that falls behind in it.
+    """Callback that reports each validation to a study, and ends the run if the pruner says so.
 
-    Runs are compared validation by validation, whatever their batch size.
+    Runs are compared by the number of validations, not of steps, which depend on the batch size.
 
     Args:
-        journal: file of the study.
-        study: its name.
-        trial: number of this run in it.
-        monitor: the metric that selects a run.
-        pruner: Optuna's, that decides.
+        journal: journal file of the study.
+        study: name of the study.
+        trial: number of this run in the study.
+        monitor: metric that is reported.
+        pruner: an optuna.pruners object.
     """
 
     def __init__(self, journal: str, study: str, trial: int, monitor: str, pruner: Any) -> None:
@@ -37,14 +37,16 @@ class Pruning(Callback):
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        from harness.sweeps.search import is_behind  # needs the extra "search"
+        from harness.sweeps.search import should_prune  # needs the extra "search"
 
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         number, self._num_validations = self._num_validations, self._num_validations + 1
-        ends = False
+        is_pruned = False
         if trainer.is_global_zero:
             value = float(trainer.callback_metrics[self.monitor])
-            ends = is_behind(self.journal, self.study, self.trial, value, number, self.pruner)
-        if trainer.strategy.broadcast(ends):
-            raise RunPruned(f"{self.monitor} fell behind that of other trials")
+            is_pruned = should_prune(
+                self.journal, self.study, self.trial, value, number, self.pruner
+            )
+        if trainer.strategy.broadcast(is_pruned):
+            raise RunPruned(f"{self.monitor} is worse than in other trials")

@@ -1,7 +1,7 @@
-"""A search for the best settings by Optuna: one study, kept as a file in the sweep's folder.
+"""Hyperparameter search with Optuna: one study, stored as a journal in the folder of the sweep.
 
-The file is a journal that any number of workers append to, each under a lock that dies with its
-holder; so a search goes on after any of them was killed, and several share one.
+Any number of workers append to the journal under a file lock. The lock of a killed process is
+released, so that the search can be resumed.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ from harness.contract import files
 from harness.contract.errors import ConfigError
 from harness.run_folder.reading import JOURNAL
 
-_WORKER = "worker"  # attribute of a trial: whose it is
-_LOST = "lost"  # attribute of a trial whose worker died; its settings are tried again
-_SPACE = "space"  # attribute of the study: what is searched, and what is fixed
+_WORKER = "worker"  # attribute of a trial: name of its worker
+_LOST = "lost"  # attribute of a trial whose worker died; its values are queued again
+_SPACE = "space"  # attribute of the study: searched and fixed overrides
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class _Lock:
-    """A lock that a killed process does not leave behind, as the default one does."""
+    """Lock that is released when its process is killed; Optuna's default lock is not."""
 
     def __init__(self, path: Path) -> None:
         self.lock = FileLock(path)
@@ -61,15 +61,15 @@ def _storage(journal: Path) -> JournalStorage:
 def open_study(
     folder: Path, space: Mapping[str, Any], mode: str = "max", **arguments: Any
 ) -> optuna.Study:
-    """The study in a folder, new or from an earlier start.
+    """Open the study in a folder, or create it.
 
     Args:
-        mode: "max" or "min", the best value of the monitored metric.
-        space: what is searched and what is fixed, to be held to by all its workers.
+        space: searched and fixed overrides by key, the same for all workers.
+        mode: "max" or "min": whether the best value of the metric is the highest or the lowest.
         arguments: sampler and pruner.
 
     Raises:
-        ConfigError: the study there searches something else.
+        ConfigError: the folder holds a study with another space.
     """
     folder.mkdir(parents=True, exist_ok=True)
     direction = {"max": "maximize", "min": "minimize"}[mode]
@@ -84,16 +84,16 @@ def open_study(
         was = study.user_attrs[_SPACE]
         key = next(k for k in sorted({*was, *space}) if was.get(k) != space.get(k))
         raise ConfigError(
-            f"hydra.sweep.dir={folder}: the search there has {key}={was.get(key)}, not "
-            f"{space.get(key)}; name another folder"
+            f"hydra.sweep.dir={folder}: the search in this folder has {key}={was.get(key)}, not "
+            f"{space.get(key)}; use another folder"
         )
     study.set_user_attr(_SPACE, dict(space))
     return study
 
 
 @contextlib.contextmanager
-def worker(folder: Path, name: str) -> Iterator[None]:
-    """Be known as alive, for as long as this process is."""
+def worker_lock(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock file that marks this worker as alive."""
     path = folder / f"worker-{name}.lock"
     try:
         with FileLock(path):
@@ -102,8 +102,8 @@ def worker(folder: Path, name: str) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def take_over_lost_trials(study: optuna.Study, folder: Path) -> None:
-    """Note trials whose worker has died, and queue their settings again."""
+def requeue_lost_trials(study: optuna.Study, folder: Path) -> None:
+    """Mark trials whose worker died as failed, and queue their values again."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         name = trial.user_attrs.get(_WORKER)
         if name is not None and _is_alive(folder / f"worker-{name}.lock"):
@@ -125,7 +125,7 @@ def _is_alive(lock_file: Path) -> bool:
     return False
 
 
-def ask(
+def next_trials(
     study: optuna.Study,
     folder: Path,
     distributions: Mapping[str, BaseDistribution],
@@ -133,17 +133,19 @@ def ask(
     num_trials: int,
     at_most: int,
 ) -> list[optuna.Trial]:
-    """The next trials of this worker; none where the study has as many as it should.
+    """Return the next trials of this worker; empty once the study has ``num_trials``.
 
     Args:
-        num_trials: of the whole study, by all workers; lost ones do not count.
-        at_most: trials now.
+        distributions: distribution of each searched key.
+        name: name of this worker.
+        num_trials: trials of the study over all workers; those of workers that died do not count.
+        at_most: the most trials to return.
     """
     with FileLock(folder / "ask.lock"):
-        take_over_lost_trials(study, folder)
+        requeue_lost_trials(study, folder)
         counted = [t for t in study.get_trials() if not t.user_attrs.get(_LOST)]
         if any(t.user_attrs.get(_WORKER) != name for t in counted):
-            study.sampler.reseed_rng()  # or every worker would draw what the first has drawn
+            study.sampler.reseed_rng()  # else all workers draw the same values
         started = [t for t in counted if t.state != TrialState.WAITING]
         trials = []
         for _ in range(min(at_most, num_trials - len(started))):
@@ -153,8 +155,8 @@ def ask(
         return trials
 
 
-def tell(study: optuna.Study, trial: optuna.Trial, status: str, value: float) -> None:
-    """Note how a trial's run ended; a value that is not finite counts as failed."""
+def record_result(study: optuna.Study, trial: optuna.Trial, status: str, value: float) -> None:
+    """Record the result of a trial; a value that is not finite counts as failed."""
     if status == "pruned":
         study.tell(trial, state=TrialState.PRUNED)
     elif math.isfinite(value):
@@ -163,14 +165,18 @@ def tell(study: optuna.Study, trial: optuna.Trial, status: str, value: float) ->
         study.tell(trial, state=TrialState.FAIL)
 
 
-def is_behind(
+def should_prune(
     journal: Path, study: str, number: int, value: float, validation: int, pruner: BasePruner
 ) -> bool:
     """Report a validation of a trial, and return whether the pruner would end it.
 
     Args:
+        journal: journal file of the study.
+        study: name of the study.
         number: number of the trial.
-        validation: number of its validation, from 0; Optuna keeps the first report of each.
+        value: the monitored metric.
+        validation: index of the validation, from 0; Optuna keeps the first report of each index.
+        pruner: the pruner that decides.
     """
     shared = optuna.load_study(study_name=study, storage=_storage(journal), pruner=pruner)
     trial = optuna.Trial(shared, shared.get_trials(deepcopy=False)[number]._trial_id)
@@ -178,59 +184,64 @@ def is_behind(
     return trial.should_prune()
 
 
-def distribution(values: Any) -> BaseDistribution:
-    """What Optuna draws from, for a sweep in Hydra's grammar.
+def to_distribution(values: Any) -> BaseDistribution:
+    """Return the Optuna distribution of a sweep in Hydra's grammar.
 
     Args:
-        values: of an override: a choice, a range or an interval; tagged ``log`` where it should be
-            searched on that scale.
+        values: the value of an override: a choice, a range, or an interval, which may have the tag
+            ``log`` for a logarithmic scale.
 
     Raises:
-        ConfigError: there is nothing to search in it.
+        ConfigError: the sweep is empty or of another kind.
     """
     from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
 
     is_log = "log" in getattr(values, "tags", ())
     if isinstance(values, ChoiceSweep):
-        return CategoricalDistribution([_plain(item) for item in values.list])
+        return CategoricalDistribution([_to_choice(item) for item in values.list])
     if isinstance(values, RangeSweep):
         assert values.start is not None
         assert values.stop is not None
-        count = math.ceil((values.stop - values.start) / values.step)
-        last = values.start + values.step * (count - 1)  # the stop itself is not in a range
+        bounds = (values.start, values.stop, values.step)
+        # Hydra 1.4 also gives decimals
+        start, stop, step = (v if isinstance(v, int) else float(v) for v in bounds)
+        count = math.ceil((stop - start) / step)
+        last = start + step * (count - 1)  # a range excludes its stop
         if count < 1:
-            raise ConfigError(f"range({values.start}, {values.stop}): is empty")
-        if all(isinstance(v, int) for v in (values.start, values.step)):
-            return IntDistribution(int(values.start), int(last), step=int(values.step))
-        return FloatDistribution(values.start, last, step=values.step)
+            raise ConfigError(f"range({start}, {stop}): is empty")
+        if isinstance(start, int) and isinstance(step, int):
+            return IntDistribution(start, int(last), step=step)
+        return FloatDistribution(start, last, step=step)
     if isinstance(values, IntervalSweep):
         low, high = values.start, values.end
         assert low is not None
         assert high is not None
         if not low < high or (is_log and low <= 0):
-            raise ConfigError(f"interval({low}, {high}): cannot be searched")
+            raise ConfigError(
+                f"interval({low}, {high}): must increase, and be positive with tag(log, ...)"
+            )
         if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, log=is_log)
         return FloatDistribution(low, high, log=is_log)
     raise ConfigError(f"{values}: must be a choice, a range or an interval")
 
 
-def _plain(item: Any) -> Any:
-    return item if isinstance(item, int | float) else as_typed(item)
+def _to_choice(item: Any) -> Any:
+    return item if isinstance(item, int | float) else to_override_value(item)
 
 
-def as_typed(value: Any) -> str:
-    """A value in Hydra's grammar."""
+def to_override_value(value: Any) -> str:
+    """Return a value in Hydra's grammar."""
     from hydra.core.override_parser.types import Override
 
     return Override._get_value_element_as_str(value)
 
 
 def write_results(study: optuna.Study, folder: Path, command: str) -> FrozenTrial | None:
-    """best.yaml, history.png and importances.png; the best trial, if one finished.
+    """Write best.yaml, history.png and importances.png, and return the best trial, if any finished.
 
     Args:
-        command: that trains with the best values, without them.
+        command: training command, to which the best values are appended.
     """
     import matplotlib
 
@@ -250,24 +261,24 @@ def write_results(study: optuna.Study, folder: Path, command: str) -> FrozenTria
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        _save(plots.plot_optimization_history(study), folder / "history.png")
+        _save_plot(plots.plot_optimization_history(study), folder / "history.png")
         varied = {key for key in best.params if len({t.params[key] for t in finished}) > 1}
         if len(finished) > 2 and varied:
             importances = plots.plot_param_importances(
                 study, evaluator=PedAnovaImportanceEvaluator(), params=sorted(varied)
             )
-            _save(importances, folder / "importances.png")
+            _save_plot(importances, folder / "importances.png")
     return best
 
 
-def _save(axes: Any, path: Path) -> None:
+def _save_plot(axes: Any, path: Path) -> None:
     axes.figure.set_size_inches(7, 4)
     axes.figure.tight_layout()
     axes.figure.savefig(path, dpi=120)
 
 
 def write_trials(study: optuna.Study, folder: Path) -> None:
-    """trials.csv: every trial so far, with its state, value and settings."""
+    """Write trials.csv: one row per trial, with its state, value and settings."""
     trials = study.get_trials()
     params = sorted({key for trial in trials for key in trial.params})
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""Adds the evaluation of a run to its run on Weights & Biases."""
+"""Copy of a run's evaluation on Weights & Biases."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -7,12 +7,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from harness.run_folder.loading import instantiate_read
+from harness.run_folder.loading import instantiate_untrusted
 from harness.run_folder.trust import Trust
 from harness.tracking.wandb import log_evaluation, wandb_mode
 
 
-def mirror(
+def copy_to_wandb(
     run_dir: Path,
     archived: DictConfig,
     trusted: Trust,
@@ -28,12 +28,12 @@ def mirror(
         trusted: packages whose classes the config may also name.
         metrics: metrics by name, as in evaluation.json.
         pictures: pictures by name.
-        columns: entries of a metric that become columns of the table, next to its name.
+        columns: entries of a metric to show as columns of the table, after its name.
     """
     loggers = archived.get("logger")
     if not isinstance(loggers, DictConfig) or not loggers.get("wandb"):
         return
     if mode := wandb_mode(run_dir):
         where = {"save_dir": str(run_dir), "resume": "allow", "mode": mode}
-        start = partial(instantiate_read, loggers, "wandb", trusted, **where)
-        log_evaluation(start, metrics, pictures, columns)
+        make_logger = partial(instantiate_untrusted, loggers, "wandb", trusted, **where)
+        log_evaluation(make_logger, metrics, pictures, columns)

@@ -1,4 +1,4 @@
-"""Where metrics go: the file that is the record of a run, and Weights & Biases that mirrors it."""
+"""Weights & Biases, as an optional copy of the metrics: a failure of W&B never ends a run."""
 
 import contextlib
 import io
@@ -11,21 +11,38 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import MinLen
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from pydantic import Field
 
 from harness.contract.errors import ConfigError
+from harness.contract.settings import Name, Title
 
 log = logging.getLogger(__name__)
 
-_WANDB_TIMEOUT = 8  # seconds to wait for a server before going on offline
-_WANDB_FINISH_TIMEOUT = 60  # seconds at the end for what is not uploaded yet
-# variables whose values are in the config, unless an override replaced them
+_WANDB_TIMEOUT = 8  # seconds to wait for the server before the run is tracked offline
+_WANDB_FINISH_TIMEOUT = 60  # seconds to wait for uploads at the end
+# WANDB_ variables that conf/ reads, so that overrides can replace their values
 _IN_CONFIG = ("PROJECT", "ENTITY", "NAME", "RUN_GROUP", "JOB_TYPE", "TAGS", "NOTES")
 
 Mode = Literal["auto", "online", "offline", "disabled"]
+Project = Annotated[
+    str,
+    Field(
+        pattern=r"^[^/\\#?%:]{1,128}$", description="of 1 to 128 characters without / \\ # ? % :"
+    ),
+]
+Tag = Annotated[str, Field(pattern=r"^.{1,64}$", description="of 1 to 64 characters")]
+TagList = Annotated[
+    str,
+    Field(
+        pattern=r"^\s*[^,\s][^,]{0,63}(,\s*[^,\s][^,]{0,63})*$",
+        description="of such tags, separated by commas",
+    ),
+]
 WANDB_LOGGER = f"{__name__}.wandb_logger"  # the target of the config
 
 
@@ -45,11 +62,11 @@ def has_wandb_account() -> bool:
 
 
 def _import_wandb() -> Any:
-    """Import W&B, which reads these variables as it starts and passes them on to its process."""
+    """Import W&B, after setting variables that it reads on import and passes to its process."""
     for name in [n for n, value in os.environ.items() if n.startswith("WANDB_") and not value]:
         del os.environ[name]  # an empty variable counts as unset
     os.environ["WANDB_SILENT"] = "true"
-    # its reports about itself: where a server hangs, they would hold up the end by half a minute
+    # error reports to W&B: if the server hangs, they delay the exit by half a minute
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
@@ -72,9 +89,9 @@ def _load_wandb_settings(run_dir: Path, mode: Mode) -> str:
     """
     wandb = _import_wandb()
     _make_cache_writable(run_dir)
-    _leave_to_config()
+    _unset_config_variables()
     if wandb.run is None:
-        wandb.teardown()  # or it keeps the settings of an earlier run in this process
+        wandb.teardown()  # else it keeps the settings of an earlier run in this process
     limits = {"init_timeout": _WANDB_TIMEOUT, "finish_timeout": _WANDB_FINISH_TIMEOUT}
     ours: dict[str, Any] = {
         k: v for k, v in limits.items() if f"WANDB_{k.upper()}" not in os.environ
@@ -92,7 +109,9 @@ def _load_wandb_settings(run_dir: Path, mode: Mode) -> str:
     settings.update_from_dict({"silent": True, "console": "off", **ours})
     if problem := re.sub(r"\s*wandb: (WARNING|ERROR)?\s*", " ", printed.getvalue()).strip():
         log.warning("W&B settings: %s", problem[:200])
-    return {"dryrun": "offline", "run": "online"}.get(settings.mode, settings.mode)  # old names
+    return {"dryrun": "offline", "run": "online"}.get(
+        settings.mode, settings.mode
+    )  # former names of the modes
 
 
 def _rejected_variable(error: ValueError) -> str:
@@ -105,7 +124,7 @@ def _rejected_variable(error: ValueError) -> str:
         return f"WANDB_ variables: {_one_line(error)}"
 
 
-def _leave_to_config() -> None:
+def _unset_config_variables() -> None:
     """Remove the variables whose values are in the config.
 
     W&B would use them where the config has null. The project and entity of a sweep or launch agent
@@ -139,35 +158,37 @@ def _make_cache_writable(run_dir: Path) -> None:
 
 
 def wandb_logger(
-    save_dir: str | Path,
+    save_dir: Name | Path,
     run_id: str,
     *,
-    name: str,
-    project: str,
-    entity: str | None = None,
+    name: Title | None,
+    project: Project,
+    entity: Name | None = None,
     mode: Mode = "auto",
-    group: str | None = None,
-    job_type: str | None = None,
-    tags: str | list[str] | None = None,
+    group: Title | None = None,
+    job_type: Title | None = None,
+    tags: list[Tag] | TagList | None = None,
     notes: str | None = None,
     log_model: bool = False,
-    axes: Sequence[str] = (),
+    axes: Annotated[Sequence[Name], MinLen(1)] = (),
     summarized: Mapping[str, Literal["max", "min"]] | None = None,
     resume: Literal["allow"] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> WandbLogger:
     """Return the logger of a W&B run; never prompts and never waits long for the server.
 
     Online if an account is configured; offline otherwise, or if the server does not answer.
 
     Args:
-        save_dir: the run folder; the files lie in its wandb/.
-        run_id: of the run on the server.
+        save_dir: the run folder; W&B writes to its subfolder wandb/.
+        run_id: id of the run on the server.
         mode: auto, online, offline or disabled; auto follows WANDB_MODE and W&B's settings files.
         tags: a list, or comma-separated text.
-        log_model: whether the best checkpoint becomes an artifact.
-        axes: what a chart may have along x, beside the step.
-        summarized: metrics whose max or min stands in the summary, beside the last value.
+        log_model: whether to upload the best checkpoint as an artifact.
+        axes: metrics that charts can use as the x-axis, in addition to the step.
+        summarized: metrics whose max or min is in the summary, in addition to the last value.
         resume: "allow" to add to the run of this id.
+        config: settings of the run; ``wandb leet`` shows only those given at the start.
 
     Raises:
         ConfigError: a variable of the environment has a value that W&B rejects.
@@ -185,6 +206,7 @@ def wandb_logger(
         "tags": tags,
         "notes": notes,
         "resume": resume,
+        "config": config,
     }
     run = _start_run(mode, arguments)
     if run.settings.mode == "offline":
@@ -220,77 +242,77 @@ def _start_run(mode: Mode, arguments: Mapping[str, Any]) -> Any:
             log.warning("W&B does not answer (%s); this run is tracked offline", _one_line(error))
         else:  # its process does not start, for example
             log.warning("W&B does not start (%s); this run is not tracked", _one_line(error))
-        wandb.teardown()  # or the id would count as in use
+        wandb.teardown()  # else W&B counts the id as in use
         return _start_run("offline" if is_online else "disabled", arguments)
 
 
 class WandbMirror(WandbLogger):
-    """A WandbLogger that can fail without harm: metrics.csv is the record, this is its mirror."""
+    """WandbLogger whose failures are logged and do not end the run; metrics.csv has all metrics."""
 
-    def _spared(self, mirror: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def _call_safely(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         try:
-            mirror(*args, **kwargs)
-        except Exception as error:  # whatever W&B raises: a run does not end for it
+            function(*args, **kwargs)
+        except Exception as error:  # W&B can raise anything
             log.warning("W&B: %s; training continues", _one_line(error))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._spared(super().log_metrics, metrics, step)
+        self._call_safely(super().log_metrics, metrics, step)
 
     @rank_zero_only
     def log_image(self, *args: Any, **kwargs: Any) -> None:
-        self._spared(super().log_image, *args, **kwargs)
+        self._call_safely(super().log_image, *args, **kwargs)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self._spared(super().finalize, status)
+        self._call_safely(super().finalize, status)
 
 
 def close_wandb(exit_code: int) -> None:
-    """Finish the W&B run, if there is one; what it has not uploaded stays in the run folder."""
-    wandb = sys.modules.get("wandb")  # where no logger imported it, there is no run to finish
+    """Finish the W&B run, if there is one. Files that are not uploaded stay in the run folder."""
+    wandb = sys.modules.get("wandb")  # not imported means that no logger has started a run
     if wandb is None or wandb.run is None:
         return
-    files_of_it = Path(wandb.run.dir).parent
+    wandb_dir = Path(wandb.run.dir).parent
     start = time.monotonic()
     try:
         wandb.finish(exit_code=exit_code)
     except Exception as error:
         log.warning("W&B: %s", _one_line(error))
     if time.monotonic() - start >= _WANDB_FINISH_TIMEOUT:
-        log.warning("W&B took too long; to upload the rest: wandb sync %s", files_of_it)
+        log.warning("W&B took too long; to upload the rest: wandb sync %s", wandb_dir)
 
 
 def wandb_mode(run_dir: Path) -> Literal["auto", "offline"] | None:
-    """Return how to add to the W&B run of a folder; None if it has none or W&B is disabled."""
-    found = {name: any(run_dir.glob(f"wandb/{name}-*")) for name in ("run", "offline-run")}
-    if not any(found.values()):
+    """Return the mode to add to the W&B run of a folder; None without one or if W&B is disabled."""
+    has_files = {name: any(run_dir.glob(f"wandb/{name}-*")) for name in ("run", "offline-run")}
+    if not any(has_files.values()):
         return None
     with contextlib.suppress(ConfigError):  # log_evaluation will report it
         if _load_wandb_settings(run_dir, "auto") == "disabled":
             return None
-    return "auto" if found["run"] else "offline"
+    return "auto" if has_files["run"] else "offline"
 
 
 def log_evaluation(
-    start: Callable[[], WandbLogger],
+    make_logger: Callable[[], WandbLogger],
     metrics: Mapping[str, Mapping[str, Any]],
     pictures: Mapping[str, Any],
     columns: Sequence[str],
 ) -> None:
     """Add an evaluation to a W&B run: summary keys, a table and pictures; then close the run.
 
-    Whatever W&B raises is told in a line: evaluation.json is the record, this is its mirror.
+    If W&B fails, log one line: evaluation.json holds all results.
 
     Args:
-        start: makes the logger of the run.
-        metrics: by name, as evaluation.json has them.
-        pictures: by name.
-        columns: of the table, beside the names: entries of the metrics.
+        make_logger: makes the logger of the run.
+        metrics: metrics by name, as in evaluation.json.
+        pictures: pictures by name.
+        columns: entries of a metric to show as columns of the table, after its name.
     """
     rows = [[name, *(metric.get(c) for c in columns)] for name, metric in metrics.items()]
     try:
-        run = start().experiment
+        run = make_logger().experiment
         import wandb
 
         values = {f"evaluation/{k}": m["value"] for k, m in metrics.items() if "value" in m}

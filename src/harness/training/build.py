@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.config import instantiation
 from harness.config.machine import num_cpus
+from harness.config.run_settings import SCHEDULER_SETTINGS
 from harness.contract.data import ExactDataModule
 from harness.contract.errors import ConfigError
 from harness.contract.module import ExactModule
-from harness.contract.settings import SCHEDULER_SETTINGS
 from harness.run_folder import reading
 from harness.run_folder.folder import RunFolder
 from harness.run_folder.metrics_file import MetricsFile
@@ -40,7 +40,7 @@ _KNOWN_WARNINGS = (
     ".*does not have many workers.*",  # batches are gathered in memory
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",  # from Lightning itself
     ".*sync_dist=True.* when logging on epoch level.*",  # logged values are global already
-    ".*resuming from a checkpoint that ended before the epoch ended.*",  # LastCheckpoint does
+    ".*resuming from a checkpoint that ended before the epoch ended.*",  # by LastCheckpoint
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*torch.distributed.nn.functional.all_gather.? is deprecated.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
@@ -77,13 +77,15 @@ def build(folder: RunFolder, rank: int = 0) -> Parts:
     cfg = folder.config
     for message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # srun binds its tasks to cores itself
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # srun already binds its tasks to cores
     if processes > 1:
         torch.set_num_threads(max(1, num_cpus() // processes))
     lightning.seed_everything(cfg.seed, verbose=False)
-    plain = reading.plain(cfg)
+    plain = reading.to_plain(cfg)
     check_shared_memory(plain)
-    datamodule = _made(instantiation.instantiate(cfg.data, seed=cfg.seed), "data", ExactDataModule)
+    datamodule = _require_type(
+        instantiation.instantiate(cfg.data, seed=cfg.seed), "data", ExactDataModule
+    )
     # below rank_timeout, so that this rank reports the cause before the others give up
     datamodule.batch_timeout = 0.9 * (cfg.get("rank_timeout") or 60)
     datamodule.prepare_data()  # before the loggers, so that a run without data is not tracked
@@ -112,7 +114,7 @@ def build(folder: RunFolder, rank: int = 0) -> Parts:
         )
     callbacks = _callbacks(cfg)
     if not any(isinstance(c, Checkpoint) for c in callbacks):
-        arguments["enable_checkpointing"] = False  # or Lightning would add one of its own
+        arguments["enable_checkpointing"] = False  # else Lightning adds a callback
     try:
         trainer = lightning.Trainer(logger=False, callbacks=callbacks, **arguments)
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
@@ -128,13 +130,13 @@ def build(folder: RunFolder, rank: int = 0) -> Parts:
 T = TypeVar("T")
 
 
-def _made(found: Any, key: str, kind: type[T]) -> T:
-    if not isinstance(found, kind):
+def _require_type(instance: Any, key: str, kind: type[T]) -> T:
+    if not isinstance(instance, kind):
         raise ConfigError(
-            f"{key}._target_: {type(found).__name__} must be a subclass of "
+            f"{key}._target_: {type(instance).__name__} must be a subclass of "
             f"{kind.__module__}.{kind.__qualname__}"
         )
-    return found
+    return instance
 
 
 def _module(plain: dict[str, Any]) -> ExactModule:
@@ -150,8 +152,8 @@ def _module(plain: dict[str, Any]) -> ExactModule:
         "seed": plain["seed"],
     }
     named = inspect.signature(make).parameters
-    asked = {k: plain[k] for k in named if k in plain and k not in (*given, *plain["module"])}
-    module = _made(make(**given, **asked), "module", ExactModule)
+    extra = {k: plain[k] for k in named if k in plain and k not in (*given, *plain["module"])}
+    module = _require_type(make(**given, **extra), "module", ExactModule)
     module.config = plain
     return module
 
@@ -183,7 +185,7 @@ def _native_precision(accelerator: str) -> str:
 
 
 def _cluster_environment() -> list[ClusterEnvironment]:
-    """Return how ranks meet on SLURM, where Lightning assumes that srun started every process."""
+    """Return the plugin for SLURM, where Lightning assumes that srun started all processes."""
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
     by_srun = int(os.environ.get("WORLD_SIZE", 1)) > 1
@@ -191,20 +193,23 @@ def _cluster_environment() -> list[ClusterEnvironment]:
 
 
 def is_smoke(cfg: DictConfig) -> bool:
-    """Return whether a run is a smoke run, which W&B, comparisons and logs/latest leave out."""
+    """Return whether a run is a smoke run: left out of W&B, comparisons and logs/latest."""
     return bool(cfg.get("smoke") or cfg.trainer.fast_dev_run or cfg.trainer.overfit_batches)
 
 
 def _loggers(folder: RunFolder) -> list[Logger]:
     cfg = folder.config
+    hyperparameters = reading.short_keys(OmegaConf.masked_copy(cfg, _logged_keys(cfg)))
+    hyperparameters["git_commit"] = folder.summary.get("git_commit")
     loggers: list[Logger] = [MetricsFile(folder.path / METRICS)]
     tracking = {} if is_smoke(cfg) else cfg.get("logger") or {}
     for node in filter(None, tracking.values()):
-        adds_to_run = folder.checkpoint is not None and node._target_ == WANDB_LOGGER
-        resume = {"resume": "allow"} if adds_to_run else {}
-        loggers.append(instantiation.instantiate(node, **resume))
-    hyperparameters = reading.short_keys(OmegaConf.masked_copy(cfg, _logged_keys(cfg)))
-    hyperparameters["git_commit"] = folder.summary.get("git_commit")
+        if node._target_ != WANDB_LOGGER:
+            loggers.append(instantiation.instantiate(node))
+            continue
+        resume = {"resume": "allow"} if folder.checkpoint is not None else {}
+        make_logger = instantiation.instantiate(node, _partial_=True, **resume)
+        loggers.append(make_logger(config=hyperparameters))
     for logger in loggers:
         logger.log_hyperparams(hyperparameters)
     return loggers

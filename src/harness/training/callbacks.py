@@ -4,7 +4,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,20 @@ from rich.progress import (
 )
 
 from harness.contract.module import ExactModule
+from harness.contract.settings import Names, Natural
 from harness.run_folder import checkpoints
 from harness.run_folder.reading import BEST
 
 log = logging.getLogger(__name__)
 
-_TO_GO_ON = {"optimizer_states", "lr_schedulers", "current_model_state", "averaging_state"}
+_TRAINING_STATE = {"optimizer_states", "lr_schedulers", "current_model_state", "averaging_state"}
 
 
 class AtomicCheckpoints(CheckpointIO):
-    """Has the Trainer write and read checkpoints by :mod:`harness.run_folder.checkpoints`.
+    """Trainer plugin that saves and loads with :mod:`harness.run_folder.checkpoints`.
 
     Args:
-        verified: content of files that have been read and checked, which is used once.
+        verified: content of checkpoints that are loaded already, by path; each is used once.
     """
 
     def __init__(self, verified: Mapping[Path, dict[str, Any]] | None = None) -> None:
@@ -42,34 +43,34 @@ class AtomicCheckpoints(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        if Path(path).name == Path(BEST).name:  # for its model; last.ckpt is to go on from
-            checkpoint = {k: v for k, v in checkpoint.items() if k not in _TO_GO_ON}
+        if Path(path).name == Path(BEST).name:  # weights only; last.ckpt is for resuming
+            checkpoint = {k: v for k, v in checkpoint.items() if k not in _TRAINING_STATE}
         checkpoints.save(checkpoint, Path(path))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        found = self._verified.pop(Path(path), None)
-        return checkpoints.load(Path(path)) if found is None else found
+        content = self._verified.pop(Path(path), None)
+        return checkpoints.load(Path(path)) if content is None else content
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
 class Progress(RichProgressBar):
-    """A bar with the figures that matter in a terminal; a line an epoch in every log.
+    """Progress bar in a terminal, and one line in the log for each validation.
 
     Args:
         refresh_rate: batches between two updates of the bar.
-        metrics: of validation, to show where they are logged; None, or where none is, for all.
+        metrics: validation metrics to show; all of them if None, or if none of these is logged.
     """
 
-    def __init__(self, refresh_rate: int = 10, metrics: Sequence[str] | None = None) -> None:
+    def __init__(self, refresh_rate: Natural = 10, metrics: Names | None = None) -> None:
         super().__init__(refresh_rate=refresh_rate if sys.stdout.isatty() else 0, leave=False)
         self._metrics = list(metrics or ())
         self._start, self._first_step = 0.0, 0
 
-    def _shown(self, trainer: lightning.Trainer) -> dict[str, float]:
+    def _validation_metrics(self, trainer: lightning.Trainer) -> dict[str, float]:
         known = trainer.callback_metrics
         names = [name for name in self._metrics if name in known]
         names = names or [name for name in known if name.startswith("val/")]
@@ -78,12 +79,12 @@ class Progress(RichProgressBar):
     def get_metrics(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        known, shown = trainer.callback_metrics, list(self._shown(trainer).values())
+        known, shown = trainer.callback_metrics, list(self._validation_metrics(trainer).values())
         loss = [("loss", float(known["train/loss"]))] if "train/loss" in known else []
         return {name: f"{value:.1f}" for name, value in [*loss, *(("val", v) for v in shown[:1])]}
 
     def configure_columns(self, trainer: lightning.Trainer) -> list[ProgressColumn]:
-        # what fits into 80 columns beside the metrics
+        # these fit into 80 columns together with the metrics
         text = TextColumn("[progress.description]{task.description}")
         return [text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
 
@@ -103,12 +104,14 @@ class Progress(RichProgressBar):
         super().on_validation_end(trainer, pl_module)
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if fitting and trainer.is_global_zero:
-            log.info(self._line(trainer, pl_module))
+            log.info(self._status_line(trainer, pl_module))
 
-    def _line(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> str:
+    def _status_line(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> str:
         epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         parts = [f"epoch {trainer.current_epoch + 1}{epochs}"]
-        parts += [f"{name} {value:.2f}" for name, value in self._shown(trainer).items()]
+        parts += [
+            f"{name} {value:.2f}" for name, value in self._validation_metrics(trainer).items()
+        ]
         if isinstance(module, ExactModule) and module.train_seconds:
             rate = module.items_seen / module.train_seconds
             parts.append(f"{rate:,.0f} {module.items}/s")

@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.logging import RichHandler
 
 from harness.run_folder.folder import LOG
-from harness.run_folder.trust import inside
+from harness.run_folder.trust import resolve_inside
 
 _OURS = __name__.partition(".")[0]
 _LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
-_CHATTY_LOGGERS = (  # they log the expected at INFO
+_CHATTY_LOGGERS = (  # they log normal events at INFO
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
     "lightning.pytorch.utilities.rank_zero",
     "lightning.pytorch.accelerators",
@@ -34,9 +34,9 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def logged(run_dir: Path, rank: int) -> Iterator[None]:
+def log_to_folder(run_dir: Path, rank: int) -> Iterator[None]:
     """Log to the terminal and to train.log: messages of rank zero, warnings of all ranks."""
-    file = _LogFile(inside(run_dir, LOG), encoding="utf-8", errors="backslashreplace")
+    file = _LogFile(resolve_inside(run_dir, LOG), encoding="utf-8", errors="backslashreplace")
     file.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     )

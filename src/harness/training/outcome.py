@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from harness.config import science
-from harness.config.paths import python_command, shown
+from harness.config.paths import display_path, python_command
 from harness.contract import workers
 from harness.contract.errors import (
     INTERRUPTED,
@@ -32,11 +32,18 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def recorded(folder: RunFolder, rank: int) -> Iterator[None]:
-    """Record how the run ends, in its summary and on W&B, and raise with the right exit code."""
+def record_outcome(folder: RunFolder, rank: int) -> Iterator[None]:
+    """Record in the summary and on W&B how the run ended, and raise the matching exception.
+
+    Raises:
+        SystemExit: the run was stopped; it carries the exit code.
+        ConfigError: a setting, a file or the machine is invalid.
+        RunFailed: any other error.
+    """
     run_dir, cfg = folder.path, folder.config
     try:
-        yield
+        with raise_hidden_stop():
+            yield
     except Stopped as error:
         log.info("%s; to resume: %s", error, _resume_command(folder))
         folder.update(status="interrupted")
@@ -51,13 +58,15 @@ def recorded(folder: RunFolder, rank: int) -> Iterator[None]:
         log.info("pruned: %s", error)
         folder.update(status="pruned")
     except Exception as error:
-        remedy = workers.explain(error, cfg.data.get("num_workers") or 0)
-        remedy = remedy or out_of_memory(error, science.of_config(reading.plain(cfg)).less_memory)
+        remedy = workers.explain_failure(error, cfg.data.get("num_workers") or 0)
+        remedy = remedy or out_of_memory(
+            error, science.of_config(reading.to_plain(cfg)).less_memory
+        )
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         details = {"lacks_data": True} if isinstance(error, DataError) else {}
         reason = remedy or " ".join(f"{kind}{error}".split())[:500]
         with contextlib.suppress(OSError):  # the disk may be full
-            if folder.reread().get("status") == "running":  # the first rank to fail
+            if folder.reread().get("status") == "running":  # no other rank has failed yet
                 folder.update(status="failed", error=reason, rank=rank, **details)
         close_wandb(1)
         if isinstance(error, NotFiniteError):
@@ -68,8 +77,8 @@ def recorded(folder: RunFolder, rank: int) -> Iterator[None]:
         if isinstance(error, ConfigError | InstantiationException) and not remedy:
             log.debug("the run failed", exc_info=True)  # the terminal shows one line
             raise error
-        if remedy or isinstance(error, OSError):  # for example a full disk: one line suffices
-            log.error("%s", reason)  # the disk may be too full for the summary
+        if remedy or isinstance(error, OSError):  # for example a full disk: no traceback
+            log.error("%s", reason)  # the summary may lack it if the disk is full
             log.debug("the run failed", exc_info=True)
             raise RunFailed(f"{run_dir}: {reason}") from error
         if _is_of_another_rank(error):
@@ -81,9 +90,29 @@ def recorded(folder: RunFolder, rank: int) -> Iterator[None]:
     close_wandb(0)
 
 
+@contextmanager
+def raise_hidden_stop() -> Iterator[None]:
+    """Raise ``Stopped`` if another error hides it.
+
+    Lightning's teardown fails if a signal stops the run before its first batch.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, Stopped):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        raise
+
+
 def _resume_command(folder: RunFolder) -> str:
-    words = (shlex.quote(f"resume={shown(folder.path)}"), reading.trust_needed(folder.config))
-    return " ".join((python_command("train"), *filter(None, words)))
+    overrides = (
+        shlex.quote(f"resume={display_path(folder.path)}"),
+        reading.trust_override(folder.config),
+    )
+    return " ".join((python_command("train"), *filter(None, overrides)))
 
 
 def _is_of_another_rank(error: Exception) -> bool:

@@ -23,9 +23,9 @@ from harness.contract.sampler import Rows
 
 log = logging.getLogger(__name__)
 
-_FEW = 8  # rows of a trial step, because a full batch can take seconds on a CPU
+_TRIAL_ROWS = 8  # rows of a trial step, because a full batch can take seconds on a CPU
 
-# errors of a network that does not fit its model; others keep their traceback
+# errors of a network that does not fit its model; other errors keep their traceback
 _MISFITS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -55,13 +55,13 @@ def check_module(module: ExactModule, data: ExactDataModule, trainer: lightning.
 
     owner = _owner(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        fault = f"{owner}: fails on 1 {_rows(module, 1)}"
-        with _explained(fault), torch.no_grad(), precision.forward_context():
+        message = f"{owner}: fails on 1 {_rows(module, 1)}"
+        with _raise_config_error(message), torch.no_grad(), precision.forward_context():
             if module.trial_loss(trial.eval(), first_rows(1)) is None:
                 return
         for rows, remedy in _batch_sizes(data, trainer):
-            fault = f"{owner}: fails on {rows} {_rows(module, rows)} in training"
-            with _explained(fault, remedy):
+            message = f"{owner}: fails on {rows} {_rows(module, rows)} in training"
+            with _raise_config_error(message, remedy):
                 with precision.forward_context():
                     loss = module.trial_loss(trial.train(), first_rows(rows))
                 assert loss is not None
@@ -75,12 +75,12 @@ def _rows(module: ExactModule, count: int) -> str:
 
 
 @contextmanager
-def _explained(fault: str, remedy: str = "") -> Iterator[None]:
+def _raise_config_error(message: str, remedy: str = "") -> Iterator[None]:
     """Turn the error of a network that does not fit into a ConfigError of one line."""
     try:
         yield
     except _MISFITS as error:
-        raise ConfigError(f"{fault}: {_line(error)}{remedy and f'; {remedy}'}") from error
+        raise ConfigError(f"{message}: {_one_line(error)}{remedy and f'; {remedy}'}") from error
 
 
 def _check_sizes_are_known(model: nn.Module) -> None:
@@ -93,7 +93,7 @@ def _check_sizes_are_known(model: nn.Module) -> None:
 
 
 def _copy(model: nn.Module, averaging: str | None) -> nn.Module | None:
-    """Return a copy of the model, or None; raise if a callback ``averaging`` needs a copy."""
+    """Return a copy of the model, or None if that fails; raise if ``averaging`` needs one."""
     try:
         return copy.deepcopy(model)
     except Exception as error:
@@ -107,25 +107,26 @@ def _copy(model: nn.Module, averaging: str | None) -> nn.Module | None:
                 f"parametrizations.weight_norm instead of torch.nn.utils.weight_norm, or {remedy}"
             )
         raise ConfigError(
-            f"{_owner(model)}: cannot be copied for {averaging}: {_line(error)}; {remedy}"
+            f"{_owner(model)}: cannot be copied for {averaging}: {_one_line(error)}; {remedy}"
         ) from error
 
 
 def _batch_sizes(data: ExactDataModule, trainer: lightning.Trainer) -> Iterator[tuple[int, str]]:
-    """Yield numbers of rows for a trial step, each with the remedy if they are too few.
+    """Yield the number of rows of each trial step, and the remedy if the model needs more rows.
 
-    First the rows of a full batch on one process, at most 8; then of the last batch, if fewer.
+    The first step has the rows of a full batch on one process, at most 8. The second has those of
+    the last batch, if there are fewer.
     """
     assert data.train is not None
     size, count, processes = data.batch_size, len(data.train), trainer.world_size
-    rows = min(_FEW, max(1, min(size, count) // processes))
+    rows = min(_TRIAL_ROWS, max(1, min(size, count) // processes))
     yield rows, f"data.batch_size={size}"
     last, num_batches = _last_batch(count, size), -(-count // size)
     limit = trainer.limit_train_batches  # type: ignore[attr-defined]
     seen = int(limit * num_batches) if isinstance(limit, float) else limit
     if trainer.max_steps != -1:
         seen = min(seen, trainer.max_steps * trainer.accumulate_grad_batches)
-    fewest = max(1, last // processes)  # on a process with any rows
+    fewest = max(1, last // processes)  # of a process that has rows
     if fewest < rows and seen >= num_batches:
         yield fewest, _larger_last_batch(data, processes)
 
@@ -165,7 +166,7 @@ def _check_gradients(trial: nn.Module, trainer: lightning.Trainer) -> None:
 def _check_sync_batchnorm(
     trial: nn.Module, data: ExactDataModule, trainer: lightning.Trainer
 ) -> None:
-    """Raise if a process without rows would join the reductions of SyncBatchNorm."""
+    """Raise ConfigError if SyncBatchNorm would reduce over a process without rows."""
     is_synced = getattr(trainer.strategy, "_layer_sync", None) and trainer.world_size > 1
     if not is_synced or not any(isinstance(m, _BatchNorm) for m in trial.modules()):
         return
@@ -187,5 +188,5 @@ def _owner(model: nn.Module, name: str = "") -> str:
     return f"{'.'.join(filter(None, ('model', part)))}={kind.__module__}.{kind.__qualname__}"
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

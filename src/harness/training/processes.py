@@ -1,4 +1,4 @@
-"""The manners of a process that trains: how it ends, and with what exit code."""
+"""Signal handling, exit codes and memory checks of a training process."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 
 from harness.config import science
-from harness.config.instantiation import explained
+from harness.config.instantiation import explain_hydra_error
 from harness.contract.errors import (
     INTERRUPTED,
     SIGNALS,
@@ -33,21 +33,21 @@ _OUT_OF_MEMORY = re.compile(
     r"|CUBLAS_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
-PARENT = "HARNESS_PARENT_PID"  # the variable that tells a process who has started it
+PARENT_VARIABLE = "HARNESS_PARENT_PID"  # variable that holds the process id of the parent
 
 
 def die_with_parent(wanted: signal.Signals) -> None:
-    """On Linux, send this process a signal when the one that started it is gone, or is already."""
+    """On Linux, send the signal ``wanted`` to this process once its parent has ended."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, wanted)
-        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+        if os.environ.get(PARENT_VARIABLE, str(os.getppid())) != str(os.getppid()):
             os.kill(os.getpid(), wanted)
 
 
 @contextmanager
-def terminated_by_exception() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, where this thread may."""
+def exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit; without effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -59,19 +59,19 @@ def terminated_by_exception() -> Iterator[None]:
 
 
 @contextmanager
-def stops_at_once() -> Iterator[None]:
-    """Let a signal raise ``Stopped``, wherever nobody else listens to it."""
+def raise_on_stop_signal() -> Iterator[None]:
+    """Raise ``Stopped`` on a stop signal, unless the body installs another handler."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
-    with listening(stop):
+    with handle_stop_signals(stop):
         yield
 
 
 @contextmanager
-def listening(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Give a handler the signals that tell a run to stop; a thread has none to give."""
+def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Install a handler for the stop signals; without effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -80,15 +80,15 @@ def listening(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
         yield
     finally:
         for number, earlier in before.items():
-            if earlier is not None:  # it was not set from Python
+            if earlier is not None:  # None is a handler that was not set from Python
                 signal.signal(number, earlier)
 
 
 @contextmanager
-def answered_within(seconds: float) -> Iterator[None]:
-    """End this process where it waits for other ranks for longer; torch heeds a limit loosely."""
+def exit_after(seconds: float) -> Iterator[None]:
+    """End this process if the body takes longer, because torch may exceed its own timeouts."""
 
-    def leave() -> None:  # what waits is no Python and could not be interrupted
+    def leave() -> None:  # os._exit, because an exception cannot interrupt waiting C++ code
         print(f"failed: another rank did not answer for {seconds:g} s", file=sys.stderr, flush=True)
         os._exit(RunFailed.exit_code)
 
@@ -102,34 +102,36 @@ def answered_within(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def exit_codes(folder: RunFolder) -> Iterator[None]:
-    """End with a code that says how the run ended; what was rejected gets a line."""
+def exit_with_code(folder: RunFolder) -> Iterator[None]:
+    """Exit with the code of the error, if there is one; print one line for invalid settings."""
     try:
         yield
     except (ConfigError, InstantiationException) as error:
-        text = explained(error) if isinstance(error, InstantiationException) else str(error)
-        waits = folder.reread().get("status") in ("pending", "running")
-        if waits and not isinstance(error, Busy):
+        text = (
+            explain_hydra_error(error) if isinstance(error, InstantiationException) else str(error)
+        )
+        is_unfinished = folder.reread().get("status") in ("pending", "running")
+        if is_unfinished and not isinstance(error, Busy):
             folder.update(status="failed", error=text)
-        if "RANK" not in os.environ:  # whoever started the ranks tells it once
+        if "RANK" not in os.environ:  # for ranks, the process that started them prints it once
             print(f"error: {text}", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except RunFailed as error:  # it stands in the summary and in the log
+    except RunFailed as error:  # the summary and the log have the reason
         sys.exit(error.exit_code)
 
 
 def out_of_memory(error: BaseException | None, less_memory: str | None) -> str | None:
-    """Return a line with the remedy if an error, or its cause, is a lack of memory; else None.
+    """Return a line with the remedy if an error or its cause is a lack of memory, else None.
 
     Args:
-        less_memory: settings that the line names; None for none.
+        less_memory: settings to lower, named in the line; None if there are none.
     """
     while error is not None:
         text = " ".join(str(error).split())
-        is_torchs = isinstance(error, RuntimeError | OSError) and _OUT_OF_MEMORY.search(text)
-        if isinstance(error, MemoryError) or is_torchs:
+        is_torch_error = isinstance(error, RuntimeError | OSError) and _OUT_OF_MEMORY.search(text)
+        if isinstance(error, MemoryError) or is_torch_error:
             size = re.search(r"allocate ([\d.]+ ?\w+)", text)
             wanted = f" ({size[1]} could not be allocated)" if size else ""
             remedy = f"lower {less_memory}" if less_memory else "free some memory"
@@ -139,10 +141,10 @@ def out_of_memory(error: BaseException | None, less_memory: str | None) -> str |
 
 
 def check_shared_memory(cfg: Mapping[str, Any]) -> None:
-    """Reject data workers whose batches do not fit into /dev/shm.
+    """Raise if the batches of the data workers do not fit into /dev/shm.
 
     Args:
-        cfg: of a run.
+        cfg: the config of a run.
 
     Raises:
         ConfigError: they do not fit; torch would wait forever for the lost batches.
@@ -153,8 +155,8 @@ def check_shared_memory(cfg: Mapping[str, Any]) -> None:
     if not workers or not hasattr(os, "statvfs") or not Path(_SHARED_MEMORY).is_dir():
         return
     row = science.of_config(cfg).bytes_per_row(data)
-    batches = 2 * workers + 1  # the two that each worker prepares, and the one in use
-    needed = batches * max(sizes) * row  # all ranks of a machine share one batch
+    batches = 2 * workers + 1  # two prefetched by each worker, and the one in use
+    needed = batches * max(sizes) * row  # the ranks of a machine share each global batch
     room = os.statvfs(_SHARED_MEMORY)
     free = room.f_bavail * room.f_frsize
     if needed > free:

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.contract.errors import ConfigError, RunFailed
-from harness.training.processes import (
-    answered_within,
-)
+from harness.training.processes import exit_after
 
 
 class Ranks(NamedTuple):
-    """The processes of a run that torchrun or srun has started, this one among them."""
+    """Rank of this process, among those that torchrun or srun started."""
 
     rank: int
     world_size: int
@@ -30,22 +28,22 @@ def started_ranks() -> Ranks | None:
         ConfigError: the variables that name the rank are incomplete or contradict each other.
     """
     env = os.environ
-    if (num_tasks := _count("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in env:
-        nodes = _count("SLURM_STEP_NUM_NODES", 0) or _count("SLURM_NNODES", 1)
-        rank = _count("SLURM_PROCID", None)
+    if (num_tasks := _read_count("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in env:
+        nodes = _read_count("SLURM_STEP_NUM_NODES", 0) or _read_count("SLURM_NNODES", 1)
+        rank = _read_count("SLURM_PROCID", None)
         return _checked(Ranks(rank, num_tasks, num_tasks // max(1, nodes), "srun"), "SLURM_PROCID")
     if "RANK" not in env and "WORLD_SIZE" not in env:
         return None
-    rank = _count("RANK", 0 if env.get("WORLD_SIZE") == "1" else None)
-    world_size = _count("WORLD_SIZE", 1 if rank == 0 else None)
-    local = _count("LOCAL_WORLD_SIZE", world_size)
+    rank = _read_count("RANK", 0 if env.get("WORLD_SIZE") == "1" else None)
+    world_size = _read_count("WORLD_SIZE", 1 if rank == 0 else None)
+    local = _read_count("LOCAL_WORLD_SIZE", world_size)
     ranks = _checked(Ranks(rank, world_size, local, "torchrun"), "RANK")
-    if _count("LOCAL_RANK", 0) >= local:
+    if _read_count("LOCAL_RANK", 0) >= local:
         raise ConfigError(f"LOCAL_RANK={env['LOCAL_RANK']}: must be below LOCAL_WORLD_SIZE={local}")
     return None if world_size == 1 else ranks
 
 
-def _count(variable: str, default: int | None) -> int:
+def _read_count(variable: str, default: int | None) -> int:
     """Return the integer in an environment variable."""
     text = os.environ.get(variable) or ("" if default is None else str(default))
     if not text:
@@ -75,11 +73,11 @@ def _checked(ranks: Ranks, variable: str) -> Ranks:
     return ranks
 
 
-def join(run_dir: Path, settings: str, timeout: float) -> Path:
-    """Connect to the other ranks, and return the run folder of rank zero, which all share.
+def connect_ranks(run_dir: Path, settings: str, timeout: float) -> Path:
+    """Connect to the other ranks, and return the run folder of rank zero, which all ranks use.
 
     Args:
-        run_dir: the run folder that this rank would use alone.
+        run_dir: the run folder in the config of this rank.
         settings: the composed config, as text, to compare between ranks.
         timeout: seconds to wait for the other ranks; after that, this process exits.
 
@@ -97,7 +95,7 @@ def join(run_dir: Path, settings: str, timeout: float) -> Path:
                     f"{variable}: is not set, but WORLD_SIZE={ranks.world_size} is; set it, or "
                     "start the ranks with torchrun"
                 )
-        _count("MASTER_PORT", None)
+        _read_count("MASTER_PORT", None)
 
     import torch.distributed as dist
 
@@ -115,35 +113,35 @@ def join(run_dir: Path, settings: str, timeout: float) -> Path:
     import torch
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with answered_within(timeout):
+    with exit_after(timeout):
         try:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         except (RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]  # without the C++ frames below it
             raise RunFailed(f"the ranks did not connect: {reason}") from error
-    said: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(said, (str(run_dir), settings))
-    different = [rank for rank, (_, given) in enumerate(said) if given != said[0][1]]
+    answers: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(answers, (str(run_dir), settings))
+    different = [rank for rank, (_, given) in enumerate(answers) if given != answers[0][1]]
     if different:
-        with contextlib.suppress(RuntimeError):  # raised if the others have ended already
-            dist.barrier()  # so that no rank ends before all know
+        with contextlib.suppress(RuntimeError):  # raised if other ranks have ended
+            dist.barrier()  # so that all ranks get here before one ends
         raise ConfigError(
             f"rank {different[0]} has other settings than rank 0: start all with the same overrides"
         )
-    return Path(said[0][0])
+    return Path(answers[0][0])
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Return whether this process is rank zero, or the only one."""
     ranks = started_ranks()
     return ranks is None or ranks.rank == 0
 
 
 def check_one_node(num_nodes: int) -> None:
-    """Reject several nodes for a run that nobody has started on each of them.
+    """Raise if a run needs several nodes, but was started without torchrun or srun.
 
     Raises:
-        ConfigError: there are several.
+        ConfigError: ``num_nodes`` is above 1.
     """
     if num_nodes > 1:
         raise ConfigError(

@@ -1,8 +1,8 @@
-"""Going on exactly where a run was: what is saved between two steps, and when.
+"""Callback that saves last.ckpt between two steps, for an exact resume, and handles stop signals.
 
-Every random draw is a function of (seed, epoch, row), so a state between two steps needs no
-generator: weights, their average, optimizer, schedule, the counts of the loops, and the sums of the
-metrics not yet logged. A run that goes on from it takes the same steps as one that never stopped.
+A checkpoint holds the weights and their average, optimizer, schedule, loop counters, and the sums
+of the metrics that are not logged yet. It holds no random generators, because every random draw is
+a function of (seed, epoch, row). A resumed run takes the same steps as one that never stopped.
 """
 
 import functools
@@ -22,55 +22,56 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from harness.contract.data import ExactDataModule
 from harness.contract.errors import Stopped
 from harness.contract.module import ExactModule
+from harness.contract.settings import Count, Name, Weight
 from harness.run_folder import checkpoints
-from harness.training.processes import listening
+from harness.training.processes import handle_stop_signals
 
 log = logging.getLogger(__name__)
 
-_LATENCY = 0.5  # seconds within which ranks should agree to stop
+_LATENCY = 0.5  # seconds that ranks may take to agree to stop
 _STALLED = 3.0  # seconds without a batch after which the data workers count as stalled
-_PATIENCE = 5.0  # seconds for all ranks to notice; torch kills ranks that take 10 to exit
+_TIMEOUT = 5.0  # seconds for all ranks to see a stop request; torch kills ranks after 10
 
 
 def best_checkpoint(trainer: lightning.Trainer) -> Path | None:
-    """Return the file that the trainer's first ModelCheckpoint calls best, if it has saved one."""
+    """Return the best checkpoint of the trainer's first ModelCheckpoint, if it has saved one."""
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     return Path(path) if path else None
 
 
 class LastCheckpoint(Callback):
-    """Saves last.ckpt between steps, and ends a run in order when it is told to stop.
+    """Callback that saves last.ckpt between steps, and on a stop signal saves it and ends the run.
 
-    It must come before a callback that replaces the weights by their average when training ends.
-    SIGTERM, SIGINT and SIGUSR1, to any rank or to all, save and raise
-    :class:`~harness.contract.errors.Stopped` before the next step; a second SIGINT does not wait.
+    On SIGTERM, SIGINT or SIGUSR1 to any rank, it saves and raises
+    :class:`~harness.contract.errors.Stopped` before the next step. A second SIGINT interrupts at
+    once. A callback that averages the weights when training ends must come after this one.
 
     Args:
         dirpath: folder of the checkpoint.
-        every_minutes: of training; None for never.
+        every_minutes: minutes of training between saves; None for never.
         every_n_epochs: epochs between saves; None for never.
         every_n_steps: optimizer steps between saves; None for never.
     """
 
     def __init__(
         self,
-        dirpath: str | Path,
-        every_minutes: float | None = 1.0,
-        every_n_epochs: int | None = None,
-        every_n_steps: int | None = None,
+        dirpath: Name | Path,
+        every_minutes: Weight | None = 1.0,
+        every_n_epochs: Count | None = None,
+        every_n_steps: Count | None = None,
     ) -> None:
         self.path = Path(dirpath) / checkpoints.LAST
         self.every_minutes = every_minutes
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
-        self._position: tuple[int, int] | None = None  # epoch and batch, while this saves
-        self._batches_that_stepped: int | None = None  # of a run that goes on, until it does
-        self._signal = 0  # that has been received
-        self._listening = ExitStack()  # while it trains
+        self._position: tuple[int, int] | None = None  # epoch and batch, during a save
+        self._batches_that_stepped: int | None = None  # to restore at the first step after a resume
+        self._signal = 0  # the latest stop signal received; 0 for none
+        self._handlers = ExitStack()  # removes the signal handlers
         self._saved_step = -1
-        self._saved_time = self._asked_time = 0.0
-        self._steps_between = 1
-        self._next_question = 0  # the step at which ranks ask each other again
+        self._saved_time = self._synced_time = 0.0
+        self._sync_interval = 1
+        self._next_sync = 0  # step of the next exchange among ranks
 
     # between two steps
 
@@ -81,44 +82,47 @@ class LastCheckpoint(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if self._batches_that_stepped is not None:  # Lightning is off by one where it goes on
+        if self._batches_that_stepped is not None:  # Lightning restores it off by one
             self._loop._batches_that_stepped = self._batches_that_stepped
             self._batches_that_stepped = None
         if batch_idx % trainer.accumulate_grad_batches:
-            return  # gradients are underway
-        number, is_late = self._agree(trainer, is_sure=False)
+            return  # within accumulated gradients
+        number, is_overdue = self._sync_stop_request(trainer, sync_now=False)
         step, epoch = trainer.global_step, trainer.current_epoch
-        is_due = is_late or bool(self.every_n_steps and step % self.every_n_steps == 0)
+        is_due = is_overdue or bool(self.every_n_steps and step % self.every_n_steps == 0)
         is_due |= bool(self.every_n_epochs and batch_idx == 0 and epoch % self.every_n_epochs == 0)
         if number or (is_due and step not in (0, self._saved_step)):
             self._save(trainer, pl_module, (epoch, batch_idx))
         if number:
             raise Stopped(number)
 
-    def _agree(self, trainer: lightning.Trainer, is_sure: bool) -> tuple[int, bool]:
-        """A signal that any rank has received, or 0; and whether a save is due by the clock.
+    def _sync_stop_request(self, trainer: lightning.Trainer, sync_now: bool) -> tuple[int, bool]:
+        """Return a stop signal that any rank received, or 0, and whether every_minutes has passed.
 
-        Several ranks ask each other every so many steps, or now where they must be sure.
+        Several ranks exchange both only every few steps, or if ``sync_now``.
         """
         now = time.monotonic()
-        is_late = (
+        is_overdue = (
             self.every_minutes is not None and now - self._saved_time > 60 * self.every_minutes
         )
         if trainer.world_size == 1:
-            return self._signal, is_late
+            return self._signal, is_overdue
         step = trainer.global_step
-        if step < self._next_question and not is_sure:
+        if step < self._next_sync and not sync_now:
             return 0, False
-        taken = (now - self._asked_time) / max(1, step - self._next_question + self._steps_between)
-        mine = torch.tensor(
-            [float(self._signal), float(is_late), taken], device=trainer.strategy.root_device
+        seconds_per_step = (now - self._synced_time) / max(
+            1, step - self._next_sync + self._sync_interval
         )
-        answer = trainer.strategy.reduce(mine, reduce_op="max")
-        assert isinstance(answer, torch.Tensor)
-        number, late, seconds = answer.tolist()
-        self._steps_between = int(min(50, max(1, _LATENCY / max(seconds, 1e-9))))
-        self._next_question = step + self._steps_between
-        self._asked_time = now
+        mine = torch.tensor(
+            [float(self._signal), float(is_overdue), seconds_per_step],
+            device=trainer.strategy.root_device,
+        )
+        latest = trainer.strategy.reduce(mine, reduce_op="max")
+        assert isinstance(latest, torch.Tensor)
+        number, late, seconds = latest.tolist()
+        self._sync_interval = int(min(50, max(1, _LATENCY / max(seconds, 1e-9))))
+        self._next_sync = step + self._sync_interval
+        self._synced_time = now
         return int(number), bool(late)
 
     def _save(
@@ -128,7 +132,7 @@ class LastCheckpoint(Callback):
         position: tuple[int, int],
     ) -> None:
         if isinstance(module, ExactModule):
-            module.check_finite()  # what is not finite is never saved
+            module.check_finite()  # before saving weights
         self._position = position
         try:
             trainer.save_checkpoint(self.path)
@@ -139,11 +143,11 @@ class LastCheckpoint(Callback):
     def on_train_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """The end of training is the start of an epoch that max_epochs does not allow, yet."""
+        """Save the start of the next epoch as the position, for a resume with more epochs."""
         self._save(trainer, pl_module, (trainer.fit_loop.epoch_progress.current.processed, 0))  # type: ignore[attr-defined]
-        number, _ = self._agree(trainer, is_sure=True)
-        self._listening.close()
-        if number := number or self._signal:  # what follows can be done again
+        number, _ = self._sync_stop_request(trainer, sync_now=True)
+        self._handlers.close()
+        if number := number or self._signal:  # resuming repeats what follows, such as the test
             raise Stopped(number)
 
     def on_save_checkpoint(
@@ -152,7 +156,7 @@ class LastCheckpoint(Callback):
         pl_module: lightning.LightningModule,
         checkpoint: dict[str, Any],
     ) -> None:
-        """Write the counts of the loops as they are between two steps."""
+        """Set the loop counters to their values between two steps."""
         if self._position is None:
             return
         epoch, batch = self._position
@@ -177,20 +181,19 @@ class LastCheckpoint(Callback):
         pl_module: lightning.LightningModule,
         checkpoint: dict[str, Any],
     ) -> None:
-        """Say where the run lies now, and where its epoch goes on.
+        """Set the current folder of the run, and the batch at which the epoch resumes.
 
-        That is before any loader is made: with workers it would have read ahead from the wrong
-        place.
+        This runs before loaders are made, because their workers prefetch from that batch.
         """
         for callback in trainer.checkpoint_callbacks:
             if (
                 isinstance(callback, ModelCheckpoint)
                 and callback.state_key in checkpoint["callbacks"]
             ):
-                _move(checkpoint["callbacks"][callback.state_key], str(callback.dirpath))
+                _move_paths(checkpoint["callbacks"][callback.state_key], str(callback.dirpath))
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(datamodule, ExactDataModule) and "position" in checkpoint:
-            datamodule.goes_on_at = checkpoint["position"]
+            datamodule.resume_position = checkpoint["position"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches_that_stepped": int(self._loop._batches_that_stepped)}
@@ -200,8 +203,8 @@ class LastCheckpoint(Callback):
 
     # signals
 
-    def stop_without_batch(self, trainer: lightning.Trainer, seconds: float) -> None:
-        """Save and stop, if a signal requested it, while the data workers deliver no batch.
+    def stop_while_waiting(self, trainer: lightning.Trainer, seconds: float) -> None:
+        """Save and stop if a signal arrives while the data workers deliver no batch.
 
         The waiting loader calls this. Several ranks stop only once all of them wait, because a rank
         that has its batch cannot answer. Nothing is saved within a validation or between
@@ -220,7 +223,7 @@ class LastCheckpoint(Callback):
             return
         batch = self._loop.batch_progress.current.ready
         is_between_steps = batch % trainer.accumulate_grad_batches == 0
-        number, _ = self._agree(trainer, is_sure=True)
+        number, _ = self._sync_stop_request(trainer, sync_now=True)
         if not trainer.validating and is_between_steps:
             self._save(trainer, trainer.lightning_module, (trainer.current_epoch, batch))
         elif seconds < _STALLED:
@@ -238,7 +241,7 @@ class LastCheckpoint(Callback):
         key = f"ranks that wait for batch {[loop.batch_progress.total.ready for loop in loops]}"
         if not self._signal and store.add(key, 0) == 0:
             return False
-        waiting, deadline = store.add(key, 1), time.monotonic() + _PATIENCE
+        waiting, deadline = store.add(key, 1), time.monotonic() + _TIMEOUT
         while waiting < trainer.world_size:
             if time.monotonic() > deadline:
                 raise Stopped(self._signal or signal.SIGTERM)
@@ -250,20 +253,20 @@ class LastCheckpoint(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
     ) -> None:
         self._loop = trainer.fit_loop.epoch_loop  # type: ignore[attr-defined]
-        self._saved_time = self._asked_time = time.monotonic()
+        self._saved_time = self._synced_time = time.monotonic()
 
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         self._signal = 0
-        self._next_question = trainer.global_step
-        self._listening.enter_context(listening(self._note))
+        self._next_sync = trainer.global_step
+        self._handlers.enter_context(handle_stop_signals(self._store_signal))
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(datamodule, ExactDataModule):
-            datamodule.while_waiting = functools.partial(self.stop_without_batch, trainer)
-            self._listening.callback(setattr, datamodule, "while_waiting", lambda seconds: None)
+            datamodule.while_waiting = functools.partial(self.stop_while_waiting, trainer)
+            self._handlers.callback(setattr, datamodule, "while_waiting", lambda seconds: None)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _store_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
@@ -274,23 +277,23 @@ class LastCheckpoint(Callback):
         pl_module: lightning.LightningModule,
         exception: BaseException,
     ) -> None:
-        self._listening.close()
+        self._handlers.close()
 
     def teardown(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
     ) -> None:
-        self._listening.close()
+        self._handlers.close()
 
 
-def _move(state: dict[str, Any], dirpath: str) -> None:
-    """Let the state of a checkpoint callback speak of the folder where the run lies now.
+def _move_paths(state: dict[str, Any], dirpath: str) -> None:
+    """Replace the folder in the state of a ModelCheckpoint by the current one of the run.
 
-    Of another folder Lightning takes over no best score, and a worse epoch becomes the best.
+    Lightning drops the best score if the folder differs; then a worse epoch would become the best.
     """
 
-    def here(path: str) -> str:
+    def current(path: str) -> str:
         return path and str(Path(dirpath, Path(path).name))
 
     paths = ("best_model_path", "last_model_path", "kth_best_model_path")
-    state.update({key: here(state[key]) for key in paths if key in state}, dirpath=dirpath)
-    state["best_k_models"] = {here(p): score for p, score in state["best_k_models"].items()}
+    state.update({key: current(state[key]) for key in paths if key in state}, dirpath=dirpath)
+    state["best_k_models"] = {current(p): score for p, score in state["best_k_models"].items()}

@@ -1,0 +1,128 @@
+"""Ranges of library arguments that their annotations do not give.
+
+A key is the dotted name of a class, or of a module for all its classes. An argument that a class
+does not take is ignored, so one entry serves every optimizer.
+"""
+
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval, MinLen
+from pydantic.types import Strict
+
+from harness.contract.settings import (
+    Count,
+    Duration,
+    Fraction,
+    Name,
+    Natural,
+    OrUnlimited,
+    Positive,
+    Probability,
+    Weight,
+)
+
+TRAINER = "lightning.Trainer"
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true", "16", "bf16", "32", "64")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
+PROFILERS = ("simple", "advanced", "pytorch")
+_Never = Literal[False]
+_Extreme = Literal["min", "max"]
+_Betas = Annotated[tuple[Fraction, Fraction], Strict(False)]
+_NumBatches = Natural | Probability | None
+
+RANGES: dict[str, dict[str, Any]] = {
+    "torch.optim": {
+        "lr": Positive,
+        "betas": _Betas,
+        "eps": Positive,
+        "weight_decay": Weight,
+        "momentum": Fraction,
+        "dampening": Probability,
+        "alpha": Fraction,
+        "rho": Fraction,
+        "maximize": _Never,  # the loss is minimized
+        "differentiable": _Never,
+    },
+    "torch.optim.lr_scheduler": {
+        "factor": Probability,
+        "total_iters": Natural,
+        "last_epoch": Literal[-1],  # a resumed run restores it
+        "T_max": Count,
+        "T_0": Count,
+        "eta_min": Weight,
+        "step_size": Count,
+        "gamma": Positive,
+        "milestones": Annotated[list[Count], MinLen(1)],
+        "power": Positive,
+        "start_factor": Probability,
+        "end_factor": Probability,
+        "max_lr": Positive | Annotated[list[Positive], MinLen(1)],
+        "pct_start": Probability,
+    },
+    "torch.optim.lr_scheduler.ReduceLROnPlateau": {
+        "factor": Fraction,
+        "patience": Natural,
+        "threshold": Weight,
+        "cooldown": Natural,
+        "min_lr": Weight,
+        "eps": Weight,
+    },
+    "lightning.pytorch.callbacks.ModelCheckpoint": {
+        "dirpath": Name | None,
+        "filename": Name | None,
+        "mode": _Extreme,
+        "save_top_k": OrUnlimited,
+        "every_n_train_steps": Natural | None,
+        "every_n_epochs": Natural | None,
+        "train_time_interval": dict[str, Any] | None,
+    },
+    "lightning.pytorch.callbacks.EarlyStopping": {
+        "monitor": str | None,  # null until the run starts
+        "min_delta": Weight,
+        "patience": Natural,
+        "mode": _Extreme,
+    },
+    TRAINER: {
+        "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"],
+        "devices": OrUnlimited | str | Annotated[list[Natural], MinLen(1)],
+        "strategy": Literal[(*STRATEGIES, "fsdp")],  # type: ignore[valid-type]
+        "num_nodes": Count,
+        "precision": Literal[(*PRECISIONS, 16, 32, 64, None)],  # type: ignore[valid-type]
+        "max_epochs": OrUnlimited | None,
+        "min_epochs": Natural | None,
+        "max_steps": OrUnlimited,
+        "min_steps": Natural | None,
+        "max_time": Duration | dict[str, Any] | None,
+        "limit_train_batches": _NumBatches,
+        "limit_val_batches": _NumBatches,
+        "limit_test_batches": _NumBatches,
+        "limit_predict_batches": _NumBatches,
+        "overfit_batches": Natural | Probability,
+        "fast_dev_run": bool | Natural,
+        "val_check_interval": Count | Annotated[float, Interval(gt=0, le=1)] | Duration | None,
+        "check_val_every_n_epoch": Count | None,
+        "num_sanity_val_steps": OrUnlimited | None,
+        "log_every_n_steps": Natural | None,
+        "accumulate_grad_batches": Count,
+        "gradient_clip_val": Weight | None,
+        "gradient_clip_algorithm": Literal["norm", "value"] | None,
+        "profiler": Literal[PROFILERS] | None,  # type: ignore[valid-type]
+        "plugins": None,  # the run adds its own
+        "reload_dataloaders_every_n_epochs": Natural,
+        "default_root_dir": Name | None,
+        "model_registry": Name | None,
+    },
+}
+# arguments that conf/ must set although the library has a default
+REQUIRED: dict[str, tuple[str, ...]] = {"torch.optim": ("lr",)}
+
+
+def ranges(target: str) -> dict[str, Any]:
+    """Return the types of arguments that replace those of the annotations, by name."""
+    module = target.rpartition(".")[0]
+    return RANGES.get(module, {}) | RANGES.get(target, {})
+
+
+def required(target: str) -> tuple[str, ...]:
+    """Return the arguments that a config must set although they have a default."""
+    return REQUIRED.get(target.rpartition(".")[0], ())

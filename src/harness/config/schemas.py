@@ -1,0 +1,126 @@
+"""Checks values against the types of arguments, and describes these types in words."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from harness.config.annotations import Factory
+from harness.config.keys import format_value
+from harness.config.signatures import Parameter
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, regex_engine="python-re")
+
+
+def model(name: str, parameters: Mapping[str, Parameter]) -> type[BaseModel]:
+    """Return a pydantic model with a field for each argument, all of them optional.
+
+    Args:
+        name: title of the model.
+        parameters: arguments by name. One whose annotation pydantic rejects accepts any value.
+    """
+    try:
+        return _model(name, parameters)
+    except Exception:  # pydantic raises many types, for example for a range of text
+        read = {n: p if _is_valid(p) else p.with_kind(Any) for n, p in parameters.items()}
+        return _model(name, read)
+
+
+def _is_valid(parameter: Parameter) -> bool:
+    try:
+        json_schema(_model("one", {"value": parameter}))
+    except Exception:
+        return False
+    return True
+
+
+def _model(name: str, parameters: Mapping[str, Parameter]) -> type[BaseModel]:
+    fields: dict[str, Any] = {
+        f"field_{number}": (p.kind, Field(None, alias=key))
+        for number, (key, p) in enumerate(parameters.items())
+    }
+    return create_model(name, __config__=_STRICT, **fields)
+
+
+def wrong_values(
+    model_class: type[BaseModel], node: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Yield the key of each value with a wrong type or range, and describe the valid values."""
+    try:
+        model_class.model_validate(dict(node))
+    except ValidationError as error:
+        failed = {e["loc"][0] for e in error.errors(include_url=False, include_context=False)}
+        properties = json_schema(model_class)["properties"]
+        yield from ((key, describe(properties[key])) for key in node if key in failed)
+
+
+def json_schema(model_class: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON Schema of a model."""
+    return model_class.model_json_schema()
+
+
+def factory_of(kind: Any) -> Factory | None:
+    """Return the Factory in a type, or None if the argument is not a ``_partial_`` node."""
+    for part in (*getattr(kind, "__metadata__", ()), *get_args(kind)):
+        if isinstance(part, Factory):
+            return part
+        if (inside := factory_of(part)) is not None:
+            return inside
+    return None
+
+
+def describe(schema: Mapping[str, Any]) -> str:
+    """Return what a JSON Schema allows, such as "an integer of at least 1 or null"."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(map(describe, schema["anyOf"])))
+    if "const" in schema:
+        return format_value(schema["const"])
+    if "enum" in schema:
+        return f"one of {', '.join(dict.fromkeys(map(format_value, schema['enum'])))}"
+    match schema.get("type"):
+        case "integer":
+            return f"an integer{_range(schema)}"
+        case "number":
+            return f"a number{_range(schema)}"
+        case "string":
+            return f"text{_form(schema)}"
+        case "array":
+            return _list(schema)
+        case "boolean":
+            return "true or false"
+        case "object":
+            return "a group of settings"
+        case "null":
+            return "null"
+    return "any value"
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    upper = None if high is below is None else f"{high:g}" if below is None else f"below {below:g}"
+    upper = str(high) if isinstance(high, int) else upper
+    if above is not None:
+        return f" above {above:g}" + (f" and at most {upper}" if upper else "")
+    if low is not None:
+        return f" from {low:g} to {upper}" if upper else f" of at least {low:g}"
+    return f" of at most {upper}" if high is not None else f" {upper}" if upper else ""
+
+
+def _form(schema: Mapping[str, Any]) -> str:
+    if "pattern" in schema:
+        return f" {schema.get('description', 'that matches ' + schema['pattern'])}"
+    low, high = schema.get("minLength"), schema.get("maxLength")
+    if high is not None:
+        return f" of {low} to {high} characters" if low else f" of at most {high} characters"
+    return " that is not empty" if low == 1 else f" of at least {low} characters" if low else ""
+
+
+def _list(schema: Mapping[str, Any]) -> str:
+    if items := schema.get("prefixItems"):
+        kinds = dict.fromkeys(map(describe, items))
+        each = f"each {next(iter(kinds))}" if len(kinds) == 1 else ", ".join(map(describe, items))
+        return f"a list of {len(items)}, {each}"
+    size = " that is not empty" if schema.get("minItems") == 1 else ""
+    items = schema.get("items")
+    return f"a list{size}, each {describe(items)}" if items else f"a list{size}"
