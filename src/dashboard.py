@@ -2,41 +2,50 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from harness.command_line.entry_point import entry_point
 from harness.config import paths
 from harness.contract import files
 from harness.contract.errors import RunFailed
+from harness.contract.settings import Name, Names
 
 
 @entry_point("dashboard")
-def main(cfg: DictConfig) -> None:
-    """Build the view; save it where an account is configured, else write what would be sent."""
-    from harness.reports.dashboard import as_json, comparison
+def main(
+    entity: Name | None,
+    project: Name,
+    name: Name,
+    output: Name,
+    compared: Names,
+    by: Name,
+    curves: Names,
+    along: Name,
+    pictures: Names,
+) -> None:
+    """Save the view on W&B if an account is configured; else write it to a JSON file."""
+    from harness.reports.dashboard import comparison_view, to_json
     from harness.tracking.wandb import has_wandb_account
 
-    view = comparison(
-        cfg.entity or "",
-        cfg.project,
-        cfg.name,
-        compared=cfg.compared,
-        by=cfg.by,
-        curves=cfg.curves,
-        along=cfg.along,
-        pictures=cfg.pictures,
+    view = comparison_view(
+        entity or "",
+        project,
+        name,
+        compared=compared,
+        by=by,
+        curves=curves,
+        along=along,
+        pictures=pictures,
     )
-    if cfg.entity is not None and has_wandb_account():
+    if entity is not None and has_wandb_account():
         try:
             print(view.save().url)
-        except Exception as error:  # whatever W&B raises
+        except Exception as error:  # W&B can raise anything
             raise RunFailed(f"W&B: {' '.join(str(error).split())[:200]}") from error
         return
-    written = Path(cfg.output)
-    written.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(written, as_json(view))
-    reason = "entity= is not set" if cfg.entity is None else "W&B is offline or has no account"
-    print(f"{reason}: nothing was sent; the view is saved in {paths.shown(written)}")
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, to_json(view))
+    reason = "entity= is not set" if entity is None else "W&B is offline or has no account"
+    print(f"{reason}: nothing was sent; the view is saved in {paths.display_path(path)}")
 
 
 if __name__ == "__main__":

@@ -1,38 +1,38 @@
-"""Publish a trained model: ``python src/export.py run=logs/latest``."""
+"""Export a trained model for publication: ``python src/export.py run=logs/latest``."""
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from harness.command_line.entry_point import entry_point
-from harness.config.paths import shown
-from harness.contract.files import file_digest, replacing_files
-from harness.run_folder import loading, reading, trust
+from harness.config.paths import display_path
+from harness.contract.files import atomic_write_files, file_digest
+from harness.contract.settings import Name, Trust
+from harness.run_folder import loading, reading
+from harness.run_folder.trust import resolve_inside
 
 
 @entry_point("export")
-def main(cfg: DictConfig) -> None:
+def main(run: Name, trust: Trust, output: Name | None) -> None:
     """Write weights, config, the decoder for other runtimes, and a model card."""
-    run_dir, checkpoint = loading.find_run(cfg.run)
+    run_dir, checkpoint = loading.find_run(run)
 
     from cvae import export
     from cvae.models import Autoencoder
 
-    model, archived = loading.load_model(checkpoint, cfg.trust, Autoencoder)
-    folder = Path(cfg.output) if cfg.output else trust.inside(run_dir, "export")
-    config, evaluation = reading.plain(archived), reading.read_evaluation(run_dir)
-    is_of_these = evaluation.get("checkpoint_digest") == file_digest(checkpoint)
-    metrics = evaluation["metrics"] if is_of_these else {}
+    model, archived = loading.load_model(checkpoint, trust, Autoencoder)
+    folder = Path(output) if output else resolve_inside(run_dir, "export")
+    config, evaluation = reading.to_plain(archived), reading.read_evaluation(run_dir)
+    is_current = evaluation.get("checkpoint_digest") == file_digest(checkpoint)
+    metrics = evaluation["metrics"] if is_current else {}
     summary = reading.read_summary(run_dir)
-    if reading.name_in(run_dir, checkpoint) != summary.get("checkpoint"):  # only that was tested
-        summary.pop("metrics", None)
-    with replacing_files(folder) as fresh:
-        export.save_model(model, config, fresh)
-        differences = export.save_decoder(model, fresh)
-        export.save_card(model, config, summary, metrics, fresh)
+    if reading.relative_name(run_dir, checkpoint) != summary.get("checkpoint"):
+        summary.pop("metrics", None)  # they are of another checkpoint
+    with atomic_write_files(folder) as temporary:
+        export.save_model(model, config, temporary)
+        differences = export.save_decoder(model, temporary)
+        export.save_card(model, config, summary, metrics, temporary)
     for name, difference in differences.items():
         print(f"{name}: within {difference:.1e} of PyTorch")
-    print(shown(folder))
+    print(display_path(folder))
 
 
 if __name__ == "__main__":

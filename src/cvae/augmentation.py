@@ -1,7 +1,7 @@
-"""Other shapes of the training images, before their pixels are drawn.
+"""Augmentation of the training images, before their pixels are sampled.
 
-An augmentation of your own is one class with the method of :class:`Augmentation`, and one YAML file
-in conf/data/augmentation/ that names it in ``_target_``.
+To add an augmentation, write a class with the method of :class:`Augmentation` and name it in
+``_target_`` of a YAML file in conf/data/augmentation/.
 """
 
 import functools
@@ -15,45 +15,72 @@ from torch import Tensor
 
 from cvae import noise
 from cvae.types import ImageIndices
+from harness.contract.settings import OrUnlimited, Probability, Weight
 
 Grey = UInt8[Tensor, "batch channel height width"]
-_CONTROLS = 5  # points on a side of the grid that an elastic map moves
+_NUM_CONTROLS = 5  # control points along a side of the elastic grid
 
 
 @runtime_checkable
 class Augmentation(Protocol):
-    """What the data module asks of its augmentation; it gives ``seed`` to the constructor."""
+    """Transform of the training images, before their pixels are sampled."""
 
     def __call__(self, pixels: Grey, index: ImageIndices, epoch: int) -> Grey:
-        """Unsigned bytes again, of randomness that is keyed by (seed, epoch, image)."""
+        """Return the augmented images, as unsigned bytes.
+
+        Key all randomness by (seed, epoch, image), so that it does not depend on the number of
+        devices and a resumed run repeats it; see :mod:`cvae.noise`.
+
+        Args:
+            pixels: grey images.
+            index: positions of the images in the training split.
+            epoch: the current epoch.
+        """
         ...
 
 
-class Warp:
-    r"""Gives a point u the grey of the image's point :math:`(I + A) u + B(u)\,d`.
+@runtime_checkable
+class AugmentationFactory(Protocol):
+    """Constructor of an augmentation, with the argument that the data module passes.
 
-    A is a matrix, B the bicubic interpolation of displacements d of a grid of 5 x 5 control points,
-    both normal. Labels stay what they are if the moves are small (Simard, Steinkraus and Platt
-    2003).
+    Further arguments of your augmentation are set in its YAML file.
+    """
+
+    def __call__(self, *, seed: int) -> Augmentation: ...
+
+
+class Warp:
+    r"""Random affine and elastic warps (Simard, Steinkraus and Platt 2003).
+
+    .. math:: x'(u) = x((I + A) u + B(u)\,d)
+
+    for a pixel position u, relative to the centre of the image. The entries of the matrix A and the
+    displacements d of 5 x 5 control points are normal with mean 0; B is bicubic interpolation
+    between the control points. Keep the warps small enough that labels remain correct.
+
+    Example::
+
+        augmentation = functools.partial(Warp, affine=0.06, elastic=0.5, share=0.5, until=0.72)
+        data = MNISTDataModule("data", augmentation=augmentation)
 
     Args:
-        seed: seed of the draws.
+        seed: seed of the random warps.
         affine: standard deviation of each entry of A: scale, rotation and shear.
         elastic: standard deviation of the displacements d, in pixels.
-        share: probability that an image is warped at a visit.
-        until: share of the epochs with warped images; the last take all as they are, for what is
-            warped is a little beside the distribution that is learned.
-        max_epochs: those of the training; where it has no such end, images are warped throughout.
+        share: probability that an image is warped in an epoch.
+        until: share of the epochs with warps. The last epochs use the original images, since the
+            distribution of warped images differs from that of the data.
+        max_epochs: number of epochs of the run; with None or -1, all epochs have warps.
     """
 
     def __init__(
         self,
         seed: int,
-        affine: float,
-        elastic: float,
-        share: float,
-        until: float,
-        max_epochs: int | None = None,
+        affine: Weight,
+        elastic: Weight,
+        share: Probability,
+        until: Probability,
+        max_epochs: OrUnlimited | None = None,
     ) -> None:
         self.seed = seed
         self.affine = affine
@@ -67,8 +94,8 @@ class Warp:
         if epoch >= self.until_epoch:
             return pixels
         height, width = pixels.shape[2:]
-        points, controls, half = _plane(height, width, pixels.device)
-        num_moves = 2 + len(controls)  # of each axis
+        points, controls, half = _pixel_grid(height, width, pixels.device)
+        num_moves = 2 + len(controls)  # per axis: the entries of A and the displacements
         draws = noise.standard_normal(
             index,
             (2 * num_moves + 1,),
@@ -84,13 +111,13 @@ class Warp:
 
 
 @functools.cache
-def _plane(
+def _pixel_grid(
     height: int, width: int, device: torch.device
 ) -> tuple[Float[Tensor, "2 num_pixels"], Float[Tensor, "num_controls num_pixels"], Tensor]:
-    """Where the pixels lie, from the middle; the basis of the control points; half the size."""
+    """Return pixel positions from the centre, interpolation weights and half of (width, height)."""
     half = torch.tensor([[width / 2], [height / 2]])
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     points = torch.stack([x, y]).flatten(1) + 0.5 - half
-    controls = torch.eye(_CONTROLS**2).view(-1, 1, _CONTROLS, _CONTROLS)
+    controls = torch.eye(_NUM_CONTROLS**2).view(-1, 1, _NUM_CONTROLS, _NUM_CONTROLS)
     controls = F.interpolate(controls, (height, width), mode="bicubic", align_corners=True)
     return points.to(device), controls.flatten(1).to(device), half.to(device)

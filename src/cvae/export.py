@@ -1,8 +1,8 @@
-"""A trained model as files that others can use (extra "export").
+"""Export of a trained model for other tools (extra "export").
 
-``model.safetensors`` with ``config.json`` is the whole model, to load without Lightning;
-``decoder.onnx`` and ``decoder.pt2`` (torch.export) are its decoder, for other runtimes;
-``README.md`` is a model card in the form that the Hugging Face Hub takes.
+``model.safetensors`` and ``config.json`` hold the model and load without Lightning.
+``decoder.onnx`` and ``decoder.pt2`` (torch.export) hold the decoder for other runtimes.
+``README.md`` is a model card for the Hugging Face Hub.
 """
 
 import warnings
@@ -15,25 +15,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cvae import load_run
+from cvae.conditions import OneHot
 from cvae.models import Autoencoder
-from cvae.types import Image, Latent, OneHot
+from cvae.types import Condition, Image, Latent
 from harness.contract import exported
 from harness.contract.errors import ConfigError
 
 CARD = "README.md"
 DECODERS = ("decoder.onnx", "decoder.pt2")
-_TOLERANCE = 1e-5  # of a pixel's mean, between runtimes
+_TOLERANCE = 1e-5  # difference of a pixel mean between runtimes
 _CHECKED_ROWS = 64
 
 
 def load(folder: str | Path, trusted: str | Sequence[str] | None = None) -> Autoencoder:
-    """The model in an exported folder, ready to use; needs no Lightning.
+    """Load the model of an exported folder, without Lightning.
 
     Args:
         trusted: further packages whose classes the folder may name, such as "my_network".
 
     Raises:
-        ConfigError: no such folder, or its weights do not go with its config.
+        ConfigError: the folder holds no exported model, or weights and config do not match.
     """
     if not (Path(folder) / exported.CONFIG).is_file():
         raise ConfigError(f"{folder}: no exported model ({exported.CONFIG} is missing)")
@@ -41,34 +42,31 @@ def load(folder: str | Path, trusted: str | Sequence[str] | None = None) -> Auto
 
 
 def save_model(model: Autoencoder, config: Mapping[str, Any], folder: Path) -> None:
-    """Write weights and the part of a run's config that describes the model.
-
-    A penalty belongs to the training, and stays there.
-    """
+    """Save the weights and the model part of a run's config, without the training penalty."""
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith("penalty.")}
     described = {key: node for key, node in config["model"].items() if key != "penalty"}
     exported.save(weights, described, folder)
 
 
 class DecoderMeans(nn.Module):
-    """Points of the latent space to images: what the decoder means, in [0, 1]."""
+    """Decoder that returns the pixel means, in [0, 1]."""
 
     def __init__(self, model: Autoencoder) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, latent: Latent, y: OneHot | None = None) -> Image:
+    def forward(self, latent: Latent, y: Condition | None = None) -> Image:
         return self.model.decode(latent, y).mean
 
 
 def save_decoder(model: Autoencoder, folder: Path) -> dict[str, float]:
-    """Write the decoder for onnxruntime and as a torch.export program, for any number of rows.
+    """Save the decoder as ONNX and as a torch.export program, with a dynamic batch size.
 
     Returns:
-        For each file the largest difference of a pixel's mean from PyTorch's.
+        For each file, the largest difference of a pixel mean from PyTorch.
 
     Raises:
-        ConfigError: it is larger than 1e-5, or the decoder cannot be exported.
+        ConfigError: the difference exceeds 1e-5, or the decoder cannot be exported.
     """
     import onnxruntime
 
@@ -80,8 +78,10 @@ def save_decoder(model: Autoencoder, folder: Path) -> dict[str, float]:
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(
-                decoder, _rows(model, 3), dynamic_shapes=[{0: batch} for _ in names]
+                decoder, _example_inputs(model, 3), dynamic_shapes=[{0: batch} for _ in names]
             )
+            for node in program.graph.nodes:
+                node.meta.pop("stack_trace", None)  # it names the source files of this machine
             torch.export.save(program, program_path)
             torch.onnx.export(
                 program,
@@ -93,26 +93,30 @@ def save_decoder(model: Autoencoder, folder: Path) -> dict[str, float]:
                 external_data=False,
                 verbose=False,
             )
-        except Exception as error:  # whatever a network of one's own does that cannot be traced
+        except Exception as error:  # tracing a user's network may fail in any way
             reason = " ".join(str(error).split())[:160]
             raise ConfigError(f"the decoder cannot be exported ({reason})") from error
         session = onnxruntime.InferenceSession(onnx_path, providers=["CPUExecutionProvider"])
-        again = torch.export.load(program_path).module()
-    rows = _rows(model, _CHECKED_ROWS)
+        exported_program = torch.export.load(program_path).module()
+    rows = _example_inputs(model, _CHECKED_ROWS)
     expected = decoder(*rows).detach()
     (from_onnx,) = session.run(None, {k: v.numpy() for k, v in zip(names, rows, strict=True)})
-    found = {DECODERS[0]: torch.from_numpy(from_onnx), DECODERS[1]: again(*rows).detach()}
-    differences = {name: float((means - expected).abs().max()) for name, means in found.items()}
-    for name, difference in differences.items():
+    means_by_file = {
+        DECODERS[0]: torch.from_numpy(from_onnx),
+        DECODERS[1]: exported_program(*rows).detach(),
+    }
+    max_differences = {
+        name: float((means - expected).abs().max()) for name, means in means_by_file.items()
+    }
+    for name, difference in max_differences.items():
         if not difference <= _TOLERANCE:
-            raise ConfigError(f"{name}: differs from PyTorch by {difference:.1e}")
-    return differences
+            raise ConfigError(f"{name}: differs from PyTorch by {difference:.1e}, above 1e-5")
+    return max_differences
 
 
-def _rows(model: Autoencoder, count: int) -> tuple[Float[Tensor, "batch _"], ...]:
+def _example_inputs(model: Autoencoder, count: int) -> tuple[Float[Tensor, "batch _"], ...]:
     latent = torch.randn(count, model.latent_dim, generator=torch.Generator().manual_seed(0))
-    label = torch.eye(model.num_classes)[torch.arange(count) % model.num_classes]
-    return (latent, label) if model.conditional else (latent,)
+    return (latent, model.condition.examples(count)) if model.conditional else (latent,)
 
 
 def save_card(
@@ -122,19 +126,20 @@ def save_card(
     metrics: Mapping[str, Mapping[str, Any]],
     folder: Path,
 ) -> None:
-    """Write the model card: what the model is, how it was trained and what was measured.
+    """Save the model card: the model, its training and its measurements.
 
     Args:
-        config: of the run.
-        summary: its summary.json.
-        metrics: those of its evaluation.json, by name; empty where it has none.
+        config: config of the run.
+        summary: summary.json of the run.
+        metrics: metrics of evaluation.json by name; empty without one.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     kind = type(model).__name__
     data = str(config["data"].get("name", "images"))
     is_binary = config["data"].get("binarization") == "dynamic"
-    pixels = "pixels drawn as 0 or 1" if is_binary else "grey pixels"
+    colour = "grey" if model.image_shape[0] == 1 else "colour"
+    pixels = "binarized pixels" if is_binary else f"{colour} pixels"
     is_averaged = bool((config.get("callbacks") or {}).get("ema"))
     average = " The weights are an exponential moving average." if is_averaged else ""
     scores = summary.get("metrics", {}).items()
@@ -169,13 +174,19 @@ def save_card(
     rows = "\n".join(
         f"| `{name}` | {value:.2f}{rest} |" for name, (value, rest) in measured.items()
     )
-    kept = (p for name, p in model.named_parameters() if not name.startswith("penalty."))
-    num_parameters = sum(p.numel() for p in kept)
+    exported_parameters = (
+        p for name, p in model.named_parameters() if not name.startswith("penalty.")
+    )
+    num_parameters = sum(p.numel() for p in exported_parameters)
     arguments = "num_samples=10"
-    inputs = f"`latent` ({'rows drawn from N(0, I)' if kind != 'Autoencoder' else 'rows of codes'})"
-    if model.conditional:
+    inputs = f"`latent` ({'samples of N(0, I)' if kind != 'Autoencoder' else 'codes'})"
+    if model.conditional and isinstance(model.condition, OneHot):
         arguments = f"y={min(7, model.num_classes - 1)}, {arguments}"
-        inputs = f"{inputs} and `y` (one-hot rows)"
+        inputs = f"{inputs} and `y` (one-hot labels)"
+    elif model.conditional:
+        arguments = f"y=y, {arguments}"
+        parts = ", ".join(f"{name}: {part.size}" for name, part in model.condition.parts.items())
+        inputs = f"{inputs} and `y` (columns of {parts})"
     text = f"""---
 {card_data.to_yaml()}
 ---
@@ -189,21 +200,21 @@ def save_card(
 from cvae.export import load
 
 model = load(".")  # this folder
-images = model.sample({arguments})  # (10, 1, height, width), means in [0, 1]
+images = model.sample({arguments})  # (10, {model.image_shape[0]}, height, width), means in [0, 1]
 ```
 
-`decoder.onnx` and `decoder.pt2` take {inputs} and give the means of the pixels.
+`decoder.onnx` and `decoder.pt2` take {inputs} and return the pixel means.
 
-## Measured
+## Metrics
 
 On the test images, one run (seed {config.get("seed")}); nats per image, ± standard error over \
-images or draws.
+images or samples.
 
 | metric | value |
 |---|---|
 {rows}
 
-## Trained
+## Training
 
 {summary.get("epochs", 0)} epochs, {summary.get("images_seen", 0):,} images, \
 {summary.get("train_seconds", 0):.0f} s on {summary.get("device", "an unknown device")}, precision \
@@ -211,6 +222,6 @@ images or draws.
 
 ## Limits
 
-It makes images like those of {data} and knows nothing else.
+The model generates images like those of {data} only.
 """
     ModelCard(text).save(folder / CARD)

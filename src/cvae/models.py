@@ -1,122 +1,81 @@
-"""Autoencoder, VAE and conditional VAE (Dykeman 2016), in one file to be read side by side.
+"""Autoencoder, VAE and conditional VAE, in one file so that you can compare them line by line.
 
-All quantities are nats per image, summed over pixels and latent dimensions, never averaged here.
+All terms are in nats per image: summed over pixels and latent dimensions, not averaged over images.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
+from functools import partial
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent, Normal
 
-from cvae.networks import Network
-from cvae.penalties import Penalty
-from cvae.priors import Prior, StandardNormal
-from cvae.types import Image, Latent, Logits, Nats, OneHot, Terms
+from cvae.conditions import ConditionSpec, Labels, OneHot, num_rows
+from cvae.given_pixels import Quadrants
+from cvae.likelihoods import Bernoulli, LikelihoodFactory
+from cvae.networks import NetworkFactory
+from cvae.penalties import PenaltyFactory
+from cvae.pixel_distribution import PixelDistribution
+from cvae.priors import PriorFactory, StandardNormal
+from cvae.types import Condition, Image, Latent, Nats, Parameters, Terms
+from harness.contract.settings import Natural, Size, Weight
 
-NetworkFactory = Callable[..., Network]
-PriorFactory = Callable[..., Prior]
-PenaltyFactory = Callable[..., Penalty]
-# one label for all rows, a label for each, or one-hot rows
-Labels = Tensor | NDArray[Any] | Sequence[int] | np.integer[Any] | int
-_MAX_LOG_STD = 5.0  # |log standard deviation| of the posterior stays below: e^5 is far from any use
+_MAX_LOG_STD = 5.0  # bound on |log standard deviation| of the posterior, to avoid overflow
 
 
-def _full_precision(values: Tensor) -> Tensor:
-    """At least float32: sums over 784 pixels lose nats in bfloat16."""
+def _to_float32(values: Tensor) -> Tensor:
+    """Convert to float32 or wider: sums over 784 pixels lose nats in bfloat16."""
     return values.float() if values.itemsize < 4 else values
 
 
-def log_bernoulli(x: Image, logits: Logits) -> Nats:
-    """log p(x) of independent pixels: Independent(Bernoulli), but for empty batches as well."""
-    cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
-    return -cross_entropy.flatten(1).sum(1)
-
-
-def _as_tensor(y: Labels) -> Tensor:
-    try:
-        return torch.as_tensor(y)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        kind = type(y).__name__
-        raise ValueError(f"y of type {kind}: must be integer labels or one-hot rows") from None
-
-
-def one_hot(y: Labels, num_classes: int, rows: Tensor) -> OneHot:
-    """Return a one-hot label for each row.
-
-    One-hot float tensors are returned unchanged, without a copy or a GPU synchronization.
-
-    Args:
-        y: an integer for all rows, an integer for each row, or one-hot rows.
-        rows: the images or latents that the labels belong to.
-
-    Raises:
-        ValueError: a label is out of range, or the number of labels is not that of the rows.
-    """
-    y, expected = _as_tensor(y), (rows.shape[0], num_classes)
-    if not y.is_floating_point():
-        y = y.to(rows.device)
-        y = (_one_hot_of_integers(y.long(), *expected) if y.ndim < 2 else y).to(rows.dtype)
-    if y.shape != expected:
-        raise ValueError(
-            f"y has shape {tuple(y.shape)}, not {expected}: "
-            f"must be integers from 0 to {num_classes - 1} or one-hot rows"
-        )
-    return y
-
-
-def _one_hot_of_integers(labels: Tensor, count: int, num_classes: int) -> Tensor:
-    outside = labels[(labels < 0) | (labels >= num_classes)]
-    if len(outside):
-        raise ValueError(f"y={int(outside[0])}: labels must be from 0 to {num_classes - 1}")
-    if labels.ndim == 1 and len(labels) != count:
-        raise ValueError(f"y has {len(labels)} labels for {count} rows: must be one for each")
-    return nn.functional.one_hot(labels.expand(count), num_classes)
-
-
-def _agreed_count(y: Tensor | None, z: Tensor | None, num_samples: int | None) -> int:
-    """Return the number of samples that the arguments agree on, or 1 if none gives it."""
+def _resolve_num_samples(y: Labels | None, z: Tensor | None, num_samples: int | None) -> int:
+    """Return the number of samples that the arguments imply, or 1; raise if they differ."""
     counts = {
-        "y": None if y is None or y.ndim == 0 else len(y),
+        "y": num_rows(y),
         "z": None if z is None else len(z),
         "num_samples": num_samples,
     }
     given = {name: count for name, count in counts.items() if count is not None}
     if len(set(given.values())) > 1:
-        shown = ", ".join(f"{count} by {name}" for name, count in given.items())
+        shown = ", ".join(f"{count} from {name}" for name, count in given.items())
         raise ValueError(f"contradictory numbers of samples ({shown}): they must be equal")
     if num_samples is not None and num_samples < 0:
         raise ValueError(f"num_samples={num_samples}: must be at least 0")
     return next(iter(given.values()), 1)
 
 
-def _sum_softplus(logits: Tensor) -> Tensor:
-    """Over the last dimension. Not by log1p(e), which takes four times as long where e is tiny."""
-    return (logits.relu() - logits.abs().sigmoid().log()).sum(-1)
-
-
 def _sampled_kl(w: Latent, log_det: Nats, eps: Latent, log_std: Latent) -> Nats:
-    """log q(z | x, y) - log p(z) at one z; the two densities share (2 pi)^(-d/2)."""
+    """Return log q(z | x, y) - log p(z) at one z; the factors (2 pi)^(-d/2) cancel."""
     return 0.5 * (w**2 - eps**2).sum(-1) - log_std.sum(-1) - log_det
 
 
 class Autoencoder(nn.Module):
-    r"""A deterministic code, trained to reconstruct: :math:`\max E\,\log p(x \mid z = f(x))`.
+    r"""Plain autoencoder: a deterministic code z = f(x), trained by maximum likelihood.
 
-    Nothing says how its codes are distributed, so decoding a random z need not give an image.
+    .. math:: \max_{f, p}\; E_x \log p(x \mid z = f(x))
 
-    Labels y are an integer for all images, a list or tensor of integers, or one-hot rows.
-    ``terms`` takes only one-hot float rows.
+    in nats per image. The distribution of the codes is not constrained, so an image decoded from a
+    random z need not look like a digit.
+
+    Methods take labels y as one integer for all images, a list, array or tensor of integers, or
+    one-hot rows; several attributes as a mapping, such as ``{"digit": 7, "angle": 30.0}``.
+
+    Example::
+
+        network = functools.partial(MLP, hidden_dim=384, encoder_blocks=2, decoder_blocks=3)
+        model = Autoencoder(network, latent_dim=24)
+        images = model.reconstruct(x)  # pixel means in [0, 1], of the shape of x
 
     Args:
-        network: makes the encoder and decoder, see :class:`cvae.networks.Network`.
-        latent_dim: dimensions of the code z.
-        image_shape: (1, height, width).
-        num_classes: number of labels of the data; only a conditional model sees them.
+        network: constructor of the encoder and decoder, a :class:`cvae.networks.NetworkFactory`.
+        latent_dim: dimensions of the latent z.
+        image_shape: (channels, height, width); 1 channel for grey images, 3 for colour.
+        num_classes: number of classes.
+        likelihood: constructor of p(x | z), a :class:`cvae.likelihoods.LikelihoodFactory`.
+        condition: what y means, a :class:`cvae.conditions.ConditionSpec`; None for a one-hot label
+            of ``num_classes``. Only a conditional model takes y.
     """
 
     conditional = False
@@ -125,64 +84,106 @@ class Autoencoder(nn.Module):
     def __init__(
         self,
         network: NetworkFactory,
-        latent_dim: int,
-        image_shape: Sequence[int] = (1, 28, 28),
-        num_classes: int = 10,
+        latent_dim: Size,
+        image_shape: Sequence[Size] = (1, 28, 28),
+        num_classes: Size = 10,
+        likelihood: LikelihoodFactory = Bernoulli,
+        condition: ConditionSpec | None = None,
     ) -> None:
         super().__init__()
-        if len(image_shape) != 3 or image_shape[0] != 1:
+        if len(image_shape) != 3 or image_shape[0] not in (1, 3):
             raise ValueError(
-                f"image_shape={list(image_shape)}: must be [1, height, width], "
-                "colour is not supported"
+                f"image_shape={list(image_shape)}: must be [channels, height, width], with 1 or 3 "
+                "channels"
             )
         self.latent_dim = latent_dim
         self.num_classes = num_classes
         self.image_shape = tuple(image_shape)
+        self.condition = OneHot(num_classes) if condition is None else condition
+        if isinstance(self.condition, Quadrants) and not self.conditional:
+            raise ValueError("data/condition=quadrants: must have a conditional model, model=cvae")
+        self.condition_size = self.condition.embedding_size if self.conditional else 0
+        self.likelihood = likelihood(image_shape=self.image_shape)
         self.network = network(
             image_shape=self.image_shape,
             latent_dim=latent_dim,
             num_statistics=self.num_statistics,
-            num_classes=num_classes if self.conditional else 0,
+            condition_size=self.condition_size,
+            num_parameters=self.likelihood.num_parameters,
         )
-        self.output_bias = nn.Parameter(torch.zeros(self.image_shape))
+        channels, height, width = self.image_shape
+        num_outputs = self.likelihood.num_parameters * channels
+        self.output_bias = nn.Parameter(torch.zeros(num_outputs, height, width))
 
-    def initialize_output_bias(self, mean_image: Tensor) -> None:
-        """Start from the logits of the train mean, in (0, 1)."""
+    def initialize_output_bias(self, mean: Tensor, std: Tensor) -> None:
+        """Set the output bias to the parameters of the training images.
+
+        Args:
+            mean: mean of every pixel, in (0, 1).
+            std: standard deviation of every pixel.
+        """
+        start = self.likelihood.start(mean, std)
         with torch.no_grad():
-            self.output_bias.copy_(torch.logit(mean_image))
+            self.output_bias.copy_(start.flatten(0, 1))
 
-    def _statistics(self, x: Image, y: Labels | None) -> Tensor:
-        return _full_precision(self.network.encode(x, self._label(y, x)))
+    def _encode_label(self, y: Labels | None, rows: Tensor) -> Condition | None:
+        """Return y as vectors, in the units of the data."""
+        if self.conditional and y is None:
+            raise ValueError(f"{type(self).__name__} is conditional: pass the labels y")
+        if not self.conditional and y is not None:
+            raise ValueError(f"{type(self).__name__} is unconditional: do not pass labels y")
+        return None if y is None else self.condition.encode(y, rows)
 
-    def _logits(self, z: Latent, y: Labels | None) -> Tensor:
-        return _full_precision(self.network.decode(z, self._label(y, z))) + self.output_bias
+    def _condition(self, y: Labels | None, rows: Tensor) -> Condition | None:
+        """Return what networks and prior take of y."""
+        vectors = self._encode_label(y, rows)
+        return None if vectors is None else self.condition(vectors)
 
-    def _decoded(self, latent: Latent) -> Latent:
-        """What the decoder takes, of a point of the latent space."""
+    def _statistics(self, x: Image, c: Condition | None) -> Tensor:
+        return _to_float32(self.network.encode(x, c))
+
+    def _pixel_parameters(self, z: Latent, c: Condition | None) -> Parameters:
+        """Return the parameters of the likelihood."""
+        outputs = _to_float32(self.network.decode(z, c)) + self.output_bias
+        return outputs.unflatten(1, (self.likelihood.num_parameters, self.image_shape[0]))
+
+    def _log_prob(self, x: Image, parameters: Parameters) -> Tensor:
+        """Return log p(x | z, y) of each image: of the pixels that y does not give."""
+        if isinstance(self.condition, Quadrants):
+            x, parameters = self.condition.pick_rest(x), self.condition.pick_rest(parameters)
+        return self.likelihood.log_prob(x, parameters)
+
+    def _to_z(self, latent: Latent, c: Condition | None) -> Latent:
+        """Return z for a point of the latent space."""
         return latent
 
-    def _label(self, y: Labels | None, rows: Tensor) -> OneHot | None:
-        if self.conditional and y is None:
-            raise ValueError(f"{type(self).__name__} is conditional: give the labels y")
-        if not self.conditional and y is not None:
-            raise ValueError(f"{type(self).__name__} is unconditional: it takes no label")
-        return None if y is None else one_hot(y, self.num_classes, rows)
+    def _to_latent(self, z: Latent, c: Condition | None) -> Latent:
+        """Return the point of the latent space of z."""
+        return z
 
     def embed(self, x: Image, y: Labels | None = None) -> Latent:
-        """The one z that stands for an image: its code, or its posterior mean."""
-        return self._statistics(x, y)
+        """Return one latent point per image: the code, or the posterior mean."""
+        return self._statistics(x, self._condition(y, x))
 
     def encode(self, x: Image, y: Labels | None = None) -> Latent | Distribution:
-        """The code z of an image."""
+        """Return the code z of each image."""
         return self.embed(x, y)
 
-    def decode(self, z: Latent, y: Labels | None = None) -> Distribution:
-        """p(x | z, y), a Bernoulli for every pixel; ``.mean`` is the image to look at."""
-        logits = self._logits(self._decoded(z), y)
-        return Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
+    def decode(self, z: Latent, y: Labels | None = None) -> PixelDistribution:
+        """Return p(x | z, y); its ``mean`` is the image to show, in [0, 1].
+
+        With a prior other than N(0, I), the argument z is the base variable w.
+        """
+        vectors = self._encode_label(y, z)
+        c = None if vectors is None else self.condition(vectors)
+        parameters = self._pixel_parameters(self._to_z(z, c), c)
+        if vectors is None or not isinstance(self.condition, Quadrants):
+            return PixelDistribution(self.likelihood, parameters)
+        complete = partial(self.condition.complete, y=vectors)
+        return PixelDistribution(self.likelihood, parameters, complete)
 
     def reconstruct(self, x: Image, y: Labels | None = None) -> Image:
-        """The decoder's mean at the image's z."""
+        """Return the pixel means decoded from :meth:`embed`, in [0, 1]."""
         return self.decode(self.embed(x, y), y).mean
 
     @torch.no_grad()
@@ -193,47 +194,62 @@ class Autoencoder(nn.Module):
         *,
         num_samples: int | None = None,
         temperature: float = 1.0,
-        binary: bool = False,
+        sample_pixels: bool = False,
         generator: torch.Generator | None = None,
     ) -> Image:
-        """Decode random points of the latent space.
+        """Return images decoded from random points of the latent space.
 
         The same z with ten labels gives ten digits in one style.
 
+        Example::
+
+            images = model.sample(y=7, num_samples=10)  # (10, 1, 28, 28), in [0, 1]
+            z = torch.randn(1, model.latent_dim).expand(10, -1)
+            digits = model.sample(y=torch.arange(10), z=z)  # one style, ten labels
+
         Args:
-            y: labels of a conditional model: one for all images, one for each, or one-hot rows.
-            z: points to decode; drawn from N(0, temperature² I) if left out.
-            num_samples: number of images; 1 if neither y nor z gives it.
-            temperature: standard deviation of the z drawn.
-            binary: draw the pixels instead of giving their means in [0, 1].
-            generator: source of the draws, for images that can be made again.
+            y: labels of a conditional model: one for all images, one per image, or one-hot rows;
+                for several attributes a mapping, each one for all images or one per image.
+            z: points to decode; by default sampled from N(0, temperature² I).
+            num_samples: number of images; by default that of y or z, or 1.
+            temperature: standard deviation of the sampled z.
+            sample_pixels: return images with sampled pixels instead of their means in [0, 1].
+            generator: CPU random number generator, for reproducible images.
 
         Raises:
             ValueError: a label is out of range, or y, z and num_samples contradict each other.
         """
-        weight = self.output_bias
-        y = None if y is None else _as_tensor(y)
-        size = _agreed_count(y, z, num_samples)
+        size = _resolve_num_samples(y, z, num_samples)
         if z is None:
             z = torch.randn(size, self.latent_dim, generator=generator) * temperature
-        z = z.to(weight)
-        label = self._label(y, z)
-        mean = self.decode(z, None if label is None else label.to(weight)).mean
-        if not binary:
-            return mean
-        return torch.bernoulli(mean.cpu(), generator=generator).to(weight)
+        z = z.to(self.output_bias)
+        images = self.decode(z, y)
+        return images.sample(generator=generator) if sample_pixels else images.mean
 
-    def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
-        """The reconstruction term alone: a code has no distribution and costs no nats."""
-        reconstruction = log_bernoulli(x, self._logits(self.embed(x, y), y))
+    def terms(self, x: Image, y: Labels | None, eps: Latent) -> Terms:
+        """Return the reconstruction term and a KL of 0, since the code is deterministic."""
+        c = self._condition(y, x)
+        parameters = self._pixel_parameters(self._statistics(x, c), c)
+        reconstruction = self._log_prob(x, parameters)
         return Terms(reconstruction, torch.zeros_like(reconstruction))
 
     def metrics(self, terms: Terms) -> dict[str, Nats]:
-        """What is logged, per image; the first is what a run is selected by."""
-        return {"reconstruction": terms.reconstruction}
+        """Return the values to log, per image and by name."""
+        return {self.nats_name("reconstruction"): terms.reconstruction}
+
+    @property
+    def num_dimensions(self) -> int:
+        """Number of pixels and channels that the likelihood counts."""
+        if isinstance(self.condition, Quadrants):
+            return self.image_shape[0] * len(self.condition.rest)
+        return math.prod(self.image_shape)
+
+    def nats_name(self, quantity: str) -> str:
+        """Return the name of a metric in nats, which ends in _density for a density."""
+        return quantity if self.likelihood.num_levels else f"{quantity}_density"
 
     def loss(self, terms: Terms, step: int) -> Nats:
-        """What is minimized, per image."""
+        """Return the loss of each image at an optimizer step, in nats."""
         return -terms.reconstruction
 
 
@@ -243,17 +259,25 @@ class VAE(Autoencoder):
     .. math:: \log p(x) \ge E_{q(z|x)} \log p(x|z) - KL(q(z|x) \,\|\, p(z))
 
     in nats per image (Kingma and Welling 2014). The loss weights the KL term by beta (Higgins et
-    al. 2017); what is reported as elbo never does. The latent that goes in and out is the prior's
-    base variable w ~ N(0, I), which is z itself for the prior N(0, I).
+    al. 2017); the logged elbo does not. The latent in arguments and results is the base variable
+    w ~ N(0, I) of the prior, which is z for the standard normal prior.
+
+    Example::
+
+        network = functools.partial(MLP, hidden_dim=384, encoder_blocks=2, decoder_blocks=3)
+        model = VAE(network, latent_dim=32)
+        images = model.sample(num_samples=16)  # (16, 1, 28, 28), pixel means in [0, 1]
 
     Args:
-        prior: makes the prior p(z), see :class:`cvae.priors.Prior`.
-        penalty: makes what the loss adds to the bound, see :class:`cvae.penalties.Penalty`.
-        beta: weight of the KL term in the loss, 1 for the bound itself.
-        warmup_steps: optimizer steps over which that weight rises linearly from 0 to beta.
-        path_gradient: whether the gradient of the bound is that by way of z alone, without the
-            score of q, which is 0 on average: its noise vanishes where q is the true posterior
-            (Roeder, Wu and Duvenaud 2017). The value stays the same.
+        prior: constructor of p(z), a :class:`cvae.priors.PriorFactory`.
+        penalty: constructor of a term added to the loss, a
+            :class:`cvae.penalties.PenaltyFactory`; None for the bound alone.
+        beta: weight of the KL term in the loss; 1 for the bound itself.
+        warmup_steps: optimizer steps of the linear warm-up of the KL weight from 0 to beta.
+        path_gradient: drop the score of q from the gradient of the bound and keep the gradient
+            through z. The score is 0 on average, and without it the variance of the gradient
+            vanishes where q is the true posterior (Roeder, Wu and Duvenaud 2017). The value of the
+            bound does not change.
     """
 
     num_statistics = 2
@@ -261,88 +285,111 @@ class VAE(Autoencoder):
     def __init__(
         self,
         network: NetworkFactory,
-        latent_dim: int,
-        image_shape: Sequence[int] = (1, 28, 28),
-        num_classes: int = 10,
-        beta: float = 1.0,
-        warmup_steps: int = 0,
-        path_gradient: bool = False,
+        latent_dim: Size,
+        image_shape: Sequence[Size] = (1, 28, 28),
+        num_classes: Size = 10,
+        beta: Weight = 1.0,
+        warmup_steps: Natural = 500,
+        path_gradient: bool = True,
         prior: PriorFactory = StandardNormal,
         penalty: PenaltyFactory | None = None,
+        likelihood: LikelihoodFactory = Bernoulli,
+        condition: ConditionSpec | None = None,
     ) -> None:
-        super().__init__(network, latent_dim, image_shape, num_classes)
-        self.prior = prior(latent_dim=latent_dim)
-        told = num_classes if self.conditional else 0
-        self.penalty = penalty and penalty(latent_dim=latent_dim, num_classes=told)
+        super().__init__(network, latent_dim, image_shape, num_classes, likelihood, condition)
+        sizes = {"latent_dim": latent_dim, "condition_size": self.condition_size}
+        self.prior = prior(**sizes)
+        self.penalty = None if penalty is None else penalty(**sizes)
+        is_label = not self.conditional or isinstance(self.condition, OneHot)
+        if getattr(self.penalty, "needs_label", False) and not is_label:
+            raise ValueError(
+                f"{type(self.penalty).__name__} needs one label, but y has the parts "
+                f"{', '.join(self.condition.parts)}: use Adversary (model/penalty=adversary)"
+            )
         self.beta = beta
         self.warmup_steps = warmup_steps
         self.path_gradient = path_gradient
 
     def posterior(self, x: Image, y: Labels | None) -> tuple[Latent, Latent]:
-        """Mean and log standard deviation of q(z | x, y), in the space of z."""
-        mean, raw = self._statistics(x, y).chunk(2, dim=-1)
+        """Return mean and log standard deviation of q(z | x, y), in the space of z."""
+        return self._posterior(x, self._condition(y, x))
+
+    def _posterior(self, x: Image, c: Condition | None) -> tuple[Latent, Latent]:
+        mean, raw = self._statistics(x, c).chunk(2, dim=-1)
         return mean, _MAX_LOG_STD * torch.tanh(raw / _MAX_LOG_STD)
 
     def embed(self, x: Image, y: Labels | None = None) -> Latent:
-        return self.prior.to_base(self.posterior(x, y)[0])[0]
+        c = self._condition(y, x)
+        return self._to_latent(self._posterior(x, c)[0], c)
 
     def encode(self, x: Image, y: Labels | None = None) -> Distribution:
-        """The posterior q(z | x, y), in the space of z; ``prior.to_base`` leads to the latent."""
+        """Return q(z | x, y), in the space of z; :meth:`to_base` maps its samples to w."""
         mean, log_std = self.posterior(x, y)
         return Independent(Normal(mean, log_std.exp(), validate_args=False), 1, validate_args=False)
 
-    def _decoded(self, latent: Latent) -> Latent:
-        return self.prior.from_base(latent)
+    def to_base(self, z: Latent, y: Labels | None = None) -> Latent:
+        """Return the base variable w of z, which ``decode`` takes."""
+        return self._to_latent(z, self._condition(y, z))
 
-    def terms(self, x: Image, y: OneHot | None, eps: Latent) -> Terms:
-        """Both terms of the bound at ``z = mean + std * eps``; eps ~ N(0, I) is the caller's."""
-        mean, log_std = self.posterior(x, y)
+    def _to_z(self, latent: Latent, c: Condition | None) -> Latent:
+        return self.prior.from_base(latent, c)
+
+    def _to_latent(self, z: Latent, c: Condition | None) -> Latent:
+        return self.prior.to_base(z, c)[0]
+
+    def terms(self, x: Image, y: Labels | None, eps: Latent) -> Terms:
+        """Return both terms of the bound at ``z = mean + std * eps``, and the penalty.
+
+        Args:
+            eps: samples of N(0, I), one per image.
+        """
+        c = self._condition(y, x)
+        mean, log_std = self._posterior(x, c)
         z = mean + log_std.exp() * eps
-        w, log_det = self.prior.to_base(z)
+        w, log_det = self.prior.to_base(z, c)
         if isinstance(self.prior, StandardNormal):
             kl = (0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std).sum(-1)
         else:
             kl = _sampled_kl(w, log_det, eps, log_std)
-        if self.path_gradient:  # that of q as a function of z alone
+        if self.path_gradient:  # no gradient through the parameters of q
             mean, log_std = mean.detach(), log_std.detach()
             path = _sampled_kl(w, log_det, (z - mean) * torch.exp(-log_std), log_std)
             kl = kl.detach() + (path - path.detach())
-        penalty = 0.0 if self.penalty is None else self.penalty(w, y, eps)
-        return Terms(log_bernoulli(x, self._logits(z, y)), kl, penalty)
+        penalty = 0.0 if self.penalty is None else self.penalty(w, c, eps)
+        return Terms(self._log_prob(x, self._pixel_parameters(z, c)), kl, penalty)
 
     def log_weights(
         self,
         x: Image,
-        y: OneHot | None,
+        y: Labels | None,
         eps: Float[Tensor, "batch num_samples latent_dim"],
         posterior: tuple[Latent, Latent] | None = None,
     ) -> Float[Tensor, "batch num_samples"]:
-        """log p(x|z,y) + log p(z) - log q(z|x,y) at ``z = mean + std * eps``, per image and sample.
+        """Return log p(x|z,y) + log p(z) - log q(z|x,y) at ``z = mean + std * eps``.
 
-        Their log-mean-exp over the samples is the importance-weighted bound (Burda et al. 2016).
+        The log-mean-exp over the samples is the importance-weighted bound (Burda et al. 2016).
 
         Args:
-            posterior: mean and log standard deviation, for who calls several times for one image.
+            eps: samples of N(0, I).
+            posterior: the result of :meth:`posterior`, to compute it once for several calls.
         """
-        num_samples = eps.shape[1]
-        mean, log_std = self.posterior(x, y) if posterior is None else posterior
+        c = self._condition(y, x)
+        mean, log_std = self._posterior(x, c) if posterior is None else posterior
         z = mean[:, None] + log_std.exp()[:, None] * eps
-        w, log_det = self.prior.to_base(z.flatten(0, 1))
-        # the two Gaussian densities share (2 pi)^(-d/2)
+        rows = None if c is None else c.repeat_interleave(eps.shape[1], dim=0)
+        w, log_det = self.prior.to_base(z.flatten(0, 1), rows)
+        # the factors (2 pi)^(-d/2) of the two Gaussian densities cancel
         log_prior_minus_posterior = 0.5 * (eps**2 - w.view_as(eps) ** 2).sum(-1)
         log_prior_minus_posterior += log_det.view(eps.shape[:2]) + log_std.sum(-1)[:, None]
-        rows = None if y is None else y.repeat_interleave(num_samples, dim=0)
-        logits = self._logits(z.flatten(0, 1), rows).flatten(1).unflatten(0, eps.shape[:2])
-        # log Bernoulli(x | l) = x l - softplus(l), without copying x for every sample
-        log_likelihood = torch.einsum("bsp,bp->bs", logits, x.flatten(1)) - _sum_softplus(logits)
-        return log_likelihood + log_prior_minus_posterior
+        parameters = self._pixel_parameters(z.flatten(0, 1), rows).unflatten(0, eps.shape[:2])
+        return self._log_prob(x, parameters) + log_prior_minus_posterior
 
     def metrics(self, terms: Terms) -> dict[str, Nats]:
-        found = {"elbo": terms.elbo, "reconstruction": terms.reconstruction, "kl": terms.kl}
-        return found | ({"penalty": terms.penalty} if isinstance(terms.penalty, Tensor) else {})
+        values = {self.nats_name("elbo"): terms.elbo, **super().metrics(terms), "kl": terms.kl}
+        return values | ({"penalty": terms.penalty} if isinstance(terms.penalty, Tensor) else {})
 
     def kl_weight(self, step: int) -> float:
-        """beta after ``warmup_steps`` optimizer steps, a linear ramp before."""
+        """Return the weight of the KL term: a linear ramp over ``warmup_steps``, then beta."""
         return self.beta * min(1.0, (step + 1) / max(1, self.warmup_steps))
 
     def loss(self, terms: Terms, step: int) -> Nats:
@@ -350,12 +397,19 @@ class VAE(Autoencoder):
 
 
 class CVAE(VAE):
-    r"""Conditional VAE (Sohn, Lee and Yan 2015): the label y enters encoder and decoder.
+    r"""Conditional VAE (Sohn, Lee and Yan 2015) with the label y in encoder and decoder.
 
     .. math:: \log p(x|y) \ge E_{q(z|x,y)} \log p(x|z,y) - KL(q(z|x,y) \,\|\, p(z))
 
-    The prior does not depend on y, so z is free to hold what y does not say: the style. (That is
-    model M2 of Kingma et al. 2014, all labels given.)
+    in nats per image. The default prior does not depend on y, so z can hold the style and y the
+    digit: model M2 of Kingma et al. (2014) with all labels observed. Dykeman (2016) trains it on
+    MNIST. A prior that depends on y is :class:`cvae.priors.Conditional`.
+
+    Example::
+
+        network = functools.partial(MLP, hidden_dim=384, encoder_blocks=2, decoder_blocks=3)
+        model = CVAE(network, latent_dim=32)
+        images = model.sample(y=7, num_samples=10)  # (10, 1, 28, 28), pixel means in [0, 1]
     """
 
     conditional = True

@@ -1,49 +1,84 @@
-"""Encoders and decoders. A network maps tensors to tensors; the model makes distributions of them.
+"""Encoders and decoders: networks that return parameters of distributions.
 
-A network of your own is one class with the constructor arguments and the two methods of
-:class:`Network`, and one YAML file in conf/model/network/ that names it in ``_target_``.
+To add a network, write a class with the two methods of :class:`Network` and the constructor
+arguments of :class:`NetworkFactory`, and name it in ``_target_`` of a YAML file in
+conf/model/network/.
 """
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from annotated_types import MinLen
 from torch import Tensor, nn
 
-from cvae.types import Image, Latent, Logits, OneHot, Statistics
+from cvae.types import Condition, Image, Latent, Outputs, Statistics
+from harness.contract.settings import Depth, Size
 
 
+@runtime_checkable
 class Network(Protocol):
-    """What a model asks of its network.
+    """Encoder and decoder of a model.
 
-    Before training, a run checks a copy of it on a few images, see :mod:`cvae.trial`.
-
-    Args of the constructor, which the model fills in (the rest comes from the YAML file):
-        image_shape: (channels, height, width) of an image.
-        latent_dim: dimensions of z.
-        num_statistics: numbers the encoder gives for each latent dimension: 2 for a Gaussian
-            posterior (mean, log standard deviation), 1 for the code of a plain autoencoder.
-        num_classes: length of the one-hot label, 0 for an unconditional model.
+    Before training, a run checks a copy of the network on a few images, see :mod:`cvae.trial`.
     """
 
-    def encode(self, x: Image, y: OneHot | None) -> Statistics:
-        """The statistics of q(z | x, y), (batch, num_statistics * latent_dim)."""
+    def encode(self, x: Image, y: Condition | None) -> Statistics:
+        """Return the parameters of q(z | x, y), (batch, num_statistics * latent_dim).
+
+        For a Gaussian posterior, the first half is the mean and the second half the log standard
+        deviation, which the model bounds.
+        """
         ...
 
-    def decode(self, z: Latent, y: OneHot | None) -> Logits:
-        """The logits of p(x | z, y). The model adds a bias for each pixel of its own."""
+    def decode(self, z: Latent, y: Condition | None) -> Outputs:
+        """Return the parameters of p(x | z, y), (batch, num_parameters * channels, height, width).
+
+        For the Bernoulli likelihood these are logits. The model adds a bias for each of them.
+        """
         ...
 
 
-def _with_latent(z: Latent, y: OneHot | None) -> Tensor:
+@runtime_checkable
+class NetworkFactory(Protocol):
+    """Constructor of a network, with the arguments that the model passes.
+
+    Further arguments of your network are set in its YAML file.
+    """
+
+    def __call__(
+        self,
+        *,
+        image_shape: tuple[int, ...],
+        latent_dim: int,
+        num_statistics: int,
+        condition_size: int,
+        num_parameters: int,
+    ) -> Network:
+        """Build a network.
+
+        Args:
+            image_shape: (channels, height, width) of an image.
+            latent_dim: dimensions of z.
+            num_statistics: outputs of the encoder for each latent dimension: 2 for a Gaussian
+                posterior (mean, log standard deviation), 1 for the code of a plain autoencoder.
+            condition_size: length of y, such as the number of classes; 0 for an unconditional
+                model.
+            num_parameters: outputs of the decoder for each channel of each pixel: 1 for the
+                Bernoulli likelihood (a logit).
+        """
+        ...
+
+
+def _with_latent(z: Latent, y: Condition | None) -> Tensor:
     return z if y is None else torch.cat([z, y.to(z)], dim=-1)
 
 
 class ConditionedLinear(nn.Module):
-    """An affine map of features and a condition: ``W h + V c + b``, no V where c has no size."""
+    """Affine map of features and a condition, ``W h + V c + b``; without V if c is empty."""
 
     def __init__(self, in_features: int, out_features: int, condition_size: int) -> None:
         super().__init__()
@@ -57,7 +92,7 @@ class ConditionedLinear(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """``h + W2 silu(W1 norm(h) + V c)``, the identity at initialization."""
+    """Residual block ``h + W2 silu(W1 norm(h) + V c)``, initialized to the identity."""
 
     def __init__(self, width: int, condition_size: int) -> None:
         super().__init__()
@@ -72,10 +107,10 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """Pre-norm residual perceptron that sees the label at every block.
+    """Pre-norm residual MLP with the condition as an input of every block.
 
     Args:
-        skips: whether every block sees the input of the whole as well.
+        skips: also pass the input of the MLP to every block.
     """
 
     def __init__(
@@ -84,21 +119,21 @@ class ResidualMLP(nn.Module):
         out_features: int,
         width: int,
         num_blocks: int,
-        num_classes: int,
+        condition_size: int,
         skips: bool = False,
     ) -> None:
         super().__init__()
         self.skips = skips
-        self.stem = ConditionedLinear(in_features, width, num_classes)
-        condition_size = num_classes + in_features * skips
-        self.blocks = nn.ModuleList(ResidualBlock(width, condition_size) for _ in range(num_blocks))
+        self.stem = ConditionedLinear(in_features, width, condition_size)
+        block_size = condition_size + in_features * skips
+        self.blocks = nn.ModuleList(ResidualBlock(width, block_size) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, out_features)
-        # near-zero outputs: training starts from q = N(0, I) and from the model's output bias
+        # small outputs: training starts near q = N(0, I) and the output bias of the model
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(width))
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, h: Tensor, y: OneHot | None) -> Tensor:
+    def forward(self, h: Tensor, y: Condition | None) -> Tensor:
         condition = _with_latent(h, y) if self.skips else y
         h = self.stem(h, y)
         for block in self.blocks:
@@ -107,13 +142,19 @@ class ResidualMLP(nn.Module):
 
 
 class MLP(nn.Module):
-    """Residual perceptrons for encoder and decoder.
+    """Residual MLPs as encoder and decoder.
+
+    Example::
+
+        network = functools.partial(MLP, hidden_dim=384, encoder_blocks=2, decoder_blocks=3)
+        model = CVAE(network, latent_dim=32)
 
     Args:
-        hidden_dim: width of every layer.
-        encoder_blocks, decoder_blocks: residual blocks, of two layers each.
-        latent_skips: whether z goes to every block of the decoder, beside the label (Dieng et al.
-            2019), and not to its first layer alone.
+        hidden_dim: width of every hidden layer.
+        encoder_blocks: number of residual blocks of the encoder, each of two layers.
+        decoder_blocks: number of residual blocks of the decoder, each of two layers.
+        latent_skips: pass z to every block of the decoder (Dieng et al. 2019), not only to its
+            first layer. The label goes to every block in either case.
     """
 
     def __init__(
@@ -121,31 +162,33 @@ class MLP(nn.Module):
         image_shape: Sequence[int],
         latent_dim: int,
         num_statistics: int,
-        num_classes: int,
-        hidden_dim: int,
-        encoder_blocks: int,
-        decoder_blocks: int,
-        latent_skips: bool = False,
+        condition_size: int,
+        num_parameters: int,
+        hidden_dim: Size,
+        encoder_blocks: Depth,
+        decoder_blocks: Depth,
+        latent_skips: bool = True,
     ) -> None:
         super().__init__()
-        self.image_shape = tuple(image_shape)
-        num_pixels = math.prod(self.image_shape)
+        channels, height, width = image_shape
+        self.output_shape = (num_parameters * channels, height, width)
+        num_inputs, num_outputs = math.prod(image_shape), math.prod(self.output_shape)
         self.encoder = ResidualMLP(
-            num_pixels, num_statistics * latent_dim, hidden_dim, encoder_blocks, num_classes
+            num_inputs, num_statistics * latent_dim, hidden_dim, encoder_blocks, condition_size
         )
         self.decoder = ResidualMLP(
-            latent_dim, num_pixels, hidden_dim, decoder_blocks, num_classes, latent_skips
+            latent_dim, num_outputs, hidden_dim, decoder_blocks, condition_size, latent_skips
         )
 
-    def encode(self, x: Image, y: OneHot | None) -> Statistics:
+    def encode(self, x: Image, y: Condition | None) -> Statistics:
         return self.encoder(x.flatten(1), y)
 
-    def decode(self, z: Latent, y: OneHot | None) -> Logits:
-        return self.decoder(z, y).unflatten(1, self.image_shape)
+    def decode(self, z: Latent, y: Condition | None) -> Outputs:
+        return self.decoder(z, y).unflatten(1, self.output_shape)
 
 
 class ConvBlock(nn.Module):
-    """``h + conv2(silu(conv1(silu(norm(h))) + V c))`` on feature maps."""
+    """Residual block ``h + conv2(silu(conv1(silu(norm(h))) + V c))`` on feature maps."""
 
     def __init__(self, channels: int, condition_size: int) -> None:
         super().__init__()
@@ -164,19 +207,25 @@ class ConvBlock(nn.Module):
 
 
 class Conv(nn.Module):
-    """Residual convolutional encoder and decoder, which sees z at every block, beside the label.
+    """Residual convolutional encoder and decoder.
 
-    Patches of the image are the channels of the first maps. The encoder halves them between
-    stages, the decoder doubles them, so height and width are multiples of
+    Every block takes the label, and every block of the decoder takes z as well. The first layer
+    reads patches of the image. The encoder halves height and width of the feature maps between
+    stages and the decoder doubles them, so both must be multiples of
     ``patch_size * 2 ** (len(channels) - 1)``.
 
+    Example::
+
+        network = functools.partial(Conv, channels=[32, 64], num_blocks=1, hidden_dim=256)
+        model = CVAE(network, latent_dim=32)
+
     Args:
-        patch_size: pixels on a side of a patch.
-        channels: feature maps of each stage, from the image inwards.
-        num_blocks: residual blocks in each stage.
-        hidden_dim: width of the layers between feature maps and latent.
-        latent_blocks: residual blocks of that width between these, on either side, which see the
-            label and, in the decoder, z.
+        patch_size: width and height of a patch in pixels.
+        channels: number of feature maps in each stage; the first stage is next to the image.
+        num_blocks: number of residual blocks in each stage.
+        hidden_dim: width of the dense layers between feature maps and latent.
+        latent_blocks: number of dense residual blocks between feature maps and latent, in the
+            encoder and in the decoder.
     """
 
     def __init__(
@@ -184,12 +233,13 @@ class Conv(nn.Module):
         image_shape: Sequence[int],
         latent_dim: int,
         num_statistics: int,
-        num_classes: int,
-        channels: Sequence[int],
-        num_blocks: int,
-        hidden_dim: int,
-        patch_size: int = 1,
-        latent_blocks: int = 0,
+        condition_size: int,
+        num_parameters: int,
+        channels: Annotated[Sequence[Size], MinLen(1)],
+        num_blocks: Depth,
+        hidden_dim: Size,
+        patch_size: Size = 2,
+        latent_blocks: Depth = 2,
     ) -> None:
         super().__init__()
         image_channels, height, width = image_shape
@@ -197,9 +247,9 @@ class Conv(nn.Module):
         factor = patch_size * 2 ** (len(channels) - 1)
         if height % factor or width % factor:
             raise ValueError(
-                f"patch_size={patch_size} and channels={channels}, which halve the maps "
-                f"{len(channels) - 1} times, need a multiple of {factor} pixels: the image has "
-                f"{height} x {width}"
+                f"image_shape={list(image_shape)}: patch_size={patch_size} and "
+                f"{len(channels)} stages in channels={channels} need height and width to be "
+                f"a multiple of {factor}; pad the images, or use fewer stages"
             )
         self.inner_shape = (channels[-1], height // factor, width // factor)
         inner_features = math.prod(self.inner_shape)
@@ -208,34 +258,34 @@ class Conv(nn.Module):
         self.to_patches = nn.PixelUnshuffle(patch_size)
         self.stem = nn.Conv2d(patch_channels, channels[0], 3, padding=1)
         self.encoder_stages = nn.ModuleList(
-            nn.ModuleList(ConvBlock(size, num_classes) for _ in range(num_blocks))
+            nn.ModuleList(ConvBlock(size, condition_size) for _ in range(num_blocks))
             for size in channels
         )
         self.downs = nn.ModuleList(
             nn.Conv2d(outer, inner, 3, stride=2, padding=1) for outer, inner in pairwise(channels)
         )
         self.to_statistics = ResidualMLP(
-            inner_features, num_statistics * latent_dim, hidden_dim, latent_blocks, num_classes
+            inner_features, num_statistics * latent_dim, hidden_dim, latent_blocks, condition_size
         )
-        self.from_latent = ConditionedLinear(latent_dim, hidden_dim, num_classes)
+        self.from_latent = ConditionedLinear(latent_dim, hidden_dim, condition_size)
         self.latent_blocks = nn.ModuleList(
-            ResidualBlock(hidden_dim, latent_dim + num_classes) for _ in range(latent_blocks)
+            ResidualBlock(hidden_dim, latent_dim + condition_size) for _ in range(latent_blocks)
         )
         self.to_maps = nn.Linear(hidden_dim, inner_features)
         self.decoder_stages = nn.ModuleList(
-            nn.ModuleList(ConvBlock(size, latent_dim + num_classes) for _ in range(num_blocks))
+            nn.ModuleList(ConvBlock(size, latent_dim + condition_size) for _ in range(num_blocks))
             for size in reversed(channels)
         )
         self.ups = nn.ModuleList(
             nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1)
             for inner, outer in zip(channels[:0:-1], channels[-2::-1], strict=True)
         )
-        self.head = nn.Conv2d(channels[0], patch_channels, 3, padding=1)
+        self.head = nn.Conv2d(channels[0], num_parameters * patch_channels, 3, padding=1)
         self.to_pixels = nn.PixelShuffle(patch_size)
         nn.init.normal_(self.head.weight, std=0.01)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # a fifth faster
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # 20 % faster
 
-    def encode(self, x: Image, y: OneHot | None) -> Statistics:
+    def encode(self, x: Image, y: Condition | None) -> Statistics:
         h = self.stem(self.to_patches(x))
         for i, stage in enumerate(self.encoder_stages):
             h = self.downs[i - 1](h) if i else h
@@ -243,7 +293,7 @@ class Conv(nn.Module):
                 h = block(h, y)
         return self.to_statistics(h.flatten(1), y)
 
-    def decode(self, z: Latent, y: OneHot | None) -> Logits:
+    def decode(self, z: Latent, y: Condition | None) -> Outputs:
         condition = _with_latent(z, y)
         h = self.from_latent(z, y)
         for block in self.latent_blocks:

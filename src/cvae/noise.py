@@ -1,9 +1,9 @@
-"""Randomness without state: every draw is a function of (seed, stream, epoch, image).
+"""Stateless random numbers: functions of (seed, stream, epoch, image).
 
-A generator has a position, and a position is lost by a kill, differs between ranks and shifts with
-the batch size. Here the noise of an image is a hash of what the image is and when it is seen
-(SplitMix64, Steele, Lea and Flood 2014, in counter mode), so one process and two, a resumed run
-and an uninterrupted one, a small chunk and a large one all see the same noise.
+The noise of an image is a hash of its index and the epoch: SplitMix64 (Steele, Lea and Flood 2014)
+in counter mode. It is the same on any number of devices, for any batch size, and in resumed and
+uninterrupted runs. The state of a random generator would be lost when a process is killed, would
+differ between ranks and would depend on the batch size.
 """
 
 import math
@@ -18,7 +18,7 @@ from harness.contract.seeds import FACTORS, GOLDEN, SHIFTS, derive_seed
 
 
 class Stream(IntEnum):
-    """Purpose of the noise: streams are independent. The harness uses 1 and 5."""
+    """Purposes of random numbers; streams are independent. The harness uses 1 and 5."""
 
     BINARIZATION = 2
     POSTERIOR = 3
@@ -27,17 +27,19 @@ class Stream(IntEnum):
     PRIOR = 7
     SAMPLES = 8
     AUGMENTATION = 9
+    COLOURS = 10
+    ANGLES = 11
 
 
 def _signed(value: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit integer."""
+    """Reinterpret an unsigned 64-bit integer as int64."""
     return value - 2**64 if value >= 2**63 else value
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """SplitMix64's finalizer on int64, in place, for memory is what it costs.
+    """Apply the finalizer of SplitMix64 in place, because memory traffic dominates its cost.
 
-    Products wrap, shifts are made logical by masks.
+    int64 products wrap around; masks make the shifts logical.
     """
     high = torch.empty_like(bits)
     for shift, factor in zip(SHIFTS, (*FACTORS, 1), strict=True):
@@ -51,7 +53,7 @@ def _mix(bits: Tensor) -> Tensor:
 def random_bits(
     index: ImageIndices, count: int, *, seed: int, stream: Stream, epoch: int = 0, start: int = 0
 ) -> Int64[Tensor, "batch count"]:
-    """64 random bits for each of ``count`` positions of every image, from position ``start`` on."""
+    """Return 64 random bits for ``count`` positions of every image, starting at ``start``."""
     golden = _signed(GOLDEN)
     key = _signed(derive_seed(seed, stream, epoch))
     image_key = _mix((index.long() + 1) * golden + key)
@@ -68,12 +70,13 @@ def standard_normal(
     epoch: int = 0,
     start: int = 0,
 ) -> Float[Tensor, "batch ..."]:
-    """Standard normal draws of shape (batch, *size) by the Box-Muller transform.
+    """Return standard normal samples of shape (batch, *size), by the Box-Muller transform.
 
-    ``start`` skips as many draws of every image and must be even: each 64 bits give two.
+    Args:
+        start: number of samples to skip per image; must be even, as 64 bits give two samples.
     """
     if start % 2:
-        raise ValueError(f"start={start} must be even")
+        raise ValueError(f"start={start}: must be even")
     num_draws = math.prod(size)
     num_pairs = (num_draws + 1) // 2
     bits = random_bits(index, num_pairs, seed=seed, stream=stream, epoch=epoch, start=start // 2)
@@ -92,9 +95,9 @@ def bernoulli(
     seed: int,
     epoch: int = 0,
 ) -> Float[Tensor, "batch num_pixels"]:
-    """Binarize: each pixel is on with probability pixel / 255 (Salakhutdinov and Murray 2008).
+    """Set each pixel to 1 with probability pixel / 255, else 0 (Salakhutdinov and Murray 2008).
 
-    A pixel takes 16 bits, so its probability is right to within 2^-16.
+    A pixel uses 16 random bits, so its probability is accurate to 2^-16.
     """
     num_pixels = pixels.shape[1]
     bits = random_bits(
@@ -102,6 +105,6 @@ def bernoulli(
     )
     draws = bits.view(torch.int16)[:, :num_pixels]  # uniform over the signed 16-bit integers
     threshold = pixels.to(torch.int16).mul_((2**16 - 1) // 255).sub_(2**15)
-    draws.clamp_(max=2**15 - 2)  # below what a white pixel has
-    # straight into floats: faster than a boolean and its conversion
+    draws.clamp_(max=2**15 - 2)  # below the threshold of a white pixel
+    # writing floats is faster than converting booleans
     return torch.lt(draws, threshold, out=torch.empty(pixels.shape, device=pixels.device))

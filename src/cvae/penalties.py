@@ -1,101 +1,143 @@
-"""What a loss adds to the bound, so that the latent keeps what is claimed of it.
+"""Penalties: terms of the loss that keep the latent independent of the label.
 
-A penalty of your own is one class with the method of :class:`Penalty`, and one YAML file in
-conf/model/penalty/ that names it in ``_target_``.
+To add a penalty, write a class with the method of :class:`Penalty` and name it in ``_target_`` of a
+YAML file in conf/model/penalty/.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from cvae.types import Latent, Nats, OneHot
+from cvae.types import Condition, Latent, Nats
+from harness.contract.settings import Size, Weight
 
 
+@runtime_checkable
 class Penalty(Protocol):
-    """What a model asks of its penalty.
+    """Term that the loss adds to the negative bound.
 
-    It gives ``latent_dim`` and ``num_classes`` to the constructor, the latter 0 where the model is
-    told no label.
+    A penalty that only works with one label sets ``needs_label = True``; a model with other
+    attributes then rejects it.
     """
 
-    def __call__(self, latent: Latent, y: OneHot | None, eps: Latent) -> Nats:
-        """The penalty, per image.
+    def __call__(self, latent: Latent, y: Condition | None, eps: Latent) -> Nats:
+        """Return the penalty of each image, in nats.
 
         Args:
-            latent: a draw from the posterior of each image, as the base variable of the prior: w
-                of a flow, z of N(0, I).
-            eps: the draws from N(0, I) that the latent was made with, row by row.
+            latent: one sample of the posterior per image, as the base variable w of the prior; w
+                is z for the standard normal prior.
+            y: the condition of each image, or None for an unconditional model.
+            eps: the samples of N(0, I) that gave the latent: z = mean + std * eps.
+        """
+        ...
+
+
+@runtime_checkable
+class PenaltyFactory(Protocol):
+    """Constructor of a penalty, with the arguments that the model passes.
+
+    Further arguments of your penalty are set in its YAML file.
+    """
+
+    def __call__(self, *, latent_dim: int, condition_size: int) -> Penalty:
+        """Build a penalty.
+
+        Args:
+            latent_dim: dimensions of z.
+            condition_size: length of y, such as the number of classes; 0 without y.
         """
         ...
 
 
 class Adversary(nn.Module):
-    r"""An adversary that tells posteriors from N(0, I), label by label where there is a label.
+    r"""Adversary that discriminates posterior samples from N(0, I), with the label as an input.
 
     .. math:: \min_{q, p}\; -\mathrm{ELBO} + \lambda \max_a
         E_{q(z|y)} \log a(z, y) + E_{N(0, I)} \log (1 - a(z, y))
 
-    by a reversed gradient (Ganin et al. 2016); the maximum is twice the Jensen-Shannon divergence
-    from N(0, I) of q(z|y), all posteriors of a label together, less log 4 (Goodfellow et al. 2014;
-    on codes, Makhzani et al. 2016). The bound alone lets q(z|y) differ between labels: then z tells
-    the label, and a draw from N(0, I) may lie where the decoder never saw that label.
+    in nats per image, optimized by gradient reversal (Ganin et al. 2016). q(z|y) is the mixture of
+    the posteriors of all images of a label. The maximum is twice its Jensen-Shannon divergence from
+    N(0, I), minus log 4 (Goodfellow et al. 2014; on latent codes, Makhzani et al. 2016).
+
+    With the bound alone, q(z|y) may differ between labels. Then z predicts the label, and a sample
+    of N(0, I) may lie where the decoder saw no image of the requested label.
+
+    Example::
+
+        penalty = functools.partial(Adversary, weight=5.0)
+        model = CVAE(network, latent_dim=32, penalty=penalty)
 
     Args:
-        weight: :math:`\lambda`, nats of the bound for a nat of the adversary's.
-        hidden_dim: width of its two hidden layers.
+        latent_dim: dimensions of z.
+        condition_size: length of y; 0 without y.
+        weight: :math:`\lambda`, nats of the loss per nat of the adversary.
+        hidden_dim: width of the two hidden layers.
     """
 
     def __init__(
-        self, latent_dim: int, num_classes: int, weight: float = 5.0, hidden_dim: int = 256
+        self, latent_dim: int, condition_size: int, weight: Weight = 5.0, hidden_dim: Size = 256
     ) -> None:
         super().__init__()
         self.weight = weight
-        self.network = _perceptron(latent_dim + num_classes, hidden_dim, 1)
+        self.network = _make_mlp(latent_dim + condition_size, hidden_dim, 1)
 
-    def forward(self, latent: Latent, y: OneHot | None, eps: Latent) -> Nats:
-        """The adversary's two cross-entropies, log 4 in all where it can tell nothing.
+    def forward(self, latent: Latent, y: Condition | None, eps: Latent) -> Nats:
+        """Return the sum of the two cross-entropies, log 4 for an adversary at chance.
 
-        They reach the latent with their gradient turned round, times the weight.
+        The gradient to the latent is reversed and multiplied by the weight.
         """
-        turned = _turned(latent, self.weight)
+        samples, references = reverse_gradient(latent, self.weight), eps
         if y is not None:
-            turned, eps = torch.cat([turned, y], dim=1), torch.cat([eps, y], dim=1)
-        of_posterior, of_prior = _scores(self.network, turned, eps)
-        return (softplus(-of_posterior) + softplus(of_prior)).squeeze(1)
+            samples, references = torch.cat([samples, y], dim=1), torch.cat([references, y], dim=1)
+        posterior_logits, prior_logits = _score_both(self.network, samples, references)
+        return (softplus(-posterior_logits) + softplus(prior_logits)).squeeze(1)
 
 
 class LabelwiseAdversary(nn.Module):
-    r"""An adversary with a score for every label, in the place of one that is told the label.
+    r"""Adversary with one output per label instead of the label as an input.
 
     .. math:: \max_a E_{q(z|y)} \log a_y(z) + \frac1C \sum_{c=1}^C E_{N(0, I)} \log (1 - a_c(z))
 
-    in the place of the maximum of :class:`Adversary`, with the same solution: the posteriors of
-    every label are N(0, I). (The two maxima are one where labels are equally likely.) It learned
-    several times as fast in one trial (docs/ablations.md): where a flow moves the posteriors, an
-    adversary that is told the label stays behind, and what it has not found stays in z.
+    replaces the maximum of :class:`Adversary`; the two are equal if all labels are equally likely.
+    Both have the solution q(z|y) = N(0, I) for every label. This adversary learned several times as
+    fast in one trial (docs/measured/ablations.md). A flow prior moves the posteriors, so an
+    adversary that takes the label as an input lags behind and leaves label information in z.
+
+    Example::
+
+        penalty = functools.partial(LabelwiseAdversary, weight=5.0)
+        model = CVAE(network, latent_dim=32, penalty=penalty)
 
     Args:
-        weight: nats of the bound for a nat of the adversary's.
-        hidden_dim: width of its two hidden layers.
+        latent_dim: dimensions of z.
+        condition_size: number C of labels; 0 without labels, for one output.
+        weight: nats of the loss per nat of the adversary.
+        hidden_dim: width of the two hidden layers.
     """
 
+    needs_label = True  # y must be one label
+
     def __init__(
-        self, latent_dim: int, num_classes: int, weight: float = 5.0, hidden_dim: int = 256
+        self, latent_dim: int, condition_size: int, weight: Weight = 5.0, hidden_dim: Size = 256
     ) -> None:
         super().__init__()
         self.weight = weight
-        self.network = _perceptron(latent_dim, hidden_dim, max(1, num_classes))
+        self.network = _make_mlp(latent_dim, hidden_dim, max(1, condition_size))
 
-    def forward(self, latent: Latent, y: OneHot | None, eps: Latent) -> Nats:
-        """As :meth:`Adversary.forward`; log 4 where labels are equally likely."""
-        of_posterior, of_prior = _scores(self.network, _turned(latent, self.weight), eps)
-        own = of_posterior if y is None else of_posterior * y
-        return softplus(-own.sum(1)) + softplus(of_prior).mean(1)
+    def forward(self, latent: Latent, y: Condition | None, eps: Latent) -> Nats:
+        """Return the sum of the two cross-entropies, log 4 at chance if labels are balanced.
+
+        The gradient to the latent is reversed and multiplied by the weight.
+        """
+        samples = reverse_gradient(latent, self.weight)
+        posterior_logits, prior_logits = _score_both(self.network, samples, eps)
+        own_logits = posterior_logits if y is None else posterior_logits * y
+        return softplus(-own_logits.sum(1)) + softplus(prior_logits).mean(1)
 
 
-def _perceptron(inputs: int, width: int, scores: int) -> nn.Sequential:
+def _make_mlp(inputs: int, width: int, scores: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(inputs, width),
         nn.SiLU(),
@@ -105,12 +147,12 @@ def _perceptron(inputs: int, width: int, scores: int) -> nn.Sequential:
     )
 
 
-def _turned(latent: Latent, weight: float) -> Latent:
-    """The same numbers, with their gradient turned round, times the weight."""
-    return (1 + weight) * latent.detach() - weight * latent
+def reverse_gradient(latent: Latent, scale: float) -> Latent:
+    """Return the latent unchanged; its gradient is multiplied by -scale."""
+    return (1 + scale) * latent.detach() - scale * latent
 
 
-def _scores(network: nn.Module, of_posterior: Tensor, of_prior: Tensor) -> tuple[Tensor, ...]:
-    """Logits of both, (batch, scores), by one pass."""
-    rows = torch.cat([of_posterior, of_prior])
-    return network(rows).to(rows.dtype).chunk(2)  # of bfloat16 under autocast
+def _score_both(network: nn.Module, samples: Tensor, references: Tensor) -> tuple[Tensor, ...]:
+    """Return the logits of both, each (batch, scores), from one forward pass."""
+    rows = torch.cat([samples, references])
+    return network(rows).to(rows.dtype).chunk(2)  # autocast returns bfloat16

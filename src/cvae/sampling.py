@@ -1,64 +1,75 @@
-"""Images from a trained model, as arrays and as files."""
+"""Sample images from a trained model and save them."""
 
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cvae.conditions import Labels, OneHot
 from cvae.figures import image_grid
+from cvae.given_pixels import Quadrants
 from cvae.models import Autoencoder
 from harness.contract.errors import ConfigError
+from harness.contract.files import output_error
 
-_NUM_SAMPLES = 16  # the default, left out of file names
-_COLUMNS = 10  # of the picture of one label, at most
+_DEFAULT_NUM_SAMPLES = 16  # the default, omitted from file names
+_MAX_NAME = 100  # characters of the condition in a file name
+_MAX_COLUMNS = 10  # in the picture of a single label
 
+Samples = Float[Tensor, "num_rows num_samples channels height width"]
 Label = int | list[int] | Literal["all"] | None
+Values = float | list[float]  # of one attribute: a number, or a list with one row per number
 
 
-def generate(
-    model: Autoencoder,
-    label: Label,
-    num_samples: int,
-    seed: int,
-    temperature: float = 1.0,
-    binary: bool = False,
-) -> Float[Tensor, "num_labels num_samples height width"]:
-    """Decoded draws of N(0, temperature² I), the same z for every label.
+class Row(NamedTuple):
+    """One requested condition."""
+
+    name: str  # text next to its row of samples; empty for a model without labels
+    y: Labels | None
+
+
+def requested_rows(
+    model: Autoencoder, label: Label, condition: Mapping[str, Values] | None = None
+) -> list[Row]:
+    """Return one row for each requested label, or for each combination of attributes.
 
     Args:
         label: one label, a list with one row each, "all", or None for a model without labels.
+        condition: one value or a list for every attribute; only for a model of attributes.
 
     Raises:
-        ConfigError: a label for a model that takes none, none for one that needs it, or one that
-            it does not know.
+        ConfigError: the label or condition does not fit the model, or is missing.
     """
     kind = type(model).__name__
-    if not model.conditional and label is not None:
+    if isinstance(model.condition, Quadrants) and model.conditional:
         raise ConfigError(
-            f"label={label}: the run's model, {kind}, is unconditional; leave label out"
+            "run: generate.py has no images for the run's model to complete; see "
+            "figures/completions.png in the run folder, or call model.sample(y=images) in Python"
         )
+    if not isinstance(model.condition, OneHot) and model.conditional:
+        if label is not None or condition is None:
+            names = ", ".join(f"{name}: ..." for name in model.condition.parts)
+            raise ConfigError(f"condition: the run's model needs condition='{{{names}}}', no label")
+        return _combinations(model, condition)
+    if condition is not None:
+        raise ConfigError(f"condition={dict(condition)}: the run's model takes a label; use label=")
+    if not model.conditional and label is not None:
+        raise ConfigError(f"label={label}: the run's model, {kind}, is unconditional; remove label")
     if model.conditional and label is None:
         raise ConfigError(
-            f"label: the run's model, {kind}, needs one: label=0 to {model.num_classes - 1}, or all"
+            f"label=null: the run's model, {kind}, needs one: 0 to {model.num_classes - 1}, or all"
         )
     labels = _labels(label, model.num_classes)
     if unknown := [c for c in labels if c is not None and c >= model.num_classes]:
         last = model.num_classes - 1
         raise ConfigError(f"label={unknown[0]}: must be from 0 to {last}, a list of these, or all")
-    images = [
-        model.sample(
-            None if c is None else [c] * num_samples,
-            num_samples=num_samples,
-            temperature=temperature,
-            binary=binary,
-            generator=torch.Generator().manual_seed(seed),  # for each label: the same z
-        )
-        for c in labels
-    ]
-    return torch.stack(images)[:, :, 0]
+    return [Row("" if c is None else str(c), c) for c in labels]
 
 
 def _labels(label: Label, num_classes: int) -> list[int | None]:
@@ -67,12 +78,56 @@ def _labels(label: Label, num_classes: int) -> list[int | None]:
     return [*label] if isinstance(label, list) else [label]
 
 
-def file_name(
-    label: Label,
+def _combinations(model: Autoencoder, condition: Mapping[str, Values]) -> list[Row]:
+    listed = {k: v if isinstance(v, list) else [v] for k, v in condition.items()}
+    for name, values in listed.items():
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(f"condition: {name}={values}: must be different values")
+    varied = [name for name, values in listed.items() if len(values) > 1] or list(listed)
+    rows = []
+    for combination in itertools.product(*listed.values()):
+        y = dict(zip(listed, combination, strict=True))
+        try:
+            model.condition.encode(y, model.output_bias[:1, 0])
+        except ValueError as error:
+            raise ConfigError(f"condition: {error}") from None
+        rows.append(Row(", ".join(f"{name} {y[name]:g}" for name in varied), y))
+    return rows
+
+
+def generate(
+    model: Autoencoder,
+    rows: Sequence[Row],
     num_samples: int,
     seed: int,
     temperature: float = 1.0,
-    binary: bool = False,
+    sample_pixels: bool = False,
+) -> Samples:
+    """Return decoded samples of N(0, temperature² I), with the same z for every row.
+
+    Args:
+        rows: the requested conditions, from :func:`requested_rows`.
+    """
+    images = [
+        model.sample(
+            row.y,
+            num_samples=num_samples,
+            temperature=temperature,
+            sample_pixels=sample_pixels,
+            generator=torch.Generator().manual_seed(seed),  # the same z for each row
+        )
+        for row in rows
+    ]
+    return torch.stack(images)
+
+
+def file_name(
+    label: Label,
+    condition: Mapping[str, Values] | None,
+    num_samples: int,
+    seed: int,
+    temperature: float = 1.0,
+    sample_pixels: bool = False,
     checkpoint: str = "",
 ) -> str:
     """Return a file name that differs whenever the picture does.
@@ -83,29 +138,33 @@ def file_name(
     labels = "none" if label is None else str(label)
     if isinstance(label, list):
         labels = "-".join(map(str, label))
-    parts = [f"label-{labels}", f"seed-{seed}"]
-    parts += [f"samples-{num_samples}"] if num_samples != _NUM_SAMPLES else []
+    parts = [f"label-{labels}"]
+    if condition is not None:
+        parts = [f"{k}-{str(v).strip('[]').replace(', ', '_')}" for k, v in condition.items()]
+    if len("-".join(parts)) > _MAX_NAME:
+        digest = hashlib.sha256("-".join(parts).encode()).hexdigest()[:8]
+        parts = ["-".join(parts)[:_MAX_NAME], digest]
+    parts += [f"seed-{seed}"]
+    parts += [f"samples-{num_samples}"] if num_samples != _DEFAULT_NUM_SAMPLES else []
     parts += [f"temperature-{temperature}"] if temperature != 1 else []
-    parts += ["binary"] if binary else []
+    parts += ["sampled"] if sample_pixels else []
     parts += [checkpoint] if checkpoint else []
     return "-".join(parts) + ".png"
 
 
-def save(
-    images: Float[Tensor, "num_labels num_samples height width"],
-    output: Path,
-    label: Label,
-    npy: bool = False,
-) -> list[Path]:
-    """Write a PNG, a row for each label, and if asked unsigned bytes (N, height, width)."""
+def save(images: Samples, output: Path, names: Sequence[str], npy: bool = False) -> list[Path]:
+    """Save a PNG with a row per requested condition and, if ``npy``, an array of unsigned bytes.
+
+    The array is (N, height, width) for grey images, and (N, height, width, 3) for colour images.
+    """
     if output.suffix == ".npy":
-        raise ConfigError(f"output={output}: names the PNG; the array goes beside it as .npy")
+        raise ConfigError(f"output={output}: must be a PNG; npy=true saves the array next to it")
     tiles, title, num_blank = images, "", 0
-    names = [] if label is None else [str(c) for c in _labels(label, len(images))]
-    if len(images) == 1:  # in rows of about equal length
-        names, title = [], f"label {names[0]}" if names else ""
+    if len(images) == 1:  # wrap into rows of about equal length
+        only = names[0]
+        names, title = [], f"label {only}" if only.isdecimal() else only
         count = images.shape[1]
-        rows = -(-count // _COLUMNS)
+        rows = -(-count // _MAX_COLUMNS)
         columns = -(-count // rows)
         num_blank = rows * columns - count
         blank = images.new_zeros(num_blank, *images.shape[2:])
@@ -116,9 +175,10 @@ def save(
         page = image_grid(tiles, names, title=title, num_blank=num_blank)
         page.save(output, format="PNG", optimize=True)
         if npy:
-            array = (images.flatten(0, 1).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-            np.save(output.with_suffix(".npy"), array)
+            pixels = (images.flatten(0, 1).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+            pixels = pixels[:, 0] if pixels.shape[1] == 1 else pixels.movedim(1, 3).contiguous()
+            np.save(output.with_suffix(".npy"), pixels.numpy())
             written.append(output.with_suffix(".npy"))
     except OSError as error:
-        raise ConfigError(f"output={output}: cannot be written ({error.strerror})") from None
+        raise output_error(output, error) from None
     return written

@@ -1,190 +1,42 @@
-"""Types and ranges of the settings, and answers to :mod:`harness.config.science`.
+"""Facts about this package that the harness reads without importing torch.
 
-The YAML files in conf/ hold the values; the classes here say which values are valid. The names in
-capitals and the public functions are read by the harness. Imports no torch.
+:mod:`harness.config.science` lists the names that the harness reads. The constructors of this
+package define types and ranges of settings.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from cvae.versions import upgraded as upgraded
-from harness.contract.settings import (
-    LEFT_OUT,
-    AtLeast,
-    Between,
-    Count,
-    Distinct,
-    Fraction,
-    Length,
-    Name,
-    Natural,
-    OneOf,
-    Partial,
-    Run,
-    Scheduler,
-    Size,
-    Weight,
-)
 
-
-class Train(Run):
-    """Settings at the top level of train.yaml."""
-
-    test_num_samples: Annotated[int, Between(0, 1_000_000)]
-    compile: Annotated[str, OneOf("default", "reduce-overhead", "max-autotune")] | None
-
-
-class VAEModule:
-    """The LightningModule: conf/ sets no argument of it, the harness adds them all."""
-
-
-class Data:
-    batch_size: Size
-    eval_batch_size: Size
-    validation_size: Count
-    binarization: Annotated[str, OneOf("dynamic", "none")]
-    num_workers: Annotated[int, Between(0, 256)]
-    num_classes: Size
-    image_shape: Annotated[list[Size], Length(3)]
-    data_dir: Name
-    augmentation: dict[str, Any] | None = LEFT_OUT
-
-
-class Warp:
-    _partial_: Partial
-    affine: Weight
-    elastic: Weight
-    share: Annotated[float, Between(0, 1)]
-    until: Annotated[float, Between(0, 1)]
-    max_epochs: Annotated[int, AtLeast(-1)] | None  # that of the trainer
-
-
-class MNISTDataModule(Data):
-    name: Annotated[str, OneOf("MNIST", "FashionMNIST", "KMNIST", "EMNIST")]
-
-
-class ImagesDataModule(Data):
-    name: Name
-
-
-class Autoencoder:
-    latent_dim: Size
-    network: dict[str, Any]
-    image_shape: Any = LEFT_OUT  # that of the data
-    num_classes: Any = LEFT_OUT
-
-
-class VAE(Autoencoder):
-    prior: dict[str, Any] = LEFT_OUT  # N(0, I) if left out
-    penalty: dict[str, Any] | None = LEFT_OUT
-    beta: Weight
-    warmup_steps: Natural
-    path_gradient: bool
-
-
-class Adversary:
-    _partial_: Partial
-    weight: Weight
-    hidden_dim: Size
-
-
-class StandardNormal:
-    _partial_: Partial
-
-
-class Flow:
-    _partial_: Partial
-    num_couplings: Annotated[int, Between(1, 1000)]
-    hidden_dim: Size
-
-
-class MLP:
-    _partial_: Partial
-    hidden_dim: Size
-    encoder_blocks: Annotated[int, Between(0, 1000)]
-    decoder_blocks: Annotated[int, Between(0, 1000)]
-    latent_skips: bool
-
-
-class Conv:
-    _partial_: Partial
-    channels: list[Size]
-    num_blocks: Annotated[int, Between(0, 1000)]
-    hidden_dim: Size
-    patch_size: Size
-    latent_blocks: Annotated[int, Between(0, 1000)] = LEFT_OUT
-
-
-class WarmupCosine(Scheduler):
-    warmup_fraction: Fraction
-
-
-class EMA:
-    decay: Fraction
-    every_n_steps: Count
-
-
-class Figures:
-    folder: Name
-    every_n_epochs: Natural
-    num_test_images: Count
-
-
-class Generate:
-    """Settings at the top level of generate.yaml."""
-
-    run: Name
-    trust: Name | list[Name] | None
-    label: Annotated[str, OneOf("all")] | Natural | Annotated[list[Natural], Distinct()] | None
-    num_samples: Annotated[int, Between(1, 10_000)]
-    seed: Annotated[int, Between(0, 2**63 - 1)]
-    temperature: Weight
-    binary: bool
-    npy: bool
-    output: Name | None
-
-
-TARGETS: dict[str, type] = {
-    "data.MNISTDataModule": MNISTDataModule,
-    "data.ImagesDataModule": ImagesDataModule,
-    "augmentation.Warp": Warp,
-    "models.Autoencoder": Autoencoder,
-    "models.VAE": VAE,
-    "models.CVAE": VAE,
-    "networks.MLP": MLP,
-    "networks.Conv": Conv,
-    "penalties.Adversary": Adversary,
-    "penalties.LabelwiseAdversary": Adversary,
-    "priors.StandardNormal": StandardNormal,
-    "priors.Flow": Flow,
-    "lightning_module.VAEModule": VAEModule,
-    "lightning_module.warmup_cosine": WarmupCosine,
-    "callbacks.EMA": EMA,
-    "callbacks.Figures": Figures,
-}
-PARTS: dict[str, Sequence[str]] = {  # arguments that the outer class passes to each
-    "model.network": ("image_shape", "latent_dim", "num_statistics", "num_classes"),
-    "model.prior": ("latent_dim",),
-    "model.penalty": ("latent_dim", "num_classes"),
-    "data.augmentation": ("seed",),
-}
-FREE = ("callbacks.figures", "compile", "test_num_samples")  # they do not affect training
+FUNCTIONS = ("lightning_module.warmup_cosine",)  # that configs in run folders may call
+FREE = ("callbacks.figures", "compile", "test_num_samples")  # do not affect the training trajectory
 LESS_MEMORY = (  # settings to lower when memory runs out
     "data.batch_size, data.eval_batch_size, test_num_samples or model.network.hidden_dim"
 )
-_OF_A_BOUND = ("val/elbo", "val/reconstruction", "val/kl")
+_DENSITIES = ("ContinuousBernoulli", "Gaussian")  # their nats are not those of probabilities
+_MODELS = ("cvae.models.Autoencoder", "cvae.models.VAE", "cvae.models.CVAE")
+MNIST_SETS = ("MNIST", "FashionMNIST", "KMNIST", "EMNIST")  # names in cvae.digits.SETS
+_DATA = (
+    "cvae.data.MNISTDataModule",
+    "cvae.data.ImagesDataModule",
+    "cvae.image_folder.ImageFolderDataModule",
+    "cvae.coloured_mnist.ColouredMNISTDataModule",
+    "cvae.rotated_mnist.RotatedMNISTDataModule",
+)
+_CALLBACKS = ("cvae.callbacks.EMA", "cvae.callbacks.Figures")  # these log no metric
 
 
-def _class_of(node: Mapping[str, Any]) -> str:
-    """Return the class name of a node, such as VAE."""
-    return str(node.get("_target_")).rpartition(".")[2]
+def _class_of(node: Any) -> str:
+    """Return the class name of a node, such as VAE; empty for no class, or for a wrong value."""
+    return _target(node).rpartition(".")[2]
 
 
-def _is_ours(node: Mapping[str, Any]) -> bool:
-    package, _, name = str(node.get("_target_")).partition(".")
-    return package == __package__ and name in TARGETS
+def _target(node: Any) -> str:
+    return str(node.get("_target_") or "") if isinstance(node, Mapping) else ""
 
 
 def run_name(cfg: Mapping[str, Any]) -> str:
@@ -198,62 +50,134 @@ def run_name(cfg: Mapping[str, Any]) -> str:
     return "-".join([*parts, f"s{cfg['seed']}"]).lower()
 
 
+def _suffix(cfg: Mapping[str, Any]) -> str:
+    """Return the end of metrics in nats: _density for a likelihood of grey pixels in [0, 1]."""
+    return "_density" if _class_of(cfg["model"].get("likelihood") or {}) in _DENSITIES else ""
+
+
 def monitor(cfg: Mapping[str, Any]) -> str:
-    """Return val/elbo, or val/reconstruction for a plain autoencoder, which has no bound."""
-    is_code = _is_ours(cfg["model"]) and _class_of(cfg["model"]) == "Autoencoder"
-    return "val/reconstruction" if is_code else "val/elbo"
+    """Return val/elbo, or val/reconstruction for a plain autoencoder."""
+    quantity = "reconstruction" if _target(cfg["model"]) == _MODELS[0] else "elbo"
+    return f"val/{quantity}{_suffix(cfg)}"
 
 
 def validation_metrics(cfg: Mapping[str, Any]) -> Sequence[str]:
-    """Return the validation metrics of the models here; empty for a model of your own."""
-    model = cfg["model"]
-    if not _is_ours(model):
+    """Return the validation metrics; empty if your own model or callback may log others."""
+    model, callbacks = cfg["model"], (cfg.get("callbacks") or {}).values()
+    targets = [_target(node) for node in callbacks if node]
+    library = ("lightning.", "harness.")
+    has_own = any(not t.startswith(library) and t not in _CALLBACKS for t in targets)
+    if has_own or _target(model) not in _MODELS or not _is_ours(model.get("likelihood")):
         return ()
-    metrics = ("val/reconstruction",) if _class_of(model) == "Autoencoder" else _OF_A_BOUND
+    reconstruction = f"val/reconstruction{_suffix(cfg)}"
+    if _target(model) == _MODELS[0]:
+        return (reconstruction,)
+    metrics = (f"val/elbo{_suffix(cfg)}", reconstruction, "val/kl")
     return metrics + (("val/penalty",) if model.get("penalty") else ())
+
+
+def _is_ours(likelihood: Any) -> bool:
+    return not likelihood or _target(likelihood).startswith("cvae.likelihoods.")
 
 
 def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
     """Yield one line for each pair of settings that contradict each other."""
     data, model = cfg["data"], cfg["model"]
-    shape = data.get("image_shape")
-    if isinstance(shape, Sequence) and len(shape) == 3 and shape[0] != 1:
-        yield (
-            f"data.image_shape={shape}: must be [1, height, width], colour is not "
-            "supported; convert the images to grey"
-        )
+    if _target(data) == _DATA[0] and data.get("name", "MNIST") not in MNIST_SETS:
+        yield f"data.name={data['name']}: must be one of {', '.join(MNIST_SETS)}"
     prior = model.get("prior") or {}
-    if _is_ours(prior) and _class_of(prior) == "Flow" and model["latent_dim"] < 2:
+    if _target(prior) == "cvae.priors.Flow" and model["latent_dim"] < 2:
         yield f"model.latent_dim={model['latent_dim']}: must be at least 2 with model/prior=flow"
-    if cfg.get("mode") == "min" and cfg["monitor"] in (None, *_OF_A_BOUND[:2]):
-        yield "mode=min: must be max, as val/elbo and val/reconstruction are maximized"
+    wants_label = _target(prior) == "cvae.priors.Conditional" or prior.get("conditional") is True
+    if wants_label and _target(model) in _MODELS[:2]:
+        yield f"model={_class_of(model).lower()}: a prior that depends on y needs model=cvae"
+    condition = model.get("condition") or {}
+    if _class_of(condition) == "Quadrants" and _target(model) in _MODELS[:2]:
+        yield f"model={_class_of(model).lower()}: data/condition=quadrants needs model=cvae"
+    columns = condition.get("columns")
+    if isinstance(columns, Mapping):
+        yield from (f"data.condition.columns{text}" for text in column_problems(columns))
+    is_label = _class_of(condition) in ("", "OneHot") or _target(model) in _MODELS[:2]
+    if _class_of(model.get("penalty") or {}) == "LabelwiseAdversary" and not is_label:
+        yield (
+            "model/penalty=labelwise_adversary: must be adversary or none, as y is not one label"
+        )
+    yield from _pixel_problems(data, model)
+    ups = [metric for metric in validation_metrics(cfg) if not metric.endswith(("kl", "penalty"))]
+    if cfg.get("mode") == "min" and cfg["monitor"] in (None, *ups):
+        yield f"mode=min: must be max, as {' and '.join(ups) or monitor(cfg)} are maximized"
     trainer, schedule = cfg["trainer"], _class_of(cfg.get("scheduler") or {})
     has_no_end = trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1
     if has_no_end and schedule == "warmup_cosine":
         shown = "null" if trainer["max_epochs"] is None else trainer["max_epochs"]
         yield (
-            f"trainer.max_epochs={shown}: the schedule needs an end; set it, or max_steps, "
-            "or scheduler=constant"
+            f"trainer.max_epochs={shown}: the schedule needs an end; set trainer.max_epochs or "
+            "trainer.max_steps, or use scheduler=constant"
         )
+
+
+def _pixel_problems(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line if the likelihood does not fit the pixels."""
+    shape, binarization = data.get("image_shape"), data.get("binarization")
+    channels = shape[0] if isinstance(shape, Sequence) and len(shape) == 3 else None
+    if channels not in (None, 1, 3):
+        yield f"data.image_shape={shape}: must have 1 or 3 channels, then height and width"
+    if channels == 3 and binarization == "dynamic":
+        yield "data.binarization=dynamic: must be none, as colour images are not binarized"
+        return
+    likelihood = model.get("likelihood")
+    if _target(model) not in _MODELS or not _is_ours(likelihood) or binarization is None:
+        return
+    name = _class_of(likelihood or {"_target_": ".Bernoulli"})
+    if name == "Bernoulli" and channels == 3:
+        yield (
+            "model/likelihood=bernoulli: must be discretized_logistic, continuous_bernoulli or "
+            "gaussian for colour images"
+        )
+    elif name == "Bernoulli" and binarization == "none":
+        yield (
+            "data.binarization=none: must be dynamic with model/likelihood=bernoulli; for grey or "
+            "colour pixels use model/likelihood=discretized_logistic, continuous_bernoulli or "
+            "gaussian"
+        )
+    if name != "Bernoulli" and binarization == "dynamic":
+        yield f"data.binarization=dynamic: must be none, as {name} is not for binary pixels"
+
+
+def column_problems(columns: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with columns of Attributes, as text to put after their key."""
+    if not columns:
+        yield ": must name at least one attribute"
+    for name, classes in columns.items():
+        if not re.fullmatch(r"[^\W\d][\w-]*", str(name)):
+            yield f".{name}: the name must have only letters, digits, _ and -"
+        elif classes != "continuous" and (type(classes) is not int or classes < 1):
+            yield f".{name}={classes}: must be a number of classes, or continuous"
 
 
 def next_commands(cfg: Mapping[str, Any]) -> dict[str, str]:
     """Return the overrides to suggest after a run, by script."""
-    unlabelled = _is_ours(cfg["model"]) and _class_of(cfg["model"]) in ("Autoencoder", "VAE")
-    return {
-        "generate": "num_samples=10" if unlabelled else "label=all num_samples=10",
-        "evaluate": "",
-    }
+    condition = cfg["model"].get("condition") or {}
+    requested = "label=all num_samples=10"
+    if _target(cfg["model"]) in _MODELS[:2]:
+        requested = "num_samples=10"
+    elif _class_of(condition) == "Quadrants":  # generate.py has no images to complete
+        return {"evaluate": ""}
+    elif columns := condition.get("columns"):
+        requested = f"condition='{{{', '.join(f'{name}: 0' for name in columns)}}}'"
+    return {"generate": requested, "evaluate": ""}
 
 
 def has_data(data: Mapping[str, Any]) -> bool:
-    """Return whether ``data_dir`` has the files of the data set or of your own images."""
-    if not _is_ours(data):  # a class of your own knows where its data are
+    """Return whether ``data_dir`` has the files of the data set."""
+    if _target(data) not in _DATA:  # your own class may need no files
         return True
     folder, name = Path(str(data.get("data_dir"))), str(data.get("name"))
-    return (folder / name / "raw").is_dir() or (folder / f"{name}.npz").is_file()
+    name = "MNIST" if _target(data) in _DATA[3:] else name  # these are made from its files
+    has_folder = any((folder / name / part).is_dir() for part in ("raw", "train"))
+    return has_folder or (folder / f"{name}.npz").is_file()
 
 
 def bytes_per_row(data: Mapping[str, Any]) -> int:
-    """Return the bytes of pixels and one-hot label in float32 and of the int64 image index."""
+    """Return the bytes of an image and its one-hot label in float32, and its int64 index."""
     return 4 * (math.prod(data.get("image_shape") or [0]) + (data.get("num_classes") or 0)) + 8

@@ -1,45 +1,77 @@
-"""Trial step on a few images before training, to report wrong shapes of a network."""
+"""Trial step on a few images before training, which reports wrong shapes of a network."""
 
 import torch
 from torch import Tensor
 
 from cvae.models import Autoencoder
-from cvae.types import Batch
+from cvae.types import Batch, Image
+
+_NUM_SAMPLES = 2  # samples of z, as in the importance-weighted bound
 
 
 def trial_loss(model: Autoencoder, batch: Batch) -> Tensor:
-    """Return the summed loss of a few images at z = the posterior mean, a scalar.
+    """Return the summed loss of a few images, with z at the posterior mean.
 
-    In evaluation mode it first checks the shapes of ``encode`` and ``decode`` of the network.
+    In evaluation mode, check first the shapes that ``encode`` and ``decode`` of the network return.
 
     Raises:
-        TypeError, ValueError: a method of network or model returns another type or shape.
+        TypeError, ValueError: a method of the network or model returns a wrong type or shape, or
+            the likelihood does not fit the pixels.
     """
     rows = len(batch.x)
+    check_pixels(model, batch.x)
     label = batch.y if model.conditional else None
-    # a user's model may call other methods of its network
+    # models of your own may call other methods of the network
     if not model.training and type(model).__module__ == Autoencoder.__module__:
         with torch.no_grad():
-            statistics = model.network.encode(batch.x, label)
+            c = None if label is None else model.condition(label)
+            statistics = model.network.encode(batch.x, c)
             size, dtype = model.num_statistics * model.latent_dim, model.output_bias.dtype
-            _expect("encode(x, y)", statistics, (rows, size), dtype)
+            _check_tensor("encode(x, y)", statistics, (rows, size), dtype)
             z = batch.x.new_zeros(rows, model.latent_dim)
-            image = (rows, *model.image_shape)
-            _expect("decode(z, y)", model.network.decode(z, label), image, dtype)
+            outputs = (rows, *model.output_bias.shape)
+            _check_tensor("decode(z, y)", model.network.decode(z, c), outputs, dtype)
+    if not model.training:
+        _check_likelihood(model, batch.x)
     terms = model.terms(batch.x, label, batch.x.new_zeros(rows, model.latent_dim))
     for name, values in terms._asdict().items():
         if isinstance(values, Tensor):
-            _expect(name, values, (rows,))
+            _check_tensor(name, values, (rows,))
     return model.loss(terms, 0).sum()
 
 
-def _expect(
+@torch.no_grad()
+def _check_likelihood(model: Autoencoder, x: Image) -> None:
+    """Raise if the likelihood returns wrong shapes for its start or for samples of z."""
+    rows, likelihood = len(x), model.likelihood
+    mean = x.mean(0).clamp(0.01, 0.99)
+    start = likelihood.start(mean, torch.full_like(mean, 0.1))
+    shape = (likelihood.num_parameters, *model.image_shape)
+    _check_tensor(f"{type(likelihood).__name__}.start(mean, std)", start, shape)
+    log_p = likelihood.log_prob(x, start.expand(rows, _NUM_SAMPLES, *shape).to(x))
+    _check_tensor("log_prob of two samples of z", log_p, (rows, _NUM_SAMPLES))
+
+
+def check_pixels(model: Autoencoder, x: Image) -> None:
+    """Check that x is binary if the likelihood is for binary pixels.
+
+    Raises:
+        ValueError: x has grey pixels.
+    """
+    if model.likelihood.num_levels == 2 and ((x != 0) & (x != 1)).any():
+        raise ValueError(
+            "x has grey pixels, but a Bernoulli likelihood is for binary ones: binarize them, or "
+            "use another likelihood: DiscretizedLogistic, ContinuousBernoulli or Gaussian"
+        )
+
+
+def _check_tensor(
     name: str, values: object, shape: tuple[int, ...], widest: torch.dtype = torch.float64
 ) -> None:
-    """Raise on a wrong type or shape, which broadcasting could hide in training."""
+    """Raise if type or shape is wrong, which broadcasting could hide in training."""
     if not isinstance(values, Tensor):
-        raise TypeError(f"{name} gives a {type(values).__name__}, not a tensor")
+        raise TypeError(f"{name} returns a {type(values).__name__}, not a tensor")
     if values.dtype.itemsize > widest.itemsize:
-        raise TypeError(f"{name} gives {values.dtype}, expected {widest}")
+        raise TypeError(f"{name} returns {values.dtype}, expected {widest}")
     if values.shape != shape:
         raise ValueError(f"{name} has shape {tuple(values.shape)}, expected {shape}")

@@ -1,29 +1,32 @@
-"""The tensor vocabulary: what the other modules hand to each other. Imports nothing of ours."""
+"""Types of the tensors and tuples that the other modules pass to each other."""
 
 from typing import NamedTuple
 
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
-Image = Float[Tensor, "batch channel height width"]  # grey in [0, 1], or binary in {0, 1}
-Logits = Float[Tensor, "batch channel height width"]  # of the Bernoulli mean of every pixel
-OneHot = Float[Tensor, "batch num_classes"]
+Image = Float[Tensor, "batch channel height width"]  # in [0, 1], or binary in {0, 1}
+# what the decoder returns: num_parameters of the likelihood for each channel, in that order
+Outputs = Float[Tensor, "batch outputs height width"]
+# the same for the likelihood; with a dimension of samples, for several z of each image
+Parameters = Float[Tensor, "batch *samples num_parameters channel height width"]
+Condition = Float[Tensor, "batch condition_size"]  # a one-hot label, or other numbers
 Latent = Float[Tensor, "batch latent_dim"]
-Statistics = Float[Tensor, "batch num_statistics"]  # what an encoder says of q(z | x, y)
-Nats = Float[Tensor, " batch"]  # one value an image, summed over pixels and latent dimensions
+Statistics = Float[Tensor, "batch num_statistics"]  # parameters of q(z | x, y), or a code
+Nats = Float[Tensor, " batch"]  # per image: summed over pixels and latent dimensions
 ImageIndices = Int[Tensor, " batch"]  # positions of the images in their split
 
 
 class Batch(NamedTuple):
     """One process's rows of a global batch.
 
-    ``indices`` key all noise drawn for the images and ``global_size`` is what sums over images are
-    divided by, so that neither depends on how many processes share the batch. A process may have no
-    rows if the last global batch is smaller than the number of processes.
+    All noise of an image is keyed by its entry in ``indices``, and sums over images are divided by
+    ``global_size``, so neither depends on how many processes share the batch. A process has no rows
+    if the last global batch is smaller than the number of processes.
     """
 
     x: Image
-    y: OneHot
+    y: Condition
     indices: ImageIndices
     global_size: int  # images in this batch over all processes
 
@@ -47,20 +50,26 @@ class Split(NamedTuple):
     """All images of one split, as unsigned bytes."""
 
     grey: UInt8[Tensor, "num_images channel height width"]
-    inputs: UInt8[Tensor, "num_images channel height width"]  # what models see: 0 or 255, or grey
+    inputs: UInt8[Tensor, "num_images channel height width"]  # of the models: 0 or 255, or grey
     labels: Int64[Tensor, " num_images"]
+    conditions: Condition | None = None  # y of each image; None for its one-hot label
+
+    def select(self, rows: Tensor | slice) -> "Split":
+        """Return the images at these rows."""
+        conditions = None if self.conditions is None else self.conditions[rows]
+        return Split(self.grey[rows], self.inputs[rows], self.labels[rows], conditions)
 
 
 class Terms(NamedTuple):
-    """The two terms of the bound and what the loss adds to them, per image, in nats."""
+    """The two terms of the bound and the penalty in the loss, in nats per image."""
 
     reconstruction: Nats  # E_q log p(x | z, y), at most 0 for binary x
-    kl: Nats  # KL(q(z | x, y) || p(z)), at least 0 where it is no estimate
-    penalty: Nats | float = 0.0  # what a model adds to its loss, and no bound knows of
+    kl: Nats  # KL(q(z | x, y) || p(z)); a one-sample estimate unless p(z) = N(0, I)
+    penalty: Nats | float = 0.0  # added to the loss; not part of the bound
 
     @property
     def elbo(self) -> Nats:
-        """The evidence lower bound at beta = 1."""
+        """The evidence lower bound, with the KL term unweighted (beta = 1)."""
         return self.reconstruction - self.kl
 
     def first(self, count: int) -> "Terms":

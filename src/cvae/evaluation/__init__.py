@@ -1,1 +1,1 @@
-"""How good a model is: one file per claim that is measured. Knows models, not Lightning."""
+"""Evaluation of a trained model: one file per claim. Imports models, not Lightning."""

@@ -1,4 +1,4 @@
-"""The average of the encoder's distributions approximates a standard normal: does it?"""
+"""Claim: the aggregated posterior approximates a standard normal distribution."""
 
 import math
 from statistics import stdev
@@ -12,44 +12,45 @@ from cvae.evaluation.claim import Metric, Metrics, standard_error
 from cvae.evaluation.probes import Labels, Points, mlp_predictions
 from cvae.evaluation.subject import Posterior, Subject
 
-_BANDWIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25)  # each half the one before: see _kernel_sum
+_BANDWIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25)  # _kernel_sums needs each to be half the previous one
 _ROWS = 1000
 _NULL_SIZE, _NULL_COUNT = 1000, 200
 _NULL_QUANTILE = 0.95
 _ACTIVE = 0.01  # variance of the posterior mean, as in Burda et al. 2016
-_TEST_EPOCH, _VALIDATION_EPOCH, _MMD_EPOCH = 1001, 1002, 1003  # draws not used in training
+_TEST_EPOCH, _VALIDATION_EPOCH, _MMD_EPOCH = 1001, 1002, 1003  # noise that no probe trains on
 _TRAIN_EPOCH = 1004
 _NULL_EPOCH = 2000
 
 
 def aggregated_posterior(subject: Subject) -> Metrics:
-    """How far draws of z, one for each test image, are from N(0, I).
+    """Return how far samples of z, one per test image, are from N(0, I).
 
-    The unbiased squared maximum mean discrepancy as a ratio to the 95 % quantile that two draws of
-    N(0, I) give, beside that of draws for as many training images, and, as the floor, how far test
-    and training images are from each other: other people wrote them. Then the held-out accuracy of
-    a perceptron 2 x 256 that separates draws from N(0, I), and the number of active dimensions,
-    since dead ones match trivially. For a plain autoencoder, z is the code.
+    ``mmd_ratio`` is the unbiased squared maximum mean discrepancy, divided by its 95 % quantile for
+    two samples of N(0, I). Its floor is the ratio between test and training images, which have
+    different writers. ``mmd_ratio_train`` is the ratio for as many training images.
+    ``normal_accuracy`` is the held-out accuracy of a 2 x 256 perceptron that separates the samples
+    from N(0, I). ``active_units`` is the number of active dimensions; inactive ones match N(0, I)
+    trivially. For a plain autoencoder, z is the code.
     """
-    z = subject.test_posterior.draw()
+    z = subject.test_posterior.sample()
     count = len(z)
     subject.progress("maximum mean discrepancy", 0.0)
-    of_train = subject.train_posterior.draw(_TRAIN_EPOCH)[:count]  # noise of its own
-    prior = subject.prior_draws(count, _MMD_EPOCH)
+    of_train = subject.train_posterior.sample(_TRAIN_EPOCH)[:count]  # independent noise
+    prior = subject.sample_prior(count, _MMD_EPOCH)
     null, null_error = mmd_null(subject, count)
     pairs = ((z, prior), (of_train, prior), (z, of_train))
     (ratio, error), (train_ratio, train_error), (floor, floor_error) = (
         (squared / null, math.hypot(error, null_error) / null)
         for squared, error in (mmd_squared(a, b) for a, b in pairs)
     )
-    predicted_of, is_posterior = _labelled(z, subject.prior_draws(count, _TEST_EPOCH))
-    validation = subject.validation_posterior.draw()
+    predicted_of, is_posterior = _labelled(z, subject.sample_prior(count, _TEST_EPOCH))
+    validation = subject.validation_posterior.sample()
     predicted = mlp_predictions(
         lambda epoch: _labelled(
-            subject.train_posterior.draw(epoch),
-            subject.prior_draws(len(subject.train.labels), epoch + 1),
+            subject.train_posterior.sample(epoch),
+            subject.sample_prior(len(subject.train.labels), epoch + 1),
         ),
-        _labelled(validation, subject.prior_draws(len(validation), _VALIDATION_EPOCH)),
+        _labelled(validation, subject.sample_prior(len(validation), _VALIDATION_EPOCH)),
         predicted_of,
         2,
         lambda share: subject.progress("posterior against N(0, I)", share),
@@ -68,12 +69,12 @@ def _labelled(posterior: Points, prior: Points) -> tuple[Points, Labels]:
 
 
 def active_units(posterior: Posterior) -> int:
-    """Latent dimensions whose posterior mean varies over images by more than 0.01."""
+    """Return the number of dimensions whose posterior mean has a variance above 0.01."""
     return int((posterior.mean.var(dim=0) - posterior.mean_error > _ACTIVE).sum())
 
 
 class _Sums(NamedTuple):
-    """Sums of the kernel: over all pairs, and for each point over the other set."""
+    """Kernel sums over all pairs, and over the other set for each point."""
 
     total: float
     of_a: Float[Tensor, " num_a"]
@@ -99,16 +100,16 @@ def _kernel_sums(a: Points, b: Points) -> _Sums:
 
 
 def mmd_squared(a: Points, b: Points) -> tuple[float, float]:
-    """The unbiased estimate of the squared maximum mean discrepancy (Gretton et al. 2012, lemma 6).
+    """Return the unbiased squared maximum mean discrepancy (Gretton et al. 2012, lemma 6).
 
-    Kernel: a sum of Gaussians of squared widths 1/4, 1/2, 1, 2 and 4 times the latent dimension.
+    The kernel is a sum of Gaussians with squared widths of 1/4, 1/2, 1, 2 and 4 times latent_dim.
 
     Returns:
-        The estimate and its first-order standard error, from the influence of each point. That
-        error vanishes if both sets have the same distribution; :func:`mmd_null` gives what is left.
+        The estimate and its first-order standard error, from the influence of each point. This
+        error vanishes if both sets have the same distribution: add that of :func:`mmd_null`.
     """
     m, n = len(a), len(b)
-    diagonal = float(len(_BANDWIDTHS))  # of every point with itself
+    diagonal = float(len(_BANDWIDTHS))  # kernel of a point with itself
     aa, bb, ab = _kernel_sums(a, a), _kernel_sums(b, b), _kernel_sums(a, b)
     within_a = (aa.total - m * diagonal) / (m * (m - 1))
     within_b = (bb.total - n * diagonal) / (n * (n - 1))
@@ -119,15 +120,15 @@ def mmd_squared(a: Points, b: Points) -> tuple[float, float]:
 
 
 def mmd_null(subject: Subject, size: int) -> tuple[float, float]:
-    """Return the 95 % quantile and the s.d. of :func:`mmd_squared` for two draws of N(0, I).
+    """Return the 95 % quantile and the s.d. of :func:`mmd_squared` for two samples of N(0, I).
 
-    From 200 pairs of draws of at most 1,000 points: a degenerate U-statistic, it scales as 1/size.
+    Both come from 200 pairs of at most 1,000 points. A degenerate U-statistic scales as 1/size.
     """
     small = min(size, _NULL_SIZE)
-    found = []
+    values = []
     for i in range(_NULL_COUNT):
         subject.progress("maximum mean discrepancy", i / _NULL_COUNT)
-        pair = subject.prior_draws(2 * small, _NULL_EPOCH + i)
-        found.append(mmd_squared(pair[:small], pair[small:])[0])
+        pair = subject.sample_prior(2 * small, _NULL_EPOCH + i)
+        values.append(mmd_squared(pair[:small], pair[small:])[0])
     scale = small / size
-    return float(torch.tensor(found).quantile(_NULL_QUANTILE)) * scale, stdev(found) * scale
+    return float(torch.tensor(values).quantile(_NULL_QUANTILE)) * scale, stdev(values) * scale

@@ -1,4 +1,4 @@
-"""What a measurement is: a value with its unit, its standard error and its target."""
+"""A measured metric: its value, unit, standard error and target."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -7,22 +7,23 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-_SEED = 0  # never a run's: all runs are measured with the same noise
-_NUM_RESAMPLES = 200  # of the bootstrap
+_SEED = 0  # not the run's seed, so that all runs are measured with the same noise
+_NUM_RESAMPLES = 200  # bootstrap
 
 Values = NDArray[np.float64] | Tensor
+Progress = Callable[[str, float], None]  # takes the current work and the share done
 
 
 class Metric(NamedTuple):
     """One measured quantity."""
 
     value: float
-    unit: str = ""  # "%" for a share, of which value is the fraction; nats, bits, dims
-    standard_error: float | None = None  # over images or over draws of z; None where unknown
-    floor: float | None = None  # the same quantity of real images, or by chance
+    unit: str = ""  # nats, bits, dims, or "%" with value as a fraction
+    standard_error: float | None = None  # over images or samples of z; None if unknown
+    floor: float | None = None  # reference: the value of real images, or chance
     at_least: float | None = None  # from cvae.evaluation.targets
     at_most: float | None = None
-    floor_error: float | None = None  # standard error of the floor, for the target alone
+    floor_error: float | None = None  # standard error of the floor; only a target uses it
 
     @classmethod
     def mean(
@@ -32,12 +33,12 @@ class Metric(NamedTuple):
         floor: float | None = None,
         independent: Values | None = None,
     ) -> "Metric":
-        """Average values and find the standard error of their mean.
+        """Return the mean of values with its standard error.
 
         Args:
-            values: one an image.
-            floor: the same quantity of real images, or by chance.
-            independent: means over values that depend on each other; None where none do.
+            values: one per image.
+            floor: the value of real images, or chance.
+            independent: means over groups of dependent values; None if values are independent.
         """
         error = standard_error(values if independent is None else independent)
         return cls(float(values.mean()), unit, error, floor)
@@ -46,25 +47,38 @@ class Metric(NamedTuple):
     def share(
         cls, right: Tensor, floor: float | None = None, independent: Values | None = None
     ) -> "Metric":
-        """Count the share of images that are right, each 0 or 1."""
+        """Return the share of images for which ``right``, 0 or 1, is 1."""
         return cls.mean(right.double(), "%", floor, independent)
+
+    @classmethod
+    def r2(cls, errors: Values, centred: Values, floor: float | None = None) -> "Metric":
+        """Return the coefficient of determination, with the standard error of its influence.
+
+        Args:
+            errors: squared errors of the predictions.
+            centred: squared deviations of the values from their mean.
+            floor: the value of a predictor that knows nothing.
+        """
+        r2 = 1 - errors.mean() / centred.mean()
+        influence = (errors - (1 - r2) * centred) / centred.mean()
+        return cls(float(r2), "", standard_error(influence), floor)
 
     @property
     def scale(self) -> int:
-        """What values are multiplied by to be shown in the unit."""
+        """Factor that converts the value to its unit for display."""
         return 100 if self.unit == "%" else 1
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the value is within its target; None without one."""
+        """Whether the value is within its target; None without a target."""
         if self.at_least is None and self.at_most is None:
             return None
         low = self.at_least is None or self.value >= self.at_least
         return low and (self.at_most is None or self.value <= self.at_most)
 
     @property
-    def standing(self) -> Literal["met", "near", "missed"] | None:
-        """Whether the target is met; "near" within two standard errors of it, None without one."""
+    def status(self) -> Literal["met", "near", "missed"] | None:
+        """Whether the target is met; "near" within two standard errors, None without a target."""
         if self.is_met is None:
             return None
         margin = 2 * (self.standard_error or 0.0)
@@ -78,17 +92,17 @@ Metrics = dict[str, Metric]
 
 
 class NotApplicable(Exception):  # noqa: N818 - a fact about a model, not an error
-    """Why a claim says nothing about a model."""
+    """A claim does not apply to a model; the message is the reason."""
 
 
 def standard_error(values: Values) -> float:
-    """Of the mean of independent values."""
+    """Return the standard error of the mean of independent values."""
     array = np.asarray(values, dtype=np.float64)
     return float(array.std(ddof=1) / len(array) ** 0.5) if len(array) > 1 else 0.0
 
 
 def bootstrap_error(statistic: Callable[[NDArray[np.int64]], float], size: int) -> float:
-    """Standard error of a statistic of ``size`` observations, given their resampled indices."""
+    """Return the bootstrap standard error of a function of the indices of ``size`` observations."""
     rng = np.random.default_rng(_SEED)
     values = [statistic(rng.integers(0, size, size)) for _ in range(_NUM_RESAMPLES)]
     return float(np.nanstd(values))

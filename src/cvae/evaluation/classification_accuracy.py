@@ -1,36 +1,39 @@
-"""Samples can stand in for data: a classifier of real digits that learns from them alone."""
+"""Claim: a classifier of real digits can train on samples alone."""
 
 import torch
 
 from cvae.evaluation.claim import Metric, Metrics
 from cvae.evaluation.oracle import SHORT_EPOCHS, predict, train_classifier
-from cvae.evaluation.subject import Subject, bernoulli, conditional_model
+from cvae.evaluation.sampled import SampledSubject
+from cvae.evaluation.subject import labelled_model
 
-_PER_LABEL = 6  # times Subject.num_generated: 60,000 at the default
-_EPOCH = 1  # of the prior's draws: others than those of the samples
+_PER_LABEL = 6  # times Subject.num_generated; 60,000 images by default
+_EPOCH = 1  # of the prior noise; SampledSubject.samples uses 0
 
 
-def classification_accuracy(subject: Subject) -> Metrics:
-    """Classification accuracy score (Ravuri and Vinyals 2019), by the oracle's network.
+def classification_accuracy(subject: SampledSubject) -> Metrics:
+    """Return the classification accuracy score (Ravuri and Vinyals 2019), by the oracle's network.
 
-    Trained on labelled decoder means and tested on grey digits; trained on Bernoulli samples and
-    tested on binarized ones. Beside it the same training on real images.
+    ``cas`` trains on decoder means and tests on test images; ``cas_drawn`` trains on sampled pixels
+    and tests on test images as the model takes them, usually binarized. The floor is the same
+    training on real images.
     """
-    conditional_model(subject)
+    labelled_model(subject)
     subject.progress("generating a training set", 0.0)
     labels = subject.classes.repeat_interleave(_PER_LABEL * subject.num_generated)
-    means = subject.decode(subject.prior_draws(len(labels), _EPOCH), labels)
-    binarized = subject.test.inputs.float() / 255.0
+    z = subject.sample_prior(len(labels), _EPOCH)
+    means, drawn = subject.decode_and_sample(z, labels, _EPOCH)
+    inputs = subject.test.inputs.float() / 255.0
     metrics: Metrics = {}
     for name, generated, real in (
         ("samples/cas", means, subject.test_grey),
-        ("samples/cas_drawn", bernoulli(means, _EPOCH), binarized),
+        ("samples/cas_drawn", drawn, inputs),
     ):
         pixels = (generated * 255).round().to(torch.uint8)
         classifier = train_classifier(
             (pixels, labels), None, subject.num_classes, SHORT_EPOCHS, 0.0, subject.progress
         )
-        ceiling = subject.oracle.ceiling(binarized=real is binarized)
+        ceiling = subject.oracle.ceiling(binarized=real is inputs and subject.is_binary)
         right = predict(classifier, real).labels == subject.test.labels
         best = predict(ceiling, real).labels == subject.test.labels
         metrics[name] = Metric.share(right, float(best.double().mean()))

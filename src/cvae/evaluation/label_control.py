@@ -1,28 +1,30 @@
-"""All images in a row are clearly of the same number: is a sample the digit asked for?"""
+"""Claim: a sample shows the requested digit."""
 
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from cvae.evaluation.claim import Metric, Metrics
-from cvae.evaluation.subject import Subject, conditional_model
+from cvae.evaluation.sampled import SampledSubject
+from cvae.evaluation.subject import labelled_model
 
-_ROW = 10  # samples of one label, as in the grid of pictures
+_ROW = 10  # samples per label, as in the label grid
 
 
-def label_control(subject: Subject) -> Metrics:
-    """Share of samples whose class, by the oracle, is the label asked for.
+def label_control(subject: SampledSubject) -> Metrics:
+    """Return label agreement: the share of samples that the oracle assigns the requested label.
 
-    Of decoder means, beside the oracle's accuracy on grey test digits; of Bernoulli samples, beside
-    that on binarized ones; of the worst digit among those with test images; and the share of rows
-    of 10 without an error.
+    ``label_agreement`` scores decoder means and ``label_agreement_drawn`` sampled pixels; their
+    floors are the oracle's accuracy on test images, and on them as the model takes them.
+    ``label_agreement_worst`` is that of the worst digit with test images. ``rows_right`` is the
+    share of rows of 10 samples without an error.
     """
-    conditional_model(subject)
+    labelled_model(subject)
     samples, count = subject.samples, len(subject.classes)
     drawn = subject.oracle.predict(samples.drawn).labels
     test = subject.test.labels
     right = (samples.predicted == samples.labels).double()
     right_drawn = (drawn == samples.labels).double()
-    # the same z is decoded with every label, so a z is what is drawn independently
+    # every label is decoded from the same z, so only the means over labels are independent
     by_label, by_label_drawn = right.view(count, -1), right_drawn.view(count, -1)
     has_test_images = torch.isin(subject.classes, test)
     worst = int(by_label.mean(1).where(has_test_images, torch.inf).argmin())
@@ -31,8 +33,8 @@ def label_control(subject: Subject) -> Metrics:
     )[subject.classes[has_test_images]]
     rows = torch.cat([row.prod()[None] for r in by_label for row in r.split(_ROW)])
     floor, floor_drawn = (
-        float((found.labels == test).double().mean())
-        for found in (subject.test_prediction, subject.test_prediction_drawn)
+        float((prediction.labels == test).double().mean())
+        for prediction in (subject.test_prediction, subject.test_prediction_drawn)
     )
     return {
         "samples/label_agreement": Metric.share(right, floor, by_label.mean(0)),

@@ -1,31 +1,82 @@
-"""The system no longer relies on z to encode the digit: what can be read of it from z?"""
+"""Claim: z carries little information about y."""
 
+from torch import Tensor
+
+from cvae.conditions import Part
 from cvae.evaluation.claim import Metric, Metrics, NotApplicable
-from cvae.evaluation.probes import logistic_predictions, mlp_predictions
+from cvae.evaluation.probes import (
+    logistic_predictions,
+    mlp_predictions,
+    mlp_values,
+    ridge_values,
+)
 from cvae.evaluation.subject import Subject
+from cvae.given_pixels import Quadrants
+from cvae.types import Split
 
 
 def latent_independence(subject: Subject) -> Metrics:
-    """Accuracy of probes that predict the label from draws of z, on test images.
+    """Return how well probes predict each part of y from samples of z of test images.
 
-    A linear reader, logistic regression, and a curious one, a perceptron 2 x 256; beside them the
-    share of the most frequent label, which a reader of nothing reaches.
+    For a categorical part, the accuracy of a logistic regression and of a 2 x 256 perceptron; the
+    floor is chance: the share of the most frequent class. For a continuous part, R² of a ridge
+    regression and of the perceptron; the floor is 0.
     """
-    if len(subject.classes) < 2:
-        raise NotApplicable("all training images have the same label")
-    labels = subject.test.labels
-    z = subject.test_posterior.draw()
+    metrics: Metrics = {}
+    for name, part in subject.model.condition.parts.items():
+        if part.kind != "image":
+            measure = _accuracies if part.kind == "categorical" else _r2s
+            metrics |= measure(subject, name, part)
+    if not metrics and isinstance(subject.model.condition, Quadrants):
+        raise NotApplicable("the condition is a part of the image")
+    if not metrics:
+        raise NotApplicable("y is the same for all images")
+    return metrics
+
+
+def _values(split: Split, part: Part) -> Tensor:
+    return split.labels if split.conditions is None else part.of(split.conditions)
+
+
+def _accuracies(subject: Subject, name: str, part: Part) -> Metrics:
+    labels, of_train = _values(subject.test, part), _values(subject.train, part)
+    if len(of_train.unique()) < 2:
+        return {}
+    z = subject.test_posterior.sample()
     chance = float(labels.bincount().max() / len(labels))
     subject.progress("logistic probe", 0.0)
-    linear = logistic_predictions((subject.train_posterior.draw(), subject.train.labels), z)
-    curious = mlp_predictions(
-        lambda epoch: (subject.train_posterior.draw(epoch), subject.train.labels),
-        (subject.validation_posterior.draw(), subject.validation.labels),
+    logistic = logistic_predictions((subject.train_posterior.sample(), of_train), z)
+    perceptron = mlp_predictions(
+        lambda epoch: (subject.train_posterior.sample(epoch), of_train),
+        (subject.validation_posterior.sample(), _values(subject.validation, part)),
         z,
-        subject.num_classes,
+        part.size,
         lambda share: subject.progress("perceptron probe", share),
     )
     return {
-        "latent/label_accuracy_logistic": Metric.share(linear == labels, chance),
-        "latent/label_accuracy_mlp": Metric.share(curious == labels, chance),
+        f"latent/{name}_accuracy_logistic": Metric.share(logistic == labels, chance),
+        f"latent/{name}_accuracy_mlp": Metric.share(perceptron == labels, chance),
     }
+
+
+def _r2s(subject: Subject, name: str, part: Part) -> Metrics:
+    values, of_train = _values(subject.test, part), _values(subject.train, part)
+    if len(of_train.unique()) < 2 or len(values.unique()) < 2:
+        return {}
+    z = subject.test_posterior.sample()
+    subject.progress("ridge probe", 0.0)
+    predicted = {
+        "ridge": ridge_values((subject.train_posterior.sample(), of_train), z),
+        "mlp": mlp_values(
+            lambda epoch: (subject.train_posterior.sample(epoch), of_train),
+            (subject.validation_posterior.sample(), _values(subject.validation, part)),
+            z,
+            lambda share: subject.progress("perceptron probe", share),
+        ),
+    }
+    return {f"latent/{name}_r2_{probe}": _r2(found, values) for probe, found in predicted.items()}
+
+
+def _r2(predicted: Tensor, values: Tensor) -> Metric:
+    errors = (predicted - values).double().square()
+    return Metric.r2(errors, (values - values.mean()).double().square(), floor=0.0)

@@ -12,14 +12,14 @@ from skimage.morphology import skeletonize
 
 from cvae.types import Image
 
-_SCALE = 4  # finer pixels for each of an image's, so that a width is more than a whole number
-_THRESHOLD = 0.5  # of what is ink
+_SCALE = 4  # upsampling, to measure fractions of a pixel
+_THRESHOLD = 0.5  # grey level above which a pixel is ink
 
 Values = NDArray[np.float64]
 
 
 class Factor(NamedTuple):
-    """One factor of style, in pixels or degrees, of every image; nan where there is no ink."""
+    """A factor of style for every image, in pixels or degrees; nan without ink."""
 
     test: Values
     reference: Values  # of training images
@@ -27,9 +27,9 @@ class Factor(NamedTuple):
 
 
 def thickness(images: Image) -> Values:
-    """Width of the strokes in pixels of the image; nan where there is no ink.
+    """Return the stroke thickness in pixels of the image; nan without ink.
 
-    Twice the mean distance to the paper along the skeleton, on an image enlarged four times.
+    It is twice the mean distance to the background along the skeleton, at four times the size.
     """
     fine = F.interpolate(images.float(), scale_factor=_SCALE, mode="bilinear")[:, 0]
     ink = F.pad(fine, [1, 1, 1, 1]).numpy() > _THRESHOLD
@@ -40,16 +40,16 @@ def _thickness(ink: NDArray[np.bool_]) -> float:
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     if not len(rows):
         return float("nan")
-    ink = ink[rows[0] - 1 : rows[-1] + 2, columns[0] - 1 : columns[-1] + 2]  # a margin of paper
+    ink = ink[rows[0] - 1 : rows[-1] + 2, columns[0] - 1 : columns[-1] + 2]  # one pixel of margin
     # a pixel's centre lies half a pixel inside its edge
     inside = distance_transform_edt(ink)[skeletonize(ink)] - 0.5
     return float(2 * inside.mean() / _SCALE)
 
 
 def slant(images: Image) -> Values:
-    """Angle of the strokes in degrees, positive to the right; nan where there is no ink.
+    """Return the slant in degrees, positive to the right; nan without ink.
 
-    The arc tangent of the horizontal shear, from the second moments of the grey levels.
+    It is the arc tangent of the horizontal shear, from the second moments of the grey levels.
     """
     return np.array([_slant(one) for one in images[:, 0].numpy().astype(np.float64)])
 
@@ -57,7 +57,7 @@ def slant(images: Image) -> Values:
 def _slant(image: NDArray[np.float64]) -> float:
     if image.sum() <= 0:
         return float("nan")
-    moments = moments_central(image, order=2)  # rows go down: the first index counts them
+    moments = moments_central(image, order=2)  # first index: rows, downwards
     return float(np.degrees(np.arctan(-moments[1, 1] / max(moments[2, 0], 1e-12))))
 
 

@@ -1,6 +1,6 @@
-"""The oracle: a classifier of real digits, whose word and whose features other claims rest on.
+"""The oracle: a classifier of real digits that labels samples and provides features.
 
-It never sees a generated image, and no test image while it learns or is selected.
+It never trains on generated images, and test images neither train nor select it.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import logging
 import math
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,38 +20,39 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from cvae import noise
+from cvae.evaluation.claim import Progress
 from cvae.types import Image, Split
 from harness.contract import files
 
 log = logging.getLogger(__name__)
 
-_ORACLE = "oracle"  # name of its file
+_ORACLE = "oracle"  # file name
 _NUM_FEATURES = 128
 _ORACLE_EPOCHS = 5
-SHORT_EPOCHS = 2  # of the classifiers that are trained for each model
+SHORT_EPOCHS = 2  # of classifiers that train on samples
 _BATCH_SIZE = 128
-_MIN_BATCHES = 20  # in an epoch
+_MIN_BATCHES = 20  # per epoch
 _LEARNING_RATE = 6e-3  # peak
-_RISE = 0.2  # share of the steps over which it rises
+_RISE = 0.2  # share of the steps that warm up the learning rate
 _WEIGHT_DECAY = 0.02
 _MAX_SHIFT = 2  # pixels, in training
 _LABEL_SMOOTHING = 0.05
 _SEED = 0
-_ROWS = 1000  # images at a time when nothing is learned
+_ROWS = 1000  # images at a time in prediction
 
 Pixels = UInt8[Tensor, "_ channel height width"]
 Labels = Int64[Tensor, " _"]
+Values = Float[Tensor, " _"]
 Features = Float[Tensor, "_ num_features"]
-Progress = Callable[[str, float], None]  # what is being done, and which share of it is
 
 
 class Classifier(nn.Module):
-    """A small convolutional network for images of one channel and any size from 8 x 8."""
+    """Small convolutional classifier of grey or colour images of 8 x 8 pixels or more."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, num_channels: int = 1) -> None:
         super().__init__()
         self.maps = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1, bias=False),
+            nn.Conv2d(num_channels, 16, 3, padding=1, bias=False),
             nn.MaxPool2d(2),
             nn.BatchNorm2d(16),
             nn.ReLU(),
@@ -71,7 +73,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(_NUM_FEATURES, num_classes)
 
     def features(self, x: Image) -> Features:
-        """What Frechet distance, recall and coverage are taken in: the layer before the logits."""
+        """Return the layer before the logits, for Frechet distance, recall and coverage."""
         return F.relu(self.to_features(self.maps(x)))
 
     def forward(self, x: Image) -> Float[Tensor, "batch num_classes"]:
@@ -84,37 +86,37 @@ class Prediction(NamedTuple):
 
 
 @torch.no_grad()
-def predict(classifier: Classifier, images: Float[Tensor, "n 1 height width"]) -> Prediction:
-    """Classes and features of images in [0, 1]."""
+def predict(classifier: Classifier, images: Float[Tensor, "n channels height width"]) -> Prediction:
+    """Return the predicted labels and the features of images in [0, 1]."""
     features = [classifier.features(x) for x in images.split(_ROWS)]
     labels = [classifier.head(f).argmax(1) for f in features]
     return Prediction(torch.cat(labels), torch.cat(features))
 
 
 def accuracy(predicted: Labels, labels: Labels, num_classes: int) -> float:
-    """Share of labels that agree."""
+    """Return the share of correct predictions."""
     return float(multiclass_accuracy(predicted, labels, num_classes, average="micro"))
 
 
-def _shifted(x: Image, generator: torch.Generator) -> Image:
-    """Every image moved by up to ``_MAX_SHIFT`` pixels either way, zeros moving in."""
+def _shift(x: Image, generator: torch.Generator) -> Image:
+    """Shift every image by up to ``_MAX_SHIFT`` pixels, padded with zeros."""
     height, width = x.shape[2:]
     padded = F.pad(x, [_MAX_SHIFT] * 4)
     offset = torch.randint(2 * _MAX_SHIFT + 1, (2, len(x)), generator=generator)
     rows = offset[0][:, None] + torch.arange(height)
     columns = offset[1][:, None] + torch.arange(width)
-    image = torch.arange(len(x))[:, None, None]
-    return padded[image, 0, rows[:, :, None], columns[:, None, :]][:, None]
+    image = torch.arange(len(x))[:, None, None, None]
+    channel = torch.arange(x.shape[1])[:, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _one_cycle(share: float) -> float:
-    """The learning rate by the share of steps done: a linear rise, then half a cosine to 0."""
+    """Return the learning-rate factor after a share of the steps: linear warm-up, then cosine."""
     if share < _RISE:
         return 0.04 + 0.96 * share / _RISE
     return 0.5 * (1 + math.cos(math.pi * (share - _RISE) / (1 - _RISE)))
 
 
-@torch.enable_grad()
 def train_classifier(
     train: tuple[Pixels, Labels],
     validation: tuple[Pixels, Labels] | None,
@@ -123,23 +125,71 @@ def train_classifier(
     binarized_share: float,
     progress: Progress | None = None,
 ) -> Classifier:
-    """Train on labelled images; without validation images, whose best epoch is kept, to the end.
+    """Train a classifier; keep the epoch with the best validation accuracy, or else the last one.
 
     Args:
-        binarized_share: of the training images whose pixels are drawn from Bernoulli(pixel / 255),
-            anew at every visit; the others stay grey.
+        binarized_share: share of the training images that are binarized, with new noise in every
+            epoch; the others stay grey.
     """
-    pixels, labels = train
+
+    def loss_of(logits: Tensor, labels: Labels) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=_LABEL_SMOOTHING)
+
+    def score_of(model: Classifier) -> float:
+        assert validation is not None
+        predicted = predict(model, validation[0].float() / 255.0).labels
+        return accuracy(predicted, validation[1], num_classes)
+
+    score = None if validation is None else score_of
+    return _fit(num_classes, train, loss_of, score, num_epochs, binarized_share, progress)
+
+
+def train_regressor(
+    train: tuple[Pixels, Values],
+    validation: tuple[Pixels, Values],
+    binarized_share: float,
+    progress: Progress | None = None,
+) -> Callable[[Image], Values]:
+    """Return a function that predicts a value of each image; the epoch with the lowest error."""
+    mean, std = train[1].mean(), train[1].std().clamp_min(1e-12)
+
+    def loss_of(outputs: Tensor, values: Values) -> Tensor:
+        return F.mse_loss(outputs[:, 0], (values - mean) / std)
+
+    def predict_values(model: Classifier, images: Image) -> Values:
+        with torch.no_grad():
+            return torch.cat([model(x)[:, 0] for x in images.split(_ROWS)]) * std + mean
+
+    def score_of(model: Classifier) -> float:
+        predicted = predict_values(model, validation[0].float() / 255.0)
+        return -float((predicted - validation[1]).square().mean() / std**2)
+
+    model = _fit(1, train, loss_of, score_of, _ORACLE_EPOCHS, binarized_share, progress)
+    return partial(predict_values, model)
+
+
+@torch.enable_grad()
+def _fit(
+    num_outputs: int,
+    train: tuple[Pixels, Tensor],
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    score_of: Callable[[Classifier], float] | None,
+    num_epochs: int,
+    binarized_share: float,
+    progress: Progress | None,
+) -> Classifier:
+    """Train a network; keep the epoch with the highest score, or the last one without a score."""
+    pixels, targets = train
     generator = torch.Generator().manual_seed(_SEED)
     with torch.random.fork_rng([]):
         torch.manual_seed(_SEED)
-        model = Classifier(num_classes)
-    # of a small set, small batches: but at least two images in each
+        model = Classifier(num_outputs, pixels.shape[1])
+    # a small set gets smaller batches, of at least two images
     num_batches = max(len(pixels) // _BATCH_SIZE, min(_MIN_BATCHES, len(pixels) // 2))
     total = num_epochs * num_batches
     optimizer = torch.optim.AdamW(model.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _one_cycle(step / total))
-    best, best_state = -1.0, model.state_dict()
+    best, best_state = -math.inf, model.state_dict()
     for epoch in range(num_epochs):
         model.train()
         order = torch.randperm(len(pixels), generator=generator)
@@ -150,8 +200,7 @@ def train_classifier(
                 drawn = noise.bernoulli(grey.flatten(1), index, seed=_SEED, epoch=epoch)
                 chosen = torch.rand(len(x), generator=generator) < binarized_share
                 x[chosen] = drawn.float().view_as(x)[chosen]
-            logits = model(_shifted(x, generator))
-            loss = F.cross_entropy(logits, labels[index], label_smoothing=_LABEL_SMOOTHING)
+            loss = loss_of(model(_shift(x, generator)), targets[index])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -159,23 +208,20 @@ def train_classifier(
             if progress is not None and i % 20 == 0:
                 progress("training a classifier", (epoch * num_batches + i) / total)
         model.eval()
-        if validation is None:
-            continue
-        predicted = predict(model, validation[0].float() / 255.0).labels
-        if (found := accuracy(predicted, validation[1], num_classes)) > best:
-            best, best_state = found, {k: v.clone() for k, v in model.state_dict().items()}
+        if score_of is not None and (score := score_of(model)) > best:
+            best, best_state = score, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(best_state)
     return model.eval()
 
 
 class Oracle:
-    """The classifier of real digits, and what the same network reaches in the shorter training.
+    """Classifier of real images, and a briefly trained one as the ceiling for training on samples.
 
-    Trained when first asked for, and kept in a folder under a key made of this file and of the
-    digits; what is missing, damaged or of another key is trained again.
+    Both train on first use and are cached in a folder, under a digest of this file, the version of
+    torch and the digits. A missing, damaged or outdated file is trained again.
 
     Args:
-        folder: of the cache; None to keep nothing.
+        folder: folder of the cache; None for no cache.
         num_classes: number of labels.
     """
 
@@ -192,41 +238,51 @@ class Oracle:
         self.num_classes = num_classes
         self.folder = folder
         self.progress = progress
-        self._known: dict[str, Classifier] = {}
+        self._classifiers: dict[str, Classifier] = {}
         self._digest: str | None = None
 
     @property
-    def is_asked(self) -> bool:
-        """Whether its word or its features have been asked for."""
-        return _ORACLE in self._known
+    def num_channels(self) -> int:
+        return self.train.grey.shape[1]
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the oracle has been used."""
+        return _ORACLE in self._classifiers
 
     @property
     def classifier(self) -> Classifier:
-        """Trained on grey and on binarized images in turn, selected on validation."""
-        return self._trained(_ORACLE, _ORACLE_EPOCHS, binarized_share=0.5, select=True)
+        """The oracle, selected on validation: trained on half grey, half binarized images.
+
+        Colour images are never binarized.
+        """
+        share = 0.5 if self.num_channels == 1 else 0.0
+        return self._get_classifier(_ORACLE, _ORACLE_EPOCHS, binarized_share=share, select=True)
 
     def ceiling(self, binarized: bool) -> Classifier:
-        """Trained on real images as those of generated ones are: the best these can hope for."""
+        """Return a classifier trained on real images, the ceiling of those trained on samples."""
         name = "binarized" if binarized else "grey"
-        return self._trained(name, SHORT_EPOCHS, binarized_share=float(binarized), select=False)
+        return self._get_classifier(
+            name, SHORT_EPOCHS, binarized_share=float(binarized), select=False
+        )
 
     def predict(self, images: Image) -> Prediction:
         return predict(self.classifier, images)
 
     def accuracy(self, images: Image, labels: Labels) -> float:
-        """Share of images in [0, 1] that the oracle gives their label."""
+        """Return the share of images in [0, 1] that the oracle assigns their label."""
         return accuracy(self.predict(images).labels, labels, self.num_classes)
 
-    def _trained(
+    def _get_classifier(
         self, name: str, num_epochs: int, binarized_share: float, select: bool
     ) -> Classifier:
-        if name in self._known:
-            return self._known[name]
+        if name in self._classifiers:
+            return self._classifiers[name]
         path = None if self.folder is None else self.folder / f"{name}-{self._key()}.pt"
-        found = None if path is None else _load(path, self.num_classes)
-        if found is None:
+        classifier = None if path is None else _load(path, self.num_classes, self.num_channels)
+        if classifier is None:
             validation = (self.validation.grey, self.validation.labels) if select else None
-            found = train_classifier(
+            classifier = train_classifier(
                 (self.train.grey, self.train.labels),
                 validation,
                 self.num_classes,
@@ -235,17 +291,18 @@ class Oracle:
                 self.progress,
             )
             if path is not None:
-                _save(found, path)
-        self._known[name] = found
-        return found
+                _save(classifier, path)
+        self._classifiers[name] = classifier
+        return classifier
 
     def _key(self) -> str:
-        """Digest of what the classifiers are a function of."""
+        """Return a digest of everything that determines the classifiers."""
         if self._digest is None:
             content = hashlib.sha256(Path(__file__).read_bytes())
             content.update(torch.__version__.encode())
             for split in (self.train, self.validation):
-                content.update(split.grey.numpy().tobytes())
+                for rows in split.grey.split(_ROWS):  # a copy may exceed the memory
+                    content.update(rows.flatten().numpy())
                 content.update(split.labels.numpy().tobytes())
             self._digest = content.hexdigest()[:16]
         return self._digest
@@ -263,26 +320,26 @@ _UNREADABLE = (  # what torch raises for a damaged file
 )
 
 
-def _load(path: Path, num_classes: int) -> Classifier | None:
-    """The classifier in a file, or None where there is none that can be read."""
-    model = Classifier(num_classes)
+def _load(path: Path, num_classes: int, num_channels: int) -> Classifier | None:
+    """Return the classifier in a file, or None if the file is missing or damaged."""
+    model = Classifier(num_classes, num_channels)
     try:
         model.load_state_dict(torch.load(path, weights_only=True))
     except FileNotFoundError:
         return None
     except _UNREADABLE as error:
-        log.warning("%s: damaged (%s); it is trained again", path, type(error).__name__)
+        log.warning("%s: damaged (%s); training the classifier again", path, type(error).__name__)
         return None
     return model.eval()
 
 
 def _save(model: Classifier, path: Path) -> None:
-    """Replace a file atomically; a folder that cannot be written costs the next command time."""
-    whole = io.BytesIO()  # in memory first: torch hides the reason where a disk is full
+    """Save a classifier atomically; only warn if the folder cannot be written."""
+    whole = io.BytesIO()  # in memory first: torch.save hides that a disk is full
     torch.save(model.state_dict(), whole)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(path) as file:
+        with files.atomic_write(path) as file:
             file.write(whole.getbuffer())
     except OSError as error:
-        log.warning("%s; it is trained again next time", error)
+        log.warning("%s; the next evaluation trains the classifier again", error)

@@ -1,4 +1,4 @@
-"""Decoding a random point: a reasonable image from a VAE, and not from a plain autoencoder."""
+"""Claim: decoded samples of N(0, I) look like digits, unlike those of a plain autoencoder."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from cvae.evaluation.claim import Metric, Metrics
 from cvae.evaluation.probes import Points
-from cvae.evaluation.subject import Subject, bernoulli
+from cvae.evaluation.sampled import SampledSubject
 from cvae.models import VAE
 
 _NUM_COMPONENTS = 10
@@ -18,16 +18,18 @@ _SEED = 0
 Features = Float[Tensor, "_ num_features"]
 
 
-def prior_samples(subject: Subject) -> Metrics:
-    """Frechet distance in the oracle's features of decoded draws of N(0, I) from test digits.
+def prior_samples(subject: SampledSubject) -> Metrics:
+    """Return the Frechet distance between decoded samples of N(0, I) and test digits.
 
-    Of decoder means from grey digits, and of Bernoulli samples from binarized ones. For fairness a
-    plain autoencoder is also sampled from a Gaussian and from a mixture of ten, fitted to its codes
-    of training images. The floors are those of as many training images.
+    ``frechet_distance`` compares the oracle's features of decoder means with those of test images,
+    ``frechet_distance_drawn`` those of sampled pixels with those of the model's inputs. For
+    fairness, a plain autoencoder is also sampled from a Gaussian and from a mixture of ten
+    Gaussians, fitted to its codes of training images. The floors are the distances between as many
+    training images and the test digits.
     """
     samples, oracle = subject.samples, subject.oracle
     test_grey, test_drawn = subject.test_prediction.features, subject.test_prediction_drawn.features
-    reference_drawn = oracle.predict(bernoulli(subject.reference.grey.float() / 255.0)).features
+    reference_drawn = oracle.predict(subject.reference_inputs).features
     floor = frechet_distance(subject.reference_features, test_grey)
     drawn_floor = frechet_distance(reference_drawn, test_drawn)
     drawn = oracle.predict(samples.drawn).features
@@ -43,7 +45,7 @@ def prior_samples(subject: Subject) -> Metrics:
         return metrics
     for name, components in (("gaussian", 1), ("mixture", _NUM_COMPONENTS)):
         subject.progress(f"fitting a {name} to the codes", 0.0)
-        z = fitted_draws(subject.train_posterior.mean, components, len(samples.labels))
+        z = fitted_samples(subject.train_posterior.mean, components, len(samples.labels))
         features = oracle.predict(subject.decode(z, samples.labels)).features
         metrics[f"samples/frechet_distance_{name}"] = Metric(
             frechet_distance(features, test_grey), floor=floor
@@ -51,8 +53,8 @@ def prior_samples(subject: Subject) -> Metrics:
     return metrics
 
 
-class _AsTheyAre(nn.Module):
-    """Features in the place of images, for a metric that would extract its own."""
+class _Identity(nn.Module):
+    """Identity, for a metric that would otherwise extract features from images."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -63,18 +65,18 @@ class _AsTheyAre(nn.Module):
 
 
 def frechet_distance(a: Features, b: Features) -> float:
-    """Squared Frechet distance of the Gaussians with the moments of two sets of features.
+    """Return the squared Frechet distance of Gaussians fitted to two sets of features.
 
-    The quantity of Heusel et al. 2017, who take Inception's features, which know no digits.
+    As in Heusel et al. 2017, but not in Inception's features, which were not trained on digits.
     """
-    metric = FrechetInceptionDistance(_AsTheyAre(a.shape[1])).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(_Identity(a.shape[1])).set_dtype(torch.float64)
     metric.update(a.double(), real=False)
     metric.update(b.double(), real=True)
     return float(metric.compute())
 
 
-def fitted_draws(codes: Points, num_components: int, count: int) -> Points:
-    """Draws of a mixture of Gaussians, fitted to codes by maximum likelihood."""
+def fitted_samples(codes: Points, num_components: int, count: int) -> Points:
+    """Return samples of a mixture of Gaussians that is fitted to codes by maximum likelihood."""
     points = codes.double().numpy()
     num_components = min(num_components, len(np.unique(points, axis=0)))
     mixture = GaussianMixture(num_components, random_state=_SEED, reg_covar=1e-4)

@@ -1,4 +1,4 @@
-"""Readers of a latent: how much a classifier can tell from z."""
+"""Probes: classifiers and regressions that predict parts of y from z."""
 
 import copy
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 _HIDDEN_DIM = 256
 _BATCH_SIZE = 1024
-_MIN_BATCHES = 20  # in an epoch
+_MIN_BATCHES = 20  # per epoch
 _LEARNING_RATE = 3e-3
 _WEIGHT_DECAY = 1e-4
 _MAX_EPOCHS = 30
@@ -22,14 +22,15 @@ _SEED = 0
 
 Points = Float[Tensor, "_ latent_dim"]
 Labels = Int64[Tensor, " _"]
-Draw = Callable[[int], tuple[Points, Labels]]  # labelled points of an epoch
+Values = Float[Tensor, " _"]
+Draw = Callable[[int], tuple[Points, Labels]]  # returns the labelled points of an epoch
 
 
 def logistic_predictions(train: tuple[Points, Labels], points: Points) -> Labels:
-    """Classes of points by logistic regression on training points."""
-    reader = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
-    reader.fit(train[0].numpy(), train[1].numpy())
-    return torch.from_numpy(reader.predict(points.numpy()))
+    """Predict the labels of points by logistic regression."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    probe.fit(train[0].numpy(), train[1].numpy())
+    return torch.from_numpy(probe.predict(points.numpy()))
 
 
 @torch.enable_grad()
@@ -40,12 +41,47 @@ def mlp_predictions(
     num_classes: int,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Labels:
-    """Classes of points by a perceptron of two hidden layers of 256, trained to convergence.
+    """Predict the labels of points by a perceptron with two hidden layers of 256 units.
 
     Args:
-        draw: training points anew for each epoch, so that nothing can be learnt by heart.
-        validation: where the loss no longer falls, training ends and the best epoch is kept.
+        draw: returns new training points for each epoch, so that none can be memorized.
+        validation: points for early stopping; the epoch with the lowest loss is kept.
     """
+    return _perceptron(draw, validation, points, num_classes, F.cross_entropy, progress).argmax(1)
+
+
+def ridge_values(train: tuple[Points, Values], points: Points) -> Values:
+    """Predict the values of points by ridge regression."""
+    probe = make_pipeline(StandardScaler(), Ridge())
+    probe.fit(train[0].double().numpy(), train[1].double().numpy())
+    return torch.from_numpy(probe.predict(points.double().numpy())).float()
+
+
+@torch.enable_grad()
+def mlp_values(
+    draw: Callable[[int], tuple[Points, Values]],
+    validation: tuple[Points, Values],
+    points: Points,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Values:
+    """Predict the values of points by the perceptron of :func:`mlp_predictions`."""
+    mean, std = validation[1].mean(), validation[1].std().clamp_min(1e-6)
+
+    def squared_error(outputs: Tensor, values: Values) -> Tensor:
+        return F.mse_loss(outputs[:, 0], (values - mean) / std)
+
+    return _perceptron(draw, validation, points, 1, squared_error, progress)[:, 0] * std + mean
+
+
+def _perceptron(
+    draw: Callable[[int], tuple[Points, Tensor]],
+    validation: tuple[Points, Tensor],
+    points: Points,
+    num_outputs: int,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    progress: Callable[[float], None],
+) -> Float[Tensor, "_ num_outputs"]:
+    """Train a perceptron and return its outputs for points."""
     generator = torch.Generator().manual_seed(_SEED)
     z, _ = draw(0)
     batch_size = max(16, min(_BATCH_SIZE, len(z) // _MIN_BATCHES))
@@ -57,7 +93,7 @@ def mlp_predictions(
             nn.ReLU(),
             nn.Linear(_HIDDEN_DIM, _HIDDEN_DIM),
             nn.ReLU(),
-            nn.Linear(_HIDDEN_DIM, num_classes),
+            nn.Linear(_HIDDEN_DIM, num_outputs),
         )
     optimizer = torch.optim.AdamW(model.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=1)
@@ -67,16 +103,17 @@ def mlp_predictions(
         z, labels = draw(epoch)
         z = (z - mean) / std
         for index in torch.randperm(len(z), generator=generator).split(batch_size):
-            loss = F.cross_entropy(model(z[index]), labels[index])
+            loss = loss_of(model(z[index]), labels[index])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            found = float(F.cross_entropy(model((validation[0] - mean) / std), validation[1]))
-        schedule.step(found)
-        if found < best:
-            best, best_epoch, best_model = found, epoch, copy.deepcopy(model)
+            validation_loss = float(loss_of(model((validation[0] - mean) / std), validation[1]))
+        schedule.step(validation_loss)
+        if validation_loss < best:
+            best, best_epoch, best_model = validation_loss, epoch, copy.deepcopy(model)
         elif epoch - best_epoch >= _PATIENCE:
             break
     with torch.no_grad():
-        return best_model((points - mean) / std).argmax(1)
+        outputs: Tensor = best_model((points - mean) / std)
+        return outputs

@@ -1,5 +1,6 @@
-"""Measures the claims of one model, and shows the results as a table and as JSON."""
+"""Measure the claims of one model and show the results as a table or JSON."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,15 +17,13 @@ from rich.text import Text
 
 from cvae.data import MNISTDataModule
 from cvae.evaluation.claim import Metric, Metrics, NotApplicable
-from cvae.evaluation.claims import CLAIMS
-from cvae.evaluation.oracle import Oracle
-from cvae.evaluation.oracle import Progress as Told
-from cvae.evaluation.subject import Subject
-from cvae.evaluation.targets import with_targets
+from cvae.evaluation.claim import Progress as ProgressCallback
+from cvae.evaluation.claims import CLAIMS, Subject
+from cvae.evaluation.targets import add_targets
 from cvae.models import Autoencoder
 from harness.contract.terminal import encodable
 
-# columns of the table on W&B, next to the metric's name: entries in evaluation.json
+# columns of the W&B table after the metric's name: the keys of a metric in evaluation.json
 COLUMNS = ("claim", "value", "standard_error", "floor", "at_least", "at_most", "unit")
 
 
@@ -43,7 +42,7 @@ def measure(
     num_samples: int,
     num_generated: int,
 ) -> tuple[Subject, Report]:
-    """Prepare the data, measure claims of a model on them, and show progress.
+    """Prepare the data, measure the claims of a model, and show progress.
 
     Args:
         model: the model, in evaluation mode, on the CPU.
@@ -57,24 +56,26 @@ def measure(
     splits = data.splits()
     cache = data.data_dir / Path(data.dataset).name / "oracle"
     with progress_bar() as progress:
-        oracle = Oracle(splits["train"], splits["validation"], model.num_classes, cache, progress)
         subject = Subject(
             model,
             **splits,
-            oracle=oracle,
             num_samples=num_samples,
             num_generated=num_generated,
             progress=progress,
+            cache=cache,
+            class_names=data.class_names,
         )
-        # a subclass or other images may have the name MNIST, too
+        # a subclass may also use the name MNIST
         is_mnist = type(data) is MNISTDataModule and data.dataset == "MNIST"
         has_targets = is_mnist and model.conditional
         return subject, evaluate(subject, list(claims or CLAIMS), has_targets)
 
 
-@torch.no_grad()  # training of probes and classifiers enables them again
+@torch.no_grad()  # probes and classifiers enable gradients when they train
 def evaluate(subject: Subject, claims: Sequence[str], has_targets: bool = False) -> Report:
-    """Measure claims, in the order of :data:`cvae.evaluation.claims.CLAIMS`, and the oracle.
+    """Measure claims, in the order of :data:`cvae.evaluation.claims.CLAIMS`.
+
+    The accuracy of the classifiers that they used follows.
 
     Args:
         subject: the model and its data.
@@ -82,41 +83,32 @@ def evaluate(subject: Subject, claims: Sequence[str], has_targets: bool = False)
         has_targets: whether :mod:`cvae.evaluation.targets` apply to this model and these images.
     """
     report = Report({}, {}, {})
-    judged = with_targets if has_targets else dict
+    apply_targets = add_targets if has_targets else dict
     for name in (known for known in CLAIMS if known in claims):
         start = time.perf_counter()
         try:
-            found = CLAIMS[name](subject)
+            claim_metrics = CLAIMS[name](subject)
         except NotApplicable as reason:
             report.left_out[name] = str(reason)
             continue
-        report.metrics[name] = judged(found)
+        report.metrics[name] = apply_targets(claim_metrics)
         report.seconds[name] = round(time.perf_counter() - start, 1)
-    if subject.oracle.is_asked:
-        report.metrics["oracle"] = judged(oracle_accuracy(subject))
+    for name, accuracy in subject.instruments().items():
+        report.metrics[name] = apply_targets(accuracy)
     return report
 
 
-def oracle_accuracy(subject: Subject) -> Metrics:
-    """Return the accuracy of the oracle on real test images, grey and as the model sees them."""
-    labels = subject.test.labels
-    return {
-        "oracle/accuracy": Metric.share(subject.test_prediction.labels == labels),
-        "oracle/accuracy_drawn": Metric.share(subject.test_prediction_drawn.labels == labels),
-    }
-
-
 @contextmanager
-def progress_bar() -> Iterator[Told]:
+def progress_bar() -> Iterator[ProgressCallback]:
     """Show a progress bar on a terminal; write nothing to a file or a pipe."""
     columns = (TextColumn("{task.description:<32}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TimeElapsedColumn(), transient=True) as bar:
         task = bar.add_task("", total=1.0, visible=bar.console.is_terminal)
 
-        def told(doing: str, share: float) -> None:
+        def update(doing: str, share: float) -> None:
             bar.update(task, description=doing, completed=share)
 
-        yield told
+        yield update
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -124,14 +116,19 @@ def as_json(report: Report) -> dict[str, Any]:
     metrics = {
         name: {
             "claim": claim,
-            **{k: v for k, v in metric._asdict().items() if v is not None and v == v},
+            **{k: v for k, v in metric._asdict().items() if _is_written(v)},
         }
-        for claim, found in report.metrics.items()
-        for name, metric in found.items()
+        for claim, claim_metrics in report.metrics.items()
+        for name, metric in claim_metrics.items()
     }
     for entry in metrics.values():
         entry.pop("floor_error", None)  # only some metrics have it
     return {"metrics": metrics, "left_out": report.left_out, "seconds": report.seconds}
+
+
+def _is_written(value: Any) -> bool:
+    """Return whether JSON can hold a value: not None, nan or an infinity."""
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
 _MARKS = {"met": "✓", "near": "~", "missed": "-"}
@@ -156,8 +153,8 @@ def _target(metric: Metric) -> str:
     shown = [f"{metric.scale * bound:.{digits}f}" for bound in (low, high) if bound is not None]
     if not shown:
         return ""
-    words = "-".join(shown) if len(shown) == 2 else ("≥ " if low is not None else "≤ ") + shown[0]
-    return f"{words} {_MARKS[metric.standing or 'met']}"
+    text = "-".join(shown) if len(shown) == 2 else ("≥ " if low is not None else "≤ ") + shown[0]
+    return f"{text} {_MARKS[metric.status or 'met']}"
 
 
 def print_table(report: Report, title: str, console: Console | None = None) -> None:
@@ -171,15 +168,15 @@ def print_table(report: Report, title: str, console: Console | None = None) -> N
     table.add_column(shown("value ± s.e."), justify="right", no_wrap=True)
     table.add_column("target", justify="right", no_wrap=True)
     table.add_column("real data", justify="right", no_wrap=True)
-    for found in report.metrics.values():
-        for name, metric in found.items():
+    for claim_metrics in report.metrics.values():
+        for name, metric in claim_metrics.items():
             value = _number(metric, metric.value, metric.standard_error)
             floor = _number(metric, metric.floor)
             table.add_row(*map(shown, (name, value, _target(metric), floor)))
         table.add_section()
     console.print(table)
-    metrics = [m for found in report.metrics.values() for m in found.values()]
-    if any(m.standing for m in metrics):
+    metrics = [m for claim_metrics in report.metrics.values() for m in claim_metrics.values()]
+    if any(m.status for m in metrics):
         console.print(shown(_LEGEND), style="dim", highlight=False, soft_wrap=True)
     for claim, reason in report.left_out.items():
-        console.print(f"{claim}: left out, {reason}", soft_wrap=True)
+        console.print(f"{claim}: skipped, {reason}", soft_wrap=True)

@@ -1,41 +1,46 @@
-"""The latent space encodes other information, like stroke width or the angle of writing."""
+"""Claim: z encodes style, such as stroke thickness and slant."""
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image as PILImage
 from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
-from cvae.evaluation.claim import Metric, Metrics, bootstrap_error, standard_error
+from cvae import figures
+from cvae.evaluation.claim import Metric, Metrics, bootstrap_error
 from cvae.evaluation.morphology import FACTORS, Values
 from cvae.evaluation.probes import Points
-from cvae.evaluation.subject import Subject
+from cvae.evaluation.sampled import SampledSubject
+from cvae.evaluation.subject import check_label
 from cvae.types import Latent
 
 _EXTENT, _STEPS = 2.5, 11  # standard deviations of the prior to either side, and points
-_NUM_STYLES = 100  # z that are moved, at most
-_EPOCH = 2  # of the prior's draws
+_NUM_STYLES = 100  # z to traverse, at most
+_EPOCH = 2  # of the prior noise
 
 
-def style(subject: Subject) -> Metrics:
-    """How well z tells a factor of style, steers it, and carries it from digit to digit.
+def style(subject: SampledSubject) -> Metrics:
+    """Return how well z predicts a factor of style, controls it, and transfers it between labels.
 
-    R^2 of a ridge regression from the posterior mean to the factor, means of every label taken out
-    of both, learnt on training and scored on test images; Spearman's rho of the measured factor
-    along the ridge direction, 11 points from -2.5 to 2.5 standard deviations, the mean over 100 z
-    and all labels; and for a conditional model the correlation of the factor between digits that
-    are decoded from one z, the mean over pairs of labels.
+    ``r2`` is R^2 of a ridge regression from the posterior mean to the factor, both centred per
+    label, fitted on training and scored on test images. ``rho`` is Spearman's rho of the measured
+    factor along the ridge direction, at 11 points from -2.5 to 2.5 standard deviations, averaged
+    over 100 z and all labels. ``correlation``, for conditional models only, compares the factor
+    between digits that are decoded from the same z, averaged over pairs of labels.
+
+    Raises:
+        NotApplicable: the images have colour.
     """
+    check_label(subject)
     metrics: Metrics = {}
-    found = ridges(subject)
-    for name, ridge in found.items():
+    fits = fit_ridges(subject)
+    for name, ridge in fits.items():
         errors, centred = ridge.test_errors**2, ridge.test_centred**2
-        r2 = 1 - errors.mean() / centred.mean()
-        influence = (errors - (1 - r2) * centred) / centred.mean()
-        metrics[f"style/r2_{name}"] = Metric(float(r2), "", standard_error(influence))
-    for name, ridge in found.items():
+        metrics[f"style/r2_{name}"] = Metric.r2(errors, centred)
+    for name, ridge in fits.items():
         rhos = _rank_correlations(subject, name, ridge.direction)
         metrics[f"style/rho_{name}"] = Metric.mean(rhos, independent=rhos.mean(axis=0))
     if not subject.model.conditional:
@@ -52,19 +57,19 @@ def style(subject: Subject) -> Metrics:
 
 
 class FactorRidge(NamedTuple):
-    """A ridge regression of a factor on z, label means taken out."""
+    """Ridge regression of a factor on z, both centred per label."""
 
-    direction: Latent  # of unit length, (1, latent_dim): along it the factor rises
+    direction: Latent  # in which the factor rises; unit length, (1, latent_dim)
     test_errors: Values
     test_centred: Values
 
 
-def ridges(subject: Subject) -> dict[str, FactorRidge]:
-    """One for each factor."""
+def fit_ridges(subject: SampledSubject) -> dict[str, FactorRidge]:
+    """Return the ridge regression of every factor."""
     train_z = subject.train_posterior.mean[: len(subject.reference.labels)].double().numpy()
     test_z = subject.test_posterior.mean.double().numpy()
     train_y, test_y = subject.reference.labels.numpy(), subject.test.labels.numpy()
-    found = {}
+    fits = {}
     for name, factor in subject.factors.items():
         in_train, in_test = ~np.isnan(factor.reference), ~np.isnan(factor.test)
         x, v, y = train_z[in_train], factor.reference[in_train], train_y[in_train]
@@ -76,14 +81,14 @@ def ridges(subject: Subject) -> dict[str, FactorRidge]:
         centred = test_v - label_means(v, y, subject.num_classes)[labels]
         predicted = ridge.predict(test_x - label_means(x, y, subject.num_classes)[labels])
         direction = torch.from_numpy(ridge.coef_)[None].float()
-        found[name] = FactorRidge(
+        fits[name] = FactorRidge(
             direction / direction.norm().clamp_min(1e-12), centred - predicted, centred
         )
-    return found
+    return fits
 
 
 def label_means(values: Values, labels: NDArray[np.int64], num_classes: int) -> Values:
-    """Mean of the values of every label; of all values for a label without any."""
+    """Return the mean value of every label; the overall mean for a label without values."""
     means = np.repeat(values.mean(axis=0, keepdims=True), num_classes, axis=0)
     for c in np.unique(labels):
         means[c] = values[labels == c].mean(axis=0)
@@ -91,7 +96,7 @@ def label_means(values: Values, labels: NDArray[np.int64], num_classes: int) -> 
 
 
 def mean_correlation(by_label: Values) -> float:
-    """Mean Pearson correlation over all pairs of rows; a row that does not vary has none."""
+    """Return the mean Pearson correlation over pairs of rows, without constant rows."""
     if by_label.shape[1] < 2:
         return 0.0
     varying = by_label[np.ptp(by_label, axis=1) > 0]
@@ -100,32 +105,53 @@ def mean_correlation(by_label: Values) -> float:
     return float(np.corrcoef(varying)[np.triu_indices(len(varying), k=1)].mean())
 
 
-def moved(z: Points, direction: Points) -> Points:
-    """Every z at the 11 points of the direction, its own share of that direction taken out.
+def traverse(z: Points, direction: Points) -> Points:
+    """Return every z with its component along the direction set to 11 values from -2.5 to 2.5.
 
-    Points of one z lie together, from -2.5 to 2.5.
+    The 11 rows of a z are adjacent.
     """
     steps = torch.linspace(-_EXTENT, _EXTENT, _STEPS)
     rest = z - (z @ direction.T) * direction
     return (rest[:, None] + steps[:, None] * direction).flatten(0, 1)
 
 
-def _rank_correlations(subject: Subject, name: str, direction: Latent) -> Values:
+def traversals(subject: SampledSubject) -> dict[str, PILImage.Image]:
+    """Return grids of images along the direction of every factor: traversal_thickness, ..."""
+    model, grids = subject.model, {}
+    for name, ridge in fit_ridges(subject).items():
+        classes = subject.classes if model.conditional else torch.arange(10)
+        rows = "Row: requested label" if model.conditional else "Row: one latent sample z"
+        count = len(classes)
+        z = traverse(figures.fixed_latents(model, 1).expand(count, -1), ridge.direction)
+        if not model.conditional:
+            z = traverse(figures.fixed_latents(model, count), ridge.direction)
+        images = subject.decode(z, classes.repeat_interleave(len(z) // count))
+        grids[f"traversal_{name}"] = figures.image_grid(
+            images.unflatten(0, (count, -1)),
+            figures.class_labels(classes.tolist(), subject.class_names)
+            if model.conditional
+            else (),
+            title=f"{rows}. Column: z shifted along {name}, -2.5 to 2.5 s.d.",
+        )
+    return grids
+
+
+def _rank_correlations(subject: SampledSubject, name: str, direction: Latent) -> Values:
     """Spearman's rho between the step along the direction and the factor, (labels, styles)."""
     count = min(_NUM_STYLES, subject.num_generated)
-    z = moved(subject.prior_draws(count, _EPOCH), direction)
-    found = []
+    z = traverse(subject.sample_prior(count, _EPOCH), direction)
+    rhos = []
     labels = subject.classes.tolist() if subject.model.conditional else [0]
     for i, c in enumerate(labels):
-        subject.progress(f"moving along {name}", i / len(labels))
+        subject.progress(f"traversing {name}", i / len(labels))
         images = subject.decode(z, torch.full((len(z),), c))
         values = FACTORS[name](images).reshape(-1, _STEPS)
-        found.append([_rho(row) for row in values])
-    return np.array(found)
+        rhos.append([_spearman_rho(row) for row in values])
+    return np.array(rhos)
 
 
-def _rho(values: Values) -> float:
-    """Of values that do not change, or that are not there, 0: nothing was steered."""
+def _spearman_rho(values: Values) -> float:
+    """Return Spearman's rho of values in order; 0 if they are constant or contain nan."""
     if np.isnan(values).any() or np.ptp(values) == 0:
         return 0.0
     return float(spearmanr(np.arange(len(values)), values).statistic)

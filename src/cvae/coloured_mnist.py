@@ -1,0 +1,104 @@
+"""MNIST in random colours, with hues that are known factors of style."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from annotated_types import Len
+from jaxtyping import Float64, UInt8
+from numpy.typing import NDArray
+
+from cvae import noise
+from cvae.data import MNISTDataModule, split_order
+from cvae.digits import SETS, load_digits
+from harness.contract.settings import Name, Size
+
+_SEED = 0  # not the run's seed, so that all runs have the same images
+_DIGIT, _GROUND = 255, 89  # V of HSV, the largest of red, green and blue, in bytes
+_ROWS = 1000  # images at a time
+
+Hues = Float64[np.ndarray, "num_images 2"]  # of the digit and its background, in [0, 1)
+
+
+class ColouredMNISTDataModule(MNISTDataModule):
+    """MNIST with a random hue for every digit and another for its background.
+
+    x is float, (B, 3, 28, 28), in [0, 1]. All colours have full saturation in HSV. Their value V is
+    1 for digits and 0.35 for backgrounds. A pixel of grey level g is the mixture
+    background + (digit - background) g / 255. The hues depend only on the split and the position of
+    the image in the files of MNIST.
+
+    Example::
+
+        data = ColouredMNISTDataModule("data")
+        data.setup()
+        digit, ground = data.hues("test").T
+
+    The other arguments are those of :class:`cvae.data.MNISTDataModule`.
+
+    Args:
+        name: name of the data set in run names and in the cache of evaluation.
+        binarization: must be "none", as colour images are not binarized.
+    """
+
+    def __init__(
+        self,
+        data_dir: Name | Path,
+        name: Name = "ColouredMNIST",
+        binarization: Literal["dynamic", "none"] = "none",
+        image_shape: Annotated[Sequence[Size], Len(3, 3)] = (3, 28, 28),
+        **settings: Any,
+    ) -> None:
+        super().__init__(
+            data_dir, name, binarization=binarization, image_shape=image_shape, **settings
+        )
+
+    def load_arrays(self) -> Sequence[NDArray[Any]]:
+        train_x, train_y, test_x, test_y = load_digits(SETS["MNIST"], self.data_dir)
+        train_hues, test_hues = (
+            random_hues(np.arange(len(images)), is_test)
+            for images, is_test in ((train_x, False), (test_x, True))
+        )
+        return colour(train_x, train_hues), train_y, colour(test_x, test_hues), test_y
+
+    def hues(self, split: Literal["train", "validation", "test"]) -> Hues:
+        """Return the hues of digit and background of the images of a split, (N, 2), in [0, 1)."""
+        assert self.train is not None, "call setup() first"
+        assert self.validation is not None
+        assert self.test is not None
+        if split == "test":
+            return random_hues(np.arange(len(self.test)), is_test=True)
+        order = split_order(len(self.train) + len(self.validation))
+        chosen = order[: len(self.train)] if split == "train" else order[len(self.train) :]
+        return random_hues(chosen, is_test=False)
+
+
+def random_hues(index: NDArray[np.int64], is_test: bool) -> Hues:
+    """Return the hues of the images at these positions in a file of MNIST."""
+    bits = noise.random_bits(
+        torch.from_numpy(index), 2, seed=_SEED, stream=noise.Stream.COLOURS, epoch=int(is_test)
+    )
+    return (bits.numpy().view(np.uint64) >> np.uint64(11)) * 2.0**-53
+
+
+def colour(grey: UInt8[np.ndarray, "n height width"], hues: Hues) -> UInt8[np.ndarray, "n 3 h w"]:
+    """Return digits in their first hue on a background of their second hue."""
+    coloured = np.empty((len(grey), 3, *grey.shape[1:]), np.uint8)
+    for start in range(0, len(grey), _ROWS):
+        rows = slice(start, start + _ROWS)
+        level = grey[rows, None].astype(np.uint16)
+        digit, ground = (
+            _to_rgb(hues[rows, column], value).astype(np.uint16)[:, :, None, None]
+            for column, value in ((0, _DIGIT), (1, _GROUND))
+        )
+        # to the nearest byte: 255² + 127 fits into 16 bits
+        coloured[rows] = (ground * (255 - level) + digit * level + 127) // 255
+    return coloured
+
+
+def _to_rgb(hue: NDArray[np.float64], value: int) -> NDArray[np.float64]:
+    """Return red, green and blue of fully saturated colours, as whole numbers up to ``value``."""
+    sector = (6 * hue[:, None] + np.array([0, 4, 2])) % 6
+    return np.rint(value * np.clip(np.abs(sector - 3) - 1, 0, 1))
