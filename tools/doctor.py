@@ -1,0 +1,250 @@
+"""Print the facts about this machine and environment that a bug report needs: ``make doctor``.
+
+Needs only the standard library of Python 3.8, so that it also works in a broken environment. It
+opens no connection and prints no keys.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH, INDENT = 80, 10  # columns
+GIB = 2**30
+TIMEOUT = float(os.environ.get("DOCTOR_TIMEOUT", 8))  # seconds; torch and W&B start at once
+SHOWN = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WANDB_MODE")  # variables without secrets
+NAMED = ("CUDA_", "HYDRA_", "LOCAL_RANK", "NCCL_", "PYTHON", "SLURM_JOB_ID", "TORCH_", "WANDB_")
+
+# imports run in processes of their own, because they can hang or crash
+ASK_TORCH = """
+import json, torch
+gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+gpus += ["Apple MPS"] * torch.backends.mps.is_available()
+print(json.dumps({"cuda": torch.version.cuda, "gpus": gpus}))
+"""
+# without a prompt or a connection, as in harness/tracking/wandb.py
+ASK_WANDB = """
+import contextlib, io, json, wandb
+with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+    settings = wandb.sdk.wandb_setup.singleton().settings
+    answer = {"mode": settings.mode, "server": settings.base_url, "entity": settings.entity}
+    answer["account"] = bool(wandb.login(prompt=False, verify=False))
+print(json.dumps(answer))
+"""
+
+
+def line(label: str, fact: Callable[[], str]) -> None:
+    """Print a labeled fact, wrapped to the width of a terminal, or why it is unknown."""
+    try:
+        text = fact()
+    except Exception as error:  # print the other facts anyway
+        text = f"unknown ({type(error).__name__}: {error})"
+    indent = " " * INDENT
+    wrapped = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False) or [""]
+    print(f"{label:{INDENT}}" + f"\n{indent}".join(wrapped))
+
+
+def output_of(*command: str) -> str | None:
+    """Return what a command prints, or None if it is missing or fails."""
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=2, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def start(script: str) -> subprocess.Popen[str]:
+    """Start a script in this interpreter, without W&B variables that are empty."""
+    kept = {k: v for k, v in os.environ.items() if v or not k.startswith("WANDB_")}
+    quiet = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
+    return subprocess.Popen(
+        [sys.executable, *(["-S"] if sys.flags.no_site else []), "-c", script],
+        env={**kept, **quiet},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def answer_of(process: subprocess.Popen[str], deadline: float) -> dict[str, object] | str:
+    """Return the answer of a started script, or one line about why there is none."""
+    try:
+        out, error = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+        return dict(json.loads(out.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return f"no answer within {TIMEOUT:g} s (DOCTOR_TIMEOUT=60 waits longer)"
+    except (ValueError, IndexError):
+        return (error.strip().splitlines() or [f"exit code {process.returncode}"])[-1][:160]
+
+
+def pins() -> dict[str, str]:
+    """Return the version of each package in constraints.txt, by normalized name."""
+    try:
+        text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    return {normal(name): pin for name, pin in re.findall(r"(?m)^([\w.-]+)==(\S+)", text)}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements() -> tuple[dict[str, object], dict[str, list[str]]]:
+    """Return the project table of pyproject.toml, and its packages by extra ("": no extra)."""
+    try:
+        import tomllib  # from Python 3.11 on, as the project
+
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    except (ImportError, OSError, ValueError, KeyError):
+        return {}, {}
+    groups = {"": project.get("dependencies", []), **project.get("optional-dependencies", {})}
+    names = {k: [re.split(r"[^\w.-]", item)[0] for item in v] for k, v in groups.items()}
+    return project, names
+
+
+def installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def limit(*paths: str) -> str:
+    """Return the first line of the first file that exists, such as a limit of a container."""
+    for path in paths:
+        try:
+            return Path(path).read_text(encoding="utf-8").split("\n")[0]
+        except OSError:
+            continue
+    return ""
+
+
+def cores() -> str:
+    total = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
+    quota, _, period = limit("/sys/fs/cgroup/cpu.max").partition(" ")
+    container = f", container limit {int(quota) / int(period):g}" if quota.isdigit() else ""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    names = re.findall(r"model name\s*: (.*)", text)
+    return f"{usable} of {total} usable{container}, {names[0] if names else platform.machine()}"
+
+
+def memory() -> str:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most = limit("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    has_limit = most.isdigit() and int(most) < total
+    container = f", container limit {int(most) / GIB:.1f} GiB" if has_limit else ""
+    return f"{total / GIB:.1f} GiB{container}; {disk(ROOT)} on the project's disk"
+
+
+def disk(path: Path) -> str:
+    try:
+        usage = shutil.disk_usage(path)
+    except OSError:
+        return "missing"
+    return f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
+
+
+def gpus(torch: dict[str, object] | str) -> str:
+    driver = output_of("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv")
+    shown = "; ".join((driver or "").splitlines()[1:]) or "nvidia-smi finds none"
+    if isinstance(torch, str):
+        return f"{shown}; torch: {torch}"
+    seen = torch["gpus"]
+    assert isinstance(seen, list)
+    build = f"CUDA {torch['cuda']}" if torch["cuda"] else "the CPU"
+    return f"{shown}; torch, built for {build}, sees {', '.join(map(str, seen)) or 'none'}"
+
+
+def tracking(wandb: dict[str, object] | str) -> str:
+    version = installed("wandb")
+    if version is None or isinstance(wandb, str):
+        return "not installed" if version is None else f"{version}: {wandb}"
+    account = "account found" if wandb["account"] else "no account (runs are tracked offline)"
+    entity = f", entity {wandb['entity']}" if wandb["entity"] else ""
+    server = urlsplit(str(wandb["server"]))
+    host = f"{server.scheme}://{server.netloc.rpartition('@')[2]}"  # without a password
+    return f"{version}, mode {wandb['mode']}, {account}{entity}, server {host}"
+
+
+def data() -> str:
+    folder = ROOT / "data"
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        files = [f for f in [path, *path.rglob("*")] if f.is_file()]
+        size = sum(f.stat().st_size for f in files) / 1e6
+        found.append(f"{path.name} ({len(files)} files, {size:.0f} MB)")
+    return ", ".join(found) or "none yet; the first run makes it"
+
+
+def variables() -> str:
+    names = sorted(k for k in os.environ if k in SHOWN or k.startswith(NAMED))
+    return ", ".join(f"{k}={os.environ[k]}" if k in SHOWN else k for k in names) or "none"
+
+
+def packages(groups: dict[str, list[str]]) -> Iterator[str]:
+    """Yield a row for each package that the project needs, then two about the extras."""
+    pinned = pins()
+    for name in groups.get("", []):
+        version, pin = installed(name), pinned.get(normal(name))
+        differs = "  <- differs" if version and pin and version != pin else ""
+        yield f"  {name:20}{version or 'not installed':20}{pin or 'not pinned'}{differs}"
+    complete = [k for k, names in groups.items() if k and all(map(installed, names))]
+    missing = [k for k in groups if k and k not in complete]
+    yield f"  extras installed: {', '.join(complete) or 'none'}"
+    yield f"  extras not installed: {', '.join(missing) or 'none'}"
+
+
+def revision() -> str:
+    commit = output_of("git", "rev-parse", "--short=10", "HEAD")
+    changed = (output_of("git", "status", "--porcelain") or "").splitlines()
+    return f"commit {commit}, {len(changed)} changed files" if commit else "not a git checkout"
+
+
+def interpreter() -> str:
+    is_ours = Path(sys.prefix) == ROOT / ".venv"
+    where = "the project's .venv" if is_ours else "not the project's .venv (make install)"
+    is_supported = (3, 11) <= sys.version_info < (3, 14)
+    needs = "" if is_supported else "; the project needs 3.11 to 3.13"
+    return f"{platform.python_version()}, {where}{needs}"
+
+
+def main() -> None:
+    deadline = time.monotonic() + TIMEOUT
+    torch, wandb = start(ASK_TORCH), start(ASK_WANDB)
+    project, groups = requirements()
+    name, version = project.get("name", ROOT.name), project.get("version", "")
+    line("project", lambda: f"{name} {version}, {revision()}")
+    line("system", platform.platform)
+    line("python", interpreter)
+    line("cores", cores)
+    line("memory", memory)
+    line("/dev/shm", lambda: f"{disk(Path('/dev/shm'))} (for workers of data.num_workers)")
+    line("gpu", lambda: gpus(answer_of(torch, deadline)))
+    line("W&B", lambda: tracking(answer_of(wandb, deadline)))
+    line("data", data)
+    line("variables", variables)
+    print(f"  {'package':20}{'installed':20}pinned (constraints.txt)")
+    print("\n".join(packages(groups)))
+
+
+if __name__ == "__main__":
+    main()

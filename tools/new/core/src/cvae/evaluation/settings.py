@@ -1,0 +1,8 @@
+"""Names of the claims that evaluate.py measures. Imports no torch."""
+
+from typing import Literal
+
+Claim = Literal[
+    "bound",
+    "generative_classifier",
+]

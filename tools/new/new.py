@@ -1,0 +1,209 @@
+"""Start a project from this template: ``make new NAME=my_study DIR=../my-study``.
+
+Copies the tracked files, renames the package ``cvae``, leaves out what only the template
+needs, and commits the rest. Needs the standard library only; with the packages of ``make install``
+it also formats the code and writes the generated files again.
+"""
+
+import argparse
+import importlib.util
+import keyword
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import edits
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+MAX_NAME = 30
+
+# patterns of paths; * matches slashes too
+OF_THE_TEMPLATE = (
+    *("tools/new*", "docs/how-to/new-project.md", "tests/project/test_new_project.py"),
+    *("docs/measured/*", "tests/project/test_measured.py", "pretrained/*"),  # its results
+    *("CONTRIBUTING.md", ".github/ISSUE_TEMPLATE/*"),
+    # its earlier versions
+    *("src/cvae/versions.py", "tests/project/test_earlier_versions.py", "tests/project/runs/*"),
+)
+BESIDES_THE_CORE = (
+    *("benchmarks/*", "docs/tables.py", "tests/project/test_benchmarks.py"),
+    *("docs/article-in-code.md", "docs/pictures.py", "docs/diagram.py"),
+    "tests/project/test_article.py",
+    # claims about samples and latents; those about likelihood stay
+    *("src/cvae/evaluation/oracle.py", "src/cvae/evaluation/sampled.py"),
+    *("src/cvae/evaluation/morphology.py", "src/cvae/evaluation/probes.py"),
+    *("src/cvae/evaluation/label_control.py", "src/cvae/evaluation/classification_accuracy.py"),
+    "src/cvae/evaluation/attribute_control.py",
+    *("src/cvae/evaluation/latent_independence.py", "src/cvae/evaluation/style.py"),
+    *("src/cvae/evaluation/aggregated_posterior.py", "src/cvae/evaluation/variety.py"),
+    *("src/cvae/evaluation/prior_samples.py", "tests/science/evaluation/sampled/*"),
+)
+NOT_COPIED = (  # folders at the top, or anywhere, of a template without git
+    *("data", "build", "dist", "site", "wandb", "lightning_logs", ".git", ".venv*"),
+    *("*__pycache__", "*.egg-info", "*_cache"),
+)
+
+
+class ArgumentError(Exception):
+    """An argument is wrong; the message is one line."""
+
+
+def check_name(name: str) -> None:
+    """Raise ArgumentError unless the name can be that of a new package."""
+    if not name:
+        raise ArgumentError("NAME is missing: make new NAME=my_study DIR=../my-study")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ArgumentError(f"NAME={name}: use lower-case letters, digits and _, such as my_study")
+    if keyword.iskeyword(name):
+        raise ArgumentError(f"NAME={name}: is a keyword of Python")
+    if len(name) > MAX_NAME:
+        raise ArgumentError(f"NAME={name}: use at most {MAX_NAME} characters")
+    if name in sys.stdlib_module_names:
+        raise ArgumentError(f"NAME={name}: is a module of the standard library")
+    ours = {
+        path.name.partition(".")[0] for folder in (ROOT, ROOT / "src") for path in visible(folder)
+    }
+    if name in ours:
+        raise ArgumentError(f"NAME={name}: this project has a module or folder of that name")
+    texts = (path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    imported = {n for t in texts for n in re.findall(r"^\s*(?:from|import) (\w+)", t, re.MULTILINE)}
+    if name in imported or importlib.util.find_spec(name):
+        raise ArgumentError(f"NAME={name}: is an installed package")
+
+
+def visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def check_folder(typed: str) -> Path:
+    """Return the folder for the new project. Raise ArgumentError if it has files."""
+    if not typed:
+        raise ArgumentError("DIR is missing: make new NAME=my_study DIR=../my-study")
+    folder = Path(typed).expanduser().resolve()
+    if folder.is_relative_to(ROOT):
+        raise ArgumentError(f"DIR={typed}: is in the template; choose a folder next to it")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArgumentError(f"DIR={typed}: exists and is not an empty folder")
+    return folder
+
+
+def git(*arguments: str, cwd: Path = ROOT) -> str | None:
+    """Return the output of a git command; None if it fails or git is absent."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def is_repository() -> bool:
+    """Return whether the template is a git repository, and not an archive within another one."""
+    top = git("rev-parse", "--show-toplevel")
+    return top is not None and Path(top).resolve() == ROOT
+
+
+def list_files() -> list[str]:
+    """Return the paths of the template's files: the tracked ones, or all of an archive."""
+    if is_repository():
+        return [n for n in (git("ls-files", "-z") or "").split("\0") if (ROOT / n).is_file()]
+    found = []
+    for folder, folders, names in os.walk(ROOT):
+        here = Path(folder).relative_to(ROOT)
+        folders[:] = [n for n in folders if not matches((here / n).as_posix(), NOT_COPIED)]
+        found += [(here / name).as_posix() for name in names]
+    return [name for name in found if not name.startswith("logs/") or name == "logs/README.md"]
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def copy_files(folder: Path, name: str, keep: str) -> None:
+    """Copy the kept files under their new names, and the files that replace some of them."""
+    dropped = OF_THE_TEMPLATE + (BESIDES_THE_CORE if keep == "core" else ())
+    kept = {path: ROOT / path for path in list_files() if not matches(path, dropped)}
+    for overlay in (HERE / "both", HERE / keep):
+        replaced = [path for path in overlay.rglob("*") if path.is_file()]
+        kept |= {path.relative_to(overlay).as_posix(): path for path in replaced}
+    for path, source in kept.items():
+        target = folder / edits.rename(path, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target, follow_symlinks=False)
+        if not target.is_symlink() and (text := edits.read_text(source)) is not None:
+            target.write_bytes(edits.rename(text, name).encode())
+
+
+def commit(folder: Path, owner: str, message: str) -> bool:
+    """Commit all files in a new repository; return whether git could do it."""
+    mail = git("config", "user.email") or "unknown@localhost"
+    config = (f"user.name={owner}", f"user.email={mail}", "commit.gpgsign=false")
+    identity = [word for setting in config for word in ("-c", setting)]
+    steps = (
+        ("init", "--quiet", "--initial-branch=main"),
+        ("add", "--all"),
+        (*identity, "commit", "--quiet", "--no-verify", f"--message={message}"),
+    )
+    return all(git(*step, cwd=folder) is not None for step in steps)
+
+
+def describe_template() -> str:
+    """Return name, version and commit of the template; warn of uncommitted changes."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    name, version = (
+        re.findall(rf'^{key} = "(.*)"', text, re.MULTILINE)[0] for key in ("name", "version")
+    )
+    if not is_repository():
+        return f"{name} {version}"
+    description = f"{name} {version}, commit {git('rev-parse', '--short', 'HEAD')}"
+    if not git("status", "--porcelain"):
+        return description
+    print("warning: changes that are not committed are copied too, but no untracked files")
+    return f"{description} with changes"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Create the project, or exit with one line that says why not."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("dir")
+    parser.add_argument("--keep", default="core")
+    typed = parser.parse_args(arguments)
+    try:
+        check_name(typed.name)
+        target = check_folder(typed.dir)
+        if typed.keep not in ("core", "all"):
+            raise ArgumentError(f"KEEP={typed.keep}: must be core or all")
+    except ArgumentError as error:
+        raise SystemExit(f"error: {error}") from None
+    origin = describe_template()
+    owner = git("config", "user.name") or f"the authors of {typed.name}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as temporary:
+        folder = Path(temporary) / "project"
+        copy_files(folder, typed.name, typed.keep)
+        edits.edit_project_files(folder, typed.name, owner, origin)
+        edits.drop_references(folder, typed.name, typed.keep)
+        left = edits.run_tools(folder)
+        is_committed = commit(folder, owner, f"Start {typed.name} from {origin}")
+        folder.replace(target)
+    print(f"{typed.name}: {target}")
+    if not is_committed:
+        print("git could not commit the files: run git init, git add and git commit there")
+    if left:
+        print(f"then run once in {target}: make install {' '.join(left)}")
+    else:
+        print(f"next: cd {shlex.quote(typed.dir)} && make install && make train")
+
+
+if __name__ == "__main__":
+    main()
