@@ -1,6 +1,6 @@
-"""Writes the tables of the README and of ablations.md from what the measuring commands leave.
+"""Update the tables of README.md and docs/ from the JSON files of the benchmarks.
 
-``python docs/tables.py``; a test holds both to it.
+Run ``python docs/tables.py``; a test checks that the tables are up to date.
 """
 
 import json
@@ -12,8 +12,15 @@ from statistics import mean, stdev
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
-PAGES = (DOCS.parent / "README.md", DOCS / "ablations.md")
+MEASURED = DOCS / "measured"
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+PAGES = tuple(
+    page
+    for page in (DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md")))
+    if TABLE.search(page.read_text(encoding="utf-8"))
+)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -22,7 +29,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def faults(document: dict[str, Any]) -> str:
-    """What was promised, what was injected, and how much of it survived (make test-long)."""
+    """Return injected and survived faults per promise (make test-long)."""
     promises: dict[str, list[dict[str, Any]]] = {}
     for row in document["faults"]:
         promises.setdefault(row["promise"], []).append(row)
@@ -30,23 +37,23 @@ def faults(document: dict[str, Any]) -> str:
     for promise, kinds in promises.items():
         injected, survived = (sum(row[k] for row in kinds) for k in ("injected", "survived"))
         kinds.sort(key=lambda row: -row["injected"])
-        what = "; ".join(f"{row['injected']:,} × {row['fault']}" for row in kinds)
+        what = "<br>".join(f"{row['injected']:,} × {row['fault']}" for row in kinds)
         rows.append((promise, what, f"{survived:,} of {injected:,}"))
     return markdown(("promise", "faults injected", "survived"), rows)
 
 
 def bench(document: dict[str, Any]) -> str:
-    """Images per second of every contender, beside the bare loop (make bench)."""
+    """Return images per second of every contender, compared with the bare loop (make bench)."""
     rates = {name: found["median"] for name, found in document["training"].items()}
     rows = [
         (name, f"{rates[name]:,.0f}", f"{rates[name] / rates['bare']:.2f}")
         for name in sorted(rates, key=lambda name: -rates[name])
     ]
-    return markdown(("training", "images/s", "beside the bare loop"), rows)
+    return markdown(("implementation", "images/s", "ratio to the bare loop"), rows)
 
 
 def summary(document: dict[str, Any]) -> str:
-    """What was asked of the speed, and what was found (make bench)."""
+    """Return the speed goals and the measured values (make bench)."""
     training, curve = document["training"], document["curves"]["processes x threads"]
     each = [o / b for o, b in zip(training["ours"]["all"], training["bare"]["all"], strict=True)]
     parts = document["parts"]["milliseconds"]
@@ -57,72 +64,74 @@ def summary(document: dict[str, Any]) -> str:
     pair = curve["2 x 1"]["median"] / curve["1 x 2"]["median"]
     rows = [
         (
-            "ours beside the bare loop, equal settings",
+            "our speed / bare loop, equal settings",
             f"{document['ours_over_bare']:.2f} ({min(each):.2f} to {max(each):.2f}, "
             f"{document['rounds']} rounds)",
             "≥ 0.97",
         ),
-        ("our fastest setting beside it", f"{document['best_over_bare']:.2f}", "≥ 1.6"),
         (
-            "our fastest at batch 128 beside it",
+            "our fastest setting / bare loop",
+            f"{document['best_over_bare']:.2f}",
+            "≥ 1.6",
+        ),
+        (
+            "our fastest setting at batch size 128 / bare loop",
             f"{document['best_at_equal_batch_over_bare']:.2f}",
             "",
         ),
-        ("batches, of a step", f"{share:.1%}", "< 2 %"),
+        ("batches, share of a step", f"{share:.1%}", "< 2 %"),
         (
-            "checkpoints and pictures, of a default run",
+            "checkpoints and figures, share of a default run",
             f"{document['pauses']['share']:.1%}",
             "< 1 %",
         ),
         (
-            "the first step after `import torch, lightning` would have ended",
+            "start to first step, minus `import torch, lightning`",
             f"{late:.1f} s",
             "≤ 2 s",
         ),
         (
-            "the importance-weighted bound beside its decoder alone, K = 5,000",
+            "importance-weighted bound, K = 5,000 / decoder alone, speed",
             f"{document['evaluation']['over_roofline']:.2f}",
             "≥ 0.70",
         ),
-        ("two processes of one thread beside one of two", f"{pair:.2f}", "≥ 0.9"),
+        ("two processes of one thread / one process of two threads, speed", f"{pair:.2f}", "≥ 0.9"),
     ]
-    return markdown(("what", "found", "goal"), rows)
+    return markdown(("quantity", "measured", "goal"), rows)
 
 
 def parts(document: dict[str, Any]) -> str:
-    """Milliseconds of a step of cvae_plain, part by part (make bench)."""
+    """Return the milliseconds of each part of a step of cvae_plain (make bench)."""
     total = document["step_milliseconds"]
     found = dict(document["parts"]["milliseconds"])
-    found["what is left of a step, most of it the Trainer's Python"] = total - sum(found.values())
+    found["rest of the step, mostly Python of the Trainer"] = total - sum(found.values())
     rows = [(name, f"{value:.2f}", f"{value / total:.1%}") for name, value in found.items()]
-    return markdown(("part of a step", "ms", "share"), [*rows, ("all", f"{total:.1f}", "")])
+    return markdown(("part of a step", "ms", "share"), [*rows, ("total", f"{total:.1f}", "")])
 
 
 def precision(document: dict[str, Any]) -> str:
-    """Nats that bfloat16 costs, in -elbo and in nll: above 0 is worse (make precision)."""
+    """Return the nats that bfloat16 costs, in -elbo and in nll (make precision)."""
     low, high = document["trained_difference_95_percent"]
     rows = [
-        ("the same weights, scored", f"{document['same_weights_difference_nats']:+.4f}", ""),
+        ("same weights, evaluated", f"{document['same_weights_difference_nats']:+.4f}", ""),
         (
             f"trained, {document['seeds']} seeds of experiment={document['experiment']}",
             f"{document['trained_difference_nats']:+.2f}",
             f"{low:+.2f} to {high:+.2f}",
         ),
     ]
-    return markdown(("bf16-mixed beside float32", "nats lost", "95 % interval"), rows)
+    return markdown(("bf16-mixed compared with float32", "nats lost", "95 % interval"), rows)
 
 
 def seconds(document: dict[str, Any]) -> str:
-    """Seconds until something happens (make bench)."""
+    """Return start-up times in seconds (make bench)."""
     found = {**document["starting"]}
-    found |= {
-        f"a job of a sweep beside its training, {k}": v for k, v in document["sweeping"].items()
-    }
+    found |= {f"sweep overhead per job, {k}": v for k, v in document["sweeping"].items()}
     rows = [(name, f"{value['median']:.1f}") for name, value in found.items()]
-    return markdown(("starting", "seconds"), rows)
+    return markdown(("start-up", "seconds"), rows)
 
 
-# nats per test image, dynamic binarization; * as others quote it. Conditional, or unconditional
+# nats per test image, dynamic binarization: -log p(x|y), -log p(x), K; * quoted by others
 _PUBLISHED = (
     ("VAE, MLP 200-200, z 100, learned p(z\\|y) [1]", "82.32", "", "5,000"),
     ("the same, importance-weighted bound of 50 samples [1]", "80.78", "", "5,000"),
@@ -130,64 +139,116 @@ _PUBLISHED = (
     ("importance-weighted bound of 50 samples [2]", "", "84.78", "5,000"),
     ("VampPrior, gated MLP [3]", "", "82.43*", "5,000"),
     ("convolutional ResNet [4]", "", "81.08*", "128"),
-    ("the same with an autoregressive flow for a posterior [4]", "", "79.10*", "128"),
-    ("ResNet with a flow for a prior [5]", "", "78.49*", "1,000"),
+    ("the same with an autoregressive flow as posterior [4]", "", "79.10*", "128"),
+    ("ResNet with a flow as prior [5]", "", "78.49*", "1,000"),
 )
 
 
+def format_mean(statistic: dict[str, float], scale: float = 1) -> str:
+    """Return mean ± s.d. with two decimals."""
+    return f"{scale * statistic['mean']:.2f} ± {scale * statistic['sd']:.2f}"
+
+
 def recipes(document: dict[str, Any]) -> str:
-    """The likelihood of each recipe (make recipes), and what others published."""
+    """Return the likelihood of each recipe (make recipes), and published results."""
     rows = []
     for name, row in document["recipes"].items():
         k = row["num_samples"]
-        bounds = [row[f"test/{what}nll_k{k}"] for what in ("", "joint_", "marginal_")]
-        shares = [row[m] for m in ("samples/label_agreement", "latent/label_accuracy_mlp")]
-        nats = [f"{found['mean']:.2f} ± {found['sd']:.2f}" for found in bounds]
-        percent = [f"{100 * found['mean']:.2f} ± {100 * found['sd']:.2f}" for found in shares]
-        rows.append((f"**{name}**", *nats, f"{k:,}", *percent))
+        nats = [format_mean(row[f"test/{what}nll_k{k}"]) for what in ("", "joint_", "marginal_")]
+        percent = [format_mean(row[metric], 100) for metric in (_AGREEMENT, _PROBE)]
+        rows.append((f"**{name}**", *nats, f"{k:,}", *percent, f"{row['minutes']:g}"))
     for name, conditional, marginal, num_samples in _PUBLISHED:
         joint = f"{float(conditional) + math.log(10):.2f}" if conditional else ""
-        rows.append((name, conditional, joint, marginal, num_samples, "", ""))
-    nats = ["-log p(x\\|y)", "-log p(x, y)", "-log p(x)", "K"]
-    return markdown(("model", *nats, "right digit, %", "label read from z, %"), rows)
+        rows.append((name, conditional, joint, marginal, num_samples, "", "", ""))
+    bounds = ("-log p(x\\|y)", "-log p(x, y)", "-log p(x)", "K")
+    return markdown(("model", *bounds, "label agreement, %", "probe accuracy, %", "minutes"), rows)
+
+
+_AGREEMENT, _PROBE = "samples/label_agreement", "latent/label_accuracy_mlp"
+
+
+def article_column(name: str) -> dict[str, str]:
+    """Return a column of the article's table by metric (make article), without percent signs."""
+    text = (MEASURED / "article_results.md").read_text(encoding="utf-8")
+    table = [
+        [cell.strip().strip("`%") for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    (place,) = (i for i, title in enumerate(table[0]) if title.partition(" (")[0] == name)
+    return {row[0]: row[place] for row in table[2:]}
+
+
+def results(document: dict[str, Any]) -> str:
+    """Return the main results: recipes (make recipes) and the article's CVAE (make article)."""
+    rows = []
+    for name, row in document["recipes"].items():
+        command = f"`{' '.join(row['overrides'])}`" if row["overrides"] else "nothing (the default)"
+        percent = [format_mean(row[metric], 100) for metric in (_AGREEMENT, _PROBE)]
+        minutes = f"{row['minutes']:g}"
+        rows.append((command, format_mean(row["test/nll_k50"]), *percent, minutes))
+        if name == "default":
+            plain = article_column("cvae_plain")
+            cells = [plain[metric] for metric in ("test/nll_k50", _AGREEMENT, _PROBE)]
+            rows.append(("`model=cvae_plain`", *cells, ""))
+    real = article_column("real data")
+    cpus = {row["machine"]["cpu"] for row in document["recipes"].values()}
+    seeds = {row["n"] for row in document["recipes"].values()}
+    caption = (
+        "\nDefault: the article's CVAE plus an adversary that keeps most of the label out of z. "
+        "The article's own, trained on the bound alone, is `model=cvae_plain`. Mean ± s.d. over "
+        f"{', '.join(map(str, sorted(seeds)))} seeds, 10,000 test images, dynamic binarization. "
+        "-log p(x|y): importance-weighted bound from K = 50 samples, nats per image, lower is "
+        "better. Label agreement: share of 10,000 samples that a classifier assigns to the "
+        "requested label (real "
+        f"digits: {real[_AGREEMENT]}). Probe accuracy: share of labels that a perceptron predicts "
+        f"from z, lower is better (chance: {real[_PROBE]}). Minutes: one core of an "
+        f"{', '.join(sorted(cpus))}, both cores busy.\n"
+    )
+    header = ("`python src/train.py` with", "-log p(x\\|y), nats")
+    percent_header = ("label agreement, %", "probe accuracy, %")
+    return markdown((*header, *percent_header, "minutes, one core"), rows) + caption
 
 
 def ablations(document: dict[str, Any]) -> str:
-    """What the default gains or loses by a change, seed by seed (make ablations)."""
+    """Return the gain of each change to the default, best first (make ablations)."""
     variants = document["variants"]
     default = variants["default"]["runs"]
-    rows, spreads = [], []
+    gained, rows = {}, {}
     for name, variant in variants.items():
         found = variant["runs"]
         if len(default) < 2 or set(found) != set(default):
-            continue  # not all seeds yet
-        nats = [found[seed]["nll"] for seed in default]
+            continue  # some seeds are missing
         right = [100 * found[seed]["label_agreement"] for seed in default]
         gains = [default[seed]["nll"] - found[seed]["nll"] for seed in default]
+        gained[name] = gains
         error = stdev(gains) / math.sqrt(len(gains))
-        spreads += [stdev(gains)] if name != "default" else []
-        rows.append(
-            (
-                name,
-                "<br>".join(f"`{word}`" for word in variant["overrides"]),
-                f"{mean(nats):.2f}",
-                f"{mean(gains):+.2f} ± {error:.2f}" if name != "default" else "",
-                f"{mean(right):.2f} ± {stdev(right):.2f}",
-            )
+        is_default = name == "default"
+        rows[name] = (
+            "**default**" if is_default else name,
+            "0" if is_default else f"{mean(gains):+.2f} ± {error:.2f}",
+            f"{mean(found[seed]['nll'] for seed in default):.2f}",
+            f"{mean(right):.2f} ± {stdev(right):.2f}",
+            "<br>".join(f"`{word}`" for word in variant["overrides"]),
         )
+    spreads = [stdev(gains) for name, gains in gained.items() if name != "default"]
     pooled = math.sqrt(mean(s**2 for s in spreads)) if spreads else math.nan
+    smallest = pooled / math.sqrt(len(default))
     each = (run["cpu"] for variant in variants.values() for run in variant["runs"].values())
     caption = (
-        f"Validation images, K = {document['num_samples']}, mean of {len(default)} seeds; + is "
-        "better. Nats gained ± standard error, right digits ± s.d. The gain of one seed has an "
-        f"s.d. of {pooled:.2f} nats, pooled over the rows: for a standard error that is smaller, "
-        f"{pooled / math.sqrt(len(default)):.2f} is the safer one. "
-        f"{', '.join(sorted(set(each)))}, one core a run.\n\n"
+        "Nats of -log p(x|y) gained over the default (+ is better) and nats reached, on the "
+        f"validation images, K = {document['num_samples']}; label agreement of 10,000 samples. "
+        f"Mean over {len(default)} seeds, paired by seed: gain ± standard error, agreement ± s.d. "
+        f"The gain of one seed has an s.d. of {pooled:.2f} nats, pooled over the rows; where the "
+        f"standard error of a row is smaller than {smallest:.2f}, use {smallest:.2f}. "
+        f"{', '.join(sorted(set(each)))}, one core per run.\n\n"
     )
-    return caption + markdown(("name", "change", "nats", "gained", "right digits, %"), rows)
+    best_first = sorted(rows, key=lambda name: -mean(gained[name]))
+    header = ("name", "nats gained", "nats", "label agreement, %", "change to the default")
+    return caption + markdown(header, [rows[name] for name in best_first])
 
 
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # with the file of each
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # JSON file and function
     "ablations": ("ablations", ablations),
     "faults": ("faults", faults),
     "bench": ("bench", bench),
@@ -195,24 +256,26 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # with the f
     "parts": ("bench", parts),
     "precision": ("precision", precision),
     "recipes": ("recipes", recipes),
+    "results": ("recipes", results),
     "seconds": ("bench", seconds),
 }
 
 
-def with_tables(text: str) -> str:
-    """The text with every marked table made anew from its file."""
+def update_tables(text: str) -> str:
+    """Return the text with every marked table updated from its file."""
 
-    def made(match: re.Match[str]) -> str:
-        if match[2] == "article":  # a page that make article writes
-            return match[1] + (DOCS / "article.md").read_text(encoding="utf-8") + match[3]
+    def render_table(match: re.Match[str]) -> str:
+        if match[2] == "article":  # make article writes the whole table
+            table = (MEASURED / "article_results.md").read_text(encoding="utf-8")
+            return match[1] + table + match[3]
         name, render = TABLES[match[2]]
-        document = json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
+        document = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
         return match[1] + render(document) + match[3]
 
-    return TABLE.sub(made, text)
+    return TABLE.sub(render_table, text)
 
 
 if __name__ == "__main__":
     for page in PAGES:
-        text = with_tables(page.read_text(encoding="utf-8"))
+        text = update_tables(page.read_text(encoding="utf-8"))
         page.write_text(text, encoding="utf-8")

@@ -1,0 +1,227 @@
+"""Write docs/reference/settings.md from conf/ and the schemas of docs/schemas.
+
+Run ``make schemas``; a test checks that the page is up to date.
+"""
+
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from harness.config.composition import register_resolvers  # noqa: E402
+from harness.config.editor import editor_schemas  # noqa: E402
+from harness.config.hydra_versions import INITIALIZE_OPTIONS  # noqa: E402
+from harness.config.keys import format_value  # noqa: E402
+from harness.config.libraries import TRAINER  # noqa: E402
+from harness.config.schemas import describe  # noqa: E402
+
+CONF = ROOT / "conf"
+PAGE = ROOT / "docs" / "reference" / "settings.md"
+INTRO = """# Settings
+
+Every setting that `conf/` holds, with its value there. Set one on the command line:
+
+```
+python src/train.py model.latent_dim=8 optimizer=sgd model/prior=flow
+```
+
+A dot sets a value, and a name after a group, such as `optimizer=sgd`, chooses a file. The types and
+ranges are the annotations of the constructors ([how they are read](annotations.md)), and an editor
+checks them in `conf/` too. `python src/train.py --cfg job` shows the composed values.
+`make schemas` writes this page.
+"""
+ORDER = ("data", "model", "optimizer", "scheduler", "trainer", "device", "logger", "callbacks")
+LIBRARIES = ("torch.", "lightning.")  # a comment in conf/ says more than their docstrings
+HYDRA_KEYS = {"defaults", "hydra", "_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
+
+Node = Mapping[str, Any]
+
+
+def settings_page() -> str:
+    """Return the text of docs/reference/settings.md."""
+    register_resolvers()
+    schemas = editor_schemas(CONF)
+    parts = [INTRO, "\n## Top level of train.yaml\n\n"]
+    with initialize_config_dir(str(CONF), **INITIALIZE_OPTIONS):
+        parts += _table(schemas["train.json"]["properties"], "", {"train": _composed()}, "train")
+        for group in _groups():
+            parts += [f"\n## `{group}`\n\n", *_choices(group), *_classes(group, schemas)]
+        for script in sorted(path.stem for path in CONF.glob("*.yaml")):
+            if script != "train" and f"{script}.json" in schemas:
+                properties = schemas[f"{script}.json"]["properties"]
+                parts.append(f"\n## `{script}.py`\n\n")
+                parts += _table(properties, "", {script: _composed(script)}, script)
+    return re.sub(r"\n{3,}", "\n\n", "".join(parts))
+
+
+def _groups() -> list[str]:
+    """Return the groups of conf/ that a run chooses from, those in ORDER first."""
+    groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")}
+    names = sorted(group for group in groups if not group.startswith("hydra"))
+    tops = [*ORDER, *(name for name in names if name.partition("/")[0] not in ORDER)]
+    return sorted(names, key=lambda name: tops.index(name.partition("/")[0]))
+
+
+def _composed(name: str = "train") -> dict[str, Any]:
+    """Return a composed config, or a file of a group, with its interpolations as written."""
+    with warnings.catch_warnings():  # Hydra takes a group's file for one of a script
+        warnings.filterwarnings("ignore", message=".*missing `_self_`")
+        found = compose(name)
+    assert isinstance(found, DictConfig)
+    plain = OmegaConf.to_container(found, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _files(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _choices(group: str) -> Iterator[str]:
+    """Yield a table of the files of a group, with the comment at the top of each."""
+    if len(files := _files(group)) < 2:
+        return
+    default = OmegaConf.load(CONF / "train.yaml").defaults
+    chosen = {key: value for entry in default if isinstance(entry, DictConfig)
+              for key, value in entry.items()}  # fmt: skip
+    yield "| choice | what it is |\n|---|---|\n"
+    for name in files:
+        is_default = " (default)" if chosen.get(group) == name else ""
+        yield f"| `{group}={name}`{is_default} | {_summary(group, name)} |\n"
+
+
+def _summary(group: str, name: str) -> str:
+    """Return the comment above the values of a file, without commands and directives."""
+    text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
+    comment = re.match(r"(#.*\n)*", text)
+    assert comment is not None
+    lines = re.findall(r"# (?!@package|yaml-language-server|python src/)(.*)", comment[0])
+    if group == "experiment":  # its hardware, minutes and nats are in docs/measured/recipes.md
+        return re.split("[;:(]", _cell(lines[0]))[0].strip()
+    return _cell(" ".join(lines))
+
+
+def _classes(group: str, schemas: Mapping[str, Node]) -> Iterator[str]:
+    """Yield one table for each class that a group, or a node in it, may name."""
+    if group == "trainer":
+        made = {"default": _composed()["trainer"]}
+        properties = schemas["trainer.json"]["properties"]
+        yield from _table(properties, "trainer.", made, group, TRAINER)
+        return
+    schema = schemas.get(f"{group.replace('/', '.')}.json")
+    if schema is None:
+        return
+    made = {name: _node(_composed(f"{group}/{name}"), group) for name in _files(group)}
+    key = group.replace("/", ".")
+    if "definitions" not in schema:
+        yield from _by_class(key, made, schema, group)
+        return
+    inner = schema["definitions"]["node"]
+    for name in dict.fromkeys(name for nodes in made.values() for name in nodes or {}):
+        nodes = {file: nodes[name] for file, nodes in made.items() if name in (nodes or {})}
+        yield from _by_class(f"{key}.{name}", dict([*nodes.items()][:1]), inner, group)
+
+
+def _node(config: Node, group: str) -> Any:
+    found: Any = config
+    for name in group.split("/"):
+        found = found.get(name) or {}
+    return found
+
+
+def _by_class(key: str, made: Mapping[str, Any], schema: Node, group: str) -> Iterator[str]:
+    for case in schema["allOf"][:-1]:
+        target = case["if"]["properties"]["_target_"]["const"]
+        nodes = {file: node for file, node in made.items() if node and node["_target_"] == target}
+        if nodes:
+            summary = _cell(case["then"].get("description", ""))
+            yield f"\n### `{target}`\n\n" + (f"{summary}\n\n" if summary else "")
+            properties = case["then"]["properties"]
+            yield from _table(properties, f"{key}.", nodes, group, target)
+
+
+def _table(
+    properties: Node, prefix: str, made: Mapping[str, Node], source: str, target: str = ""
+) -> Iterator[str]:
+    """Yield a table of settings: those of conf/, then the names of all others.
+
+    Args:
+        properties: JSON Schema of each setting, by name.
+        prefix: text before a name on the command line, such as ``model.``.
+        made: composed values, by the name of the file that they come from.
+        source: file or group whose comments describe settings.
+        target: dotted name of the class.
+    """
+    names = [name for name in properties if name not in HYDRA_KEYS]
+    present = [name for name in names if any(name in node for node in made.values())]
+    comments = _comments(source, made)
+    if present:
+        yield "| setting | value | allowed | meaning |\n|---|---|---|---|\n"
+    for name in present:
+        schema = properties[name]
+        if "$ref" in schema:
+            group = (prefix + name).replace(".", "/")
+            yield f"| `{prefix}{name}` | | a group | see [`{group}`](#{group.replace('/', '')}) |\n"
+            continue
+        meanings = [schema.get("description"), comments.get(name)]
+        if target.startswith(LIBRARIES):
+            meanings.reverse()
+        meaning = _cell(next(filter(None, meanings), ""))
+        allowed = _allowed(schema["anyOf"][0])
+        yield f"| `{prefix}{name}` | {_values(made, name)} | {allowed} | {meaning} |\n"
+    if others := [name for name in names if name not in present]:
+        yield f"\nAlso accepted: {', '.join(f'`{name}`' for name in others)}.\n"
+
+
+def _allowed(schema: Node) -> str:
+    """Return what a JSON Schema allows, in few words."""
+    text = describe(schema).replace(" that is not empty", "")
+    return _cell(re.sub(r"^(.+) or a list, each \1\b", r"\1, a list of these,", text))
+
+
+def _values(made: Mapping[str, Node], name: str) -> str:
+    """Return the value of a setting, or that of each file where they differ."""
+    by_value: dict[str, list[str]] = {}
+    for file, node in made.items():
+        if name in node:
+            text = format_value(node[name]).replace("'", "")
+            by_value.setdefault(f"`{text}`", []).append(file)
+    if len(by_value) == 1:
+        return _cell(next(iter(by_value)))
+    return _cell("<br>".join(f"{value} ({', '.join(files)})" for value, files in by_value.items()))
+
+
+def _comments(source: str, made: Iterable[str]) -> dict[str, str]:
+    """Return the comment after or above each setting in the files of a group."""
+    paths = [CONF / f"{source}.yaml", *(CONF / source / f"{file}.yaml" for file in made)]
+    texts = [path.read_text(encoding="utf-8") for path in paths if path.is_file()]
+    found: dict[str, str] = {}
+    for text in texts:
+        values = re.sub(r"\A(#.*\n)*", "", text)  # without the comment about the file
+        for above, name, behind in re.findall(r"(?: *# (.+)\n)? *(\w+):(?:.*? # (.+))?", values):
+            found.setdefault(name, behind or above)
+    return found
+
+
+def _cell(text: str) -> str:
+    """Return the first sentence of a description as a cell of a Markdown table."""
+    text = re.sub(r":math:`(.+?)`", r"$\1$", " ".join(text.split()))
+    text = re.sub(r":\w+:`~?[\w.]*?(\w+)`|`(\w+) <\S+>`_", r"`\1\2`", text)
+    text = re.sub(r"\bNone\b", "null", text.replace("``", "`")).replace("|", r"\|")
+    return re.split(r"(?<!et al)\.(?: |$)", text, maxsplit=1)[0]
+
+
+def main() -> None:
+    PAGE.write_text(settings_page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

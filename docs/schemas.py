@@ -1,0 +1,47 @@
+"""Write the JSON Schemas of the configuration files, and name them in the files.
+
+Run ``make schemas``; a test checks that they are up to date.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from harness.config.composition import register_resolvers  # noqa: E402
+from harness.config.editor import editor_schemas, header  # noqa: E402
+
+FOLDER = ROOT / "docs" / "schemas"
+MARK = "# yaml-language-server:"
+
+
+def with_header(text: str, line: str | None) -> str:
+    """Return the text of a configuration file with the comment that names its schema.
+
+    It follows the ``# @package`` line, which Hydra reads only above all other comments.
+    """
+    lines = [found for found in text.splitlines() if not found.startswith(MARK)]
+    if line is not None:
+        lines.insert(sum(found.startswith("# @package") for found in lines[:1]), line)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    register_resolvers()
+    conf = ROOT / "conf"
+    FOLDER.mkdir(exist_ok=True)
+    made = editor_schemas(conf)
+    for old in FOLDER.glob("*.json"):
+        if old.name not in made:
+            old.unlink()
+    for name, schema in made.items():
+        (FOLDER / name).write_text(json.dumps(schema, indent=1) + "\n", encoding="utf-8")
+    for path in sorted(conf.rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(with_header(text, header(path, conf, FOLDER)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
