@@ -1,19 +1,21 @@
-# Each target sets up what it needs. make train ARGS="model.latent_dim=8" passes overrides on.
+# Each target installs what it needs. ARGS passes overrides: make train ARGS="model.latent_dim=8"
 PYTHON ?= python3
 ARGS ?=
 RUN := .venv/bin/python
-# import this checkout, not one that is installed in the environment
+# import this checkout, even if another one is installed in the environment
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python %d.%d: this project needs Python 3.11 to 3.13; make PYTHON=python3.13 ..." % sys.version_info[:2])'
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-locked lock train article test test-engines test-faults test-long bench precision recipes speedrun ablations lint format clean
+.PHONY: help install install-locked train leet doctor test test-fast test-engines test-faults test-next lint format lock clean schemas docs docs-serve
 
+##@ Use
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@echo 'make TARGET [ARGS="key=value ..."] [PYTHON=python3.13]; minutes on two cores'
+	@awk -F ':.*## ' '/^##@ / {group = substr($$0, 5); if (!(group in known)) {known[group]; order[++n] = group}} /^[a-z-]+:.*## / {rows[group] = rows[group] sprintf("  %-15s %s\n", $$1, $$2)} END {for (i = 1; i <= n; i++) if (rows[order[i]]) printf "\n%s\n%s", order[i], rows[order[i]]}' $(MAKEFILE_LIST)
 
-install: .venv/.installed ## create .venv and install the project with pinned versions
+install: .venv/.installed ## create .venv with pinned versions; 3 GB to download
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
@@ -23,71 +25,73 @@ install: .venv/.installed ## create .venv and install the project with pinned ve
 	@touch $@
 
 .venv/.extras: .venv/.installed
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[search,submitit,ray,wandb,export]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[search,flows,submitit,ray,wandb,export]'
 	@touch $@
 
 LOCKS := locks/linux-x86_64-cp311
 REPORT := $(RUN) -m pip install --quiet --dry-run --ignore-installed --constraint constraints.txt --report -
 
-lock: .venv/.installed ## write the digests of all packages, on Linux x86-64 with Python 3.11
-	$(REPORT) setuptools | $(RUN) locks/lock.py > $(LOCKS)-build.txt
-	$(REPORT) --editable '.[search,submitit,ray,wandb,export]' --group dev | $(RUN) locks/lock.py > $(LOCKS).txt
-
-install-locked: ## the same as install with all extras, from files of known digests alone
+install-locked: ## the same with all extras, by the digests in locks/
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --require-hashes --only-binary :all: -r $(LOCKS)-build.txt
 	$(RUN) -m pip install --quiet --require-hashes --no-build-isolation -r $(LOCKS).txt
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch .venv/.installed .venv/.extras
 
-train: .venv/.installed ## train the default CVAE on MNIST (ARGS="key=value ..." changes it)
+train: .venv/.installed ## train the default CVAE; 5 min (ARGS=experiment=quick: 20 s)
 	$(RUN) src/train.py $(ARGS)
 
-article: .venv/.installed ## train and evaluate autoencoder, VAE and CVAEs, 3 seeds each, and compare; over an hour
-	$(RUN) benchmarks/article.py $(ARGS)
-	$(RUN) docs/tables.py
+leet: .venv/.installed ## browse the W&B files of all runs in logs/ in a terminal
+	@links=$$(mktemp -d) && trap 'rm -r "$$links"' EXIT && \
+	find logs/ -type d -path 'logs/*/wandb/*run-*' -prune -exec ln -s "$(CURDIR)/{}" "$$links" \; && \
+	WANDB_ERROR_REPORTING=false .venv/bin/wandb leet "$$links"
 
-PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+doctor: ## print the facts that a bug report needs
+	@$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) tools/doctor.py
 
-test: .venv/.installed ## run the tests
+##@ Test
+
+PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+test: .venv/.installed ## run the tests that need no extras; 6 min
 	$(PYTEST) -m "not engines and not long" $(ARGS)
 
-test-engines: .venv/.extras ## run those of launchers, search and benchmarks; installs Optuna, submitit and Ray
+test-fast: .venv/.installed ## test the science only, without whole runs; under a minute
+	$(PYTEST) -m "not engines and not long" $(ARGS) tests/science
+
+test-engines: .venv/.extras ## test launchers, search, export, benchmarks; 9 min
 	$(PYTEST) -m "engines and not long" $(ARGS)
 
 LONG := $(RUN) -m pytest --numprocesses 2 --dist worksteal
 COMMIT_NUMBER = $(shell printf '%d' 0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0))
 
-test-faults: .venv/.extras ## inject faults for four minutes, others with each commit
+test-faults: .venv/.extras ## inject random faults, others for each commit; 5 min
 	$(LONG) -m long --minutes 4 --faults-seed $(COMMIT_NUMBER) $(ARGS)
 
-test-long: .venv/.extras ## inject all faults, for half an hour, and write docs/faults.json
-	rm -f docs/faults.json
-	$(LONG) -m "fault or long" --faults docs/faults.json $(ARGS)
-	$(RUN) docs/tables.py
+PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-bench: .venv/.installed ## measure the speed beside a bare loop, the usual and a peer; half an hour alone
-	$(RUN) -m pip install --quiet --constraint constraints.txt cloudpickle
-	$(RUN) -m pip install --quiet --no-deps pythae==0.1.2
-	$(RUN) benchmarks/bench.py $(ARGS)
-	$(RUN) docs/tables.py
+.venv-next/.installed: .venv/.installed
+	rm -rf .venv-next
+	$(RUN) -m venv .venv-next
+	site="$$(.venv-next/bin/python -c $(PURELIB))" && $(RUN) -c $(PURELIB) > "$$site/base.pth" && \
+	printf 'import warnings\nwarnings.filterwarnings("ignore", "$(OF_RAY)", module="hydra_plugins")\n' > "$$site/sitecustomize.py"
+	.venv-next/bin/python -m pip install --quiet --no-deps --ignore-installed $(NEXT)
+	ln -s ../../.venv/bin/wandb .venv-next/bin/wandb
+	@touch $@
 
-precision: .venv/.installed ## measure what bfloat16 costs in nats, over ten seeds; 10 minutes
-	$(RUN) benchmarks/precision.py $(ARGS)
-	$(RUN) docs/tables.py
+# --no-deps: pyproject.toml excludes Hydra 1.4 until its release
+NEXT := hydra-core==1.4.0rc3 omegaconf==2.4.1rc1
+# the launcher of Ray, an extra, warns of its own resolver
+OF_RAY := register_new_resolver
 
-recipes: .venv/.installed ## train and measure the recipes, 3 seeds each; over two hours, or minutes for ARGS=quick
-	$(RUN) benchmarks/recipes.py $(ARGS)
-	$(RUN) docs/tables.py
+test-next: .venv-next/.installed ## run make test on release candidates: Hydra 1.4, OmegaConf 2.4
+	PYTEST_ADDOPTS="-W ignore:$(OF_RAY):UserWarning" \
+	$(subst $(RUN),.venv-next/bin/python,$(PYTEST)) -m "not engines and not long" $(ARGS)
 
-speedrun: .venv/.installed ## measure the time to 84 nats, 3 seeds alone on the machine; 10 minutes
-	$(RUN) benchmarks/speedrun.py $(ARGS)
+##@ Measure
 
-ablations: .venv/.installed ## measure what each part of the default recipe is worth, 3 seeds each; hours
-	$(RUN) benchmarks/ablations.py $(ARGS)
-	$(RUN) docs/tables.py
-
-lint: .venv/.installed ## linter, formatter and type checker
+##@ Develop
+lint: .venv/.installed ## run linter, formatter and type checker; 1 min
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
@@ -96,5 +100,29 @@ format: .venv/.installed ## format the code
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-clean: ## remove the environment and caches; runs and data stay
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache src/*.egg-info
+lock: .venv/.installed ## pin all packages by digest, for Python 3.11 on Linux x86-64
+	$(REPORT) setuptools | $(RUN) locks/lock.py > $(LOCKS)-build.txt
+	$(REPORT) --editable '.[search,flows,submitit,ray,wandb,export]' --group dev | $(RUN) locks/lock.py > $(LOCKS).txt
+
+clean: ## remove environments and caches, but no runs or data
+	rm -rf .venv .venv-next .cache site .pytest_cache .ruff_cache .mypy_cache src/*.egg-info
+
+##@ Docs
+schemas: .venv/.installed ## write the schemas for editors and the reference of settings
+	$(RUN) docs/schemas.py
+	$(RUN) docs/reference.py
+
+.venv/.docs: .venv/.installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --group docs
+	@touch $@
+
+ZENSICAL = PYTHONPATH=docs $(RUN) -m zensical
+
+docs: .venv/.docs ## build the site from docs/ into site/; a broken link fails
+	$(ZENSICAL) build --strict --clean
+	$(RUN) docs/check_site.py
+
+docs-serve: .venv/.docs ## show the site at localhost:8000 while you edit docs/
+	$(ZENSICAL) serve
+
+-include benchmarks/targets.mk tools/new.mk

@@ -1,9 +1,9 @@
-"""What each part of the default recipe is worth: ``python benchmarks/ablations.py [VARIANT ...]``.
+"""Ablations of the default recipe: ``python benchmarks/ablations.py [VARIANT ...]``.
 
-Trains the variants, or those named, and the default with three seeds, two runs at a time on a core
-each (make ablations), and scores them on the validation images and on their samples. Every run
-leaves its scores in docs/ablations.json as it ends, and what stands there is not done again: repeat
-it to go on after an interruption, on another machine too.
+Trains the default and the variants, or those named, with three seeds: two runs at a time, on one
+core each (make ablations). Scores them on the validation images and on their samples, and saves the
+scores of every run in docs/measured/ablations.json. Runs in that file are skipped: repeat the
+command to resume after an interruption, also on another machine.
 """
 
 import json
@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import machine
+from bench import describe_machine
 from jobs import Job
-from recipes import AT_A_TIME, COMMON, carry_out, known, settings_of
+from recipes import COMMON, NUM_PARALLEL, run_in_parallel, select_names, settings_digest
 from validation import ALTERNATIVES, NUM_SAMPLES, validation_scores
 
 from harness.contract import files
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "logs" / "ablations"
-OUTPUT = ROOT / "docs" / "ablations.json"
+OUTPUT = ROOT / "docs/measured/ablations.json"
 SEEDS = (1, 2, 3)
 DEFAULT = "default"
-CONV = (  # in about the time of a default run
+CONV = (  # trains in about the time of the default
     "model/network=conv",
     "model/penalty=labelwise_adversary",
     "model.network.channels=[16,32]",
@@ -48,7 +48,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "batch_256": ("data.batch_size=256", "optimizer.lr=2e-3", "callbacks.ema.decay=0.996"),
     "warp": ("data/augmentation=warp",),
     "mlp_plain": ("model.network._target_=alternatives.PlainMLP", "model/penalty=none"),
-    "mlp_shallow": (  # three layers a side
+    "mlp_shallow": (  # three layers per side
         "model.network._target_=alternatives.PlainMLP",
         "model.network.encoder_blocks=1",
         "model.network.decoder_blocks=1",
@@ -58,15 +58,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "mlp_gated": ("model.network._target_=alternatives.GatedMLP", "model/penalty=none"),
     "label_at_input": ("model.network._target_=alternatives.LabelAtInput",),
     "free_bits": ("model._target_=alternatives.FreeBits",),
-    "free_bits_path_off": (  # beside path_gradient_off
+    "free_bits_path_off": (  # compare with path_gradient_off
         "model._target_=alternatives.FreeBits",
         "model.path_gradient=false",
     ),
-    "free_bits_labelwise": (  # beside adversary_labelwise
+    "free_bits_labelwise": (  # compare with adversary_labelwise
         "model._target_=alternatives.FreeBits",
         "model/penalty=labelwise_adversary",
     ),
-    "importance_weighted": (  # beside adversary_off; its steps take twice as long
+    "importance_weighted": (  # compare with adversary_off; its steps take twice as long
         "model._target_=alternatives.ImportanceWeighted",
         "model/penalty=none",
         "trainer.max_epochs=14",
@@ -74,13 +74,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def jobs_of(name: str) -> dict[int, Job]:
-    words = [*VARIANTS[name], *COMMON]
-    return {n: Job(FOLDER / f"{name}-s{n}", [f"seed={n}", *words]) for n in SEEDS}
+def make_jobs(name: str) -> dict[int, Job]:
+    overrides = [*VARIANTS[name], *COMMON]
+    return {n: Job(FOLDER / f"{name}-s{n}", [f"seed={n}", *overrides]) for n in SEEDS}
 
 
-def earlier(settings: dict[str, str]) -> dict[str, Any]:
-    """What the file holds of variants as they and the default are now."""
+def saved_rows(settings: dict[str, str]) -> dict[str, Any]:
+    """Return the rows of the output file; empty ones for variants whose settings have changed."""
     there = json.loads(OUTPUT.read_text(encoding="utf-8"))["variants"] if OUTPUT.exists() else {}
     return {
         name: there[name]
@@ -91,30 +91,30 @@ def earlier(settings: dict[str, str]) -> dict[str, Any]:
 
 
 def main(names: list[str]) -> None:
-    chosen = list(dict.fromkeys([DEFAULT, *known(names, VARIANTS)]))
-    default = settings_of(VARIANTS[DEFAULT])
-    rows = earlier({name: f"{settings_of(VARIANTS[name])} {default}" for name in VARIANTS})
+    chosen = list(dict.fromkeys([DEFAULT, *select_names(names, VARIANTS)]))
+    default = settings_digest(VARIANTS[DEFAULT])
+    rows = saved_rows({name: f"{settings_digest(VARIANTS[name])} {default}" for name in VARIANTS})
     jobs = [
         (name, seed, job)
         for name in chosen
-        for seed, job in jobs_of(name).items()
+        for seed, job in make_jobs(name).items()
         if str(seed) not in rows[name]["runs"]
     ]
     torch.set_num_threads(1)
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for what the variants name there
-    for start in range(0, len(jobs), AT_A_TIME):
-        together = jobs[start : start + AT_A_TIME]
-        carry_out([job for *_, job in together])
-        for name, seed, job in together:
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # runs import alternatives.py
+    for start in range(0, len(jobs), NUM_PARALLEL):
+        batch = jobs[start : start + NUM_PARALLEL]
+        run_in_parallel([job for *_, job in batch])
+        for name, seed, job in batch:
             scores = validation_scores(job.folder, ALTERNATIVES)
             run = {
                 "nll": round(scores.nll, 3),
                 "label_agreement": round(scores.label_agreement, 4),
-                "cpu": machine()["cpu"],
+                "cpu": describe_machine()["cpu"],
             }
             rows[name]["runs"] = dict(sorted({**rows[name]["runs"], str(seed): run}.items()))
-            found = {name: row for name, row in rows.items() if row["runs"]}
-            files.write_json(OUTPUT, {"num_samples": NUM_SAMPLES, "variants": found})
+            measured = {name: row for name, row in rows.items() if row["runs"]}
+            files.write_json(OUTPUT, {"num_samples": NUM_SAMPLES, "variants": measured})
 
 
 if __name__ == "__main__":

@@ -1,22 +1,23 @@
-"""Compares the models of the article: autoencoder, VAE, CVAE and a CVAE without adversary.
+"""Compare the models of the article: autoencoder, VAE, CVAE, and CVAE without an adversary.
 
-``python benchmarks/article.py`` (make article) trains and evaluates each with several seeds, and a
-VAE and a CVAE with a latent plane; it writes docs/article.md and docs/article.png. Finished runs
-are skipped: repeat the command to resume after an interruption.
+``python benchmarks/article.py`` (make article) trains and evaluates each with several seeds, and
+trains a VAE and a CVAE with a two-dimensional latent. It writes docs/measured/article_results.md
+and article_results.png. Finished runs are skipped: repeat the command to resume after an
+interruption.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from jobs import Job, carry_out_all
+from jobs import Job, train_and_evaluate
 
-from cvae.evaluation.settings import CLAIMS, Evaluate
-from harness.command_line.messages import reported
-from harness.command_line.words import hydras_words, quote_paths
+from cvae.evaluation.settings import Claim
+from harness.command_line.messages import report_errors
+from harness.command_line.overrides import quote_paths, rewrite_for_hydra
 from harness.config.checks import validate
-from harness.config.composition import composed
+from harness.config.composition import compose_config
 from harness.config.machine import num_cpus
 from harness.config.paths import CONF, ROOT
 from harness.contract import files
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 DRAWN = ("autoencoder", "vae", "cvae")  # shown in the figure
 SYSTEMS = (*DRAWN, "cvae_plain")  # in the table
-PLANES = ("vae", "cvae")  # also trained with two latent dimensions, to draw the latent plane
-_OF_A_JOB = {  # keys that differ between the jobs, and so cannot be set for all
+PLANES = ("vae", "cvae")  # also trained with two latent dimensions, for the latent plane
+_KEYS_OF_JOBS = {  # keys that differ between the jobs and cannot be set for all
     "train": ("model", "seed", "resume", "rerun", "sweep"),
     "evaluate": ("run", "claims"),
 }
@@ -72,10 +73,10 @@ _TABLE = (  # metrics in the table, in this order
 )
 
 
-def jobs_of(
+def make_jobs(
     folder: Path, seeds: Sequence[int], train: Sequence[str], evaluate: Sequence[str] = ()
 ) -> list[Job]:
-    """Return the jobs: every system with every seed, and the two planes with the first seed.
+    """Return the jobs: every system with every seed, and the latent planes with the first seed.
 
     Args:
         folder: folder of the run folders.
@@ -89,13 +90,13 @@ def jobs_of(
     for script, overrides in (("train", train), ("evaluate", evaluate)):
         for override in overrides:
             key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-            if key in _OF_A_JOB[script] or key.startswith("hydra"):
+            if key in _KEYS_OF_JOBS[script] or key.startswith("hydra"):
                 raise ConfigError(f"--{script} {override}: {key} cannot be set for all runs")
     jobs = []
     for seed in seeds:
         for system in SYSTEMS:
             overrides = [f"model={system}", f"seed={seed}", *train]
-            jobs.append(Job(folder / f"{system}-s{seed}", overrides, CLAIMS, evaluate))
+            jobs.append(Job(folder / f"{system}-s{seed}", overrides, get_args(Claim), evaluate))
     for system in PLANES:
         overrides = [f"model={system}", f"seed={seeds[0]}", *train, "model.latent_dim=2"]
         jobs.append(Job(folder / f"{system}-plane", overrides))
@@ -113,14 +114,14 @@ def table(all_jobs: Sequence[Job]) -> str:
         for system in SYSTEMS
     }
     groups = [
-        comparison.group(system, [r for r in found if isinstance(r, run_results.Run)])
-        for system, found in read.items()
+        comparison.make_group(system, [r for r in results if isinstance(r, run_results.Run)])
+        for system, results in read.items()
     ]
-    broken = [r for found in read.values() for r in found if isinstance(r, run_results.Broken)]
+    broken = [r for results in read.values() for r in results if isinstance(r, run_results.Broken)]
     known = comparison.metric_names(groups)
-    targets, floors = _beside(all_jobs)
+    targets, floors = _targets_and_floors(all_jobs)
     extra = {"target, CVAE": targets, "real data": floors}
-    text = comparison.markdown(groups, [m for m in _TABLE if m in known], broken, extra)
+    text = comparison.to_markdown(groups, [m for m in _TABLE if m in known], broken, extra)
     summaries = [s for job in all_jobs if (s := reading.read_summary(job.folder))]
     minutes = sum(s.get("seconds", 0.0) for s in summaries) / 60
     measured = [reading.read_evaluation(j.folder).get("seconds", {}) for j in all_jobs]
@@ -131,33 +132,33 @@ def table(all_jobs: Sequence[Job]) -> str:
     plural = "" if seeds == 1 else "s"
     return (
         f"Mean ± s.d. over {seeds} seed{plural}; {devices}; {minutes:.0f} minutes of training and "
-        f"{minutes_evaluating:.0f} of evaluation, added up over runs; test set {digests}. The "
-        f"latent of a plain autoencoder is its code.\n\n{text}"
+        f"{minutes_evaluating:.0f} of evaluation in total; test set {digests}. The latent of a "
+        f"plain autoencoder is its code.\n\n{text}"
     )
 
 
-def _beside(all_jobs: Sequence[Job]) -> tuple[dict[str, str], dict[str, str]]:
+def _targets_and_floors(all_jobs: Sequence[Job]) -> tuple[dict[str, str], dict[str, str]]:
     """Return target and real-data value of every metric as text, preferably from the CVAE."""
     targets: dict[str, str] = {}
     floors: dict[str, str] = {}
     for system in (*SYSTEMS, "cvae"):
-        found: dict[str, list[dict[str, Any]]] = {}
+        by_name: dict[str, list[dict[str, Any]]] = {}
         for job in (j for j in all_jobs if j.claims and j.train[0] == f"model={system}"):
             for name, metric in reading.read_evaluation(job.folder).get("metrics", {}).items():
-                found.setdefault(name, []).append(metric)
-        for name, metrics in found.items():
+                by_name.setdefault(name, []).append(metric)
+        for name, metrics in by_name.items():
             shown = dict(metrics[0])
             for key in ("floor", "at_least", "at_most"):
                 if known := [m[key] for m in metrics if key in m]:
                     shown[key] = sum(known) / len(known)
-            targets[name] = comparison.target(shown)
-            floors[name] = comparison.shown_floor(shown)
+            targets[name] = comparison.format_target(shown)
+            floors[name] = comparison.format_floor(shown)
     return targets, floors
 
 
 def figure(all_jobs: Sequence[Job]) -> "PILImage.Image":
     """Draw the pictures of the article, from the first seed of each system."""
-    from article_figure import systems  # late: it imports torch
+    from article_figure import draw_systems  # imported here because it imports torch
 
     folders = {job.folder.name: job.folder for job in all_jobs}
     first = {j.train[0].removeprefix("model="): j.folder for j in reversed(all_jobs) if j.claims}
@@ -167,7 +168,7 @@ def figure(all_jobs: Sequence[Job]) -> "PILImage.Image":
     data.prepare_data()
     data.setup()
     many = next(iter(data.test_dataloader()))
-    return systems(models, planes, data.examples(), many)
+    return draw_systems(models, planes, data.examples(), many)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -183,22 +184,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cores = range(1, num_cpus() + 1)
     add("--num-jobs", type=int, default=1, choices=cores, metavar="N", help="runs at a time")
     help_output = "path of table and figure, without suffix"
-    add("--output", type=Path, default=ROOT / "docs" / "article", help=help_output)
+    add("--output", type=Path, default=ROOT / "docs/measured/article_results", help=help_output)
     options = parser.parse_args(arguments)
-    with reported("train", options.train):
+    with report_errors("train", options.train):
         train, evaluate = (
-            quote_paths(hydras_words(words), Path.cwd())
+            quote_paths(rewrite_for_hydra(words), Path.cwd())
             for words in (options.train, options.evaluate)
         )
-        jobs = jobs_of(options.folder.resolve(), options.seeds, train, evaluate)
-        with reported("evaluate", options.evaluate):
-            if problems := validate(composed(CONF, "evaluate", evaluate), Evaluate):
+        jobs = make_jobs(options.folder.resolve(), options.seeds, train, evaluate)
+        with report_errors("evaluate", options.evaluate):
+            if problems := validate(compose_config(CONF, "evaluate", evaluate), "evaluate"):
                 raise ConfigError("\n".join(f"--evaluate {problem}" for problem in problems))
-        carry_out_all(jobs, options.num_jobs)
+        train_and_evaluate(jobs, options.num_jobs)
         output = options.output
         output.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(output.with_name(f"{output.name}.md"), table(jobs))
-        with files.replacing(output.with_name(f"{output.name}.png")) as file:
+        with files.atomic_write(output.with_name(f"{output.name}.png")) as file:
             figure(jobs).save(file, format="PNG", optimize=True)
         print(f"{output}.md .png")
 

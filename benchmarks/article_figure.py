@@ -1,4 +1,4 @@
-"""Draws autoencoder, VAE and CVAE of the article in one figure."""
+"""Figure that compares the autoencoder, the VAE and the CVAE of the article."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from cvae.types import Batch
 
 
 @torch.no_grad()
-def systems(
+def draw_systems(
     models: Mapping[str, Autoencoder],
     planes: Mapping[str, Autoencoder],
     examples: Batch,
@@ -19,24 +19,24 @@ def systems(
 ) -> PILImage.Image:
     """Draw all systems on one page.
 
-    Reconstructions and decoded random points of every system, the label grid and style transfer of
-    those that take a label, and the latent planes of models with two dimensions.
+    Shows reconstructions and decoded samples of N(0, I) of every system, label grid and style
+    transfer of those that take a label, and the latent planes.
 
     Args:
-        models: by the name that is shown.
-        planes: models of a two-dimensional latent, by name.
+        models: models by the name to show.
+        planes: models with a two-dimensional latent, by name.
         examples: one test image of each class.
         many: more test images, for the planes.
     """
-    again, random = [examples.x[:, 0]], []
+    reconstructed, random = [examples.x], []
     for model in models.values():
         y = examples.y if model.conditional else None
         z = figures.fixed_latents(model, len(examples.x))
-        again.append(model.reconstruct(examples.x, y)[:, 0])
-        random.append(model.decode(z, y).mean[:, 0])
-    titles = ("Reconstructions", "Decoded points of N(0, I)")
+        reconstructed.append(model.reconstruct(examples.x, y))
+        random.append(model.decode(z, y).mean)
+    titles = ("Reconstructions", "Decoded samples of N(0, I)")
     first = [
-        figures.image_grid(torch.stack(again), ("test image", *models), title=titles[0]),
+        figures.image_grid(torch.stack(reconstructed), ("test image", *models), title=titles[0]),
         figures.image_grid(torch.stack(random), list(models), title=titles[1]),
     ]
     rows = [first]
@@ -45,11 +45,11 @@ def systems(
             rows.append([figures.label_grid(model), figures.style_transfer(model, examples)])
     if planes:
         rows.append([figures.latent_plane(m, many, name) for name, m in planes.items()])
-    return _stacked([_stacked(row, across=True) for row in rows])
+    return _stack([_stack(row, across=True) for row in rows])
 
 
-def _stacked(pages: Sequence[PILImage.Image], across: bool = False) -> PILImage.Image:
-    """Pictures below each other, or side by side."""
+def _stack(pages: Sequence[PILImage.Image], across: bool = False) -> PILImage.Image:
+    """Join pictures vertically, or horizontally if ``across``."""
     widths, heights = [p.width for p in pages], [p.height for p in pages]
     size = (sum(widths), max(heights)) if across else (max(widths), sum(heights))
     page = PILImage.new("RGB", size, "white")

@@ -1,4 +1,4 @@
-"""Callbacks that hold a clock: the only thing that the benchmark adds to a run of ours."""
+"""Callbacks that time a run, the only addition of the benchmark to it."""
 
 import json
 import time
@@ -14,11 +14,11 @@ from harness.run_folder import checkpoints
 
 
 class Clock(Callback):
-    """Writes the times of the first step, of step ``start`` and of the last as JSON.
+    """Save the times of the first step, of step ``start`` and of the last step as JSON.
 
     Args:
         path: the file.
-        start: the step from which on steps are counted; those before warm up.
+        start: step at which the measurement starts, after the warm-up.
     """
 
     def __init__(self, path: str, start: int) -> None:
@@ -42,7 +42,7 @@ class Clock(Callback):
 
 
 class Pauses(Callback):
-    """Writes the seconds of a run that checkpoints and pictures take, and all of them, as JSON.
+    """Save the seconds of checkpoints, of pictures and of the whole run as JSON.
 
     Args:
         path: the file.
@@ -57,18 +57,18 @@ class Pauses(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
     ) -> None:
         if stage == "fit":
-            checkpoints.save = self._clocked("checkpoints", checkpoints.save)
-            Figures._draw = self._clocked("pictures", Figures._draw)  # type: ignore[method-assign]
+            checkpoints.save = self._timed("checkpoints", checkpoints.save)
+            Figures._draw = self._timed("pictures", Figures._draw)  # type: ignore[method-assign]
 
-    def _clocked(self, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def clocked(*args: Any, **kwargs: Any) -> Any:
+    def _timed(self, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
                 self.seconds[what] += time.perf_counter() - start
 
-        return clocked
+        return timed
 
     def on_fit_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule

@@ -1,8 +1,8 @@
-"""Other ways to train the same network on the same batches: a bare loop, what is usual, a peer.
+"""Other ways to train the same network: a bare loop, conventional Lightning code, and pythae.
 
 ``python benchmarks/contenders.py NAME STEPS START OVERRIDE...`` prints the times of the first step,
-of step START and of the last as JSON. All of them train the model that the overrides describe, with
-its optimizer; each gets its images the way people do who write such a loop.
+of step START and of the last step as JSON. All train the model that the overrides describe, with
+the same batch size; each loads images as is usual for that kind of loop.
 """
 
 import json
@@ -21,20 +21,21 @@ from torch.utils.data import DataLoader, Dataset
 from cvae.digits import SETS, load_digits
 from cvae.models import VAE
 from harness.config import instantiation, paths
+from harness.config.hydra_versions import INITIALIZE_OPTIONS
 
 CONF = str(paths.ROOT / "conf")
 TRAIN_SIZE = 55_000
 
 
 class Timer:
-    """Notes when steps end."""
+    """Record of the times at which steps end."""
 
     def __init__(self, steps: int, start: int) -> None:
         self.steps, self.start, self.done = steps, start, 0
         self.times: dict[int, float] = {}
 
     def step(self) -> bool:
-        """Called after every step; whether that was the last."""
+        """Record the end of a step; return whether it was the last one."""
         self.done += 1
         if self.done in (1, self.start, self.steps):
             self.times[self.done] = time.time()
@@ -49,7 +50,7 @@ def build(cfg: DictConfig) -> tuple[VAE, torch.optim.Optimizer]:
 
 
 def bare(cfg: DictConfig, timer: Timer) -> None:
-    """Tensors in memory, and a default run written out: clipping, schedule, average."""
+    """Train in a plain loop over tensors in memory, with clipping, schedule and average."""
     images, labels, *_ = load_digits(SETS["MNIST"], Path(cfg.data.data_dir))
     grey = torch.from_numpy(images[:TRAIN_SIZE].copy()).float().div(255).unsqueeze(1)
     one_hot = nn.functional.one_hot(torch.from_numpy(labels[:TRAIN_SIZE].copy()).long(), 10).float()
@@ -75,8 +76,8 @@ def bare(cfg: DictConfig, timer: Timer) -> None:
 
 
 def conventional(cfg: DictConfig, timer: Timer) -> None:
-    """What most repositories do: torchvision's set, ToTensor for every image, a DataLoader,
-    Lightning with its defaults, a log of every step."""
+    """Train as most repositories do: torchvision's MNIST, ToTensor for every image, a DataLoader,
+    and Lightning with its defaults. Logs every step."""
     import lightning
     from torchvision import datasets, transforms
 
@@ -108,7 +109,7 @@ def conventional(cfg: DictConfig, timer: Timer) -> None:
 
 
 def pythae(cfg: DictConfig, timer: Timer) -> None:
-    """Its VAE with our encoder and decoder, by its own trainer; it has no conditional VAE."""
+    """Train pythae's VAE with our networks and its own trainer; it has no conditional VAE."""
     from pythae import models
     from pythae.data.datasets import DatasetOutput
     from pythae.models.base.base_utils import ModelOutput
@@ -185,7 +186,7 @@ CONTENDERS: dict[str, Callable[[DictConfig, Timer], None]] = {
 
 if __name__ == "__main__":
     name, steps, start, *overrides = sys.argv[1:]
-    with initialize_config_dir(CONF, version_base="1.3"):
+    with initialize_config_dir(CONF, **INITIALIZE_OPTIONS):
         config = compose("train", overrides)
     config.data.data_dir = str(paths.ROOT / "data")
     clock = Timer(int(steps), int(start))

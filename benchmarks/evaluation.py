@@ -1,7 +1,7 @@
-"""The importance-weighted bound beside what the machine can do: prints a line of JSON.
+"""Speed of the importance-weighted bound, compared with its roofline; prints a line of JSON.
 
-The roofline is the decoder and log p(x|z,y) alone, on latents that are there already, for as many
-rows at a time as the bound takes; the bound adds noise, densities and bookkeeping.
+The roofline computes only the decoder and log p(x|z,y), on given latents and in batches of the same
+size. The bound adds noise, densities and bookkeeping.
 """
 
 import json
@@ -20,7 +20,7 @@ ROUNDS, IMAGES, ROWS = 5, 64, 8192
 
 
 def roofline(model: CVAE, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """log p(x|z,y) of rows of z, with nothing that is not needed for it."""
+    """Return log p(x|z,y) of rows of z, with no other work."""
     logits = model.network.decode(z, y).flatten(1) + model.output_bias.flatten()
     return torch.mv(logits, x[0]) - nn.functional.softplus(logits).sum(1)
 
@@ -38,24 +38,24 @@ def main() -> None:
     compiled = torch.compile(roofline)
     ceilings: dict[str, list[float]] = {"eager": [], "compiled": []}
     ours: dict[int, list[float]] = {k: [] for k in (50, 500, 5000)}
-    for _ in range(ROUNDS + 1):  # the first warms up
+    for _ in range(ROUNDS + 1):  # the first is a warm-up
         for name, function in (("eager", roofline), ("compiled", compiled)):
             start = time.perf_counter()
             for _ in range(4):
                 function(model, flat, rows_y, z)
             ceilings[name].append(4 * ROWS / (time.perf_counter() - start))
-        for k, found in ours.items():
+        for k, values in ours.items():
             start = time.perf_counter()
             importance_weighted_nll(model, x, y, index, k)
-            found.append(IMAGES * k / (time.perf_counter() - start))
-    best = max(statistics.median(found[1:]) for found in ceilings.values())
-    rates = {k: statistics.median(found[1:]) for k, found in ours.items()}
+            values.append(IMAGES * k / (time.perf_counter() - start))
+    best = max(statistics.median(values[1:]) for values in ceilings.values())
+    rates = {k: statistics.median(values[1:]) for k, values in ours.items()}
     print(
         json.dumps(
             {
                 "decoded_rows_per_second": {str(k): round(v) for k, v in rates.items()},
                 "roofline_rows_per_second": {
-                    name: round(statistics.median(found[1:])) for name, found in ceilings.items()
+                    name: round(statistics.median(values[1:])) for name, values in ceilings.items()
                 },
                 "over_roofline": round(rates[5000] / best, 3),
             }

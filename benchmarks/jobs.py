@@ -1,4 +1,4 @@
-"""Trains and evaluates a list of runs, and skips those that are done already."""
+"""Train and evaluate a list of runs, and skip those that are done."""
 
 import shlex
 import subprocess
@@ -14,13 +14,14 @@ from omegaconf import DictConfig
 from harness.command_line.hooks import TrainChecks
 from harness.config.changes import fingerprint
 from harness.config.composition import register_resolvers
+from harness.config.hydra_versions import INITIALIZE_OPTIONS
 from harness.config.paths import CONF, ROOT
 from harness.contract import files
 from harness.contract.errors import ConfigError, RunFailed
 from harness.run_folder import reading, trust
 from harness.run_folder.folder import RunFolder
 from harness.sweeps.jobs import run_jobs
-from harness.training.processes import terminated_by_exception
+from harness.training.processes import exit_on_sigterm
 
 # files in a run folder that hold the overrides of its training and of its evaluation
 _TRAINED, _EVALUATED = "article.txt", "evaluated.txt"
@@ -28,7 +29,7 @@ register_resolvers()
 
 
 class Job(NamedTuple):
-    """A run to train and evaluate."""
+    """Run to train and evaluate."""
 
     folder: Path
     train: Sequence[str]  # overrides of train.py
@@ -37,8 +38,8 @@ class Job(NamedTuple):
 
 
 def is_trained(job: Job) -> bool:
-    """Return whether the run finished with the current meaning of its overrides."""
-    return reading.read_summary(job.folder).get("status") == "finished" and _is_of(job)
+    """Return whether the run finished and its overrides still compose the same settings."""
+    return reading.read_summary(job.folder).get("status") == "finished" and _matches_settings(job)
 
 
 def is_evaluated(job: Job) -> bool:
@@ -47,14 +48,14 @@ def is_evaluated(job: Job) -> bool:
         return True
     if _read(job.folder / _EVALUATED) != shlex.join(job.evaluate):
         return False
-    found = reading.read_evaluation(job.folder)
-    checkpoint = job.folder / "checkpoints" / str(found.get("checkpoint"))
-    if not checkpoint.is_file() or files.file_digest(checkpoint) != found["checkpoint_digest"]:
+    evaluation = reading.read_evaluation(job.folder)
+    checkpoint = job.folder / "checkpoints" / str(evaluation.get("checkpoint"))
+    if not checkpoint.is_file() or files.file_digest(checkpoint) != evaluation["checkpoint_digest"]:
         return False
-    return set(job.claims) <= {*found.get("seconds", {}), *found.get("left_out", {})}
+    return set(job.claims) <= {*evaluation.get("seconds", {}), *evaluation.get("left_out", {})}
 
 
-def carry_out_all(jobs: Sequence[Job], num_parallel: int = 1) -> None:
+def train_and_evaluate(jobs: Sequence[Job], num_parallel: int = 1) -> None:
     """Train the runs that are not trained yet, like a sweep, then evaluate one after another.
 
     An unfinished run resumes. All settings are checked before the first run starts.
@@ -68,7 +69,7 @@ def carry_out_all(jobs: Sequence[Job], num_parallel: int = 1) -> None:
         RunFailed: a run or an evaluation failed.
     """
     left = [job for job in jobs if not is_trained(job)]
-    configs = [_composed(job) for job in left]
+    configs = [_compose_config(job) for job in left]
     for job, cfg in zip(left, configs, strict=True):
         _archive(job, cfg)
     run_jobs([job.folder for job in left], num_parallel)
@@ -79,13 +80,13 @@ def carry_out_all(jobs: Sequence[Job], num_parallel: int = 1) -> None:
             _evaluate(job)
 
 
-def _composed(job: Job) -> DictConfig:
+def _compose_config(job: Job) -> DictConfig:
     """Return the checked config of a run; raise if its folder holds a run of other settings."""
-    if reading.holds_run(job.folder) and not _is_of(job):
+    if reading.holds_run(job.folder) and not _matches_settings(job):
         raise ConfigError(
             f"{job.folder}: holds a run of other settings; delete it, or use another folder"
         )
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **INITIALIZE_OPTIONS):
         cfg = compose("train", list(job.train))
     TrainChecks().check(cfg)
     return cfg
@@ -94,12 +95,13 @@ def _composed(job: Job) -> DictConfig:
 def _archive(job: Job, cfg: DictConfig) -> None:
     is_there = reading.holds_run(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(job.folder / _TRAINED, _described(*job.train))
+    files.write_text(job.folder / _TRAINED, _settings_text(*job.train))
     folder = RunFolder.archive(cfg, job.folder, overrides=job.train)
     if is_there:
-        named = trust.packages(reading.plain(cfg))  # trusted, because the overrides name them
-        with folder.claimed():  # the folder may have moved, so its paths are updated
-            folder.write_config(reading.load_foreign_config(job.folder, named))
+        # trusted, because the overrides name them
+        named = trust.packages_to_trust(reading.to_plain(cfg))
+        with folder.lock():  # the folder may have moved, so its paths are updated
+            folder.write_config(reading.load_untrusted_config(job.folder, named))
 
 
 def _evaluate(job: Job) -> None:
@@ -107,16 +109,16 @@ def _evaluate(job: Job) -> None:
     script = str(ROOT / "src" / "evaluate.py")
     claims = f"claims=[{','.join(job.claims)}]"
     command = [sys.executable, script, f"run={job.folder}", claims, *job.evaluate]
-    with terminated_by_exception():  # on an exception, subprocess.run ends its process
+    with exit_on_sigterm():  # on an exception, subprocess.run ends its process
         code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
     if code:
         raise RunFailed(f"{shlex.join(command)} ended with exit code {code}")
     files.write_text(job.folder / _EVALUATED, shlex.join(job.evaluate))
 
 
-def _is_of(job: Job) -> bool:
+def _matches_settings(job: Job) -> bool:
     """Return whether the folder holds a run of the job's current settings."""
-    return _read(job.folder / _TRAINED) == _described(*job.train)
+    return _read(job.folder / _TRAINED) == _settings_text(*job.train)
 
 
 def _read(path: Path) -> str | None:
@@ -127,6 +129,6 @@ def _read(path: Path) -> str | None:
 
 
 @lru_cache
-def _described(*overrides: str) -> str:
+def _settings_text(*overrides: str) -> str:
     """Return the overrides and a digest of the settings that they compose."""
     return f"{shlex.join(overrides)}\n{fingerprint(CONF, overrides)}\n"

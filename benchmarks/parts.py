@@ -1,7 +1,7 @@
-"""Where the milliseconds of a step of cvae_plain go: prints a line of JSON.
+"""Time of each part of a step of cvae_plain; prints a line of JSON.
 
-The parts of a step are run one after the other, as the Trainer runs them, with a clock between
-them. Beside them stands what two processes need to add up the gradients.
+Runs the parts in the order of the Trainer and times each. Also times the sum of the gradients of
+two processes.
 """
 
 import json
@@ -19,15 +19,16 @@ from torch.multiprocessing.spawn import spawn
 from cvae import noise
 from cvae.data import MNISTDataModule
 from harness.config import instantiation, paths
+from harness.config.hydra_versions import INITIALIZE_OPTIONS
 
 CONF = str(paths.ROOT / "conf")
-STEPS, WARM = 300, 50
+STEPS, NUM_WARM_UP = 300, 50
 AVERAGE = "average of the weights, every fourth step (callbacks.py)"
 
 
 def parts() -> tuple[dict[str, float], int]:
-    """Milliseconds of each part of a step (medians), and the number of parameters."""
-    with initialize_config_dir(CONF, version_base="1.3"):
+    """Return the median milliseconds of each part of a step, and the number of parameters."""
+    with initialize_config_dir(CONF, **INITIALIZE_OPTIONS):
         cfg = compose("train", ["model=cvae_plain"])
     torch.manual_seed(1)
     data = MNISTDataModule(paths.ROOT / "data", batch_size=cfg.data.batch_size)
@@ -38,65 +39,65 @@ def parts() -> tuple[dict[str, float], int]:
     optimizer = instantiation.instantiate(cfg.optimizer)(parameters)
     average = [p.detach().clone() for p in parameters]
     batches = iter(data.train_dataloader())
-    found: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
 
-    def clocked(part: str, since: float) -> float:
+    def record_time(part: str, since: float) -> float:
         now = time.perf_counter()
-        found.setdefault(part, []).append(1000 * (now - since))
+        times.setdefault(part, []).append(1000 * (now - since))
         return now
 
     for step in range(STEPS):
         now = time.perf_counter()
         x, y, index, _ = next(batches)
-        now = clocked("a batch of binarized digits (data.py)", now)
+        now = record_time("a batch of binarized digits (data.py)", now)
         eps = noise.standard_normal(
             index, (model.latent_dim,), seed=1, stream=noise.Stream.POSTERIOR
         )
-        now = clocked("noise of the posterior (noise.py)", now)
+        now = record_time("noise of the posterior (noise.py)", now)
         loss = model.loss(model.terms(x, y, eps), step).mean()
-        now = clocked("forward: both networks and the bound (models.py)", now)
+        now = record_time("forward: both networks and the bound (models.py)", now)
         loss.backward()
-        now = clocked("backward", now)
+        now = record_time("backward", now)
         torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        now = clocked("norm of the gradient (lightning_module.py)", now)
+        now = record_time("norm of the gradient (lightning_module.py)", now)
         optimizer.step()
         optimizer.zero_grad()
-        now = clocked("AdamW", now)
+        now = record_time("AdamW", now)
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 0.008)
-        clocked(AVERAGE, now)
-    middle = {name: statistics.median(values[WARM:]) for name, values in found.items()}
+        record_time(AVERAGE, now)
+    middle = {name: statistics.median(values[NUM_WARM_UP:]) for name, values in times.items()}
     middle[AVERAGE] /= cfg.callbacks.ema.every_n_steps
     return middle, sum(p.numel() for p in parameters)
 
 
-def add_up(rank: int, count: int, meeting: str, told: Any) -> None:
-    """One of two processes that sum gradients, as DDP does in each step."""
+def time_all_reduce(rank: int, count: int, rendezvous: str, results: Any) -> None:
+    """Time one of two processes that sum their gradients, as DDP does in each step."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    gradients, found = torch.ones(count), []
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    gradients, times = torch.ones(count), []
     for _ in range(30):
         start = time.perf_counter()
         dist.all_reduce(gradients)
-        found.append(1000 * (time.perf_counter() - start))
+        times.append(1000 * (time.perf_counter() - start))
         gradients.fill_(1.0)
     if rank == 0:
-        told.put(statistics.median(found))
+        results.put(statistics.median(times))
     dist.destroy_process_group()
 
 
 def main() -> None:
     milliseconds, count = parts()
-    meeting = Path(paths.ROOT / "logs" / "bench" / f"meeting-{time.time_ns():x}")
-    meeting.parent.mkdir(parents=True, exist_ok=True)
+    rendezvous = Path(paths.ROOT / "logs" / "bench" / f"rendezvous-{time.time_ns():x}")
+    rendezvous.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    told = context.SimpleQueue()
-    spawn(add_up, (count, str(meeting), told), nprocs=2)
-    meeting.unlink(missing_ok=True)
+    results = context.SimpleQueue()
+    spawn(time_all_reduce, (count, str(rendezvous), results), nprocs=2)
+    rendezvous.unlink(missing_ok=True)
     document = {
         "threads": torch.get_num_threads(),
         "parameters": count,
         "milliseconds": {name: round(value, 3) for name, value in milliseconds.items()},
-        "all_reduce_milliseconds": round(told.get(), 2),
+        "all_reduce_milliseconds": round(results.get(), 2),
     }
     print(json.dumps(document))
 

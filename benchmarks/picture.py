@@ -1,4 +1,4 @@
-"""Draws docs/bench.json as docs/bench.png: bars of images per second, and its curves."""
+"""Draw docs/measured/bench.json as bench.png: images per second, and curves of scaling."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "measured"
 OURS, OTHERS = "#1f5fa8", "#9a9a9a"
 
 
@@ -16,7 +16,7 @@ def draw(document: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(8.2, 4.6), layout="constrained")
     grid = figure.add_gridspec(2, 4, height_ratios=(1.35, 1))
     bars = figure.add_subplot(grid[0, :])
-    rates = {name: found["median"] for name, found in document["training"].items()}
+    rates = {name: result["median"] for name, result in document["training"].items()}
     names = sorted(rates, key=lambda name: rates[name])
     bars.barh(
         names,
@@ -28,10 +28,10 @@ def draw(document: dict[str, Any]) -> Figure:
         bars.plot([min(spread), max(spread)], [place, place], color="black", linewidth=1)
         ratio = rates[name] / rates["bare"]
         bars.text(max(spread), place, f"  {rates[name]:,.0f}  ({ratio:.2f})", va="center")
-    bars.set_xlim(0, 1.18 * max(max(found["all"]) for found in document["training"].values()))
+    bars.set_xlim(0, 1.18 * max(max(result["all"]) for result in document["training"].values()))
     machine = document["machine"]
     bars.set_title(
-        "images/s in training (beside the bare loop): median and range of "
+        "training, images/s (ratio to the bare loop): median and range over "
         f"{document['rounds']} rounds\n{machine['cores']} cores, {machine['cpu']}, "
         f"torch {machine['versions']['torch']}",
         fontsize=8,
@@ -48,11 +48,11 @@ def draw(document: dict[str, Any]) -> Figure:
     rates = document["evaluation"]["decoded_rows_per_second"]
     axes.plot(list(rates), [10_000 * int(k) / rate for k, rate in rates.items()], ".-", color=OURS)
     axes.set_yscale("log")
-    axes.set_xlabel("K of the bound")
-    axes.set_ylabel("s for 10,000 images")
+    axes.set_xlabel("importance samples K")
+    axes.set_ylabel("s for 10,000 test images")
     return figure
 
 
 if __name__ == "__main__":
-    figure = draw(json.loads((DOCS / "bench.json").read_text(encoding="utf-8")))
-    figure.savefig(DOCS / "bench.png", dpi=130)
+    figure = draw(json.loads((FOLDER / "bench.json").read_text(encoding="utf-8")))
+    figure.savefig(FOLDER / "bench.png", dpi=130)

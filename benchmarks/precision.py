@@ -1,8 +1,8 @@
-"""What bfloat16 costs in nats: the same weights scored in both precisions, and training in both.
+"""Cost of bfloat16 in nats: the same weights scored in both precisions, and training in both.
 
-``python benchmarks/precision.py [OVERRIDE ...]`` (make precision) trains several seeds of the quick
-experiment in float32 and in bf16-mixed and writes docs/precision.json. What has been trained is not
-trained again: repeat it to go on after an interruption.
+``python benchmarks/precision.py [OVERRIDE ...]`` (make precision) trains ten seeds of the quick
+experiment in float32 and in bf16-mixed and writes docs/measured/precision.json. Finished runs are
+skipped: repeat the command to resume after an interruption.
 """
 
 import json
@@ -31,9 +31,8 @@ PRECISIONS = ("32-true", "bf16-mixed")
 METRIC = "test/nll_k10"
 
 
-def trained(seed: int, overrides: list[str]) -> list[Path]:
-    """The folders of a seed's runs, one for each precision, trained side by side if they are not
-    there."""
+def train_in_both_precisions(seed: int, overrides: list[str]) -> list[Path]:
+    """Train a seed in both precisions in parallel, unless done; return the two run folders."""
     started, folders = [], []
     setting = "-".join(["quick", *(re.sub(r"[^\w.=]", "_", word) for word in overrides)])
     for precision in PRECISIONS:
@@ -41,16 +40,20 @@ def trained(seed: int, overrides: list[str]) -> list[Path]:
         folders.append(folder)
         if reading.read_summary(folder).get("status") == "finished":
             continue
-        words = [f"resume={folder}"]
+        arguments = [f"resume={folder}"]
         if not reading.holds_run(folder):
-            words = ["logger=csv", "callbacks.figures=null", "device=cpu", "experiment=quick"]
-            words += [f"hydra.run.dir={folder}", f"trainer.precision={precision}", f"seed={seed}"]
-            words += overrides
-        command = [sys.executable, "src/train.py", *words]
+            arguments = ["logger=csv", "callbacks.figures=null", "device=cpu", "experiment=quick"]
+            arguments += [
+                f"hydra.run.dir={folder}",
+                f"trainer.precision={precision}",
+                f"seed={seed}",
+            ]
+            arguments += overrides
+        command = [sys.executable, "src/train.py", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         quiet = subprocess.DEVNULL
         started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=quiet))
-    codes = [process.wait() for process in started]  # none is left behind
+    codes = [process.wait() for process in started]  # wait for all, even if one fails
     if any(codes):
         raise SystemExit(f"seed {seed}: a run failed")
     return folders
@@ -58,7 +61,7 @@ def trained(seed: int, overrides: list[str]) -> list[Path]:
 
 @torch.no_grad()
 def negative_elbo(model: VAE, data: MNISTDataModule, is_bfloat16: bool) -> float:
-    """Mean over the test images, the noise the same in both precisions."""
+    """Return the mean over the test images, with the same noise in both precisions."""
     assert data.test is not None
     total = 0.0
     for index in torch.arange(len(data.test)).split(1000):
@@ -75,7 +78,7 @@ def negative_elbo(model: VAE, data: MNISTDataModule, is_bfloat16: bool) -> float
 def main(overrides: list[str]) -> None:
     differences, nlls = [], []
     for seed in SEEDS:
-        folders = trained(seed, overrides)
+        folders = train_in_both_precisions(seed, overrides)
         one, other = (reading.read_summary(folder)["metrics"][METRIC] for folder in folders)
         nlls.append(one)
         differences.append(other - one)
@@ -89,7 +92,7 @@ def main(overrides: list[str]) -> None:
     scored = [negative_elbo(model, data, is_bfloat16) for is_bfloat16 in (False, True)]
     error = stdev(differences) / math.sqrt(len(SEEDS))
     half = float(stats.t.ppf(0.975, len(SEEDS) - 1)) * error
-    found: dict[str, Any] = {
+    document: dict[str, Any] = {
         "torch": torch.__version__,
         "experiment": " ".join(["quick", *overrides]),
         "seeds": len(SEEDS),
@@ -100,9 +103,9 @@ def main(overrides: list[str]) -> None:
         "trained_difference_95_percent": [round(mean(differences) + s * half, 3) for s in (-1, 1)],
         "differences": [round(d, 3) for d in differences],
     }
-    text = json.dumps(found, indent=2) + "\n"
-    (ROOT / "docs" / "precision.json").write_text(text, encoding="utf-8")
-    print(json.dumps({k: v for k, v in found.items() if k != "differences"}, indent=2))
+    text = json.dumps(document, indent=2) + "\n"
+    (ROOT / "docs/measured/precision.json").write_text(text, encoding="utf-8")
+    print(json.dumps({k: v for k, v in document.items() if k != "differences"}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What each recipe reaches: ``python benchmarks/recipes.py [RECIPE ...]`` (make recipes).
+"""Results of the recipes: ``python benchmarks/recipes.py [RECIPE ...]`` (make recipes).
 
-Trains the recipes, or those named, with every seed, two at a time on a core each, measures them on
-the test images and puts their rows into docs/recipes.json. What has been done is not done again:
-repeat it to go on after an interruption.
+Trains the recipes, or those named, with every seed: two runs at a time, on one core each. Measures
+them on the test images and saves their rows in docs/measured/recipes.json. Finished runs are
+skipped: repeat the command to resume after an interruption.
 """
 
 import json
@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from bench import machine
-from jobs import Job, carry_out_all, is_evaluated, is_trained
+from bench import describe_machine
+from jobs import Job, is_evaluated, is_trained, train_and_evaluate
 
-from harness.command_line.messages import reported
+from harness.command_line.messages import report_errors
 from harness.config.changes import fingerprint
 from harness.config.machine import num_cpus
 from harness.config.paths import CONF
@@ -25,9 +25,9 @@ from harness.run_folder import reading
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "logs" / "recipes"
-OUTPUT = ROOT / "docs" / "recipes.json"
+OUTPUT = ROOT / "docs/measured/recipes.json"
 SEEDS = (1, 2, 3)
-AT_A_TIME = min(2, num_cpus())  # runs
+NUM_PARALLEL = min(2, num_cpus())  # runs
 COMMON = ("device=cpu", "logger=csv", "callbacks.figures=null", "test=false")
 CLAIMS = ("bound", "label_control", "latent_independence")
 METRICS = (
@@ -42,14 +42,14 @@ METRICS = (
 
 
 class Recipe(NamedTuple):
-    """What it is trained and measured with."""
+    """Settings of training and evaluation."""
 
-    words: tuple[str, ...]  # overrides of train.py
+    overrides: tuple[str, ...]  # overrides of train.py
     num_samples: int  # K of the bound
 
     def settings(self) -> str:
-        """What a row stands for: with other settings, it is measured anew."""
-        return f"{settings_of(self.words)} k{self.num_samples}"
+        """Return a digest of the settings; a row with another digest is outdated."""
+        return f"{settings_digest(self.overrides)} k{self.num_samples}"
 
     def metrics(self) -> list[str]:
         bounds = [f"test/{what}nll_k{self.num_samples}" for what in ("", "joint_", "marginal_")]
@@ -64,24 +64,24 @@ RECIPES = {
 }
 
 
-def jobs_of(name: str) -> list[Job]:
-    words, num_samples = RECIPES[name]
-    train, evaluate = [*words, *COMMON], [f"num_samples={num_samples}", "figures=false"]
+def make_jobs(name: str) -> list[Job]:
+    overrides, num_samples = RECIPES[name]
+    train, evaluate = [*overrides, *COMMON], [f"num_samples={num_samples}", "figures=false"]
     return [Job(FOLDER / f"{name}-s{n}", [f"seed={n}", *train], CLAIMS, evaluate) for n in SEEDS]
 
 
-def found() -> dict[str, Any]:
-    """Mean and standard deviation of every metric, and minutes of training on a core."""
+def summarize_recipes() -> dict[str, Any]:
+    """Return the mean and s.d. of every metric over seeds, and the minutes of training."""
     recipes: dict[str, Any] = {}
     for name, recipe in RECIPES.items():
-        jobs = jobs_of(name)
+        jobs = make_jobs(name)
         if not all(is_trained(job) and is_evaluated(job) for job in jobs):
             continue
         minutes = [reading.read_summary(job.folder)["train_seconds"] / 60 for job in jobs]
         recipes[name] = {
-            "overrides": list(recipe.words),
+            "overrides": list(recipe.overrides),
             "settings": recipe.settings(),
-            "machine": machine(),
+            "machine": describe_machine(),
             "n": len(jobs),
             "minutes": round(mean(minutes), 1),
             "num_samples": recipe.num_samples,
@@ -92,40 +92,40 @@ def found() -> dict[str, Any]:
     return recipes
 
 
-def settings_of(words: Sequence[str]) -> str:
-    """Digest of what a command means, as the configuration files are now."""
-    return fingerprint(CONF, words)
+def settings_digest(overrides: Sequence[str]) -> str:
+    """Return a digest of the settings that overrides compose with the current conf/."""
+    return fingerprint(CONF, overrides)
 
 
-def beside_earlier(
+def merge_rows(
     rows: dict[str, Any], output: Path, key: str, settings: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The rows, and those of the file that are of the same settings, in the order of these."""
+    """Add the rows of the file whose settings have not changed; order all rows by ``settings``."""
     earlier = json.loads(output.read_text(encoding="utf-8"))[key] if output.exists() else {}
     rows = {**{n: r for n, r in earlier.items() if r["settings"] == settings.get(n)}, **rows}
     return {name: rows[name] for name in settings if name in rows}
 
 
-def known(names: list[str], there_are: Mapping[str, Any]) -> list[str]:
-    """The names that were typed, or all."""
-    if unknown := set(names) - set(there_are):
-        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(there_are)}")
-    return list(dict.fromkeys(names)) or list(there_are)
+def select_names(names: list[str], available: Mapping[str, Any]) -> list[str]:
+    """Return the given names without duplicates, or all names if none are given."""
+    if unknown := set(names) - set(available):
+        raise SystemExit(f"unknown: {', '.join(unknown)}; choose from {', '.join(available)}")
+    return list(dict.fromkeys(names)) or list(available)
 
 
-def carry_out(jobs: Sequence[Job]) -> None:
-    """Do what is not done yet, two runs at a time on a core each."""
+def run_in_parallel(jobs: Sequence[Job]) -> None:
+    """Train and evaluate the jobs that are not done, two at a time on one core each."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    with reported():
-        carry_out_all(jobs, AT_A_TIME)
+    with report_errors():
+        train_and_evaluate(jobs, NUM_PARALLEL)
 
 
 def main(names: list[str]) -> None:
-    each = zip(*map(jobs_of, known(names, RECIPES)), strict=True)
+    each = zip(*map(make_jobs, select_names(names, RECIPES)), strict=True)
     jobs = [job for of_a_seed in each for job in of_a_seed]
-    carry_out(jobs)
+    run_in_parallel(jobs)
     settings = {name: recipe.settings() for name, recipe in RECIPES.items()}
-    rows = beside_earlier(found(), OUTPUT, "recipes", settings)
+    rows = merge_rows(summarize_recipes(), OUTPUT, "recipes", settings)
     files.write_json(OUTPUT, {"recipes": rows})
 
 

@@ -1,6 +1,6 @@
-"""Makes hash-checked requirements of a report by ``pip install --report`` on standard input.
+"""Convert a report of ``pip install --report`` on standard input to hash-checked requirements.
 
-What pip names there is what it would install: every package with the digest of its one file.
+The report lists every package that pip would install, with the digest of its one file.
 """
 
 import json

@@ -1,24 +1,29 @@
-"""What tests share. Shapes in signatures are checked while they run."""
+"""Shared fixtures and helpers. Tensor shapes in signatures are checked during the tests."""
+
+import os
+
+# one thread a worker: OpenMP threads that wait for a core taken by another worker spin
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
-from tests import shapes  # noqa: F401 - named below
+from tests import PACKAGE, shapes  # noqa: F401 - named below
 
 TENSOR_ROOMS = (
     *("noise", "augmentation", "data"),
     *("networks", "models", "figures", "sampling"),
 )
-# before anything of ours is imported
-install_import_hook([f"cvae.{room}" for room in TENSOR_ROOMS], "tests.shapes.typechecker")
+# before any module of the project is imported
+install_import_hook([f"{PACKAGE}.{room}" for room in TENSOR_ROOMS], "tests.shapes.typechecker")
 
 import atexit  # noqa: E402
 import functools  # noqa: E402
+import gc  # noqa: E402
 import json  # noqa: E402
-import os  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
-from collections.abc import Callable, Sequence  # noqa: E402
+from collections.abc import Callable, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -38,20 +43,33 @@ from tests.tally import (  # noqa: E402, F401 - hooks and fixtures
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-NUM_TRAIN, NUM_TEST = 260, 33  # neither divides by two ranks and the batch sizes used
+NUM_TRAIN, NUM_TEST = 260, 33  # not multiples of the batch sizes and of two ranks
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest files first, so that two processes end at about the same time."""
-    first = ("test_training", "test_readme", "test_faults", "test_loggers")
+    """Run the longest files first, so that two test processes end at about the same time.
+
+    The tests of a file share a process, except those with a group of their own.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    first = ("test_training", "test_resume", "test_blocks", "test_your_own", "test_sweeps")
     items.sort(key=lambda i: first.index(i.path.stem) if i.path.stem in first else len(first))
     shuffle(config, items)
 
 
+def pytest_collection_finish() -> None:
+    """Exclude imported objects from garbage collection, which Lightning runs several times."""
+    gc.collect()
+    gc.freeze()
+
+
 def write_digits(folder: Path, prefixes: tuple[str, str] = ("train", "t10k")) -> None:
-    """Four small IDX files: every label present, pictures that tell the labels apart."""
+    """Write four small IDX files with every label, whose images differ by label."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     for prefix, count in zip(prefixes, (NUM_TRAIN, NUM_TEST), strict=True):
@@ -65,14 +83,14 @@ def write_digits(folder: Path, prefixes: tuple[str, str] = ("train", "t10k")) ->
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small set in the place of KMNIST, which has no published digests."""
+    """Return a folder with a small dataset named KMNIST, which has no published digests."""
     folder = tmp_path_factory.mktemp("data with space")
     write_digits(folder / "KMNIST" / "raw")
     return folder
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would make a run use an account or another's settings."""
+    """Return the environment without variables that would change the settings of a run."""
     dropped = (
         "WANDB_",
         "HYDRA_",
@@ -82,9 +100,10 @@ def clean_environment() -> dict[str, str]:
         "MASTER_",
         "TORCHELASTIC_",
         "SLURM_",
+        "PYTHONDONTWRITEBYTECODE",  # with it, every process compiles the project again
     )
     kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
-    # a thread a process: tests run side by side, and threads that wait for each other's cores crawl
+    # one thread per process: tests run in parallel, and more threads than cores are slow
     kept["OMP_NUM_THREADS"] = "1"
     return {
         **kept,
@@ -95,13 +114,50 @@ def clean_environment() -> dict[str, str]:
     }
 
 
+# variables that neither the interpreter nor a large library reads on import
+READ_LATE = ("WANDB_", "RANK", "WORLD_SIZE", "COLUMNS", "FAULT", "HYDRA_", "PYTHONPATH")
+LARGE = (
+    "hydra",
+    "lightning",
+    "matplotlib.pyplot",
+    "skimage.measure",
+    "skimage.morphology",
+    "sklearn.linear_model",
+    "sklearn.mixture",
+    "sklearn.pipeline",
+    "torch._dynamo",
+    "torch.distributed.launcher.api",
+    "wandb.sdk.launch",  # wandb.init imports it
+)
+
+
 def run_script(
-    name: str, *arguments: str, cwd: Path = ROOT, timeout: float = 120, **environment: str
+    name: str,
+    *arguments: str,
+    cwd: Path = ROOT,
+    timeout: float = 120,
+    forks: bool = True,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run an entry point as a person does; in a fresh interpreter if the environment is another."""
+    """Run an entry point as from a shell, in a fresh interpreter or an equivalent fork.
+
+    Args:
+        forks: whether jobs and ranks start as forks; else in fresh interpreters.
+    """
     script = ROOT / "src" / f"{name}.py"
-    if not environment and hasattr(os, "fork"):
-        return run_warm(script, arguments, cwd, timeout)
+    if hasattr(os, "fork") and all(key.startswith(READ_LATE) for key in environment):
+        return run_fork(script, arguments, environment, cwd, timeout, forks=forks)
+    return run_fresh(script, arguments, cwd, timeout, **environment)
+
+
+def run_fresh(
+    script: Path,
+    arguments: Sequence[str],
+    cwd: Path = ROOT,
+    timeout: float = 120,
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in a fresh interpreter."""
     return subprocess.run(
         [sys.executable, str(script), *arguments],
         cwd=cwd,
@@ -114,11 +170,38 @@ def run_script(
     )
 
 
+def run_light(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run an entry point in a process that has imported Hydra, but not torch or Lightning."""
+    script = ROOT / "src" / f"{name}.py"
+    return run_fork(script, arguments, environment, libraries=("hydra",))
+
+
 def run_warm(
     script: Path, arguments: Sequence[str], cwd: Path, timeout: float, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script in a process that has the large libraries already (tests/warm.py)."""
-    server = _warm_server()
+    """Run a script in a process that has already imported the large libraries."""
+    return run_fork(script, arguments, environment, cwd, timeout)
+
+
+def run_fork(
+    script: Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    timeout: float = 120,
+    libraries: tuple[str, ...] = LARGE,
+    forks: bool = True,
+    first: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in a fork of a process that has imported libraries (tests/warm.py).
+
+    Args:
+        environment: variables to add to those of clean_environment.
+        libraries: the modules that the process has imported.
+        forks: whether jobs and ranks start as such forks too; else in fresh interpreters.
+        first: first entry of sys.path; by default the folder of the script.
+    """
+    server = _warm_server(libraries)
     assert server.stdin is not None
     assert server.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -127,10 +210,12 @@ def run_warm(
             "script": str(script),
             "arguments": list(arguments),
             "cwd": str(cwd),
-            "environment": {**clean_environment(), **environment},
+            "environment": {**clean_environment(), **(environment or {})},
             "out": str(out),
             "error": str(error),
             "limit": timeout,
+            "forks": forks and sys.platform == "linux",
+            "first": str(first or script.parent),
         }
         print(json.dumps(request), file=server.stdin, flush=True)
         code = int(server.stdout.readline())
@@ -140,20 +225,20 @@ def run_warm(
 
 
 @functools.cache
-def _warm_server() -> subprocess.Popen[str]:
+def _warm_server(libraries: tuple[str, ...]) -> subprocess.Popen[str]:
     server = subprocess.Popen(
-        [sys.executable, "-P", str(ROOT / "tests" / "warm.py")],
+        [sys.executable, "-P", str(ROOT / "tests" / "warm.py"), *libraries],
         env=clean_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    atexit.register(server.communicate)  # the end of its input is its end
+    atexit.register(server.communicate)  # closes its input, which ends it
     return server
 
 
 def tiny(data_dir: Path, run_dir: Path | None = None) -> list[str]:
-    """Overrides that make a whole run last a second or two of training."""
+    """Return the overrides of a run that trains for a second or two."""
     overrides = [
         "data=kmnist",
         f"data.data_dir={data_dir}",
@@ -173,7 +258,7 @@ def tiny(data_dir: Path, run_dir: Path | None = None) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one finished run of a small CVAE, its path full of awkward characters."""
+    """Return the folder of a finished run of a small CVAE, with special characters in its path."""
     run_dir = tmp_path_factory.mktemp("runs") / "a run, with=odd [letters] é"
     done = run_script("train", *tiny(data_dir, run_dir))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,12 +1,17 @@
-"""Trains a run in forked processes that are killed, again and again, and then once to its end.
+"""Trains a run in forked processes: one attempt per planned kill, then one to the end.
 
-``python tests/kills.py RUN_DIR PLAN [RANKS]``, with the plan a JSON list of ends:
-``["os:replace", 3, "before"]`` is a SIGKILL at the third call of a function, ``["os:replace", 3,
-"before", "SIGTERM", 1]`` a signal to rank 1 alone, ``{"after": 0.7, "signal": "SIGTERM",
-"rank": 1}`` one so many seconds after the start. Importing once and forking each time makes a kill
-cost less than a second. It prints how each attempt ended.
+Run ``python tests/kills.py RUN_DIR PLAN [RANKS]``. PLAN is a JSON list with an entry per attempt:
+
+- ``["os:replace", 3, "before"]``: SIGKILL before the third call of ``os.replace``
+- ``["os:replace", 3, "before", "SIGTERM", 1]``: SIGTERM to rank 1 only
+- ``{"after": 0.7, "signal": "SIGTERM", "rank": 1}``: the same, 0.7 seconds after the start
+- ``"leave"``: stop here and leave the run unfinished
+
+It prints the exit codes of each attempt. The libraries are imported once, before the forks, so a
+kill costs less than a second.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -18,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-LIMIT = 60  # seconds after which a rank must have left, once another is gone
+LIMIT = 60  # seconds for the other ranks to exit after one has
 
 
 def die_at(
@@ -47,11 +52,11 @@ def die_at(
 
 
 def train(run_dir: Path, end: Any, ranks: dict[str, str]) -> int:
-    """Train as a fresh process would; its exit code."""
+    """Train as a fresh process would, and return the exit code."""
     from harness.run_folder.folder import RunFolder
     from harness.training.launch import launch
-    from harness.training.processes import exit_codes
-    from harness.training.ranks import join
+    from harness.training.processes import exit_with_code
+    from harness.training.ranks import connect_ranks
 
     try:
         output = os.open(run_dir / "attempts.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -61,9 +66,9 @@ def train(run_dir: Path, end: Any, ranks: dict[str, str]) -> int:
         if isinstance(end, list):
             die_at(*end)
         folder = RunFolder(run_dir)
-        with exit_codes(folder):
+        with exit_with_code(folder):
             if ranks:
-                join(run_dir, "", timeout=LIMIT / 3)
+                connect_ranks(run_dir, "", timeout=LIMIT / 3)
             launch(folder)
     except SystemExit as error:
         return int(error.code or 0)
@@ -75,7 +80,7 @@ def train(run_dir: Path, end: Any, ranks: dict[str, str]) -> int:
 
 
 def as_rank(rank: int, count: int) -> dict[str, str]:
-    """What torchrun would tell one of several ranks; nothing where there is one."""
+    """Return the variables that torchrun would set for a rank; none for a single rank."""
     if count == 1:
         return {}
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
@@ -93,7 +98,7 @@ def free_port() -> int:
 
 
 def attempt(run_dir: Path, end: Any, num_ranks: int = 1) -> list[int]:
-    """Train in forked children; of each, its exit code, or minus the signal that ended it."""
+    """Train in forked children; return their exit codes, negative for a signal."""
     port = {"MASTER_PORT": str(free_port())} if num_ranks > 1 else {}
     children = []
     for rank in range(num_ranks):
@@ -126,8 +131,12 @@ def main(run_dir: Path, plan: list[Any], num_ranks: int = 1) -> None:
     import harness.training.run  # noqa: F401 - once, before the forks
 
     assert threading.active_count() == 1
+    gc.freeze()  # garbage collection in a fork would copy all pages with objects
     ended: list[list[int]] = []
+    start = time.monotonic()
     for end in [*plan, None]:
+        if end == "leave":
+            break
         start = time.monotonic()
         ended.append(attempt(run_dir, end, num_ranks))
         if not any(ended[-1]):

@@ -1,4 +1,4 @@
-"""The type checker that tests apply to our functions; an int is a float, as ever."""
+"""Type checker for signatures in tests; as in PEP 484, an int is accepted for a float."""
 
 from beartype import BeartypeConf, beartype
 

@@ -1,9 +1,10 @@
-"""Counts the faults that tests inject and how many were survived: docs/faults.json.
+"""Counts the faults that tests inject and how many were survived: docs/measured/faults.json.
 
-A test marked ``fault(promise, "what was injected")`` injects one fault, or as many as it tells the
-fixture ``survived``; a test that fails adds one that was not. ``--faults FILE`` writes the counts
-over those of the same faults there. ``--minutes N`` starts no test after so long, ``--faults-seed
-N`` chooses which come first, and what is drawn inside them.
+A test marked ``fault(promise, "what was injected")`` counts as one fault, or as the number that it
+passes to the fixture ``survived``. A test that fails adds one fault that was not survived.
+
+``--faults FILE`` updates the counts in a file, ``--minutes N`` starts no test after N minutes, and
+``--faults-seed N`` shuffles the tests and seeds the random faults in them.
 """
 
 import json
@@ -21,19 +22,19 @@ import pytest
 
 
 class Promise(StrEnum):
-    """What the project promises of faults, in the order of the README's table."""
+    """Promises about faults, in the order of the table in docs/measured/faults.md."""
 
-    EXACT = "A run that is killed goes on exactly where it was"
-    STOPS = "Told to stop, a run saves and a sweep leaves no process"
-    CHECKPOINTS = "The last checkpoint can be read; a damaged one never is"
-    RANKS = "A rank that dies or hangs ends the others, and the run goes on"
-    NUMBERS = "What is not finite never reaches the weights"
-    DATA = "Damaged digits are made anew or refused"
-    DISK = "A full disk stops a run in a line and spoils nothing"
-    NETWORK = "Training goes on without W&B, its record complete"
-    STRANGERS = "Nothing in a stranger's folder is executed"
-    INPUT = "Bad input is refused in three lines, and leaves nothing"
-    UNUSUAL = "Input that is unusual and good is accepted"
+    EXACT = "A killed run resumes exactly where it was"
+    STOPS = "On a stop signal, a run saves its state and a sweep leaves no process"
+    CHECKPOINTS = "The last checkpoint loads; a damaged one is never loaded"
+    RANKS = "A dead or hung rank or data worker ends the run instead of blocking it"
+    NUMBERS = "A non-finite value never reaches the weights"
+    DATA = "Damaged data are rebuilt or rejected"
+    DISK = "A full disk fails a run with one line and damages no file"
+    NETWORK = "Training continues without W&B, with complete metrics"
+    STRANGERS = "Nothing in an untrusted run folder is executed"
+    INPUT = "Bad input fails with at most three lines and no traceback"
+    UNUSUAL = "Unusual but valid input is accepted"
 
 
 Survived = Callable[[int], None]
@@ -45,9 +46,9 @@ _tally: dict[tuple[str, str], list[int]] = {}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
-    group.addoption("--faults", type=Path, metavar="FILE", help="write the counts of faults to it")
-    group.addoption("--faults-seed", type=int, metavar="N", help="draw other faults, in that order")
-    group.addoption("--minutes", type=float, metavar="N", help="start no test after so long")
+    group.addoption("--faults", type=Path, metavar="FILE", help="update the counts in FILE")
+    group.addoption("--faults-seed", type=int, metavar="N", help="seed of order and faults")
+    group.addoption("--minutes", type=float, metavar="N", help="start no test after N minutes")
 
 
 def shuffle(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -63,20 +64,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def survived(request: pytest.FixtureRequest) -> Survived:
-    """Tells that so many more faults were injected and survived."""
+    """Return a function that adds a number of faults that were injected and survived."""
     counts = request.node.stash.setdefault(_counted, [])
     return counts.append
 
 
 @pytest.fixture
 def faults_seed(request: pytest.FixtureRequest) -> int:
-    """What makes the faults drawn in this session differ from those of another."""
+    """Return the seed of the random faults of this session."""
     return request.config.getoption("--faults-seed") or 0
 
 
 @pytest.fixture
 def measured(record_property: Callable[[str, object], None]) -> dict[str, Any]:
-    """What a test measures, written down beside the counts."""
+    """Return a dict for values that a test measures, saved with the counts."""
     found: dict[str, Any] = {}
     record_property("measured", found)
     return found
@@ -109,7 +110,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    if not _tally or hasattr(config, "workerinput"):  # a worker of xdist, whose counts are sent on
+    if not _tally or hasattr(config, "workerinput"):  # an xdist worker sends its counts
         return
     terminalreporter.section("faults injected and survived")
     for (promise, fault), (injected, good) in _sorted():
@@ -127,7 +128,7 @@ def _sorted() -> list[tuple[tuple[str, str], list[int]]]:
 
 
 def _document(before: dict[str, Any]) -> dict[str, Any]:
-    """The counts of this session, and those of the last for what was not injected this time."""
+    """Return the counts of this session, and earlier counts of faults not injected in it."""
     for row in before.get("faults", []):
         _tally.setdefault((row["promise"], row["fault"]), [row["injected"], row["survived"]])
     minutes = before.get("minutes", 0.0) + (time.monotonic() - _started) / 60

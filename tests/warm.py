@@ -1,48 +1,168 @@
-"""Runs scripts in forks of a process that has imported the large libraries: seconds less for each.
+"""Runs scripts in forks of a process that has imported the large libraries, to save seconds each.
 
-``python tests/warm.py`` reads a request a line, as JSON: the script, its arguments, the folder to
-run it in, the environment, the files for its output, a limit in seconds. It answers with the exit
-code. Nothing of this project is imported before the fork, so a script finds everything as it would
-in a fresh interpreter, large libraries aside.
+``python tests/warm.py LIBRARY ...`` imports the libraries and reads one JSON request per line:
+script, arguments, working directory, environment, output files and time limit in seconds. It
+answers with the exit code. No module of this project is imported before the fork, so apart from
+the large libraries a script sees a fresh interpreter.
+
+Jobs and ranks that a script starts are forks too. Their parent is a ``ForkServer``, which forks off
+before the script runs, so they have not imported the project either. They become children of the
+script, with their own process id, process group and exit code.
 """
 
+import atexit
+import contextlib
+import gc
 import importlib
+import inspect
 import json
 import os
 import runpy
 import signal
+import socket
+import subprocess
 import sys
+import threading
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
-LIBRARIES = (
-    "hydra",
-    "lightning",
-    "matplotlib.pyplot",
-    "torch._dynamo",
-    "torch.distributed.launcher.api",
-    "wandb",
-)
+LAUNCH = "harness.training.launch"  # the module that jobs and ranks run
+_POPEN = list(inspect.signature(subprocess.Popen._execute_child).parameters)  # type: ignore[attr-defined]
 
 
-def become(request: dict[str, Any]) -> None:
-    """Turn this process into the one that was asked for."""
+def set_environment(environment: Mapping[str, str], first: str) -> None:
+    """Set the variables, and the state that the interpreter and libraries derive from them."""
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update(environment)
+    python_path = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [first, *filter(None, python_path)]  # replaces the one folder of the server
+    if encoding := environment.get("PYTHONIOENCODING"):
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding=encoding)  # type: ignore[union-attr]
+    if "lightning" in sys.modules:
+        rank_zero = importlib.import_module("lightning.fabric.utilities.rank_zero")
+        rank_zero.rank_zero_only.rank = int(environment.get("RANK", 0))
+    if "wandb" in sys.modules:
+        # importing W&B makes a folder for pictures, and the first fork to exit removes it
+        media = importlib.import_module("wandb.sdk.data_types._private").MEDIA_TMP
+        os.makedirs(media.name, exist_ok=True)  # noqa: PTH103 - a name
+
+
+class ForkServer:
+    """Child process without threads or project code; its forks become children of this process."""
+
+    def __init__(self) -> None:
+        set_child_subreaper = 36
+        ctypes = importlib.import_module("ctypes")
+        ctypes.CDLL(None).prctl(set_child_subreaper, 1)
+        self.parent = os.getpid()
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.job: dict[str, Any] | None = None
+        if os.fork() == 0:
+            self.socket.close()
+            self.job = self._serve(theirs)
+        theirs.close()
+
+    def _serve(self, theirs: socket.socket) -> dict[str, Any]:
+        """Fork for each request, and return the request in the fork; the server never returns."""
+        while True:
+            message, fds, _, _ = socket.recv_fds(theirs, 2**20, 2)
+            if not message:
+                os._exit(0)
+            reading, writing = os.pipe()
+            if between := os.fork():
+                os.waitpid(between, 0)
+                theirs.send(os.read(reading, 64))
+                for fd in (reading, writing, *fds):
+                    os.close(fd)
+                continue
+            if child := os.fork():  # its parent exits, so the script adopts it
+                os.write(writing, str(child).encode())
+                os._exit(0)
+            theirs.close()
+            os.close(reading)
+            os.close(writing)
+            while os.getppid() != self.parent:
+                time.sleep(0.001)
+            for number, fd in enumerate(fds, start=1):
+                os.dup2(fd, number)
+                os.close(fd)
+            return dict(json.loads(message))
+
+    def start(self, job: Mapping[str, Any], fds: Sequence[int]) -> int:
+        """Return the process id of a fork with this standard output and standard error."""
+        socket.send_fds(self.socket, [json.dumps(job).encode()], fds)
+        return int(self.socket.recv(64))
+
+
+class Popen(subprocess.Popen):  # type: ignore[type-arg]
+    """Starts jobs and ranks as forks, and everything else as usual."""
+
+    fork_server: ForkServer
+
+    def _execute_child(self, args: Sequence[str], *rest: Any) -> None:
+        if list(args[:3]) != [sys.executable, "-m", LAUNCH]:
+            super()._execute_child(args, *rest)  # type: ignore[misc]
+            return
+        given = dict(zip(_POPEN[2:], rest, strict=True))
+        job = {
+            "arguments": list(args[3:]),
+            "environment": dict(os.environ if given["env"] is None else given["env"]),
+            "cores": sorted(os.sched_getaffinity(0)),
+            "group": "session" if given["start_new_session"] else given["process_group"] >= 0,
+        }
+        out, error = given["c2pwrite"], given["errwrite"]
+        fds = [1 if out == -1 else out, 2 if error == -1 else error]
+        self.pid = self.fork_server.start(job, fds)
+        self._child_created = True
+
+
+def become(request: Mapping[str, Any]) -> None:
+    """Run the requested script in this process."""
     os.chdir(request["cwd"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, "out"), (2, "error")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    fork_server = ForkServer() if request["forks"] else None
+    if fork_server is not None and fork_server.job is not None:
+        become_job(fork_server.job)
+        return
+    set_environment(request["environment"], request["first"])
+    if fork_server is not None:
+        fork_jobs(fork_server)
     sys.argv = [request["script"], *request["arguments"]]
-    # W&B makes a folder for pictures as it is imported, which the first fork to end takes with it
-    media = importlib.import_module("wandb.sdk.data_types._private").MEDIA_TMP
-    os.makedirs(media.name, exist_ok=True)  # noqa: PTH103 - a name
-    sys.path[0] = os.path.dirname(request["script"])  # noqa: PTH120 - as the interpreter does
     runpy.run_path(request["script"], run_name="__main__")
 
 
+def become_job(job: Mapping[str, Any]) -> None:
+    """Turn this process into a job or a rank."""
+    if job["group"] == "session":
+        os.setsid()
+    elif job["group"]:
+        os.setpgid(0, 0)
+    os.sched_setaffinity(0, job["cores"])
+    fork_server = ForkServer()
+    if fork_server.job is not None:
+        become_job(fork_server.job)
+        return
+    set_environment(job["environment"], os.getcwd())  # noqa: PTH109
+    fork_jobs(fork_server)
+    sys.argv = [LAUNCH, *job["arguments"]]
+    runpy.run_module(LAUNCH, run_name="__main__", alter_sys=True)
+
+
+def fork_jobs(fork_server: ForkServer) -> None:
+    """Make this process start its jobs and ranks as forks."""
+    Popen.fork_server = fork_server
+    subprocess.Popen = Popen  # type: ignore[misc]
+    handler = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
+    if handler in sys.modules:
+        sys.modules[handler].Popen = Popen  # type: ignore[attr-defined]
+
+
 def wait(child: int, limit: float) -> int:
-    """The exit code of a child, or minus the signal that ended it."""
+    """Return the exit code of a child, negative for a signal; kill it after the limit."""
     end = time.monotonic() + limit
     while time.monotonic() < end:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -53,16 +173,47 @@ def wait(child: int, limit: float) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def end(code: int) -> NoReturn:
+    """Exit as an interpreter does, but without freeing all objects, which takes a second."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def run_to_its_end(request: Mapping[str, Any]) -> NoReturn:
+    """Run the requested script in this process, and exit with its exit code."""
+    code = 0
+    try:
+        become(request)
+    except SystemExit as error:
+        if isinstance(error.code, int):
+            code = error.code
+        elif error.code is not None:
+            print(error.code, file=sys.stderr)
+            code = 1
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    end(code)
+
+
 def main() -> None:
-    for library in LIBRARIES:
+    for library in sys.argv[1:]:
         importlib.import_module(library)
+    gc.collect()
+    gc.freeze()  # garbage collection in a fork would copy all pages with objects
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
         if child == 0:
-            return become(request)
+            run_to_its_end(request)
         print(wait(child, request["limit"]), flush=True)
-    return None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Bad input, by the hundred: refused in at most three lines, before anything is made.
+"""Hundreds of invalid overrides fail with at most three lines, before any file is made.
 
-Everything is imported once; each case is a fork of that process, which runs an entry point as a
-person would have started it. The cases are drawn from a seed, so that a failure can be had again.
+A server imports everything once and forks for each case, which runs an entry point as if started
+from a shell. Random cases have a fixed seed, so that failures are reproducible.
 """
 
 import json
@@ -12,60 +12,58 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from importlib import import_module
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from harness.config import checks
-from harness.config.fields import Trainer, schema_of
+from harness.config import checks, schemas
 from harness.config.keys import leaf_keys
-from harness.config.paths import CONF
-from harness.contract import settings
-from harness.contract.settings import LEFT_OUT
 from tests.conftest import ROOT, clean_environment
 from tests.project.test_conf import compose, plain
 from tests.tally import Promise, Survived
 
-OVERRIDES = "misspelt, of another type, out of range, contradictory"
-UNUSUAL = "values, groups and keys that few people type"
+OVERRIDES = "overrides that are misspelt, of a wrong type, out of range or contradictory"
+UNUSUAL = "rare but valid values, groups and keys"
 
 SEED = 20
-LIMIT = 60  # seconds for a case on a busy machine; a usual one takes 0.2
+LIMIT = 60  # seconds per case on a busy machine; 0.2 is usual
 
 
 class Case(NamedTuple):
-    """What is typed, and what the answer must contain."""
+    """Overrides of a script, and texts that its error message must contain."""
 
     script: str
     typed: list[str]
     said: list[str] = []  # noqa: RUF012 - never changed
-    torch: bool = False  # whether the answer needs it
+    torch: bool = False  # whether the script needs torch to answer
 
 
 class Answer(NamedTuple):
-    code: int  # of the exit; negative for a signal
+    code: int  # exit code; negative for a signal
     out: str
     error: str
     seconds: float
-    made: list[str]  # in the folder of the run
+    made: list[str]  # files in the folder of the run
 
 
-# the evaluation may be deleted
+# a user may delete the evaluation
 SCRIPTS = [s for s in ("train", "generate", "evaluate") if (ROOT / "src" / f"{s}.py").is_file()]
 
-# One line of JSON a case comes in, one answer goes out. Runs in its own process: no torch here.
+# reads one line of JSON per case and writes one per answer; a process of its own, without torch
 SERVER = r"""
-import contextlib, importlib, io, json, os, sys, time, types
+import contextlib, gc, importlib, io, json, os, sys, time, types
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import harness.command_line.hooks, hydra, hydra.core.hydra_config  # once for all cases
 from hydra._internal.core_plugins import basic_launcher, basic_sweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from harness.config.checks import validate
+from harness.config.composition import compose_config
+from harness.config.paths import CONF
 OverridesParser.create().parse_override("a=1")
 modules = {name: importlib.import_module(name) for name in sys.argv[2:]}
 assert "torch" not in sys.modules
@@ -76,6 +74,10 @@ def class_of_mine(name):
         raise AttributeError(name)
     return lambda **arguments: None
 mine.__getattr__ = class_of_mine
+for name, module in modules.items():  # reads the signatures once
+    config = compose_config(CONF, name)
+    validate(config, None if name == "train" else name)
+gc.freeze()
 for line in sys.stdin:
     case = json.loads(line)
     child = os.fork()
@@ -115,7 +117,7 @@ for line in sys.stdin:
 
 
 class EntryPoints:
-    """The three scripts, imported once and forked for every case."""
+    """A process that imports the scripts once and forks for every case."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -174,11 +176,12 @@ def entry_points(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EntryPoin
 
 def keys_of(script: str) -> list[str]:
     known = leaf_keys(plain(compose(config=script)))
-    return [k for k in known if "hydra" not in k and "_target_" not in k and "_partial_" not in k]
+    unset = ("hydra", "_target_", "_partial_", "model.condition.")  # the last is data.condition
+    return [key for key in known if not any(part in key for part in unset)]
 
 
 def misspelt(rng: random.Random, script: str, known: list[str]) -> Case:
-    """A key with one slip of a finger."""
+    """Return a case with one typing error in a key."""
     while True:
         key = rng.choice(known)
         place = rng.randrange(len(key))
@@ -200,99 +203,98 @@ def misspelt(rng: random.Random, script: str, known: list[str]) -> Case:
             return Case(script, [f"{bad}=1"], [bad])
 
 
-def wrong_values(kind: Any) -> list[str]:
-    """Values that a field of this type and range must refuse, as they are typed."""
-    origin = get_origin(kind)
-    if kind is Any:
-        return []
-    if origin is Annotated:
-        base, *limits = get_args(kind)
-        found = wrong_values(base)
-        for limit in limits:
-            if isinstance(limit, settings.AtLeast):
-                found += [str(limit.bound - 1), "-1e9"]
-            elif isinstance(limit, settings.Above):
-                found += [str(limit.bound), "-3"]
-            elif isinstance(limit, settings.Between):
-                found += [str(limit.low - 1), str(limit.high + 1)]
-            elif isinstance(limit, settings.Below):
-                found += [str(limit.high), "-0.1"]
-            elif isinstance(limit, settings.Length):
-                found += ["[" + ",".join(["0.5"] * (limit.count + 1)) + "]"]
-            elif isinstance(limit, settings.OneOf | settings.Matching):
-                found += ["nonsense:/"]
-        return [v for v in found if not accepted(kind, v)]
-    if origin in (Union, UnionType):
-        found = [v for option in get_args(kind) for v in wrong_values(option)]
-    elif origin is list:
-        found = ["3", "[]", "[abc,[]]"]
-    elif origin is dict:
-        found = ["3", "word", "[1]"]
-    else:
-        found = {
-            int: ["abc", "1.5", "null", "true", "[1]", "{a:1}", "'3'", "nan", "1e400"],
-            float: ["abc", "null", "false", "[1,2]", "nan", "inf", "-inf", "{}", "'1'"],
-            bool: ["maybe", "3", "null", "[true]", "0.5"],
-            str: ["3", "1.5", "[a]", "{a:b}", "true"],
-            None: ["3", "word"],
-            NoneType: ["{a:1}", "[[1]]"],
-        }[kind]
-    return [v for v in found if not accepted(kind, v)]
+WRONG = {  # by type of the value in conf/: values that are invalid for every setting of this type
+    int: ["abc", "1.5", "[1]", "{a:1}", "'3'", "nan", "1e400"],
+    float: ["abc", "[1,2]", "{}", "'1'", "nan", "inf", "-inf"],
+    bool: ["maybe", "[true]", "0.5"],
+    str: ["[[a]]", "{a:b}"],
+    list: ["3", "[[],abc]", "{a:1}"],
+    dict: ["3", "word", "[1]"],
+}
+MORE = ["null", "true", "false", "3", "1.5", "[]", "word", "nonsense:/", "-1", "-1e9", "0", "2"]
 
 
-def accepted(kind: Any, typed: str) -> bool:
+def wrong_values(value: Any, schema: dict[str, Any], accepts: Callable[[Any], bool]) -> list[str]:
+    """Return values that a setting must reject, as override text.
+
+    Args:
+        value: value of the setting in conf/.
+        schema: JSON Schema of the setting, for values out of range.
+        accepts: returns whether a value is valid for the setting.
+    """
+    certain = WRONG.get(type(value), []) if schema.get("type") != "null" else []
+    certain = [v for v in certain if v not in ("abc", "'3'") or "string" not in str(schema)]
+    certain = [v for v in certain if v != "1.5" or "number" not in str(schema)]
+    bounds = [
+        str(found[bound] + step)
+        for found in (schema, *schema.get("anyOf", ()), schema.get("items", {}))
+        for bound, step in (
+            *(("minimum", -1), ("maximum", 1)),
+            *(("exclusiveMinimum", 0), ("exclusiveMaximum", 0)),
+        )
+        if bound in found
+    ]
+    others = [v for v in (*bounds, *MORE) if not accepts(read(v))]
+    return list(dict.fromkeys([*certain, *others]))
+
+
+def read(typed: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     value = OverridesParser.create().parse_override(f"k={typed}").value()
-    return checks._allows(kind, OmegaConf.to_container(OmegaConf.create({"k": value}))["k"])  # type: ignore[index,call-overload]
+    return OmegaConf.to_container(OmegaConf.create({"k": value}))["k"]  # type: ignore[index,call-overload]
 
 
-def top_level(script: str) -> type:
-    """Types and ranges of the top level of a script's settings, which its file names."""
-    checked = OmegaConf.select(OmegaConf.load(CONF / f"{script}.yaml"), "hydra.callbacks.checks")
-    module, _, name = str((checked or {}).get("settings", "cvae.settings.Train")).rpartition(".")
-    found: type = getattr(import_module(module), name)
-    return found
+def fields(script: str) -> list[tuple[str, Any, dict[str, Any], Callable[[Any], bool]]]:
+    """Return key, value, JSON Schema and validity check of each setting of a composed config."""
+    found: list[tuple[str, Any, dict[str, Any], Callable[[Any], bool]]] = []
 
+    def add(node: dict[str, Any], arguments: checks.Arguments | None, prefix: str) -> None:
+        if arguments is None:
+            return
+        properties = schemas.json_schema(arguments.model)["properties"]
+        for name in properties.keys() & node.keys():
 
-def fields(script: str) -> list[tuple[str, Any]]:
-    """Every key of a composed config that a schema describes, and its type."""
-    found: list[tuple[str, Any]] = []
+            def accepts(value: Any, name: str = name) -> bool:
+                return not list(schemas.wrong_values(arguments.model, {name: value}))
 
-    def add(node: dict[str, Any], kind: type, prefix: str) -> None:
-        hints = get_type_hints(kind, include_extras=True)
-        found.extend((f"{prefix}{k}", t) for k, t in hints.items() if k in node)
+            found.append((f"{prefix}{name}", node[name], properties[name], accepts))
 
     def walk(node: Any, prefix: str) -> None:
         if isinstance(node, dict):
-            if kind := schema_of(str(node.get("_target_"))):
-                add(node, kind, prefix)
+            if target := node.get("_target_"):
+                add(node, checks.arguments_of(target), prefix)
             for key, child in node.items():
                 walk(child, f"{prefix}{key}.")
 
     cfg = plain(compose(config=script))
-    add(cfg, top_level(script), "")
+    is_run = script == "train"
+    add(cfg, checks.train_arguments(cfg) if is_run else checks.arguments_of(f"{script}.main"), "")
     walk(cfg, "")
-    if script == "train":
-        add(cfg["trainer"], Trainer, "trainer.")
+    if is_run:
+        add(cfg["trainer"], checks.arguments_of("lightning.Trainer"), "trainer.")
     taken = ("hydra", "data_dir", "run_dir", "run_id", "sweep", "run", "output", "resume", "rerun")
-    groups = ("data", "model", "optimizer", "trainer", "scheduler", "logger", "callbacks")
-    return [(k, t) for k, t in found if k.rpartition(".")[2] not in taken and k not in groups]
+    groups = ("data", "model", "module", "optimizer", "trainer", "scheduler", "logger", "callbacks")
+    kept = [f for f in found if f[0].rpartition(".")[2] not in taken and f[0] not in groups]
+    kept = [f for f in kept if not f[0].startswith("model.condition.")]  # is data.condition
+    return sorted(kept, key=lambda f: f[0])
 
 
 def wrong(script: str) -> list[Case]:
-    """Every described key with every value that it must refuse."""
+    """Return a case for every invalid value of every described key."""
     cases = []
-    for key, kind in fields(script):
-        for value in dict.fromkeys(wrong_values(kind)):
+    for key, value_in_conf, schema, accepts in fields(script):
+        for value in wrong_values(value_in_conf, schema, accepts):
             said = [key, "must be" if key not in ("label",) else "label"]
             cases.append(Case(script, [f"{key}={value}"], said))
     return cases
 
 
 LONG = "a" * 20_000
+# keys in Hydra 1.4
+BRACKETS = ("trainer[devices]=2", "data.image_shape[0]=1")
 BY_HAND = [
-    # groups that cannot be, or not together
+    # unknown or contradictory groups
     Case("train", ["model=null"], ["model"]),
     Case("train", ["optimizer=null"], ["optimizer"]),
     Case("train", ["data=null"], ["data"]),
@@ -316,10 +318,18 @@ BY_HAND = [
     Case(
         "train",
         ["optimizer._target_=torch.optim.SGD"],
-        ["optimizer.betas", "torch.optim.SGD does not take it", "to drop it: ~optimizer.betas"],
-        torch=True,
+        ["optimizer.betas", "torch.optim.SGD has no such key", "to drop it: ~optimizer.betas"],
     ),
-    Case("train", ["optimizer=sgd"], ["optimizer=sgd", "adamw"]),
+    Case("train", ["optimizer=lion"], ["optimizer=lion", "adamw"]),
+    Case("train", ["model=conv"], ["model=conv", "did you mean model/network=conv"]),
+    Case("train", ["epochs=3"], ["epochs=3", "did you mean trainer.max_epochs"]),
+    Case("train", ["lr=1e-3"], ["lr=1e-3", "did you mean optimizer.lr"]),
+    Case("train", ["name=2024"], ["name=2024: must be text", "name='2024'"]),
+    Case("train", ["name=12e4567"], ["name=12e4567: must be text"]),
+    Case("train", ["model.network._target_=cvae.networks.MPL"], ["did you mean cvae.networks.MLP"]),
+    Case("train", ["optimizer._target_=torch.optim.Adamw"], ["did you mean torch.optim.AdamW?"]),
+    Case("train", ["+callbacks.best.save_topk=2"], ["did you mean callbacks.best.save_top_k"]),
+    Case("train", ["optimizer=sgd", "optimizer.momentum=2"], ["momentum=2", "below 1"]),
     Case("train", ["experiment=slow"], ["experiment=slow", "quick"]),
     Case("train", ["device=tpu"], ["device=tpu", "cpu"]),
     Case("train", ["device=gpu"], ["trainer.accelerator=gpu", "no GPU"]),
@@ -337,10 +347,10 @@ BY_HAND = [
     Case("train", ["~optimizer.lr"], ["optimizer.lr", "missing"]),
     Case("train", ["~model.latent_dim"], ["model.latent_dim", "missing"]),
     Case("train", ["model/prior=flow", "model.latent_dim=1"], ["latent_dim=1", "at least 2"]),
-    Case("train", ["model=autoencoder", "model/penalty=adversary"], ["model/penalty", "has no"]),
+    Case("train", ["model=autoencoder", "model/penalty=adversary"], ["model/penalty", "have no"]),
     Case("train", ["model.penalty=adversary"], ["model/penalty=adversary"]),
     Case("train", ["model/penalty=adversary", "model.penalty.weight=-1"], ["model.penalty.weight"]),
-    Case("train", ["model=autoencoder", "model/prior=flow"], ["model/prior=flow", "has no"]),
+    Case("train", ["model=autoencoder", "model/prior=flow"], ["model/prior=flow", "have no"]),
     Case("train", ["~trainer.devices"], ["trainer.devices", "missing"]),
     Case("train", ["run_dir=/tmp"], ["run_dir"]),
     Case("train", ["run_id=mine"], ["run_id"]),
@@ -353,6 +363,7 @@ BY_HAND = [
     Case("train", ["trainer.max_epochs=-1"], ["trainer.max_epochs"]),
     Case("train", ["trainer.devices=0"], ["trainer.devices=0"]),
     Case("train", ["trainer.devices=many"], ["trainer.devices=many"]),
+    Case("train", ["trainer.devices=[1]"], ["trainer.devices=[1]", "number of processes"]),
     Case("train", ["trainer.devices=100000"], ["trainer.devices=100000", "cores"]),
     Case("train", ["trainer.num_nodes=3"], ["trainer.num_nodes"]),
     Case("train", ["trainer.devices=2", "data.batch_size=33"], ["data.batch_size=33"]),
@@ -367,7 +378,7 @@ BY_HAND = [
     Case("train", ["hydra.run.dir=/proc/nothing"], ["/proc"]),
     Case("train", ["hydra.run.dir=/dev/null/x"], ["/dev/null"]),
     Case("train", ["hydra.run.dir=/" + LONG], ["hydra.run.dir"]),
-    Case("train", ["hydra.run.dir=out"], ["hydra.run.dir", "no folder"]),
+    Case("train", ["hydra.run.dir=out"], ["hydra.run.dir", "not a writable folder"]),
     Case("train", ["data.data_dir="], ["data.data_dir"]),
     Case("generate", ["run=/no/such/place"], ["/no/such/place", "no such folder"]),
     Case("generate", ["run=~nobody-here/x"], ["nobody-here", "no such folder"]),
@@ -382,7 +393,7 @@ BY_HAND = [
     Case("evaluate", ["run=/etc/passwd"], ["/etc/passwd", "not a checkpoint"], torch=True),
     Case("evaluate", ["trust=[]"], ["trust"]),
     Case("evaluate", ["trust="], ["trust"]),
-    # words that Hydra reads itself
+    # Hydra's own options
     Case("train", ["--config-name=other"], ["other"]),
     Case("train", ["--config-dir=/no/such"], ["/no/such"]),
     Case("train", ["--config-path=/no/such"], ["/no/such"]),
@@ -404,7 +415,7 @@ BY_HAND = [
     Case("train", ["hydra.nothing=1"], ["hydra.nothing"]),
     Case("train", ["hydra.mode=SOMETIMES"], ["hydra.mode"]),
     Case("generate", ["-m", "label=1,2"], ["-m"]),
-    # what is no key=value
+    # not of the form key=value
     Case("train", ["seed"], ["seed"]),
     Case("train", ["="], ["="]),
     Case("train", ["=3"], ["=3"]),
@@ -423,12 +434,11 @@ BY_HAND = [
     Case("train", [".seed=3"], [".seed"]),
     Case("train", ["seed.x=3"], ["seed"]),
     Case("train", ["model.latent_dim.x=3"], ["latent_dim"]),
-    Case("train", ["trainer[devices]=2"], ["trainer[devices]=2"]),
-    Case("train", ["data.image_shape[0]=1"], ["image_shape[0]"]),
+    *(Case("train", [a], [a.split("=")[0]]) for a in BRACKETS if hydra.__version__ < "1.4"),
     Case("train", ["-"], ["-"]),
     Case("train", ["name=\x1b[31mred"], ["name"]),
     Case("train", [r"name='\${x}'"], ["name", "without ${"]),
-    # interpolations that lead nowhere
+    # unresolvable interpolations
     Case("train", ["seed=${nothing}"], ["nothing"]),
     Case("train", ["seed=${oc.env:NO_SUCH_VARIABLE}"], ["NO_SUCH_VARIABLE"]),
     Case("train", ["seed=${seed}"], ["seed"]),
@@ -465,7 +475,7 @@ BY_HAND = [
 
 
 def all_bad_cases(seed: int = SEED, count: int = 620) -> list[Case]:
-    """Those written by hand, and more of every other kind, drawn from a seed."""
+    """Return the cases written by hand, and random ones of the other kinds."""
     rng = random.Random(seed)
     cases = [case for case in BY_HAND if case.script in SCRIPTS]
     drawn = [c for script in SCRIPTS for c in wrong(script)]
@@ -479,7 +489,7 @@ def all_bad_cases(seed: int = SEED, count: int = 620) -> list[Case]:
 
 
 def problem_with(case: Case, answer: Answer) -> str | None:
-    """What is wrong with the answer to bad input, or nothing."""
+    """Return what is wrong with the answer to invalid input, or None."""
     lines = answer.error.strip().splitlines()
     if answer.code != 2:
         return f"exit code {answer.code}"
@@ -509,8 +519,8 @@ def check(cases: list[Case], entry_points: EntryPoints, survived: Survived) -> N
     assert not failures, f"{len(failures)} of {len(cases)}:\n" + "\n".join(failures)
 
 
-def test_bad_input_is_refused(entry_points: EntryPoints, survived: Survived) -> None:
-    """A sample; the long tests try them all."""
+def test_bad_input_is_rejected(entry_points: EntryPoints, survived: Survived) -> None:
+    """Try a sample; the long tests try all cases."""
     cases = random.Random(SEED).sample(all_bad_cases(), 45)
     check(cases, entry_points, survived)
 
@@ -518,13 +528,15 @@ def test_bad_input_is_refused(entry_points: EntryPoints, survived: Survived) -> 
 @pytest.mark.long
 @pytest.mark.fault(Promise.INPUT, OVERRIDES)
 @pytest.mark.parametrize("part", range(8))
-def test_all_bad_input_is_refused(part: int, entry_points: EntryPoints, survived: Survived) -> None:
+def test_all_bad_input_is_rejected(
+    part: int, entry_points: EntryPoints, survived: Survived
+) -> None:
     cases = all_bad_cases()
     assert len({(c.script, *c.typed) for c in cases}) >= 500
     check(cases[part::8], entry_points, survived)
 
 
-# unusual and good
+# unusual but valid
 
 GOOD = [
     *([f"seed={n}"] for n in (0, 1, 2**32 - 1)),
@@ -536,7 +548,11 @@ GOOD = [
     *([f"data={d}"] for d in ("kmnist", "emnist_digits", "fashion_mnist", "images")),
     *([f"data.batch_size={n}"] for n in (1, 7, 60000)),
     *([f"data.validation_size={n}"] for n in (1, 59999)),
-    ["data.binarization=none"],
+    ["data.binarization=none", "model/likelihood=discretized_logistic"],
+    ["data.binarization=none", "model/likelihood=gaussian", "model.likelihood.scale=0.1"],
+    ["data=coloured_mnist", "model/likelihood=continuous_bernoulli"],
+    ["data=rotated_mnist", "model/prior=conditional"],
+    ["experiment=quadrants_3", "data.condition.hidden_dim=64"],
     ["data.num_workers=2"],
     ["data.data_dir=~/data"],
     ["data.data_dir='a, b=c'"],
@@ -593,7 +609,6 @@ GOOD = [
     ["device=cpu"],
     ["device=cpu", "trainer.devices=1"],
     ["trainer.devices='1'"],
-    ["trainer.devices=[0]"],
     ["trainer.precision=bf16-mixed"],
     ["trainer.precision=64"],
     ["trainer.precision='32'"],
@@ -656,7 +671,7 @@ def accept(cases: list[list[str]], entry_points: EntryPoints) -> None:
 
 
 def test_unusual_input_is_accepted(entry_points: EntryPoints) -> None:
-    """A sample; the long tests try them all."""
+    """Try a sample; the long tests try all cases."""
     accept(random.Random(SEED).sample(GOOD, 12), entry_points)
 
 
@@ -671,8 +686,8 @@ def test_all_unusual_input_is_accepted(
     survived(len(GOOD[part::3]))
 
 
-def test_a_traceback_would_be_seen(entry_points: EntryPoints) -> None:
-    """The judge of the answers is no yes-man."""
+def test_wrong_answers_are_detected(entry_points: EntryPoints) -> None:
+    """Check that ``problem_with`` finds each kind of wrong answer."""
     good = Answer(2, "", "error: seed=x: must be an integer", 0.1, [])
     case = Case("train", ["seed=x"], ["seed=x", "must be"])
     assert problem_with(case, good) is None
@@ -690,4 +705,3 @@ def test_a_traceback_would_be_seen(entry_points: EntryPoints) -> None:
     start = time.monotonic()
     assert entry_points.run(Case("train", ["seed=0"]), good=True).code == 0
     assert time.monotonic() - start < LIMIT
-    assert LEFT_OUT is None

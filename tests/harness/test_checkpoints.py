@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent after any kill, refused after any damage."""
+"""Checkpoints are complete or absent after a kill, and rejected if damaged."""
 
 import contextlib
 import hashlib
@@ -25,8 +25,8 @@ from harness.contract.errors import ConfigError
 from harness.run_folder import checkpoints
 from tests.tally import Promise, Survived
 
-DAMAGE = "bits flipped, bytes lost, added or changed, at random"
-INSIDE = "SIGKILL inside a save, TMPDIR on another disk"
+DAMAGE = "bits flipped or bytes lost, added or changed, at random"
+INSIDE = "SIGKILL during a save, with TMPDIR on another disk"
 
 
 def content(step: int = 7, size: int = 3000) -> dict[str, Any]:
@@ -42,13 +42,13 @@ def good(tmp_path: Path) -> Path:
     return path
 
 
-def test_there_and_back(good: Path) -> None:
+def test_a_checkpoint_round_trips(good: Path) -> None:
     read = checkpoints.load(good)
     assert torch.equal(read["state_dict"]["model.a"], content()["state_dict"]["model.a"])
     assert read["config"] == content()["config"]
 
 
-def test_torch_alone_reads_them(good: Path) -> None:
+def test_torch_load_reads_checkpoints(good: Path) -> None:
     for mmap in (False, True):
         read = torch.load(good, weights_only=True, mmap=mmap)
         assert torch.equal(read["state_dict"]["model.a"], content()["state_dict"]["model.a"])
@@ -57,7 +57,7 @@ def test_torch_alone_reads_them(good: Path) -> None:
         assert b"format 1, step 7, sha256" in archive.comment
 
 
-def test_the_last_but_one_is_kept(tmp_path: Path) -> None:
+def test_the_previous_checkpoint_is_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         checkpoints.save(content(step), tmp_path / "last.ckpt")
         checkpoints.save(content(step), tmp_path / "best.ckpt")
@@ -65,7 +65,7 @@ def test_the_last_but_one_is_kept(tmp_path: Path) -> None:
     assert steps == {"last.ckpt": 3, "last-previous.ckpt": 2, "best.ckpt": 3}
 
 
-def test_what_could_not_be_read_back_is_not_written(good: Path) -> None:
+def test_content_that_cannot_be_loaded_is_not_saved(good: Path) -> None:
     with pytest.raises(ConfigError, match=r"pathlib"):
         checkpoints.save({**content(), "callbacks": {"mine": Path("x")}}, good)
     assert checkpoints.load(good)["global_step"] == 7
@@ -76,7 +76,7 @@ def test_what_could_not_be_read_back_is_not_written(good: Path) -> None:
 
 
 def damaged(original: bytes, rng: random.Random) -> tuple[str, bytes]:
-    """One of the ways in which files go bad, at a random place."""
+    """Return the content with random damage, and the kind of damage."""
     size = len(original)
     place, count = rng.randrange(size), rng.randint(1, 600)
     kinds: dict[str, Callable[[], bytes]] = {
@@ -107,7 +107,7 @@ def _splice(data: bytes, place: int, new: bytes) -> bytes:
     return (data[:place] + new + data[place + len(new) :])[: len(data)]
 
 
-def refuses(number: int, good: Path) -> None:
+def assert_rejects_damage(number: int, good: Path) -> None:
     rng = random.Random(number)
     original = good.read_bytes()
     kind, bad = damaged(original, rng)
@@ -125,21 +125,21 @@ def refuses(number: int, good: Path) -> None:
 
 @pytest.mark.fault(Promise.CHECKPOINTS, DAMAGE)
 @pytest.mark.parametrize("number", range(40))
-def test_damage_is_found(number: int, good: Path) -> None:
-    refuses(number, good)
+def test_damage_is_detected(number: int, good: Path) -> None:
+    assert_rejects_damage(number, good)
 
 
 @pytest.mark.long
 @pytest.mark.fault(Promise.CHECKPOINTS, DAMAGE)
-def test_a_thousand_damages_are_found(good: Path, survived: Survived, faults_seed: int) -> None:
+def test_a_thousand_damages_are_detected(good: Path, survived: Survived, faults_seed: int) -> None:
     for number in range(1000):
-        refuses(1000 * (1 + faults_seed) + number, good)
+        assert_rejects_damage(1000 * (1 + faults_seed) + number, good)
         survived(1)
 
 
 @pytest.mark.long
-@pytest.mark.fault(Promise.CHECKPOINTS, "a bit flipped in every byte")
-def test_every_single_bit_counts(tmp_path: Path, survived: Survived) -> None:
+@pytest.mark.fault(Promise.CHECKPOINTS, "one flipped bit, in each byte of a checkpoint")
+def test_a_flipped_bit_in_any_byte_is_detected(tmp_path: Path, survived: Survived) -> None:
     path = tmp_path / "small.ckpt"
     checkpoints.save({"state_dict": {}, "config": {}, "global_step": 1}, path)
     original = path.read_bytes()
@@ -151,7 +151,7 @@ def test_every_single_bit_counts(tmp_path: Path, survived: Survived) -> None:
 
 
 @pytest.mark.fault(Promise.CHECKPOINTS, "truncated at every seventh byte")
-def test_every_length_of_a_truncated_file_is_refused(tmp_path: Path, survived: Survived) -> None:
+def test_truncated_files_are_rejected(tmp_path: Path, survived: Survived) -> None:
     path = tmp_path / "small.ckpt"
     checkpoints.save({"state_dict": {}, "config": {}}, path)
     original = path.read_bytes()
@@ -163,8 +163,8 @@ def test_every_length_of_a_truncated_file_is_refused(tmp_path: Path, survived: S
 
 
 def signed(data: bytes, version: int = 1) -> bytes:
-    """Foreign content with a valid checksum: what a person with bad intent would make."""
-    unsigned = f"cvae checkpoint, format {version}, step 1, sha256 ".encode()
+    """Return content with a valid checksum, as an attacker would write it."""
+    unsigned = f"run checkpoint, format {version}, step 1, sha256 ".encode()
     data = data[:-2] + struct.pack("<H", len(unsigned) + 64) + unsigned
     return data + hashlib.sha256(data).hexdigest().encode()
 
@@ -177,7 +177,7 @@ def bomb(path: Path) -> None:
 
 
 def overlapping(path: Path) -> None:
-    """Many names of the same bytes: stored, and yet larger than the file."""
+    """Write a zip of many entries for the same bytes, which unpacks to more than its size."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data/0", bytes(100_000))
         archive.filelist += [archive.filelist[0]] * 500
@@ -187,8 +187,8 @@ def resign(path: Path, version: int = 1) -> None:
     path.write_bytes(signed(path.read_bytes(), version))
 
 
-def make_it(kind: str, path: Path) -> None:
-    """Put something at a path that is not a checkpoint of ours."""
+def write_other_file(kind: str, path: Path) -> None:
+    """Write a file, folder or link that is not a checkpoint of this project."""
     written = {
         "empty": b"",
         "html": b"\n <!DOCTYPE html><html>",
@@ -217,7 +217,9 @@ def make_it(kind: str, path: Path) -> None:
         path.symlink_to("/dev/zero" if kind == "device" else path)
 
 
-@pytest.mark.fault(Promise.CHECKPOINTS, "other files in its place: bombs, pages, pipes, links")
+@pytest.mark.fault(
+    Promise.CHECKPOINTS, "other files in its place: zip bombs, web pages, pipes, links"
+)
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -240,40 +242,40 @@ def make_it(kind: str, path: Path) -> None:
         ("missing", "cannot be read"),
     ],
 )
-def test_what_is_no_checkpoint_of_ours(kind: str, said: str, tmp_path: Path) -> None:
+def test_other_files_are_rejected(kind: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
-    make_it(kind, path)
+    write_other_file(kind, path)
     with pytest.raises(ConfigError, match=said) as caught:
         checkpoints.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_too_large_to_be_one(tmp_path: Path) -> None:
+def test_too_large_files_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
     with path.open("wb") as file:
-        file.truncate(checkpoints.MAX_BYTES + 1)  # a hole: it takes no space
+        file.truncate(checkpoints.MAX_BYTES + 1)  # a sparse file
     with pytest.raises(ConfigError, match="above"):
         checkpoints.load(path)
 
 
-def test_the_newest_good_one_is_found(tmp_path: Path) -> None:
+def test_the_newest_intact_checkpoint_is_found(tmp_path: Path) -> None:
     for step in (4, 5):
         checkpoints.save(content(step), tmp_path / "last.ckpt")
     checkpoints.save(content(5), tmp_path / "best.ckpt")
-    newest = checkpoints.newest_good(tmp_path)
+    newest = checkpoints.find_newest(tmp_path)
     assert (newest.path, newest.skipped) == (tmp_path / "last.ckpt", [])
     assert newest.content["global_step"] == 5
     for name in ("last.ckpt", "best.ckpt"):
         path = tmp_path / name
         path.write_bytes(_xor(path.read_bytes(), 300, 4))
-    found, _, skipped = checkpoints.newest_good(tmp_path)
+    found, _, skipped = checkpoints.find_newest(tmp_path)
     assert found == tmp_path / "last-previous.ckpt"
     assert len(skipped) == 2
     assert all("damaged" in line for line in skipped)
     found.write_bytes(b"")
-    assert checkpoints.newest_good(tmp_path)[0] is None
-    assert checkpoints.newest_good(tmp_path / "nothing") == (None, {}, [])
+    assert checkpoints.find_newest(tmp_path)[0] is None
+    assert checkpoints.find_newest(tmp_path / "nothing") == (None, {}, [])
 
 
 # disk full, and kills
@@ -281,7 +283,7 @@ def test_the_newest_good_one_is_found(tmp_path: Path) -> None:
 
 @contextmanager
 def small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
-    """A folder on a disk of that size, or where none can be mounted, a limit on every file."""
+    """Mount a disk of this size on the folder or, without permission, limit file sizes."""
     mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "none", str(folder)]
     if (
         os.geteuid() == 0
@@ -300,59 +302,59 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.fault(Promise.DISK, "no room inside a save")
+@pytest.mark.fault(Promise.DISK, "disk full during a save")
 @pytest.mark.parametrize("size", [4_000, 30_000, 100_000, 119_000])
-def test_a_full_disk_leaves_the_checkpoint_before_it(size: int, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_earlier_checkpoint(size: int, tmp_path: Path) -> None:
     with small_disk(tmp_path, 200_000):
         path = tmp_path / "last.ckpt"
-        checkpoints.save(content(1, size=20_000), path)  # 80 KB of 200
-        with pytest.raises(OSError, match="what was there is untouched") as caught:
+        checkpoints.save(content(1, size=20_000), path)  # 80 of 200 kB
+        with pytest.raises(OSError, match="its old content is unchanged") as caught:
             checkpoints.save(content(2, size=size * 10), path)
         assert str(path) in str(caught.value)
         assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
         assert checkpoints.load(path)["global_step"] == 1
 
 
-def save_for_ever(folder: Path, size: int, told: Connection) -> None:
-    """What the process does that gets killed; it says before and after each save."""
-    os.environ["TMPDIR"] = "/dev/shm"  # another file system: what moves files there is caught
+def save_until_killed(folder: Path, size: int, sender: Connection) -> None:
+    """Save checkpoints until killed; report (begun, finished) steps around each save."""
+    os.environ["TMPDIR"] = "/dev/shm"  # not on the file system of the folder
     tempfile.tempdir = None
     for step in range(1, 10**6):
         state = {"model.a": torch.full((size,), float(step))}
-        told.send((step, step - 1))  # begun, finished
+        sender.send((step, step - 1))  # begun, finished
         checkpoints.save(
             {"state_dict": state, "config": {}, "global_step": step}, folder / "last.ckpt"
         )
-        told.send((step, step))
+        sender.send((step, step))
 
 
-def survives(folder: Path, seed: int, kills: int, size: int = 1_000_000) -> dict[str, int]:
-    """SIGKILL a process in the middle of saving, again and again."""
+def kill_while_saving(folder: Path, seed: int, kills: int, size: int = 1_000_000) -> dict[str, int]:
+    """SIGKILL a process that saves, check what it leaves, and count the kills inside a save."""
     rng = random.Random(seed)
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.harness.test_checkpoints"])
-    told = {"kills": 0, "inside a save": 0, "with the file half written": 0}
+    counts = {"kills": 0, "inside a save": 0, "with the file half written": 0}
     for _ in range(kills):
         for left in folder.glob("*"):
             left.unlink()
         receiver, sender = processes.Pipe(duplex=False)
-        process = processes.Process(target=save_for_ever, args=(folder, size, sender))
+        process = processes.Process(target=save_until_killed, args=(folder, size, sender))
         process.start()
         sender.close()
         begun = finished = 0
         wanted = rng.randint(1, 4)
         while finished < wanted:
             begun, finished = receiver.recv()
-        time.sleep(rng.random() * 0.02)  # a save takes about as long
+        time.sleep(rng.random() * 0.02)  # about the duration of a save
         process.kill()
         process.join()
         with contextlib.suppress(EOFError, OSError):
             while True:
                 begun, finished = receiver.recv()
         assert process.exitcode == -signal.SIGKILL
-        told["kills"] += 1
-        told["inside a save"] += begun > finished
-        told["with the file half written"] += bool(list(folder.glob(".last.ckpt.*.tmp")))
+        counts["kills"] += 1
+        counts["inside a save"] += begun > finished
+        counts["with the file half written"] += bool(list(folder.glob(".last.ckpt.*.tmp")))
         last = checkpoints.load(folder / "last.ckpt")
         assert last["global_step"] in (finished, begun)
         assert last["state_dict"]["model.a"].unique().tolist() == [float(last["global_step"])]
@@ -360,23 +362,23 @@ def survives(folder: Path, seed: int, kills: int, size: int = 1_000_000) -> dict
             before = checkpoints.load(folder / "last-previous.ckpt")
             assert before["global_step"] in (last["global_step"] - 1, last["global_step"])
         checkpoints.save(content(9), folder / "last.ckpt")
-        assert not list(folder.glob(".*.tmp"))  # what the killed left is cleared away
-    return told
+        assert not list(folder.glob(".*.tmp"))  # a save removes temporary files of killed processes
+    return counts
 
 
 @pytest.mark.fault(Promise.CHECKPOINTS, INSIDE)
-def test_kills_while_saving(tmp_path: Path, survived: Survived) -> None:
-    told = survives(tmp_path, seed=1, kills=10)
-    assert told["inside a save"] > 0
-    survived(told["inside a save"])
+def test_kills_while_saving_leave_a_checkpoint(tmp_path: Path, survived: Survived) -> None:
+    counts = kill_while_saving(tmp_path, seed=1, kills=10)
+    assert counts["inside a save"] > 0
+    survived(counts["inside a save"])
 
 
 @pytest.mark.long
 @pytest.mark.fault(Promise.CHECKPOINTS, INSIDE)
 @pytest.mark.parametrize("part", range(4))
-def test_hundreds_of_kills_while_saving(
+def test_hundreds_of_kills_while_saving_leave_a_checkpoint(
     part: int, tmp_path: Path, survived: Survived, faults_seed: int
 ) -> None:
-    told = survives(tmp_path, seed=2 + part + 10 * faults_seed, kills=75)
-    assert told["inside a save"] >= 12
-    survived(told["inside a save"])
+    counts = kill_while_saving(tmp_path, seed=2 + part + 10 * faults_seed, kills=75)
+    assert counts["inside a save"] >= 12
+    survived(counts["inside a save"])

@@ -1,4 +1,4 @@
-"""Runs side by side, from their folders alone."""
+"""Comparison of runs from their folders."""
 
 import csv
 import json
@@ -16,12 +16,12 @@ from harness.config import paths
 from harness.contract.errors import ConfigError
 from harness.reports import comparison, run_results
 from harness.sweeps import jobs
-from tests.conftest import clean_environment, run_script
+from tests.conftest import clean_environment, run_light, run_script
 from tests.tally import Promise, Survived
 
 
 def write_run(folder: Path, seed: int, nll: float, target: str = "CVAE", **given: Any) -> Path:
-    """A run folder as training and evaluation leave it."""
+    """Write a run folder with the files of training and evaluation."""
     folder.mkdir(parents=True)
     model = {"_target_": f"cvae.models.{target}", "latent_dim": given.pop("latent_dim", 24)}
     if target != "Autoencoder":
@@ -47,7 +47,7 @@ def write_run(folder: Path, seed: int, nll: float, target: str = "CVAE", **given
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four runs of two settings, one in a sweep, and five folders that cannot be compared."""
+    """Return a folder with four runs of two settings and five folders that cannot be compared."""
     write_run(tmp_path / "a/1", 1, 84.0)
     write_run(tmp_path / "a/2", 2, 86.0)
     write_run(tmp_path / "sweep/0", 1, 80.0, latent_dim=8)
@@ -68,7 +68,7 @@ def read(folder: Path) -> tuple[list[run_results.Run], list[run_results.Broken]]
     )
 
 
-def test_every_folder_is_compared_or_named(folder: Path) -> None:
+def test_every_folder_is_compared_or_reported(folder: Path) -> None:
     usable, broken = read(folder)
     assert len(usable) == 4
     reasons = {b.folder.name: b.reason for b in broken}
@@ -78,43 +78,79 @@ def test_every_folder_is_compared_or_named(folder: Path) -> None:
     assert "no readable config.yaml" in reasons["cut off"]
 
 
-def test_runs_are_grouped_by_what_differs_but_the_seed(folder: Path) -> None:
-    groups = comparison.grouped(read(folder)[0])
+def test_runs_are_grouped_by_all_settings_but_the_seed(folder: Path) -> None:
+    groups = comparison.group_runs(read(folder)[0])
     assert {g.title for g in groups} == {"latent_dim=24", "latent_dim=8"}
     (wide,) = (g for g in groups if g.title == "latent_dim=24")
     found = wide.statistics["test/nll_k50"]
     assert (found.mean, found.num_runs) == (85.0, 2)
     assert found.std == pytest.approx(2**0.5)
-    assert comparison.cell(wide, "test/nll_k50") == "85.00 ± 1.41"
-    assert comparison.cell(wide, "samples/label_agreement") == "98.00 ± 0.00%"
+    assert comparison.format_cell(wide, "test/nll_k50") == "85.00 ± 1.41"
+    assert comparison.format_cell(wide, "samples/label_agreement") == "98.00 ± 0.00%"
 
 
-def test_what_follows_from_the_class_is_not_said_twice(tmp_path: Path) -> None:
+def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "old", 1, 84.0, started="2026-01-01T10:00:00")
+    write_run(tmp_path / "new", 1, 85.0, started="2026-01-02T10:00:00")
+    write_run(tmp_path / "other", 2, 87.0, started="2026-01-01T11:00:00")
+    write_run(tmp_path / "wide", 1, 80.0, latent_dim=8)
+    kept, repeats = run_results.drop_repeats(read(tmp_path)[0])
+    assert [b.folder.name for b in repeats] == ["old"]
+    assert repeats[0].reason == f"seed 1 again, as in {tmp_path / 'new'}"
+    (group, _) = comparison.group_runs(kept)
+    found = group.statistics["test/nll_k50"]
+    assert (found.mean, found.num_runs) == (86.0, 2)
+
+
+def test_different_test_sets_are_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "1", 1, 84.0, test_digest="aa")
+    write_run(tmp_path / "2", 1, 80.0, latent_dim=8, test_digest="aa")
+    groups = comparison.group_runs(read(tmp_path)[0])
+    assert comparison.describe_test_sets(groups) == []
+    write_run(tmp_path / "3", 1, 20.0, latent_dim=4, test_digest="bb")
+    groups = comparison.group_runs(read(tmp_path)[0])
+    heading, *lines = comparison.describe_test_sets(groups)
+    assert lines == ["test set aa: latent_dim=24, latent_dim=8", "test set bb: latent_dim=4"]
+    assert heading in comparison.to_markdown(groups, ["test/nll_k50"])
+
+
+def test_settings_implied_by_the_class_are_not_in_titles(tmp_path: Path) -> None:
     write_run(tmp_path / "1", 1, 84.0)
     write_run(tmp_path / "2", 1, 90.0, target="Autoencoder")
     write_run(tmp_path / "3", 1, 91.0, target="Autoencoder", lr=2e-3)
-    labels = {g.title for g in comparison.grouped(read(tmp_path)[0])}
+    labels = {g.title for g in comparison.group_runs(read(tmp_path)[0])}
     assert labels == {"CVAE lr=0.001", "Autoencoder lr=0.001", "Autoencoder lr=0.002"}
 
 
+def test_long_values_are_compared_to_their_ends(tmp_path: Path) -> None:
+    for i, name in enumerate(("DiscretizedLogistic", "DiscretizedLogisticMixture")):
+        write_run(tmp_path / f"{i}", 1, 84.0 + i, target=f"a.package.of.a.long.name.{name}")
+    groups = comparison.group_runs(read(tmp_path)[0])
+    assert [g.title for g in groups] == ["DiscretizedLogistic", "DiscretizedLogisticMixture"]
+    for i, end in enumerate("ab"):
+        write_run(tmp_path / f"long {end}", 1, 90.0 + i, latent_dim="x" * 40 + end)
+    titles = [g.title for g in comparison.group_runs(read(tmp_path)[0])]
+    assert len(set(titles)) == 4, titles
+
+
 def test_the_best_group_comes_first(folder: Path) -> None:
-    groups = comparison.grouped(read(folder)[0])
-    for metric in ("test/nll_k50", "val/elbo"):  # one falls, the other rises
+    groups = comparison.group_runs(read(folder)[0])
+    for metric in ("test/nll_k50", "val/elbo"):  # to minimize, to maximize
         assert comparison.sort_groups(groups, metric, ["nll"])[0].title == "latent_dim=8"
 
 
-def test_an_unknown_metric_is_named() -> None:
+def test_an_unknown_metric_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean test/nll_k50"):
         comparison.check_metrics(["test/nll_k5"], ["test/nll_k50", "val/elbo"], "sort")
 
 
-def test_the_command_needs_no_torch(folder: Path, tmp_path: Path) -> None:
+def test_compare_needs_no_torch(folder: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     blocked.mkdir()
     for name in ("torch", "lightning", "wandb"):
         (blocked / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
     words = [f"runs={folder}/**", f"output={folder}/out/table", "sort=test/nll_k50"]
-    done = run_script("compare", *words, PYTHONPATH=str(blocked), COLUMNS="80")
+    done = run_light("compare", *words, PYTHONPATH=str(blocked), COLUMNS="80")
     assert done.returncode == 0, done.stderr
     assert "not compared" in done.stdout
     assert "80.50 ± 0.71" in done.stdout
@@ -146,8 +182,8 @@ def test_brackets_in_an_existing_folder_are_literal(tmp_path: Path) -> None:
         run_results.find_folders(f"{sweep}/[79]")
 
 
-def test_a_sweep_has_its_table_in_its_folder(tmp_path: Path) -> None:
-    """Its files do not count as runs. The table of a pattern is in logs/. Names are not markup."""
+def test_the_table_of_a_sweep_is_in_its_folder(tmp_path: Path) -> None:
+    """Its files are not read as runs, and brackets in names are not markup."""
     sweep = tmp_path / BRACKETS
     write_run(sweep / "0", 1, 84.0, act="[relu]")
     write_run(sweep / "1", 2, 86.0, act="[relu]")
@@ -160,7 +196,7 @@ def test_a_sweep_has_its_table_in_its_folder(tmp_path: Path) -> None:
         assert sorted(p.name for p in sweep.glob("compare.*")) == [
             *("compare.csv", "compare.md", "compare.png")
         ]
-    assert len(jobs.jobs_of(sweep)) == 3
+    assert len(jobs.find_jobs(sweep)) == 3
     assert run_results.default_output(f"{sweep}/**") == paths.ROOT / "logs" / "compare"
 
 
@@ -170,13 +206,15 @@ def test_a_sweep_ends_with_the_command_to_compare_it(
     monkeypatch.chdir(tmp_path)
     sweep = tmp_path / BRACKETS
     write_run(sweep / "0", 1, 84.0)
-    assert jobs.report(sweep)
+    assert jobs.print_report(sweep)
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert command[-2:] == [str(paths.ROOT / "src" / "compare.py"), f"runs={BRACKETS}"]
 
 
-@pytest.mark.fault(Promise.DISK, "a terminal that is gone, or a folder that is closed, at the end")
-def test_neither_the_table_nor_the_files_are_lost_with_the_other(
+@pytest.mark.fault(
+    Promise.DISK, "an output or folder that cannot be written to, at the end of a command"
+)
+def test_table_and_files_are_written_independently(
     folder: Path, tmp_path: Path, survived: Survived
 ) -> None:
     script = [sys.executable, str(paths.ROOT / "src" / "compare.py"), f"runs={folder}"]
@@ -194,7 +232,7 @@ def test_neither_the_table_nor_the_files_are_lost_with_the_other(
     survived(1)
 
 
-@pytest.mark.fault(Promise.UNUSUAL, "a terminal of another encoding")
+@pytest.mark.fault(Promise.UNUSUAL, "a terminal with another encoding")
 def test_a_table_is_shown_in_any_encoding(folder: Path, survived: Survived) -> None:
     c_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for encoding, more in (("ascii", {}), ("cp1252", {}), ("ascii", c_locale)):
@@ -208,13 +246,13 @@ def test_a_table_is_shown_in_any_encoding(folder: Path, survived: Survived) -> N
         )
         assert done.returncode == 0, done.stderr
         rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-        assert len({len(row) for row in rows}) == 1  # columns are aligned
+        assert len({len(row) for row in rows}) == 1  # aligned columns
         assert f"85.00 {'+-' if encoding == 'ascii' else '±'} 1.41" in done.stdout
         assert "± 1.41" in (folder / "compare.md").read_text(encoding="utf-8")
         survived(1)
 
 
-def test_folders_without_any_result_get_one_line(tmp_path: Path) -> None:
+def test_folders_without_results_fail_with_one_line(tmp_path: Path) -> None:
     write_run(tmp_path / "running", 1, 1.0, status="running")
     done = run_script("compare", f"runs={tmp_path}", f"output={tmp_path}/table")
     assert done.returncode == 2

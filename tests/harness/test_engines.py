@@ -1,4 +1,4 @@
-"""Launchers of others, a view on W&B and its sweeps: each with the real thing."""
+"""Other launchers, the W&B dashboard and W&B sweeps, each with the real package."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness.config.hydra_versions import INITIALIZE_OPTIONS
 from harness.config.paths import CONF
 from harness.run_folder.metrics_file import MetricsFile
 from tests.conftest import ROOT, run_script, tiny
@@ -19,7 +20,7 @@ FAST = ["callbacks.figures=null", "device=cpu", "logger=csv"]
 @pytest.mark.parametrize(
     ("launcher", "package"), [("slurm_rehearsal", "submitit"), ("ray_local", "ray")]
 )
-def test_jobs_of_another_launcher(
+def test_sweeps_run_with_other_launchers(
     launcher: str, package: str, data_dir: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip(package)
@@ -40,12 +41,12 @@ def test_jobs_of_another_launcher(
 
 
 @pytest.mark.engines
-def test_a_job_for_slurm_asks_for_a_gpu_a_device() -> None:
+def test_a_slurm_job_requests_one_gpu_per_device() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     from hydra import compose as compose_all
     from hydra import initialize_config_dir
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **INITIALIZE_OPTIONS):
         cfg = compose_all(
             "train", ["hydra/launcher=slurm", "trainer.devices=4"], return_hydra_config=True
         )
@@ -54,7 +55,7 @@ def test_a_job_for_slurm_asks_for_a_gpu_a_device() -> None:
     assert launcher._target_.endswith("SlurmLauncher")
 
 
-def test_the_file_for_wandb_sweep_composes() -> None:
+def test_the_wandb_sweep_file_composes() -> None:
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
     sweep = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
@@ -73,7 +74,7 @@ def test_the_file_for_wandb_sweep_composes() -> None:
     assert sweep["command"][-1] == "${args_no_hyphens}"
 
 
-def test_a_run_of_a_wandb_agent_has_its_name(data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_wandb_agent_has_the_id_of_the_agent(data_dir: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     more = ["callbacks.figures=null", "device=cpu", "trainer.max_epochs=1"]
     done = run_script(
@@ -94,7 +95,9 @@ def test_a_run_of_a_wandb_agent_has_its_name(data_dir: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.engines
-def test_the_view_shows_what_runs_log(finished_run: Path, tmp_path: Path) -> None:
+def test_the_dashboard_shows_logged_metrics_and_pictures(
+    finished_run: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("wandb_workspaces")
     written = tmp_path / "view.json"
     done = run_script("dashboard", f"output={written}", HOME=str(tmp_path))

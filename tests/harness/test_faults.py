@@ -1,4 +1,4 @@
-"""Whole runs while the disk fills up or the network goes away."""
+"""Runs with a full disk, or without a network."""
 
 import contextlib
 import csv
@@ -27,8 +27,8 @@ from tests.tally import Promise
 
 
 @contextmanager
-def disk_of(folder: Path, num_bytes: int) -> Iterator[bool]:
-    """A folder on a disk of that size, if one can be mounted here."""
+def small_disk(folder: Path, num_bytes: int) -> Iterator[bool]:
+    """Make a folder and mount a disk of this size on it; yield whether it is mounted."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "none", str(folder)]
     mounted = (
@@ -42,15 +42,15 @@ def disk_of(folder: Path, num_bytes: int) -> Iterator[bool]:
 
 
 def fill(folder: Path, left: int) -> None:
-    """Take all room but so many bytes."""
+    """Fill the disk up to this many bytes."""
     found = os.statvfs(folder)
     room = found.f_bavail * found.f_frsize - left
-    # the run may have taken some of it meanwhile
+    # the run may write at the same time
     with contextlib.suppress(OSError), (folder / "ballast").open("wb") as file:
         file.write(bytes(max(0, room)))
 
 
-@pytest.mark.fault(Promise.DISK, "no room while a run writes")
+@pytest.mark.fault(Promise.DISK, "disk full while a run writes")
 @pytest.mark.parametrize(
     ("what", "left", "devices"),
     [
@@ -61,13 +61,15 @@ def fill(folder: Path, left: int) -> None:
         pytest.param("metrics", 0, 2, marks=pytest.mark.long),
     ],
 )
-def test_a_full_disk_stops_a_run_in_a_line(
+def test_a_full_disk_fails_a_run_with_one_line(
     what: str, left: int, devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Once the run has saved, the room is taken; where none can be mounted, file sizes end."""
-    with disk_of(tmp_path / "disk", 30_000_000) as mounted:
+    """Fill the disk after the first save; without permission to mount one, limit file sizes."""
+    with small_disk(tmp_path / "disk", 30_000_000) as mounted:
         if devices > 1 and not mounted:
-            pytest.skip("no disk can be mounted here, and file sizes end for one process alone")
+            pytest.skip(
+                "no disk can be mounted here, and file sizes are limited for one process only"
+            )
         run_dir = tmp_path / "disk" / "run"
         more = ["trainer.max_epochs=100000", "logger=csv", "callbacks.figures.every_n_epochs=1"]
         more += ["callbacks.last.every_n_epochs=1", f"trainer.devices={devices}"]
@@ -100,7 +102,7 @@ def test_a_full_disk_stops_a_run_in_a_line(
         assert "cannot be written" in line
         if mounted:
             assert "No space left on device" in line
-        found, _, skipped = checkpoints.newest_good(run_dir / "checkpoints")
+        found, _, skipped = checkpoints.find_newest(run_dir / "checkpoints")
         assert skipped == []
         assert found is not None
         assert checkpoints.load(found)["global_step"] >= 7
@@ -111,11 +113,11 @@ def test_a_full_disk_stops_a_run_in_a_line(
         assert not list(run_dir.rglob("*.tmp"))
 
 
-# no network: servers on this machine that refuse, hang, cut off
+# no network: local servers that refuse connections, hang or disconnect
 
 
 class Answers(BaseHTTPRequestHandler):
-    """As much of a W&B server as takes a run in, and then nothing more."""
+    """A W&B server that accepts a run and disconnects in the middle of it."""
 
     protocol_version = "HTTP/1.1"
     server: "Server"
@@ -123,7 +125,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.streamed += "file_stream" in self.path
-        if self.server.streamed > 1:  # in the middle of the run
+        if self.server.streamed > 1:  # after the first rows
             self.connection.close()
             self.close_connection = True
             return
@@ -142,7 +144,7 @@ class Answers(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST  # noqa: N815
 
     def log_message(self, *args: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 class Server(ThreadingHTTPServer):
@@ -150,12 +152,12 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is no error here."""
+        """Ignore clients that disconnect."""
 
 
 @contextmanager
 def server(kind: str) -> Iterator[str]:
-    """The address of a server on this machine that behaves badly in one way."""
+    """Yield the address of a local server with one kind of fault."""
     if kind == "refuses":
         yield "http://127.0.0.1:9"
         return
@@ -163,7 +165,7 @@ def server(kind: str) -> Iterator[str]:
         with Server(("127.0.0.1", 0), Answers) as web:
             threading.Thread(target=web.serve_forever, daemon=True).start()
             yield f"http://127.0.0.1:{web.server_port}"
-            assert web.streamed > 0  # it had begun
+            assert web.streamed > 0  # the run was accepted
             web.shutdown()
         return
     held: list[socket.socket] = []
@@ -201,8 +203,10 @@ def server(kind: str) -> Iterator[str]:
         client.close()
 
 
-def trains(run_dir: Path, data_dir: Path, seconds: float, environment: dict[str, str]) -> str:
-    """Train to the end within so many seconds, with the whole record; what the terminal showed."""
+def train_and_check(
+    run_dir: Path, data_dir: Path, seconds: float, environment: dict[str, str]
+) -> str:
+    """Train within this many seconds, check that all metrics are saved, and return the output."""
     command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir)]
     done = subprocess.run(
         [*command, "logger.wandb.mode=online"] if "WANDB_API_KEY" in environment else command,
@@ -214,14 +218,14 @@ def trains(run_dir: Path, data_dir: Path, seconds: float, environment: dict[str,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout
-    assert not re.search(r"^\S+ \S+ (INFO|WARN|ERROR) ", done.stderr, re.MULTILINE)  # of wandb-core
+    assert not re.search(r"^\S+ \S+ (INFO|WARN|ERROR) ", done.stderr, re.MULTILINE)  # wandb-core
     assert reading.read_summary(run_dir)["status"] == "finished"
     with (run_dir / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [int(row["step"]) for row in table if row["train/loss"]] == list(range(1, 15))
     assert [row["epoch"] for row in table if row["val/elbo"]] == ["0", "1"]
     assert len([row for row in table if row["test/elbo"]]) == 1
-    assert list(run_dir.glob("wandb/*run-*/run-*.wandb"))  # to be sent when there is a network
+    assert list(run_dir.glob("wandb/*run-*/run-*.wandb"))  # for wandb sync
     return done.stdout
 
 
@@ -233,37 +237,47 @@ def online(address: str) -> dict[str, str]:
 KINDS = ["refuses", "closes", "half an answer", "wrong key", "broken"]
 
 
-@pytest.mark.fault(Promise.NETWORK, "a server that refuses, hangs, answers wrong or half")
+@pytest.mark.fault(
+    Promise.NETWORK, "a server that refuses, hangs or sends wrong or partial answers"
+)
 @pytest.mark.parametrize(
     "kind", ["hangs", *(pytest.param(k, marks=pytest.mark.long) for k in KINDS)]
 )
-def test_a_run_goes_on_without_its_server(kind: str, data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_continues_without_the_wandb_server(
+    kind: str, data_dir: Path, tmp_path: Path
+) -> None:
     with server(kind) as address:
-        shown = trains(tmp_path / "run", data_dir, 120, online(address))
+        shown = train_and_check(tmp_path / "run", data_dir, 120, online(address))
     assert "W&B does not answer" in shown
     assert "wandb sync" in shown
 
 
 @pytest.mark.long
-@pytest.mark.fault(Promise.NETWORK, "cut off in the middle")
-def test_a_run_goes_on_when_its_server_is_cut_off(data_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.fault(Promise.NETWORK, "a server that disconnects during the run")
+def test_a_run_continues_after_the_server_disconnects(data_dir: Path, tmp_path: Path) -> None:
     with server("cut off in the middle") as address:
-        shown = trains(tmp_path / "run", data_dir, 180, online(address))
+        shown = train_and_check(tmp_path / "run", data_dir, 180, online(address))
     assert "W&B" in shown
 
 
 @pytest.mark.long
-@pytest.mark.fault(Promise.NETWORK, "a key that is none")
-def test_a_key_that_is_none(data_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.fault(Promise.NETWORK, "an invalid API key")
+def test_a_run_continues_with_an_invalid_key(data_dir: Path, tmp_path: Path) -> None:
     with server("wrong key") as address:
-        trains(tmp_path / "run", data_dir, 120, {**online(address), "WANDB_API_KEY": "short"})
+        train_and_check(
+            tmp_path / "run", data_dir, 120, {**online(address), "WANDB_API_KEY": "short"}
+        )
 
 
-@pytest.mark.fault(Promise.NETWORK, "no home, no folder for a cache")
+@pytest.mark.fault(Promise.NETWORK, "no home or cache folder")
 @pytest.mark.parametrize("home", [None, pytest.param("/dev/null/home", marks=pytest.mark.long)])
-def test_no_home_and_no_cache(home: str | None, data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_needs_no_home_or_cache_folder(
+    home: str | None, data_dir: Path, tmp_path: Path
+) -> None:
     nowhere = dict.fromkeys(("CACHE", "CONFIG", "DATA", "ARTIFACT"), "/dev/null/x")
     environment = {k: v for k, v in clean_environment().items() if k not in ("HOME", "WANDB_MODE")}
     environment |= {f"WANDB_{name}_DIR": folder for name, folder in nowhere.items()}
     environment |= {"XDG_CACHE_HOME": "/dev/null/x", "MPLCONFIGDIR": "/dev/null/x"}
-    trains(tmp_path / "run", data_dir, 120, {**environment, **({"HOME": home} if home else {})})
+    train_and_check(
+        tmp_path / "run", data_dir, 120, {**environment, **({"HOME": home} if home else {})}
+    )

@@ -1,4 +1,4 @@
-"""Ranks that somebody else has started: torchrun on one node and two, and srun."""
+"""Ranks started by torchrun, on one node and two, and by srun."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from harness.command_line import hooks
 from harness.command_line.hooks import TrainChecks
-from harness.command_line.messages import reported
+from harness.command_line.messages import report_errors
 from harness.contract.errors import ConfigError
 from harness.run_folder import reading
 from harness.run_folder.folder import RunFolder
@@ -34,8 +34,8 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-def together(commands: list[list[str]], environments: list[dict[str, str]]) -> list[Any]:
-    """Run commands side by side; what each printed, and its exit code."""
+def run_in_parallel(commands: list[list[str]], environments: list[dict[str, str]]) -> list[Any]:
+    """Run commands in parallel; return the output, errors and exit code of each."""
     started = [
         subprocess.Popen(
             command,
@@ -68,7 +68,7 @@ def by_torchrun(nodes: int) -> tuple[list[list[str]], list[dict[str, str]]]:
 def by_srun(tasks: int = 2) -> tuple[list[list[str]], list[dict[str, str]]]:
     step = {
         "SLURM_JOB_ID": "4242",
-        "SLURM_JOB_NAME": "cvae",
+        "SLURM_JOB_NAME": "a job",
         "SLURM_NTASKS": str(tasks),
         "SLURM_NTASKS_PER_NODE": str(tasks),
         "SLURM_STEP_NUM_TASKS": str(tasks),
@@ -98,7 +98,7 @@ def test_ranks_share_one_run(
     run_dir = tmp_path / "runs" / "one"
     commands, environments = started
     commands = [[*command, *arguments(data_dir, run_dir)] for command in commands]
-    said = together(commands, environments)
+    said = run_in_parallel(commands, environments)
     assert [code for _, _, code in said] == [0] * len(said), said
     assert sum(out.count("run folder:") for out, _, _ in said) == 1
     assert sum(out.count("epoch 2/2") for out, _, _ in said) == 1
@@ -108,7 +108,7 @@ def test_ranks_share_one_run(
     assert told["devices"] == 2
     assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 1
     assert (run_dir / "figures" / "label_grid.png").is_file()
-    for name, value in alone["metrics"].items():  # 33 test images, which two do not divide
+    for name, value in alone["metrics"].items():  # with 33 test images, an odd number
         assert told["metrics"][name] == pytest.approx(value, rel=2e-6, abs=1e-6)
 
 
@@ -120,17 +120,17 @@ def test_ranks_with_different_settings_do_not_train(data_dir: Path, tmp_path: Pa
         [*command, *arguments(data_dir, run_dir, f"seed={rank}")]
         for rank, command in enumerate(commands)
     ]
-    said = together(commands, environments)
+    said = run_in_parallel(commands, environments)
     assert [code for _, _, code in said] == [2, 2]
     assert "rank 1 has other settings" in said[0][1]
     assert not run_dir.exists()
 
 
 @pytest.mark.parametrize("silent", [True, pytest.param(False, marks=pytest.mark.engines)])
-def test_a_rank_does_not_wait_for_long_for_one_that_is_not_there(
+def test_a_rank_times_out_if_another_is_missing(
     silent: bool, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Connected to what never answers, torch alone would wait for ever."""
+    """Without the timeout, torch would wait for ever for a port that does not answer."""
     (command, _), (_, environment) = by_srun()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
@@ -138,11 +138,11 @@ def test_a_rank_does_not_wait_for_long_for_one_that_is_not_there(
             server.close()
         more = arguments(data_dir, tmp_path / "run", "rank_timeout=2")
         start = time.monotonic()
-        said = together([[*command, *more]], [{**environment, "MASTER_PORT": port}])
+        said = run_in_parallel([[*command, *more]], [{**environment, "MASTER_PORT": port}])
     ((_, errors, code),) = said
     assert code == 1
-    assert re.search("failed: .* did not (answer|meet)", errors)  # whichever ends it first
-    assert time.monotonic() - start < 40  # imports on a busy machine
+    assert re.search("failed: .* did not (answer|meet)", errors)  # by the timeout or by torch
+    assert time.monotonic() - start < 40  # includes imports on a busy machine
     assert not (tmp_path / "run").exists()
 
 
@@ -150,21 +150,23 @@ WRONG = [("trainer.devices=3", "has started 2"), ("-m", "-m")]
 
 
 @pytest.mark.parametrize(("typed", "said"), WRONG)
-def test_ranks_are_told_what_cannot_be(typed: str, said: str, tmp_path: Path) -> None:
+def test_settings_that_contradict_the_ranks_are_rejected(
+    typed: str, said: str, tmp_path: Path
+) -> None:
     rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     command = [sys.executable, TRAIN, typed, f"hydra.run.dir={tmp_path / 'run'}"]
-    ((_, errors, code),) = together([command], [rank])
+    ((_, errors, code),) = run_in_parallel([command], [rank])
     assert code == 2
     assert said in errors
 
 
-def test_who_started_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launcher_of_the_ranks_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert started_ranks() is None
     with monkeypatch.context() as torchrun:
         for key, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
             torchrun.setenv(key, value)
         assert started_ranks() == Ranks(3, 4, 2, "torchrun")
-    # in a batch script that has not called srun, there is one process
+    # a batch script without srun is one process
     monkeypatch.setenv("SLURM_NTASKS", "4")
     assert started_ranks() is None
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
@@ -181,11 +183,11 @@ ALONE = ["RANK=0 WORLD_SIZE=1", "RANK=0", "WORLD_SIZE=1", "RANK=0 WORLD_SIZE=1 L
 
 
 @pytest.mark.parametrize("told", ALONE)
-def test_a_world_of_one_is_a_plain_run(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_size_of_one_is_a_plain_run(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables(told).items():
         monkeypatch.setenv(name, value)
     assert started_ranks() is None
-    assert ranks.is_first()
+    assert ranks.is_rank_zero()
     assert not {"RANK", "WORLD_SIZE"} & launch._environment().keys()
 
 
@@ -212,7 +214,7 @@ def test_a_run_of_one_rank_trains(data_dir: Path, tmp_path: Path) -> None:
     assert reading.read_summary(tmp_path / "run")["status"] == "finished"
 
 
-@pytest.mark.fault(Promise.INPUT, "variables of ranks that are missing or contradict each other")
+@pytest.mark.fault(Promise.INPUT, "rank variables that are missing or contradictory")
 def test_inconsistent_rank_variables_are_rejected(
     monkeypatch: pytest.MonkeyPatch, survived: Survived, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,7 +222,7 @@ def test_inconsistent_rank_variables_are_rejected(
         with monkeypatch.context() as patched:
             for name, value in variables(told).items():
                 patched.setenv(name, value)
-            with pytest.raises(SystemExit) as left, reported():
+            with pytest.raises(SystemExit) as left, report_errors():
                 started_ranks()
             assert left.value.code == 2
             assert said in capsys.readouterr().err
@@ -233,17 +235,17 @@ def test_a_missing_master_address_or_port_is_rejected(
     for name, value in variables("RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost").items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="MASTER_PORT: is not set, but WORLD_SIZE=2 is"):
-        ranks.join(tmp_path, "", 1)
+        ranks.connect_ranks(tmp_path, "", 1)
 
 
-@pytest.mark.fault(Promise.INPUT, "an error of any kind in the checks before a run")
+@pytest.mark.fault(Promise.INPUT, "an exception in the checks before a run")
 @pytest.mark.parametrize("name", ["on_run_start", "on_multirun_start", "on_multirun_end"])
 def test_an_error_in_a_hook_ends_the_command(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Hydra alone would warn and continue."""
+    """Hydra itself would only warn and continue."""
     hydra = {"overrides": {"task": []}, "job": {"config_name": "train"}}
-    config = OmegaConf.create({"hydra": hydra})  # lacks every key that the hooks read
+    config = OmegaConf.create({"hydra": hydra})  # without the keys that the hooks read
 
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("of a bug")
@@ -261,10 +263,10 @@ def test_an_error_in_a_hook_ends_the_command(
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_the_reply_of_a_rank_is_whole_or_none(
+def test_the_error_file_of_a_rank_is_complete_or_absent(
     killed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Whoever started the ranks reads it once they are gone, killed in the middle or not."""
+    """The launcher reads it after the ranks have ended, even if one was killed while writing."""
     reply = tmp_path / "error.json"
     whole = json.dump
 
@@ -280,22 +282,22 @@ def test_the_reply_of_a_rank_is_whole_or_none(
 
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(reply))
     monkeypatch.setattr(json, "dump", dump)
-    monkeypatch.setattr("harness.training.run.run", fail)
+    monkeypatch.setattr("harness.training.run.train_run", fail)
     with pytest.raises(SystemExit if killed else ValueError):
-        launch._rank(RunFolder(tmp_path))
+        launch._run_spawned_rank(RunFolder(tmp_path))
     assert reply.exists() is not killed
     if not killed:
         assert json.loads(reply.read_text())["message"]["message"] == "ValueError: of the run"
 
 
 @pytest.mark.parametrize("written", [{"error": "ValueError: of rank 1", "rank": 1}, {}])
-def test_a_failure_is_told_though_another_rank_was_interrupted_after_it(
+def test_a_failure_is_reported_if_another_rank_is_interrupted_later(
     written: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A rank told to stop because of it writes last, now and then over what the other had said."""
+    """A rank that is stopped because of the failure may overwrite the summary of the failed one."""
     reading.update_summary(tmp_path, status="interrupted", **written)
-    error = launch.failure(
-        RunFolder(tmp_path), 1, said=f"RunFailed: {tmp_path}: ValueError: of rank 1"
+    error = launch.exception_for(
+        RunFolder(tmp_path), 1, message=f"RunFailed: {tmp_path}: ValueError: of rank 1"
     )
     assert str(error).endswith("ValueError: of rank 1")
     told = reading.read_summary(tmp_path)
@@ -303,8 +305,8 @@ def test_a_failure_is_told_though_another_rank_was_interrupted_after_it(
     assert told["error"] == "ValueError: of rank 1"
 
 
-def test_several_nodes_need_a_launcher_on_resume_too(tmp_path: Path) -> None:
-    """Alone, the run would wait for the other nodes and could not be stopped."""
+def test_a_resume_on_several_nodes_needs_a_launcher(tmp_path: Path) -> None:
+    """Without one, the run would wait for the other nodes and could not be stopped."""
     folder = RunFolder(tmp_path)
     trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 3}
     folder.config = OmegaConf.create({"trainer": trainer})

@@ -1,4 +1,4 @@
-"""The record on disk, and its mirror on Weights & Biases."""
+"""Metrics on disk and on Weights & Biases."""
 
 import csv
 import json
@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 import pytest
 import wandb
 
-from harness.command_line.hooks import _with_variable
+from harness.command_line.messages import _with_variable
 from harness.config import changes
 from harness.config.checks import validate
+from harness.config.composition import settings_to_validate
 from harness.contract.errors import ConfigError
 from harness.run_folder import reading
 from harness.run_folder.folder import RunFolder
@@ -33,7 +34,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_row_is_on_disk_at_once(tmp_path: Path) -> None:
+def test_every_row_is_written_immediately(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     record = MetricsFile(path)
     record.log_metrics({"a": 1.5, "images_seen": 20_000_001.0}, step=1)
@@ -42,15 +43,15 @@ def test_every_row_is_on_disk_at_once(tmp_path: Path) -> None:
     record.log_metrics({"a": 3.0}, step=3)
     assert [row["a"] for row in read(path)] == ["1.5", "", "3.0"]
     assert [row["b"] for row in read(path)] == ["", "2.0", ""]
-    MetricsFile(path).log_metrics({"b": 4.0}, step=4)  # a resumed run adds to it
+    MetricsFile(path).log_metrics({"b": 4.0}, step=4)  # a resumed run appends
     assert [row["step"] for row in read(path)] == ["1", "2", "3", "4"]
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 def records(run_dir: Path, index: int = 0) -> list[dict[str, Any]]:
-    """Return what W&B's own reader finds in an offline file of a run, the first by default.
+    """Return the records of an offline file of a run, read by W&B's own command.
 
-    W&B has a process of its own, which may write on when that of the run is over.
+    The process of W&B may write after the run has ended, so wait for its last record.
     """
     file = sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb"))[index]
     command = Path(sys.executable).parent / "wandb"
@@ -73,10 +74,7 @@ def test_the_offline_file_holds_config_metrics_and_pictures(finished_run: Path) 
     assert run["display_name"] == "cvae-mlp-adversary-z3-kmnist-s1"
     assert run["project"] == "conditional-vae"
     assert run["job_type"] == "train"
-    config: dict[str, Any] = {}
-    for r in found:
-        if r["type"] == "config":
-            config |= r["config"].get("update", {})
+    config = run["config"]["update"]  # from the start, so that wandb leet shows it
     assert config["latent_dim"] == 3
     assert config["batch_size"] == 32
     assert "git_commit" in config
@@ -126,12 +124,12 @@ def test_a_failed_run_is_marked_failed(data_dir: Path, tmp_path: Path) -> None:
 
 KEY = "0" * 40
 OWN = "https://wandb.example:8080"
-HOST = "{host}"  # of the server that W&B uses without settings
+HOST = "{host}"  # the default server of W&B
 
 
 @pytest.fixture
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a home without settings, also the working directory, with W&B as in a new process."""
+    """Reset W&B; return an empty folder that is the home and the working directory."""
     for name in ("NETRC", "XDG_CACHE_HOME", *(n for n in os.environ if n.startswith("WANDB_"))):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -140,7 +138,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     wandb.teardown()
     yield tmp_path
     wandb.teardown()
-    os.environ.clear()  # drop what the code under test has set
+    os.environ.clear()  # restore variables that the tested code sets
     os.environ.update(before)
 
 
@@ -215,7 +213,7 @@ def test_an_account_is_found_as_wandb_finds_it(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """No prompt, no output and no W&B process, which alone connects to a server."""
+    """Without a prompt, output, or a W&B process, which would connect to a server."""
     monkeypatch.setattr("click.prompt", lambda *_, **__: pytest.fail("asked"))
     monkeypatch.setattr("wandb.errors.term.can_use_terminput", lambda: True)
     monkeypatch.setenv("WANDB__SERVICE_WAIT", "0.0001")  # makes the W&B process fail
@@ -266,8 +264,8 @@ def test_the_mode_follows_override_then_environment_then_account(
     assert _start_run(mode, {"dir": str(nobody)}) == expected
 
 
-@pytest.mark.fault(Promise.NETWORK, "a W&B that does not start")
-def test_a_run_does_without_a_wandb_that_does_not_start(
+@pytest.mark.fault(Promise.NETWORK, "W&B fails to start")
+def test_a_run_is_untracked_if_wandb_does_not_start(
     nobody: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def init(mode: str, **_: Any) -> str:
@@ -285,7 +283,7 @@ def test_a_run_does_without_a_wandb_that_does_not_start(
     ]
 
 
-def test_a_user_without_an_entry_and_a_home_is_tracked(
+def test_a_user_without_a_passwd_entry_and_home_is_tracked(
     nobody: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_entry(_: int) -> None:
@@ -307,7 +305,7 @@ def test_a_user_without_an_entry_and_a_home_is_tracked(
         ({"WANDB_RUN_ID": "a/b"}, "Run ID"),
     ],
 )
-def test_a_variable_that_wandb_rejects_is_named(
+def test_variables_that_wandb_rejects_are_reported(
     variable: dict[str, str], message: str, nobody: Path
 ) -> None:
     configure(nobody, variable)
@@ -327,7 +325,7 @@ ENVIRONMENT = {
 KEYS = ("project", "entity", "name", "group", "job_type", "tags", "notes")
 
 
-def test_overrides_precede_the_environment_and_it_the_defaults(nobody: Path) -> None:
+def test_overrides_precede_the_environment_which_precedes_defaults(nobody: Path) -> None:
     def tracked(*overrides: str) -> list[Any]:
         run = plain(compose(*overrides))["logger"]["wandb"]
         return [run[key] for key in KEYS]
@@ -348,26 +346,26 @@ def test_overrides_precede_the_environment_and_it_the_defaults(nobody: Path) -> 
 
 
 @pytest.mark.parametrize("group", [None, "together"])
-def test_the_jobs_of_a_sweep_are_a_group_unless_the_environment_names_one(
-    group: str | None, nobody: Path
-) -> None:
+def test_the_environment_overrides_the_group_of_a_sweep(group: str | None, nobody: Path) -> None:
     configure(nobody, {"WANDB_RUN_GROUP": group or ""})
     RunFolder.archive(compose(), nobody / "run", sweep="my-sweep")
     assert reading.load_config(nobody / "run").logger.wandb.group == (group or "my-sweep")
 
 
-def test_a_run_keeps_its_project_when_its_logger_is_chosen_again(nobody: Path) -> None:
+def test_a_run_keeps_its_project_with_another_logger_override(nobody: Path) -> None:
     RunFolder.archive(compose(), nobody / "run")
     cfg = reading.load_config(nobody / "run")
     configure(nobody, ENVIRONMENT)
-    changes.apply(cfg, compose("logger=wandb"), ["logger=wandb"])
+    changes.apply_overrides(cfg, compose("logger=wandb"), ["logger=wandb"])
     assert (cfg.logger.wandb.project, cfg.logger.wandb.entity) == ("conditional-vae", None)
     typed = ["logger=wandb", "logger.wandb.project=typed"]
-    changes.apply(cfg, compose(*typed), typed)
+    changes.apply_overrides(cfg, compose(*typed), typed)
     assert (cfg.logger.wandb.project, cfg.logger.wandb.entity) == ("typed", None)
 
 
-@pytest.mark.fault(Promise.INPUT, "misspelt, of another type, out of range, contradictory")
+@pytest.mark.fault(
+    Promise.INPUT, "overrides that are misspelt, of a wrong type, out of range or contradictory"
+)
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
@@ -378,15 +376,13 @@ def test_a_run_keeps_its_project_when_its_logger_is_chosen_again(nobody: Path) -
         ("WANDB_MODE", "on"),
     ],
 )
-def test_a_bad_variable_is_named(variable: str, value: str, nobody: Path) -> None:
+def test_a_bad_variable_is_reported(variable: str, value: str, nobody: Path) -> None:
     os.environ[variable] = value
     cfg = compose()
-    assert _with_variable(cfg, validate(plain(cfg))[0]).startswith(variable)
+    assert _with_variable(cfg, validate(settings_to_validate(cfg))[0]).startswith(variable)
 
 
-def test_a_bad_variable_is_rejected_before_there_is_a_folder(
-    data_dir: Path, tmp_path: Path
-) -> None:
+def test_a_bad_variable_is_rejected_before_a_folder_is_made(data_dir: Path, tmp_path: Path) -> None:
     arguments, script = tiny(data_dir, tmp_path / "run"), ROOT / "src" / "train.py"
     done = run_warm(script, arguments, ROOT, 60, WANDB_PROJECT="a/b")
     assert done.returncode == 2
@@ -394,9 +390,7 @@ def test_a_bad_variable_is_rejected_before_there_is_a_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_environment_reaches_a_run_which_keeps_it_when_resumed(
-    data_dir: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_run_keeps_the_environment_of_its_start(data_dir: Path, tmp_path: Path) -> None:
     run_dir, script = tmp_path / "run", ROOT / "src" / "train.py"
     more = ["callbacks.figures=null", "trainer.max_epochs=1"]
     environment = {**ENVIRONMENT, "WANDB_ENTITY": ""}  # empty counts as unset
@@ -416,8 +410,8 @@ def test_the_environment_reaches_a_run_which_keeps_it_when_resumed(
     assert json.loads((run_dir / "summary.json").read_text())["name"] == "named"
 
 
-def test_a_server_that_refuses_does_not_stop_a_run(data_dir: Path, tmp_path: Path) -> None:
-    """Online by the key, refused by the server: on it goes, offline, and says so."""
+def test_a_run_is_tracked_offline_if_the_server_refuses(data_dir: Path, tmp_path: Path) -> None:
+    """A key makes the run online; after the refusal it continues offline and says so."""
     run_dir = tmp_path / "run"
     done = run_script(
         "train",
@@ -432,7 +426,7 @@ def test_a_server_that_refuses_does_not_stop_a_run(data_dir: Path, tmp_path: Pat
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "finished"
 
 
-def test_an_evaluation_does_not_fail_for_the_sake_of_its_mirror(
+def test_an_evaluation_does_not_fail_with_wandb(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def start() -> Any:
@@ -451,7 +445,7 @@ def test_an_evaluation_does_not_fail_for_the_sake_of_its_mirror(
         (None, "", None),
     ],
 )
-def test_how_to_add_to_a_tracked_run(
+def test_mode_to_add_to_a_tracked_run(
     there: str | None,
     environment: str,
     mode: str | None,

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from cvae.callbacks import EMA
 from cvae.lightning_module import VAEModule
+from cvae.likelihoods import Bernoulli
 from cvae.models import CVAE, VAE, Autoencoder
 from harness.contract.errors import ConfigError
 from harness.training.preflight import check_module
+from tests import PACKAGE
 from tests.conftest import run_script, tiny
 from tests.harness.test_training import objects, summary
 from tests.science.test_networks import BatchNorm, FlatBatchNorm, Linear, conv, mlp
@@ -98,7 +100,7 @@ def scalar_penalty(**given: Any) -> Callable[..., Tensor]:
 
 
 def check(model: Autoencoder, data_dir: Path, folder: Path, **settings: Any) -> Any:
-    """Check a model for a run on the test digits, and return its trainer."""
+    """Check a model for a run on the test digits; return the trainer."""
     _, data, trainer = objects(data_dir, folder, **settings.pop("trainer", {}))
     for name, value in settings.items():
         setattr(data, name, value)
@@ -107,11 +109,33 @@ def check(model: Autoencoder, data_dir: Path, folder: Path, **settings: Any) -> 
     return trainer
 
 
+class NoSamples(Bernoulli):
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        logits = parameters.flatten(1)
+        return -torch.nn.functional.softplus(logits).sum(1)
+
+
+class FlatStart(Bernoulli):
+    def start(self, mean: Tensor, std: Tensor) -> Tensor:
+        return torch.logit(mean)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "said"),
+    [(NoSamples, "log_prob of two samples of z has shape"), (FlatStart, "FlatStart.start")],
+)
+def test_a_likelihood_of_wrong_shapes_is_rejected(
+    likelihood: Any, said: str, data_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check(CVAE(Linear, latent_dim=2, likelihood=likelihood), data_dir, tmp_path)
+
+
 @pytest.mark.parametrize(
     "network", [mlp, conv, Linear, BatchNorm, FlatBatchNorm, Dropout, Frozen, WeightNorm]
 )
 @pytest.mark.parametrize("kind", [Autoencoder, CVAE])
-def test_good_networks_pass_and_stay_as_they_are(
+def test_good_networks_pass_unchanged(
     network: Callable[..., Any],
     kind: type[Autoencoder],
     data_dir: Path,
@@ -128,17 +152,17 @@ def test_good_networks_pass_and_stay_as_they_are(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert model.training
-    assert [r for r in caplog.records if r.name.startswith(("cvae", "harness"))] == []
+    assert [r for r in caplog.records if r.name.startswith((PACKAGE, "harness"))] == []
 
 
 MISFITS = [
     (OldWeightNorm, "cannot be copied for EMA: .*parametrizations.weight_norm"),
     (Lazy, "network.to_latent is a LazyLinear without a size"),
-    (Double, r"decode\(z, y\) gives torch.float64, expected torch.float32"),
+    (Double, r"decode\(z, y\) returns torch.float64, expected torch.float32"),
     (OnlyMeans, r"encode\(x, y\) has shape \(1, 2\), expected \(1, 4\)"),
     (Flattened, r"decode\(z, y\) has shape \(1, 784\), expected \(1, 1, 28, 28\)"),
     (Squeezed, r"encode\(x, y\) has shape \(4,\), expected \(1, 4\)"),
-    (Pair, "gives a tuple, not a tensor"),
+    (Pair, "returns a tuple, not a tensor"),
     (FixedBatch, "fails on 1 image: RuntimeError: shape"),
     (Unlabelled, "TypeError: .* takes 2 positional arguments but 3 were given"),
 ]
@@ -156,14 +180,14 @@ def test_a_network_that_does_not_fit_is_rejected_in_one_line(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_penalty_of_the_whole_batch_is_rejected(data_dir: Path, tmp_path: Path) -> None:
+def test_a_scalar_penalty_is_rejected(data_dir: Path, tmp_path: Path) -> None:
     model = VAE(Linear, latent_dim=2, penalty=scalar_penalty)
     with pytest.raises(ConfigError, match=r"penalty has shape \(\), expected \(1,\)"):
         check(model, data_dir, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
-def test_only_the_average_needs_a_copy(
+def test_a_model_that_cannot_be_copied_is_not_checked(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     check(VAE(OldWeightNorm, latent_dim=2), data_dir, tmp_path, trainer={"callbacks": []})
@@ -171,7 +195,9 @@ def test_only_the_average_needs_a_copy(
 
 
 @pytest.mark.parametrize("rest", [1, 3])
-def test_a_last_batch_too_small_for_batch_norm(rest: int, data_dir: Path, tmp_path: Path) -> None:
+def test_a_last_batch_of_one_image_is_rejected_with_batch_norm(
+    rest: int, data_dir: Path, tmp_path: Path
+) -> None:
     """Only BatchNorm on flat features fails on a last batch of one image."""
     size = {"validation_size": 260 - 64 - rest}
     check(VAE(conv, latent_dim=2), data_dir, tmp_path, **size)
@@ -192,18 +218,18 @@ def test_a_last_batch_too_small_for_batch_norm(rest: int, data_dir: Path, tmp_pa
 @pytest.mark.parametrize(
     "seen", [{"limit_train_batches": 2}, {"limit_train_batches": 0.7}, {"max_steps": 2}]
 )
-def test_a_last_batch_that_is_never_seen(
+def test_a_last_batch_that_is_not_used_is_not_checked(
     seen: dict[str, Any], data_dir: Path, tmp_path: Path
 ) -> None:
     model = VAE(FlatBatchNorm, latent_dim=2)
     check(model, data_dir, tmp_path, validation_size=260 - 65, trainer=seen)
 
 
-def test_parameters_without_gradient_on_one_device_are_warned_of(
+def test_unused_parameters_on_one_device_give_a_warning(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     check(VAE(Spare, latent_dim=2), data_dir, tmp_path)
-    (record,) = [r for r in caplog.records if r.name.startswith(("cvae", "harness"))]
+    (record,) = [r for r in caplog.records if r.name.startswith((PACKAGE, "harness"))]
     assert record.levelno == logging.WARNING
     assert "no gradient reaches network.spare.weight, network.spare.bias" in record.message
 
@@ -223,7 +249,7 @@ class Spare(MLP):
     "strategy",
     ["auto", pytest.param("ddp_find_unused_parameters_true", marks=pytest.mark.engines)],
 )
-def test_parameters_without_gradient_on_two_devices(
+def test_unused_parameters_on_two_devices_need_the_strategy(
     strategy: str, data_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(USER_NETWORK)
@@ -242,7 +268,7 @@ def test_parameters_without_gradient_on_two_devices(
     assert summary(run_dir)["status"] == "failed"
 
 
-def test_double_precision_is_tried_as_such(data_dir: Path, tmp_path: Path) -> None:
+def test_double_precision_is_checked_on_a_copy(data_dir: Path, tmp_path: Path) -> None:
     model = VAE(BatchNorm, latent_dim=2)
     check(model, data_dir, tmp_path, trainer={"precision": "64-true", "callbacks": [EMA(0.9)]})
     assert model.output_bias.dtype == torch.float32

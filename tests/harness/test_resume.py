@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, broken or changed, and go on."""
+"""Resuming runs that were killed, stopped, damaged or changed."""
 
 import contextlib
 import csv
@@ -24,12 +24,14 @@ import pytest
 import torch
 
 from harness.config import changes
-from harness.contract.errors import ConfigError
+from harness.config.hydra_versions import INITIALIZE_OPTIONS
+from harness.contract.errors import ConfigError, Stopped
 from harness.run_folder import reading, resuming
 from harness.run_folder.folder import RunFolder
 from harness.run_folder.metrics_file import MetricsFile
+from harness.training.outcome import raise_hidden_stop
 from harness.training.processes import check_shared_memory
-from tests.conftest import ROOT, clean_environment, run_script, tiny
+from tests.conftest import ROOT, clean_environment, run_fork, run_script, tiny
 from tests.project.test_conf import compose
 from tests.tally import Promise, Survived
 
@@ -37,7 +39,7 @@ FAST = ["callbacks.figures=null", "device=cpu", "logger=csv", "data.batch_size=1
 BUDGET = ["trainer.max_epochs=4", "callbacks.last.every_n_steps=3"]
 SAVE = "harness.training.resume:LastCheckpoint._save"
 MODULE = "cvae.lightning_module:VAEModule"
-AROUND = [  # saves, the ends of validations and epochs, the end of training and the test
+AROUND = [  # kills around saves, and at the ends of validations, epochs and training
     [SAVE, 2, "before"],
     [SAVE, 3, "after"],
     [f"{MODULE}.training_step", 5, "after"],
@@ -47,35 +49,33 @@ AROUND = [  # saves, the ends of validations and epochs, the end of training and
     ["os:replace", 5, "before"],
     ["os:replace", 6, "after"],
     ["harness.training.resume:LastCheckpoint.on_train_end", 1, "after"],
-    ["harness.training.run:_finish", 1, "before"],
+    ["harness.training.run:_record_result", 1, "before"],
 ]
 NOT_OF_THE_STATE = ("seconds", "_path", "dirpath", "best_k_models", "provenance", "loops", "config")
 
 
 def archived(data_dir: Path, run_dir: Path, *overrides: str) -> Path:
-    """A run folder that waits for its start."""
+    """Return a run folder with a config, ready to start."""
     cfg = compose(*tiny(data_dir), *FAST, *BUDGET, *overrides)
     RunFolder.archive(cfg, run_dir)
     return run_dir
 
 
 class Attempts(NamedTuple):
-    """How each attempt ended, a code for each rank, and what the last one took."""
+    """Exit codes of the ranks in each attempt, and the seconds of the last attempt."""
 
     ended: list[list[int]]
     seconds: float
 
 
 def train_with_kills(run_dir: Path, plan: list[Any], num_ranks: int = 1) -> Attempts:
-    """Train, ended as planned, and then to the end."""
-    script = str(ROOT / "tests" / "kills.py")
-    done = subprocess.run(
-        # -P: tests/harness is not the package that a script beside it would import
-        [sys.executable, "-P", script, str(run_dir), json.dumps(plan), str(num_ranks)],
-        env={**clean_environment(), "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        check=False,
+    """Train with the planned kills, then to the end."""
+    done = run_fork(
+        ROOT / "tests" / "kills.py",
+        [str(run_dir), json.dumps(plan), str(num_ranks)],
+        timeout=600,
+        forks=False,
+        first=ROOT / "src",  # tests/harness is not the package that the script imports
     )
     log = run_dir / "attempts.log"
     assert done.returncode == 0, done.stderr + (log.read_text() if log.is_file() else "")
@@ -94,7 +94,7 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def state(run_dir: Path, name: str) -> dict[str, str]:
-    """Digests of weights, their average, optimizer, schedule, metrics: all that must be equal."""
+    """Return digests of weights, averages, optimizer, schedule and metrics of a checkpoint."""
     checkpoint = torch.load(run_dir / "checkpoints" / name, weights_only=True)
     return {
         path: hashlib.sha256(leaf.contiguous().numpy().tobytes()).hexdigest()
@@ -106,7 +106,7 @@ def state(run_dir: Path, name: str) -> dict[str, str]:
 
 
 def record(run_dir: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv, rates aside."""
+    """Return the rows of metrics.csv without rates."""
     with (run_dir / "metrics.csv").open() as file:
         return [
             {k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)
@@ -132,8 +132,8 @@ def uninterrupted(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return run_dir
 
 
-@pytest.mark.fault(Promise.EXACT, "SIGKILL at saves and the ends of epochs")
-def test_a_run_killed_ten_times_is_the_run_that_was_not(
+@pytest.mark.fault(Promise.EXACT, "SIGKILL around saves and ends of epochs")
+def test_a_run_killed_ten_times_matches_an_uninterrupted_run(
     uninterrupted: Path, data_dir: Path, tmp_path: Path, survived: Survived
 ) -> None:
     run_dir = archived(data_dir, tmp_path / "run")
@@ -141,29 +141,31 @@ def test_a_run_killed_ten_times_is_the_run_that_was_not(
     assert_same_run(uninterrupted, run_dir)
     steps = [entry["step"] for entry in summary(run_dir)["resumed"]]
     assert steps == sorted(steps)
-    assert len(list((run_dir / "checkpoints").iterdir())) == 3  # best, last and the one before
+    assert len(list((run_dir / "checkpoints").iterdir())) == 3  # best, last and last-previous
     survived(len(AROUND))
 
 
 LAST = "harness.training.resume:LastCheckpoint"
 TRAINER = "lightning.pytorch.trainer.trainer:Trainer"
-WHEREVER = [  # from the making of the objects to the end of the test, the last steps among them
+WHEREVER = [  # from building the objects to the end of the test
     ["harness.training.run:build", 1, "before"],
     [f"{TRAINER}._run_stage", 1, "before"],
     [f"{LAST}.on_train_start", 1, "after"],
     [f"{MODULE}.on_validation_epoch_end", 2, "before"],
     [f"{LAST}.on_train_end", 1, "before"],
     [f"{TRAINER}._run_stage", 2, "before"],
-    ["harness.training.run:_finish", 1, "before"],
+    ["harness.training.run:_record_result", 1, "before"],
 ]
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
-@pytest.mark.fault(Promise.STOPS, "SIGTERM to one rank, from its start to the end of its test")
-def test_a_rank_told_to_stop_wherever_it_is_stops(
+@pytest.mark.fault(
+    Promise.STOPS, "SIGTERM to one rank, at points from its start to the end of its test"
+)
+def test_sigterm_stops_a_rank_at_any_point(
     num_ranks: int, data_dir: Path, tmp_path: Path, survived: Survived
 ) -> None:
-    """In time, and not as the first to fail; what it is told before it is done is not lost."""
+    """It exits with 143, and the resumed run matches an uninterrupted one."""
     settings = f"trainer.devices={num_ranks}"
     uninterrupted = archived(data_dir, tmp_path / "uninterrupted", settings)
     assert train_with_kills(uninterrupted, [], num_ranks).ended == [[0] * num_ranks]
@@ -177,12 +179,12 @@ def test_a_rank_told_to_stop_wherever_it_is_stops(
 
 
 class Setting(NamedTuple):
-    """How the runs of a chain train, and how they are ended."""
+    """How the runs of a chain train, and which signals end them."""
 
     override: str
     num_ranks: int = 1  # started as torchrun does
     signals: tuple[str, ...] = ("SIGKILL",)
-    part: float = 0.6  # of a whole run, within which an end falls
+    part: float = 0.6  # fraction of a whole run in which the signal is sent
 
 
 def chain(fault: str, setting: Setting, count: int) -> list[Any]:
@@ -194,7 +196,7 @@ def chain(fault: str, setting: Setting, count: int) -> list[Any]:
 def whole(
     data_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Setting], tuple[Path, float]]:
-    """The run of a setting that nothing interrupts, and what it takes in seconds."""
+    """Return a function that trains a setting without kills and returns its folder and seconds."""
 
     @functools.cache
     def trained(setting: Setting) -> tuple[Path, float]:
@@ -206,31 +208,46 @@ def whole(
     return trained
 
 
+def test_a_stop_is_raised_though_a_later_error_hides_it() -> None:
+    def stop_and_fail() -> None:
+        try:
+            raise Stopped(signal.SIGUSR1)
+        finally:
+            raise RuntimeError("of a teardown")
+
+    with pytest.raises(Stopped), raise_hidden_stop():
+        stop_and_fail()
+    with pytest.raises(RuntimeError, match="of its own"), raise_hidden_stop():
+        raise RuntimeError("of its own")
+
+
 @pytest.mark.parametrize(
     ("setting", "number"),
     [
-        *chain("SIGKILL at random", Setting("trainer.devices=1"), 14),
-        *chain("SIGKILL at random, data workers", Setting("data.num_workers=2"), 3),
+        *chain("SIGKILL at random times", Setting("trainer.devices=1"), 14),
+        *chain("SIGKILL at random times with data workers", Setting("data.num_workers=2"), 3),
         *chain(
-            "SIGKILL at random, accumulated gradients",
+            "SIGKILL at random times with gradient accumulation",
             Setting("trainer.accumulate_grad_batches=2"),
             3,
         ),
-        *chain("SIGKILL at random of one of two ranks", Setting("trainer.devices=2", 2), 8),
-        *chain("SIGKILL at random of who started two ranks", Setting("trainer.devices=2"), 2),
+        *chain("SIGKILL at random times to one of two ranks", Setting("trainer.devices=2", 2), 8),
         *chain(
-            "SIGKILL, SIGTERM, SIGINT and SIGUSR1 at random",
+            "SIGKILL at random times to the parent of two ranks", Setting("trainer.devices=2"), 2
+        ),
+        *chain(
+            "SIGKILL, SIGTERM, SIGINT or SIGUSR1 at random times",
             Setting("trainer.devices=1", 1, ("SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1")),
             4,
         ),
         *chain(
-            "SIGKILL and SIGTERM at random, two ranks",
+            "SIGKILL or SIGTERM at random times to one of two ranks",
             Setting("trainer.devices=2", 2, ("SIGKILL", "SIGTERM")),
             3,
         ),
     ],
 )
-def test_a_chain_of_kills_at_random(
+def test_randomly_killed_runs_match_an_uninterrupted_run(
     setting: Setting,
     number: int,
     whole: Callable[[Setting], tuple[Path, float]],
@@ -252,14 +269,14 @@ def test_a_chain_of_kills_at_random(
     run_dir = archived(data_dir, tmp_path / "run", setting.override)
     ended = train_with_kills(run_dir, plan, setting.num_ranks).ended
     for end, codes in zip(plan, ended[:-1], strict=False):
-        number = getattr(signal, str(end["signal"]))  # before a run listens, it dies of it
+        number = getattr(signal, str(end["signal"]))  # killed if not yet handled
         assert codes[int(end["rank"])] in (-number, 128 + number)
     assert ended[-1] == [0] * setting.num_ranks
     assert_same_run(uninterrupted, run_dir)
     survived(len(ended) - 1)
 
 
-# told to stop
+# stop signals
 
 
 def start(
@@ -277,7 +294,7 @@ def start(
 
 
 def wait_for_rows(run_dir: Path, count: int) -> None:
-    for _ in range(600):
+    for _ in range(2400):
         if (run_dir / "metrics.csv").is_file() and len(record(run_dir)) > count:
             return
         time.sleep(0.05)
@@ -285,7 +302,7 @@ def wait_for_rows(run_dir: Path, count: int) -> None:
 
 
 def ranks_of(run_dir: Path) -> list[int]:
-    """Process ids of the workers of a run, in the order of their ranks."""
+    """Return the process ids of the ranks of a run, in order."""
     found = subprocess.run(
         ["pgrep", "-f", f"harness.training.launch --rank {run_dir}$"],
         capture_output=True,
@@ -310,7 +327,7 @@ STOPS = [
 
 @pytest.mark.fault(Promise.STOPS, "signals to a run or one of its ranks")
 @pytest.mark.parametrize(("devices", "number", "whom"), STOPS)
-def test_a_run_told_to_stop_saves_and_goes_on(
+def test_a_stop_signal_saves_the_run(
     devices: int, number: signal.Signals, whom: str, data_dir: Path, tmp_path: Path
 ) -> None:
     more = [*FAST, "trainer.max_epochs=400", f"trainer.devices={devices}"]
@@ -326,19 +343,19 @@ def test_a_run_told_to_stop_saves_and_goes_on(
     finally:
         process.kill()
     assert process.returncode == 128 + number, output
-    assert seconds < 10  # on a machine that does other things as well
+    assert seconds < 10  # on a busy machine
     assert summary(run_dir)["status"] == "interrupted"
     assert "resume=" in output
     saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == int(record(run_dir)[-1]["step"])  # nothing was lost
+    assert saved["global_step"] == int(record(run_dir)[-1]["step"])  # no step is lost
 
 
-@pytest.mark.fault(Promise.STOPS, "signals to a run and its data workers as one group")
+@pytest.mark.fault(Promise.STOPS, "signals to the process group of a run and its data workers")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_group_told_to_stop_saves(
+def test_a_signal_to_the_process_group_saves_the_run(
     number: signal.Signals, data_dir: Path, tmp_path: Path, survived: Survived
 ) -> None:
-    """As a terminal does with Ctrl-C: the workers hear it too, and leave it to the run."""
+    """Ctrl-C in a terminal does this. The data workers ignore the signal; the run ends them."""
     run_dir = tmp_path / "run"
     more = [*FAST, "trainer.max_epochs=400", "data.num_workers=2", f"hydra.run.dir={run_dir}"]
     process = start(*tiny(data_dir), *more, process_group=0)
@@ -358,9 +375,10 @@ def test_a_group_told_to_stop_saves(
 STALLING = """
 import os, signal, time
 from torch.utils.data import get_worker_info
-from cvae.data import Digits, MNISTDataModule
+from cvae.image_set import ImageSet
+from cvae.data import MNISTDataModule
 
-class Stalling(Digits):
+class Stalling(ImageSet):
     count = 0
 
     def __getitem__(self, rows):
@@ -391,16 +409,16 @@ def stalling(tmp_path: Path) -> str:
 STALLED = ["data._target_=stalling.DataModule", "data.num_workers=2"]
 
 
-@pytest.mark.fault(Promise.STOPS, "SIGTERM while the data workers give no batch")
+@pytest.mark.fault(Promise.STOPS, "SIGTERM while data workers deliver no batch")
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.engines)])
-def test_a_run_without_batches_told_to_stop_saves(
+def test_a_stop_signal_saves_a_run_that_gets_no_batches(
     devices: int, uninterrupted: Path, data_dir: Path, tmp_path: Path, stalling: str
 ) -> None:
     run_dir = tmp_path / "run"
     more = [*FAST, *BUDGET, *STALLED, f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
     process = start(*tiny(data_dir), *more, PYTHONPATH=stalling, FAULT="stall")
     try:
-        wait_for_rows(run_dir, 13)  # of 14 batches, 7 from each worker
+        wait_for_rows(run_dir, 14)  # each of two workers returns 7 batches, then stalls
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=30)
     finally:
@@ -416,9 +434,9 @@ def test_a_run_without_batches_told_to_stop_saves(
         assert_same_run(uninterrupted, run_dir)
 
 
-@pytest.mark.fault(Promise.RANKS, "data workers that stall or are killed")
+@pytest.mark.fault(Promise.RANKS, "data workers stalled or killed")
 @pytest.mark.parametrize("fault", ["stall", "stop", "die"])
-def test_data_workers_that_stall_or_die_end_a_run_in_a_line(
+def test_data_workers_that_stall_or_die_fail_a_run_with_one_line(
     fault: str, data_dir: Path, tmp_path: Path, stalling: str
 ) -> None:
     more = [*FAST, *STALLED, "rank_timeout=5", f"hydra.run.dir={tmp_path / 'run'}"]
@@ -440,13 +458,13 @@ loader = WatchedLoader(
 )
 batches = iter(loader)
 next(batches)
-batches._shutdown_workers = lambda: None  # as if an error had come between
+batches._shutdown_workers = lambda: None  # as after an error
 raise SystemExit(7)
 """
 
 
-@pytest.mark.fault(Promise.STOPS, "the end of a process whose data workers are left over")
-def test_a_process_does_not_wait_for_its_data_workers() -> None:
+@pytest.mark.fault(Promise.STOPS, "exit of a process with live data workers")
+def test_a_process_exits_without_waiting_for_its_data_workers() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LEFT_OVER], env=clean_environment(), timeout=60, check=False
     )
@@ -487,15 +505,14 @@ def test_data_workers_without_shared_memory_are_rejected(
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.fault(Promise.STOPS, "SIGUSR1 to the README's batch script, which is queued again")
-def test_the_batch_script_is_queued_again_and_goes_on(data_dir: Path, tmp_path: Path) -> None:
-    """A rehearsal: scontrol is a script that notes what it was asked."""
+@pytest.mark.fault(Promise.STOPS, "SIGUSR1 to the SLURM batch script, which requeues its job")
+def test_the_batch_script_is_requeued_and_resumes(data_dir: Path, tmp_path: Path) -> None:
+    """A script that records its arguments replaces scontrol."""
     run_dir = tmp_path / "run"
     (tmp_path / "data").symlink_to(data_dir)
-    settings = " ".join([*tiny(tmp_path / "data"), *FAST, "trainer.max_epochs=150"])
-    found = re.search(
-        r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
-    )
+    settings = " ".join([*tiny(tmp_path / "data"), *FAST, "trainer.max_epochs=60"])
+    page = (ROOT / "docs" / "how-to" / "resume.md").read_text()
+    found = re.search(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
     assert found is not None
     text = found[1].replace("logs/train/mine", str(run_dir))
     text = text.replace("hydra.run.dir=$DIR", f"hydra.run.dir=$DIR {settings}")
@@ -520,35 +537,29 @@ def test_the_batch_script_is_queued_again_and_goes_on(data_dir: Path, tmp_path: 
     assert len((tmp_path / "asked").read_text().splitlines()) == 1
 
 
-# going on
+# resume
 
 
 @pytest.fixture(scope="module")
 def killed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed before its second epoch."""
+    """Return a run that was killed before its second epoch."""
     run_dir = archived(data_dir, tmp_path_factory.mktemp("killed") / "run")
-    script = "from tests.kills import attempt; from pathlib import Path; import sys\n"
-    script += f"assert attempt(Path(sys.argv[1]), ['{SAVE}', 6, 'after']) == [-9]"
-    subprocess.run(
-        [sys.executable, "-c", script, str(run_dir)],
-        env={**clean_environment(), "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
-        check=True,
-    )
+    assert train_with_kills(run_dir, [[SAVE, 6, "after"], "leave"]).ended == [[-9]]
     return run_dir
 
 
 @pytest.fixture
 def interrupted(killed: Path, tmp_path: Path) -> Path:
-    """That run, moved to a folder of this test."""
+    """Return a copy of the killed run in a folder of this test."""
     return Path(shutil.copytree(killed, tmp_path / "interrupted run"))
 
 
-def test_resume_goes_on_in_the_same_folder(interrupted: Path, uninterrupted: Path) -> None:
+def test_resume_continues_in_the_same_folder(interrupted: Path, uninterrupted: Path) -> None:
     before = {p.name for p in interrupted.parent.iterdir()}
     done = run_script("train", f"resume={interrupted}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on at step 18" in done.stdout
-    assert "dirpath has changed" not in done.stdout + done.stderr  # the best score would be lost
+    assert "resuming at step 18" in done.stdout
+    assert "dirpath has changed" not in done.stdout + done.stderr  # or the best score is lost
     assert {p.name for p in interrupted.parent.iterdir()} == before
     assert_same_run(uninterrupted, interrupted)
 
@@ -563,16 +574,16 @@ def test_resume_goes_on_in_the_same_folder(interrupted: Path, uninterrupted: Pat
     assert summary(interrupted)["epochs"] == 5
 
 
-def test_a_run_that_is_training_is_left_alone(interrupted: Path) -> None:
+def test_resume_rejects_a_run_that_is_training(interrupted: Path) -> None:
     before = (interrupted / "config.yaml").read_bytes()
-    with RunFolder(interrupted).claimed():
+    with RunFolder(interrupted).lock():
         done = run_script("train", f"resume={interrupted}", "trainer.max_epochs=9")
     assert done.returncode == 2
     assert "another process trains this run" in done.stderr
     assert (interrupted / "config.yaml").read_bytes() == before
 
 
-def test_fewer_epochs_than_are_trained_are_refused(uninterrupted: Path) -> None:
+def test_resume_rejects_fewer_epochs_than_are_trained(uninterrupted: Path) -> None:
     before = (uninterrupted / "config.yaml").read_bytes()
     done = run_script("train", f"resume={uninterrupted}", "trainer.max_epochs=1")
     assert done.returncode == 2
@@ -580,28 +591,28 @@ def test_fewer_epochs_than_are_trained_are_refused(uninterrupted: Path) -> None:
     assert (uninterrupted / "config.yaml").read_bytes() == before
 
 
-def test_what_changes_the_steps_is_refused(interrupted: Path) -> None:
+def test_resume_rejects_settings_that_affect_training(interrupted: Path) -> None:
     before = (interrupted / "config.yaml").read_bytes()
     done = run_script("train", f"resume={interrupted}", "model.latent_dim=7", "optimizer.lr=1")
     assert done.returncode == 2
-    assert "model.latent_dim: 3 in the run, 7 typed" in done.stderr
+    assert "model.latent_dim=7: the run has 3" in done.stderr
     assert len(done.stderr.splitlines()) <= 3
     assert (interrupted / "config.yaml").read_bytes() == before
 
 
-@pytest.mark.fault(Promise.CHECKPOINTS, "the last one truncated before a resume")
-def test_a_damaged_checkpoint_is_passed_over(interrupted: Path, uninterrupted: Path) -> None:
+@pytest.mark.fault(Promise.CHECKPOINTS, "the last checkpoint truncated before a resume")
+def test_resume_skips_a_damaged_checkpoint(interrupted: Path, uninterrupted: Path) -> None:
     last = interrupted / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-100])
     done = run_script("train", f"resume={interrupted}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "truncated or damaged" in done.stdout
-    assert "going on at step 15, from last-previous.ckpt" in done.stdout
+    assert "resuming at step 15, from last-previous.ckpt" in done.stdout
     assert_same_run(uninterrupted, interrupted)
 
 
-@pytest.mark.fault(Promise.CHECKPOINTS, "all of a run emptied before a resume")
-def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(interrupted: Path) -> None:
+@pytest.mark.fault(Promise.CHECKPOINTS, "all checkpoints of a run emptied before a resume")
+def test_resume_rejects_a_run_without_an_intact_checkpoint(interrupted: Path) -> None:
     for path in (interrupted / "checkpoints").glob("last*.ckpt"):
         path.write_bytes(b"")
     rows = (interrupted / "metrics.csv").read_bytes()
@@ -611,8 +622,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(interrupted: Path
     assert (interrupted / "metrics.csv").read_bytes() == rows
 
 
-@pytest.mark.fault(Promise.DATA, "another bit in an image, before a resume")
-def test_other_data_are_refused(interrupted: Path, data_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.fault(Promise.DATA, "one flipped bit in a training image before a resume")
+def test_resume_rejects_other_data(interrupted: Path, data_dir: Path, tmp_path: Path) -> None:
     other = tmp_path / "other data"
     shutil.copytree(data_dir, other)
     images = other / "KMNIST" / "raw" / "train-images-idx3-ubyte"
@@ -626,13 +637,13 @@ def test_other_data_are_refused(interrupted: Path, data_dir: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("path", ["latest/there/is/none", "{folder}"])
-def test_nothing_to_resume(path: str, tmp_path: Path) -> None:
+def test_resume_rejects_a_folder_without_a_run(path: str, tmp_path: Path) -> None:
     done = run_script("train", f"resume={path.format(folder=tmp_path)}")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_latest_is_a_run_that_can_be_resumed(
+def test_resume_latest_finds_a_run_that_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resuming, "ROOT", tmp_path)
@@ -650,18 +661,18 @@ def test_latest_is_a_run_that_can_be_resumed(
     (logs / "failed later" / "checkpoints").mkdir()
     (logs / "failed later" / reading.LAST).touch()
     for name in ("failed later", "interrupted", "killed at once"):
-        assert resuming.run_to_resume("latest") == logs / name
+        assert resuming.find_run_to_resume("latest") == logs / name
         reading.update_summary(logs / name, status="finished")
     with pytest.raises(ConfigError, match="has finished, or failed before its first checkpoint"):
-        resuming.run_to_resume("latest")
+        resuming.find_run_to_resume("latest")
 
 
-# numbers, ranks, records
+# losses that are not finite, ranks, metrics
 
 
-@pytest.mark.fault(Promise.NUMBERS, "a loss that overflows, in a run of one device or two")
+@pytest.mark.fault(Promise.NUMBERS, "an overflowing loss, on one device or two")
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.engines)])
-def test_what_is_not_finite_stays_out_of_the_weights(
+def test_a_loss_that_is_not_finite_does_not_reach_the_weights(
     devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -676,9 +687,9 @@ def test_what_is_not_finite_stays_out_of_the_weights(
 
 
 @pytest.mark.engines
-@pytest.mark.fault(Promise.RANKS, "rank 1 killed, or halted")
+@pytest.mark.fault(Promise.RANKS, "rank 1 killed or suspended")
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_dies_or_hangs_ends_the_run_which_goes_on(
+def test_a_run_fails_and_resumes_after_a_rank_dies_or_hangs(
     fault: signal.Signals, data_dir: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -700,14 +711,14 @@ def test_a_rank_that_dies_or_hangs_ends_the_run_which_goes_on(
     assert record(run_dir) == record(whole)
 
 
-def test_the_record_is_rewound(tmp_path: Path) -> None:
+def test_metrics_are_rewound_on_resume(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     rows = MetricsFile(path)
     for step in range(1, 4):
         rows.log_metrics({"train/loss": step / 2}, step=step)
     rows.log_metrics({"test/elbo": 1.0}, step=2)
     with path.open("ab") as file:
-        file.write(b"4,1.0")  # a line that a kill has cut
+        file.write(b"4,1.0")  # a line that a kill cut off
     MetricsFile(path).rewind(2)
     with path.open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
@@ -736,29 +747,31 @@ def test_the_record_is_rewound(tmp_path: Path) -> None:
         ("+optimizer.eps=1e-3", False),
     ],
 )
-def test_what_may_change_in_a_run_that_goes_on(
+def test_overrides_allowed_on_resume(
     typed: str, allowed: bool, data_dir: Path, tmp_path: Path
 ) -> None:
     cfg = reading.load_config(archived(data_dir, tmp_path))
     base = [*tiny(data_dir), *FAST, *BUDGET]
-    if typed.startswith("model/network="):  # which has not the keys of another
+    if typed.startswith("model/network="):  # its keys are not those of the default network
         base = [word for word in base if not word.startswith("model.network.")]
     composed = compose(*base, typed)
     if not allowed:
-        with pytest.raises(ConfigError, match="in the run"):
-            changes.apply(cfg, composed, [typed])
+        with pytest.raises(ConfigError, match="the run has"):
+            changes.apply_overrides(cfg, composed, [typed])
         return
-    assert len(changes.apply(cfg, composed, [typed])) == 1
-    assert changes.apply(cfg, composed, [typed]) == []
+    assert len(changes.apply_overrides(cfg, composed, [typed])) == 1
+    assert changes.apply_overrides(cfg, composed, [typed]) == []
 
 
-def test_the_fingerprint_is_of_what_changes_the_steps() -> None:
+def test_the_fingerprint_covers_settings_that_affect_training() -> None:
     conf = ROOT / "conf"
     default = changes.fingerprint(conf)
     same = ("logger=csv", "trainer.devices=2", "callbacks.figures=null", "data.data_dir=/x")
     assert changes.fingerprint(conf, same) == default
     for other in ("seed=2", "model=vae", "callbacks.ema=null", "trainer.max_epochs=3"):
         assert changes.fingerprint(conf, [other]) != default
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):  # within another
+    with hydra.initialize_config_dir(
+        str(conf), **INITIALIZE_OPTIONS
+    ):  # within another Hydra context
         assert changes.fingerprint(conf) == default
         assert hydra.compose("compare").keys() != hydra.compose("train").keys()

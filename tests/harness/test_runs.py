@@ -1,8 +1,6 @@
-"""What can be had from a run folder: scores, pictures and the model."""
+"""Generating images from a run folder, and loading its model."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +14,10 @@ from cvae.models import CVAE
 from harness.contract.errors import ConfigError
 from harness.run_folder import checkpoints, folder, loading, reading
 from harness.run_folder.folder import RunFolder
-from tests.conftest import ROOT, clean_environment, run_script
+from tests.conftest import NUM_TEST, ROOT, run_script, run_warm
 
 
-def test_generate_writes_what_was_asked_for(finished_run: Path, tmp_path: Path) -> None:
+def test_generate_writes_png_and_npy(finished_run: Path, tmp_path: Path) -> None:
     output = tmp_path / "some digits.png"
     arguments = [f"run={finished_run}", "label=7", "num_samples=16", "npy=true", f"output={output}"]
     done = run_script("generate", *arguments)
@@ -29,20 +27,20 @@ def test_generate_writes_what_was_asked_for(finished_run: Path, tmp_path: Path) 
     assert array.shape == (16, 28, 28)
     assert array.dtype == np.uint8
     with Image.open(output) as picture:
-        assert picture.size == (18 + 8 * 58, 37 + 2 * 58)  # two rows of eight
+        assert picture.size == (18 + 8 * 58, 37 + 2 * 58)  # two rows of eight images
     again = run_script("generate", *arguments[:-1], f"output={tmp_path / 'again.png'}")
     assert again.returncode == 0
     assert (tmp_path / "again.png").read_bytes() == output.read_bytes()  # seed=0 is the default
 
 
-def test_generate_names_a_picture_by_what_it_shows(finished_run: Path) -> None:
-    """Rows follow the order of the labels and show the images that each label alone gives."""
+def test_generate_names_pictures_by_their_settings(finished_run: Path) -> None:
+    """Rows are in the order of the labels, with the images of each label alone."""
     images = {}
     for typed, name in (
         ("label=7 num_samples=4", "label-7-seed-0-samples-4"),
         ("label=7", "label-7-seed-0"),
         ("label=7,3 num_samples=4", "label-7-3-seed-0-samples-4"),
-        ("label=[3] temperature=0.7 binary=true", "label-3-seed-0-temperature-0.7-binary"),
+        ("label=[3] temperature=0.7 sample_pixels=true", "label-3-seed-0-temperature-0.7-sampled"),
         (f"label=3 run={{}}/{reading.LAST}", "label-3-seed-0-last"),
     ):
         words = [f"run={finished_run}", *(w.format(finished_run) for w in typed.split(" "))]
@@ -61,16 +59,16 @@ def test_generate_names_a_picture_by_what_it_shows(finished_run: Path) -> None:
 
 
 def test_a_picture_of_one_label_has_rows_of_equal_length(tmp_path: Path) -> None:
-    """The rest of the last row is blank paper, not black."""
+    """The rest of the last row is white."""
     for count, rows, columns in ((7, 1, 7), (16, 2, 8), (11, 2, 6), (21, 3, 7)):
-        (path,) = sampling.save(torch.ones(1, count, 28, 28), tmp_path / "x.png", 7)
+        (path,) = sampling.save(torch.ones(1, count, 1, 28, 28), tmp_path / "x.png", ["7"])
         with Image.open(path) as picture:
             assert picture.size == (18 + columns * 58, 27 + rows * 58 + 10)
             pixels = np.array(picture)[26:]
         assert not (pixels < 128).any()
 
 
-def test_generate_says_what_it_replaces(finished_run: Path, tmp_path: Path) -> None:
+def test_generate_reports_replaced_files(finished_run: Path, tmp_path: Path) -> None:
     words = [f"run={finished_run}", "label=7", f"output={tmp_path}/x.png"]
     first, second = run_script("generate", *words), run_script("generate", *words)
     assert first.stderr == ""
@@ -78,7 +76,7 @@ def test_generate_says_what_it_replaces(finished_run: Path, tmp_path: Path) -> N
     assert first.stdout == second.stdout
 
 
-def test_generate_has_a_place_of_its_own(finished_run: Path) -> None:
+def test_generate_writes_into_the_run_folder(finished_run: Path) -> None:
     checkpoint = finished_run / "checkpoints" / "best.ckpt"
     done = run_script("generate", f"run={checkpoint}", "label=all", "num_samples=3", "seed=5")
     assert done.returncode == 0, done.stderr
@@ -87,19 +85,42 @@ def test_generate_has_a_place_of_its_own(finished_run: Path) -> None:
     assert written.is_file()
 
 
-def test_the_last_weights_do_not_stand_in_for_the_best(finished_run: Path, tmp_path: Path) -> None:
-    """Of a run that has had a best; one that is under way is read from what there is."""
+def test_a_folder_of_several_runs_names_one(tmp_path: Path) -> None:
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / reading.CONFIG).touch()
+    with pytest.raises(ConfigError, match=f"several runs; name one, such as {tmp_path / '0'}"):
+        loading.find_run(tmp_path)
+
+
+def test_embed_writes_the_latents_of_a_split(finished_run: Path, tmp_path: Path) -> None:
+    done = run_script("embed", f"run={finished_run}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{finished_run / 'latents' / 'test.npz'}\n"
+    with np.load(finished_run / "latents" / "test.npz") as latents:
+        assert list(latents) == ["mean", "sd", "labels", "indices"]
+        assert latents["mean"].shape == latents["sd"].shape == (NUM_TEST, 3)
+        assert (latents["labels"] == np.arange(NUM_TEST) % 10).all()
+    last = run_script("embed", f"run={finished_run / reading.LAST}", "split=train")
+    assert last.stdout == f"{finished_run / 'latents' / 'train-last.npz'}\n"
+    done = run_script("embed", f"run={finished_run}", f"output={tmp_path}/x.png")
+    assert done.returncode == 2
+    assert done.stderr == f"error: output={tmp_path}/x.png: must end in .npz\n"
+
+
+def test_a_missing_best_checkpoint_is_an_error(finished_run: Path, tmp_path: Path) -> None:
+    """A run that is still training is read from its last checkpoint instead."""
     run_dir = tmp_path / "run"
     shutil.copytree(finished_run, run_dir)
     (run_dir / reading.BEST).unlink()
     with pytest.raises(ConfigError, match=r"best\.ckpt is gone"):
         loading.find_run(run_dir)
     assert loading.find_run(run_dir / reading.LAST) == (run_dir, run_dir / reading.LAST)
-    RunFolder(run_dir).begin(step=1)
+    RunFolder(run_dir).record_start(step=1)
     assert loading.find_run(run_dir) == (run_dir, run_dir / reading.LAST)
 
 
-def test_a_model_is_loaded_in_a_line(finished_run: Path) -> None:
+def test_load_run_returns_the_model(finished_run: Path) -> None:
     for place in (finished_run, finished_run / "checkpoints" / "last.ckpt"):
         model = load_run(place)
         assert isinstance(model, CVAE)
@@ -107,7 +128,7 @@ def test_a_model_is_loaded_in_a_line(finished_run: Path) -> None:
         assert model.sample(y=7, num_samples=2).shape == (2, 1, 28, 28)
 
 
-def test_a_checkpoint_stands_alone(finished_run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_loads_without_its_run_folder(finished_run: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.ckpt"
     shutil.copy(finished_run / "checkpoints" / "best.ckpt", alone)
     one, two = load_run(alone), load_run(finished_run)
@@ -115,7 +136,7 @@ def test_a_checkpoint_stands_alone(finished_run: Path, tmp_path: Path) -> None:
     assert torch.equal(one.sample([1, 2, 3], z), two.sample([1, 2, 3], z))
 
 
-def test_a_run_from_before_priors_had_a_name_is_loaded(finished_run: Path, tmp_path: Path) -> None:
+def test_a_config_without_a_prior_loads(finished_run: Path, tmp_path: Path) -> None:
     old = tmp_path / "old.ckpt"
     checkpoint = loading.load_checkpoint(finished_run / "checkpoints" / "best.ckpt")
     del checkpoint["config"]["model"]["prior"]
@@ -125,7 +146,7 @@ def test_a_run_from_before_priors_had_a_name_is_loaded(finished_run: Path, tmp_p
     assert torch.equal(load_run(old).sample([1, 2, 3], z), expected)
 
 
-def test_what_cannot_be_loaded_is_explained(finished_run: Path, tmp_path: Path) -> None:
+def test_errors_of_loading_are_explained(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         load_run(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="no checkpoint"):
@@ -140,7 +161,7 @@ def test_what_cannot_be_loaded_is_explained(finished_run: Path, tmp_path: Path) 
     checkpoint = torch.load(finished_run / "checkpoints" / "best.ckpt", weights_only=True)
     checkpoint["config"]["model"]["latent_dim"] = 5
     checkpoints.save(checkpoint, bad)
-    with pytest.raises(ConfigError, match="another model"):
+    with pytest.raises(ConfigError, match="the weights do not fit the model"):
         load_run(bad)
 
 
@@ -156,7 +177,7 @@ def test_short_keys_are_unique() -> None:
     }
 
 
-def test_the_archive_is_the_whole_run(finished_run: Path) -> None:
+def test_the_archived_config_is_resolved(finished_run: Path) -> None:
     cfg = reading.load_config(finished_run)
     assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(cfg, resolve=True)
     assert Path(cfg.data.data_dir).is_absolute()
@@ -170,16 +191,15 @@ def test_latest_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("one", "two"):
         run_dir = tmp_path / "logs" / "train" / name
         run_dir.mkdir(parents=True)
-        folder.point_latest(run_dir)
+        folder.update_latest_link(run_dir)
         assert (tmp_path / "logs" / "latest").resolve() == run_dir
-    folder.point_latest(tmp_path / "elsewhere")
+    folder.update_latest_link(tmp_path / "elsewhere")
     assert (tmp_path / "logs" / "latest").resolve() == run_dir
     assert sorted(p.name for p in (tmp_path / "logs").iterdir()) == ["latest", "train"]
 
 
 READS = """
 import sys
-sys.path.insert(0, {source!r})
 from pathlib import Path
 from harness.run_folder import checkpoints, trust
 from harness.run_folder.folder import RunFolder
@@ -198,23 +218,17 @@ launch(RunFolder(Path(sys.argv[1])))
 """
 
 
-def test_a_run_that_is_resumed_reads_each_of_its_files_once(
-    finished_run: Path, tmp_path: Path
-) -> None:
+def test_resume_reads_each_file_once(finished_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("wandb", "figures"))
-    cfg = reading.load_foreign_config(copy)
+    cfg = reading.load_untrusted_config(copy)
     cfg.trainer.max_epochs, cfg.logger = 3, None
     RunFolder(copy).write_config(cfg)
     reading.update_summary(copy, status="interrupted")
-    done = subprocess.run(
-        [sys.executable, "-c", READS.format(source=str(ROOT / "src")), str(copy)],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    script = tmp_path / "reads.py"
+    script.write_text(READS)
+    done = run_warm(script, [str(copy)], ROOT, 120)
     assert done.returncode == 0, done.stdout + done.stderr
     read = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("read ")]
-    # the best weights are those of this very process, read back to be tested
+    # best.ckpt is read for the test
     assert sorted(read) == ["best.ckpt", "config.yaml", "last.ckpt"]

@@ -1,4 +1,4 @@
-"""A search: what it draws from, what it survives, what it leaves."""
+"""Hyperparameter search: distributions, resume after a kill, pruning, results."""
 
 import json
 import signal
@@ -42,44 +42,44 @@ DRAWN = [
 
 
 @pytest.mark.parametrize(("text", "drawn_from"), DRAWN, ids=[t for t, _ in DRAWN])
-def test_hydras_grammar_is_what_optuna_draws_from(text: str, drawn_from: Any) -> None:
-    assert search.distribution(parsed(text)) == drawn_from
+def test_hydra_syntax_becomes_optuna_distributions(text: str, drawn_from: Any) -> None:
+    assert search.to_distribution(parsed(text)) == drawn_from
 
 
 @pytest.mark.parametrize("text", ["interval(2,1)", "tag(log,interval(0,1))", "range(3,3)"])
-def test_what_cannot_be_searched_is_refused(text: str) -> None:
+def test_invalid_ranges_are_rejected(text: str) -> None:
     with pytest.raises(ConfigError):
-        search.distribution(parsed(text))
+        search.to_distribution(parsed(text))
 
 
 def test_a_value_that_is_not_finite_is_a_failed_trial(tmp_path: Path) -> None:
     study = search.open_study(tmp_path, {})
     space = {"x": optuna.distributions.FloatDistribution(0, 1)}
     for value in (1.0, float("nan"), float("inf")):
-        (trial,) = search.ask(study, tmp_path, space, "a", 9, 1)
-        search.tell(study, trial, "finished", value)
-    (trial,) = search.ask(study, tmp_path, space, "a", 9, 1)
-    search.tell(study, trial, "pruned", float("nan"))
+        (trial,) = search.next_trials(study, tmp_path, space, "a", 9, 1)
+        search.record_result(study, trial, "finished", value)
+    (trial,) = search.next_trials(study, tmp_path, space, "a", 9, 1)
+    search.record_result(study, trial, "pruned", float("nan"))
     assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "FAIL", "PRUNED"]
     assert study.best_value == 1.0
 
 
-def test_the_trials_of_a_dead_worker_are_tried_again(tmp_path: Path) -> None:
+def test_trials_of_a_dead_worker_are_requeued(tmp_path: Path) -> None:
     space = {"x": optuna.distributions.FloatDistribution(0, 1)}
     study = search.open_study(tmp_path, {})
-    (lost,) = search.ask(study, tmp_path, space, "dead", 2, 1)
-    with search.worker(tmp_path, "alive"):
-        (kept,) = search.ask(study, tmp_path, space, "alive", 2, 1)
-        assert kept.params == lost.params  # queued again, and first in the queue
-        (other,) = search.ask(study, tmp_path, space, "alive", 2, 1)
+    (lost,) = search.next_trials(study, tmp_path, space, "dead", 2, 1)
+    with search.worker_lock(tmp_path, "alive"):
+        (kept,) = search.next_trials(study, tmp_path, space, "alive", 2, 1)
+        assert kept.params == lost.params  # requeued first
+        (other,) = search.next_trials(study, tmp_path, space, "alive", 2, 1)
         assert (
-            search.ask(study, tmp_path, space, "alive", 2, 1) == []
-        )  # the lost one is not counted
+            search.next_trials(study, tmp_path, space, "alive", 2, 1) == []
+        )  # the lost trial does not count
     assert other.params != kept.params
     assert study.trials[lost.number].state.name == "FAIL"
 
 
-def test_a_study_keeps_to_its_space(tmp_path: Path) -> None:
+def test_a_study_rejects_another_search_space(tmp_path: Path) -> None:
     search.open_study(tmp_path, {"model.latent_dim": "choice(2,4)"})
     with pytest.raises(ConfigError, match=r"model\.latent_dim"):
         search.open_study(tmp_path, {"model.latent_dim": "choice(2,8)"})
@@ -95,7 +95,7 @@ def command(data_dir: Path, folder: Path, num_trials: int) -> list[str]:
     return ["-m", "hydra/sweeper=optuna", *tiny(data_dir), *FAST, *SPACE, *more]
 
 
-def test_a_search_that_was_killed_goes_on_with_two_workers(data_dir: Path, tmp_path: Path) -> None:
+def test_a_killed_search_resumes_with_two_workers(data_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a search"
     typed = command(data_dir, folder, num_trials=5)
     script = [sys.executable, str(ROOT / "src/train.py")]
@@ -132,26 +132,26 @@ def test_a_search_that_was_killed_goes_on_with_two_workers(data_dir: Path, tmp_p
     assert f"value: {max(values)}" in (folder / "best.yaml").read_text()
 
 
-def test_a_trial_behind_the_others_is_known_as_such(tmp_path: Path) -> None:
+def test_a_trial_below_the_median_should_be_pruned(tmp_path: Path) -> None:
     study = search.open_study(tmp_path, {})
     pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=1)
     journal = tmp_path / JOURNAL
 
     def behind(value: float, epoch: int) -> bool:
-        return search.is_behind(journal, study.study_name, trial.number, value, epoch, pruner)
+        return search.should_prune(journal, study.study_name, trial.number, value, epoch, pruner)
 
-    (trial,) = search.ask(study, tmp_path, {}, "a", 9, 1)
+    (trial,) = search.next_trials(study, tmp_path, {}, "a", 9, 1)
     assert not any(behind(value, epoch) for epoch, value in enumerate((-90.0, -80.0, -70.0)))
-    search.tell(study, trial, "finished", -70.0)
-    (trial,) = search.ask(study, tmp_path, {}, "a", 9, 1)
-    assert not behind(-95.0, 0)  # it may warm up
-    assert not behind(-75.0, 1)  # ahead of the other at this epoch
+    search.record_result(study, trial, "finished", -70.0)
+    (trial,) = search.next_trials(study, tmp_path, {}, "a", 9, 1)
+    assert not behind(-95.0, 0)  # a warm-up epoch
+    assert not behind(-75.0, 1)  # better than the other trial at this epoch
     assert behind(-85.0, 2)
 
 
-def test_a_run_that_is_pruned_ends_there(data_dir: Path, tmp_path: Path) -> None:
+def test_a_pruned_run_stops(data_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "search"
-    below_zero = "{_target_:optuna.pruners.ThresholdPruner,lower:0}"  # where every bound is
+    below_zero = "{_target_:optuna.pruners.ThresholdPruner,lower:0}"  # every bound is below 0
     pruner = ["~hydra.sweeper.pruner", f"+hydra.sweeper.pruner={below_zero}"]
     typed = command(data_dir, folder, num_trials=1)
     done = run_script("train", *typed, *pruner, "trainer.devices=2", timeout=200)

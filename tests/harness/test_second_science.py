@@ -1,4 +1,4 @@
-"""Tests that a copy of the harness trains the classifier in second_science/ without cvae."""
+"""A copy of the harness trains the classifier in second_science/ without the package of src/."""
 
 import csv
 import inspect
@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from harness.config import science
-from harness.config.instantiation import check_classes
-from harness.contract.errors import ConfigError
+from harness.config.checks import check_arguments, train_arguments
+from harness.config.schemas import wrong_values
+from harness.contract.settings import Positive
+from tests import PACKAGE
 from tests.conftest import ROOT, run_warm
 
 SCIENCE = ROOT / "tests" / "harness" / "second_science"
 MACHINERY = ("harness", "hydra_plugins", "train.py", "compare.py")
-GENERIC = (  # files of conf/ that name nothing of cvae
+GENERIC = (  # files of conf/ that name nothing of the science
     "trainer/default.yaml",
     "device/cpu.yaml",
     "hydra/train.yaml",
@@ -59,7 +61,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with the harness and the classifier, without cvae."""
+    """Return a project with the harness and the classifier only."""
     copy = tmp_path_factory.mktemp("second") / "a project"
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(SCIENCE / "conf", copy / "conf")
@@ -72,8 +74,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / "src" / name, copy / "src" / name, ignore=ignored)
         else:
             shutil.copy(ROOT / "src" / name, copy / "src" / name)
-    # cvae may be installed in the environment
-    (copy / "src" / "cvae.py").write_text("raise ImportError('the harness must not need cvae')")
+    # the science may be installed in the environment
+    (copy / "src" / f"{PACKAGE}.py").write_text("raise ImportError('not needed by the harness')")
     (copy / "src" / "killed.py").write_text(KILLED)
     (copy / "src" / "loading.py").write_text(LOADING)
     return copy
@@ -81,7 +83,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(project: Path) -> Run:
-    """Run a script of the project with its folder as the current directory."""
+    """Return a function that runs a script of the project in the project folder."""
 
     def run_script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         script = project / "src" / f"{name}.py"
@@ -92,7 +94,7 @@ def run(project: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def one(project: Path, run: Run) -> Path:
-    """The folder of a finished run on one device."""
+    """Return the folder of a finished run on one device."""
     done = run("train", *SHORT, "hydra.run.dir=logs/one")
     assert done.returncode == 0, done.stdout + done.stderr
     return project / "logs" / "one"
@@ -126,7 +128,7 @@ def tensors(node: Any, key: str = "") -> Iterator[tuple[str, torch.Tensor]]:
             yield from tensors(child, f"{key}.{Path(str(name)).name}")
 
 
-def test_one_device(one: Path) -> None:
+def test_the_classifier_trains_on_one_device(one: Path) -> None:
     found = summary(one)
     assert (found["status"], found["name"], found["steps"]) == ("finished", "mlp-s1", 38)
     assert found["monitor"] == "val/accuracy"
@@ -139,7 +141,7 @@ def test_one_device(one: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sweep(project: Path, run: Run) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A sweep of two jobs on two devices each, one after the other; the first job fails."""
+    """Return the folder and the output of a sweep of two jobs on two devices; the first fails."""
     done = run(
         "train",
         *("-m", *SHORT, "trainer.devices=2", "scheduler.max_lr=1e30,0.1"),
@@ -160,7 +162,7 @@ def test_a_job_that_fails_does_not_stop_the_sweep(
     assert "train.py rerun=logs/sweep" in done.stdout
 
 
-def test_two_devices_take_the_steps_of_one(
+def test_one_device_and_two_take_the_same_steps(
     sweep: tuple[Path, subprocess.CompletedProcess[str]], one: Path
 ) -> None:
     """The last batch of an epoch has one row, so one of the two devices has no row."""
@@ -188,7 +190,7 @@ def test_a_killed_run_resumes_exactly(project: Path, run: Run, one: Path) -> Non
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_compare(project: Path, run: Run, one: Path) -> None:
+def test_compare_reads_the_run(project: Path, run: Run, one: Path) -> None:
     done = run("compare", "runs=logs/one")
     assert done.returncode == 0, done.stdout + done.stderr
     value = f"{summary(one)['metrics']['test/accuracy']:.3f}"
@@ -205,12 +207,14 @@ def test_compare(project: Path, run: Run, one: Path) -> None:
         ("modle.hidden_dim=3", "there is no key modle.hidden_dim; did you mean model.hidden_dim?"),
         (
             "+data.nosie=0.2",
-            "data.nosie: digits_classifier.data.DigitsDataModule does not take it; did you mean "
+            "data.nosie=0.2: digits_classifier.data.DigitsDataModule has no such key; did you mean "
             "data.noise?",
         ),
     ],
 )
-def test_what_is_misspelt_is_told_in_a_line(project: Path, run: Run, typed: str, told: str) -> None:
+def test_a_misspelt_override_fails_with_one_line(
+    project: Path, run: Run, typed: str, told: str
+) -> None:
     done = run("train", typed, "hydra.run.dir=logs/misspelt")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
@@ -220,19 +224,24 @@ def test_what_is_misspelt_is_told_in_a_line(project: Path, run: Run, typed: str,
 
 
 class Taking:
-    """A module whose constructor names a top-level setting of train.yaml."""
+    """A module whose constructor takes top-level settings of train.yaml."""
 
-    def __init__(self, smoke: bool, **given: Any) -> None: ...
-
-
-def test_a_module_may_take_a_setting_of_the_top_level() -> None:
-    cfg = {"module": {"_target_": f"{__name__}.Taking"}}
-    with pytest.raises(ConfigError, match=r"module\.smoke: is not set"):
-        check_classes(cfg)
-    check_classes({**cfg, "smoke": False})
+    def __init__(self, smoke: bool, sharpness: Positive, **given: Any) -> None: ...
 
 
-def test_load_run(run: Run, one: Path) -> None:
+def test_a_module_may_have_top_level_settings() -> None:
+    module = {"_target_": f"{__name__}.Taking"}
+    given = {"module": module, "smoke": False}
+    assert list(check_arguments(given)) == [
+        "module.sharpness: missing; it must be a number above 0"
+    ]
+    assert list(check_arguments({**given, "sharpness": 2.0})) == []
+    model = train_arguments(given).model
+    (wrong,) = wrong_values(model, {"sharpness": 0, "smoke": True})
+    assert wrong == ("sharpness", "a number above 0")
+
+
+def test_load_run_returns_the_classifier(run: Run, one: Path) -> None:
     """Without trust=, because the class of the model is defined in src/."""
     done = run("loading")
     kind, accuracy = done.stdout.rsplit(maxsplit=1)
@@ -240,7 +249,7 @@ def test_load_run(run: Run, one: Path) -> None:
     assert float(accuracy) == pytest.approx(summary(one)["metrics"]["test/accuracy"])
 
 
-PAGE = (ROOT / "docs" / "harness.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "design" / "harness.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +267,7 @@ def test_the_example_is_short() -> None:
     assert f"{count} lines" in PAGE
 
 
-def test_the_page_lists_what_a_science_may_answer() -> None:
-    asked = re.findall(r'_asked\(\s*"(\w+)"', inspect.getsource(science))
+def test_the_page_lists_every_name_of_settings_py() -> None:
+    asked = re.findall(r'_setting\(\s*"(\w+)"', inspect.getsource(science))
     section = PAGE.partition("## settings.py")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)", section, re.MULTILINE) == asked

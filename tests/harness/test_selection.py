@@ -12,7 +12,6 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from harness.config import paths
-from harness.config.checks import validate
 from harness.contract.errors import ConfigError
 from harness.reports import comparison, run_results
 from harness.run_folder import checkpoints, folder, loading, reading
@@ -21,7 +20,7 @@ from harness.sweeps.pruning import Pruning
 from harness.training.run import train
 from tests.conftest import run_script, tiny
 from tests.harness.test_training import objects, pytestmark, rows, summary  # noqa: F401
-from tests.project.test_conf import compose, plain
+from tests.project.test_conf import compose, problems_of
 from tests.tally import Promise
 
 DISTANCE = """
@@ -86,10 +85,10 @@ def test_loading_a_run_loads_the_best_epoch(own_metric: Path, tmp_path: Path) ->
     model = loading.load_run(own_metric, "own")
     saved = loading.model_weights(loading.load_checkpoint(best))
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
-    # an unfinished run names its best in the last checkpoint
+    # in an unfinished run, the last checkpoint names the best
     copy = tmp_path / "moved"
     shutil.copytree(own_metric, copy)
-    RunFolder(copy).begin(step=1)
+    RunFolder(copy).record_start(step=1)
     assert loading.find_run(copy)[1] == copy / "checkpoints" / "epoch=01.ckpt"
     (copy / "checkpoints" / "epoch=01.ckpt").unlink()
     assert loading.find_run(copy)[1] == copy / reading.LAST
@@ -109,8 +108,8 @@ def test_a_users_metrics_are_compared(own_metric: Path) -> None:
     assert isinstance(run, run_results.Run)
     assert run.metrics["val/distance"] == 0.0
     assert run.metrics["test/distance"] == 7.0
-    near = comparison.group("near", [run])
-    far = comparison.group("far", [run._replace(metrics={"test/distance": 9.0})])
+    near = comparison.make_group("near", [run])
+    far = comparison.make_group("far", [run._replace(metrics={"test/distance": 9.0})])
     assert comparison.sort_groups([far, near], "test/distance") == [near, far]
 
 
@@ -156,7 +155,7 @@ def test_a_users_metrics_are_compared(own_metric: Path) -> None:
 def test_settings_that_would_select_other_weights_are_rejected(
     overrides: list[str], said: str
 ) -> None:
-    problems = validate(plain(compose(*(quoted(o) for o in overrides))))
+    problems = problems_of(*(quoted(o) for o in overrides))
     assert len(problems) == 1, problems
     assert said in problems[0]
 
@@ -187,10 +186,10 @@ def quoted(override: str) -> str:
     ],
 )
 def test_settings_that_select_the_best_weights_are_accepted(overrides: list[str]) -> None:
-    assert validate(plain(compose(*overrides))) == []
+    assert problems_of(*overrides) == []
 
 
-@pytest.mark.fault(Promise.CHECKPOINTS, "another kind of checkpoint in place of the last")
+@pytest.mark.fault(Promise.CHECKPOINTS, "a checkpoint without resume state in place of the last")
 def test_a_checkpoint_without_resume_state_is_skipped(own_metric: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -198,19 +197,19 @@ def test_a_checkpoint_without_resume_state_is_skipped(own_metric: Path, tmp_path
     of_best = loading.load_checkpoint(own_metric / "checkpoints" / "epoch=01.ckpt")
     checkpoints.save({**of_best, "global_step": 999}, folder / "best.ckpt")
     (folder / checkpoints.LAST).symlink_to(folder / "best.ckpt")  # as save_last=link writes it
-    found, _, skipped = checkpoints.newest_good(folder, "last*.ckpt", checkpoints.TO_RESUME)
+    found, _, skipped = checkpoints.find_newest(folder, "last*.ckpt", checkpoints.RESUME_KEYS)
     assert found == folder / checkpoints.PREVIOUS
     assert len(skipped) == 1
     assert "last.ckpt: cannot be resumed from" in skipped[0]
 
 
-def test_the_best_is_known_by_the_last_checkpoint(own_metric: Path) -> None:
+def test_the_last_checkpoint_names_the_best(own_metric: Path) -> None:
     assert loading.load_checkpoint(own_metric / reading.LAST)["best"] == "epoch=01.ckpt"
 
 
 def test_the_last_checkpoint_names_the_epoch_to_resume_with(own_metric: Path) -> None:
     last = loading.load_checkpoint(own_metric / reading.LAST)
-    assert last["epoch"] == last["position"][0] == 4  # of 4 epochs, from 0: the one after the last
+    assert last["epoch"] == last["position"][0] == 4  # counted from 0, after 4 epochs
     assert last["global_step"] == summary(own_metric)["steps"]
 
 
@@ -246,10 +245,10 @@ def test_measuring_commands_leave_latest_alone(
     monkeypatch.setattr(folder, "ROOT", tmp_path)
     for name in ("train/mine", "sweeps/mine/0"):
         (tmp_path / "logs" / name).mkdir(parents=True)
-        folder.point_latest(tmp_path / "logs" / name)
+        folder.update_latest_link(tmp_path / "logs" / name)
         assert (tmp_path / "logs" / "latest").resolve() == tmp_path / "logs" / name
     for name in ("bench", "anything"):
-        folder.point_latest(tmp_path / "logs" / name / "run")
+        folder.update_latest_link(tmp_path / "logs" / name / "run")
     assert (tmp_path / "logs" / "latest").resolve() == tmp_path / "logs" / "sweeps" / "mine" / "0"
 
 
@@ -258,12 +257,12 @@ def test_every_validation_of_a_search_is_reported(
 ) -> None:
     reported: list[int] = []
 
-    def is_behind(*given: Any) -> bool:
+    def should_prune(*given: Any) -> bool:
         reported.append(given[4])
         return False
 
     monkeypatch.setitem(
-        sys.modules, "harness.sweeps.search", types.SimpleNamespace(is_behind=is_behind)
+        sys.modules, "harness.sweeps.search", types.SimpleNamespace(should_prune=should_prune)
     )
     given = [Pruning(str(tmp_path), "study", 0, "val/elbo", None)]
     module, data, trainer = objects(

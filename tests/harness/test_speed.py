@@ -1,4 +1,4 @@
-"""What a step costs, in counts that no machine changes: operators, reads by the host, imports."""
+"""Cost of a training step in counts that do not depend on the machine: operators and imports."""
 
 import subprocess
 import sys
@@ -22,11 +22,11 @@ from harness.contract.sampler import GlobalBatchSampler
 from tests.conftest import ROOT, clean_environment, tiny
 from tests.project.test_conf import compose
 
-READS = "aten._local_scalar_dense.default"  # the host waits for a number of the device
+READS = "aten._local_scalar_dense.default"  # on a GPU, this call synchronizes
 
 
 class Counts(TorchDispatchMode):
-    """Counts the operators that are dispatched while it is on."""
+    """Count the operators that are dispatched in this context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Counts(TorchDispatchMode):
 
 
 class CountSteps(Callback):
-    """The operators of two whole steps, from one batch's start to another's."""
+    """Count the operators of two steps, from the start of a batch."""
 
     def __init__(self) -> None:
         self.mode = Counts()
@@ -53,7 +53,7 @@ class CountSteps(Callback):
 
 
 class Uncounted(EMA):
-    """Leaves out what the average reads of its own count; another test says where that is."""
+    """EMA whose operators are not counted: it reads a counter on the CPU (tested below)."""
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
         with torch.utils._python_dispatch._disable_current_modes():
@@ -64,7 +64,7 @@ class Uncounted(EMA):
 def steps(
     request: pytest.FixtureRequest, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Counter[str]:
-    """The operators of two steps of the default run, as on a CPU or as on a GPU."""
+    """Return the operators of two steps of the default run, as on a CPU or a GPU."""
     from harness.contract import module as contract
     from harness.run_folder.folder import RunFolder
     from harness.training.build import build
@@ -87,13 +87,13 @@ def steps(
 
 
 @pytest.mark.parametrize("steps", ["gpu"], indirect=True)
-def test_no_step_waits_for_the_device(steps: Counter[str]) -> None:
+def test_steps_do_not_synchronize_with_the_gpu(steps: Counter[str]) -> None:
     assert steps["aten._fused_adamw_.default"] > 0
     assert steps[READS] == 0
 
 
-def test_the_average_is_on_the_device_and_its_count_on_the_host() -> None:
-    """The device is one without numbers: to read one of it is an error."""
+def test_the_average_is_on_the_device_and_its_count_on_the_cpu() -> None:
+    """On the meta device, reading a value is an error."""
     module = nn.Linear(3, 2)
     average = EMA(0.5)
     average._average_model = AveragedModel(module, multi_avg_fn=average._average)
@@ -108,7 +108,7 @@ def test_the_average_is_on_the_device_and_its_count_on_the_host() -> None:
 
 @pytest.mark.parametrize("steps", ["cpu"], indirect=True)
 def test_a_step_has_few_operators(steps: Counter[str]) -> None:
-    """One block a side here; the ceilings are what it takes now, and a tenth."""
+    """With one block in encoder and decoder; the limits are 10 % above the present counts."""
     assert 0 < steps[READS] <= 2 * 2
     assert 100 < sum(steps.values()) / 2 < 475
 
@@ -125,7 +125,7 @@ def test_a_batch_has_few_operators(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("augmentation", [None, partial(Warp, affine=0.1, elastic=0.5)])
 def test_a_resident_batch_is_made_on_its_device(data_dir: Path, augmentation: Any) -> None:
-    """The device is one without numbers: neither host memory nor a number is in the way."""
+    """On the meta device, copies from the CPU and reading a value are errors."""
     warp = augmentation and partial(augmentation, share=0.5, until=1.0)
     data = MNISTDataModule(data_dir, "KMNIST", batch_size=32, validation_size=45, augmentation=warp)
     data.setup()
@@ -139,7 +139,7 @@ def test_a_resident_batch_is_made_on_its_device(data_dir: Path, augmentation: An
     assert eps.device.type == "meta"
 
 
-def test_training_imports_no_more_than_it_needs() -> None:
+def test_training_imports_no_optional_packages() -> None:
     script = (
         "import sys, harness.training.run, cvae.callbacks; "
         "print(*{m.split('.')[0] for m in sys.modules})"

@@ -15,10 +15,10 @@ def test_runs_are_averaged_with_the_sample_standard_deviation() -> None:
         run_results.Run(Path(str(i)), {}, i, {"test/nll_k50": value}, {"test/nll_k50": "nats"})
         for i, value in enumerate((80.0, 82.0, 87.0))
     ]
-    found = comparison.group("all", runs).statistics["test/nll_k50"]
+    found = comparison.make_group("all", runs).statistics["test/nll_k50"]
     assert found.mean == pytest.approx(83.0)
     assert found.std == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
-    assert comparison.group("one", runs[:1]).statistics["test/nll_k50"].std is None
+    assert comparison.make_group("one", runs[:1]).statistics["test/nll_k50"].std is None
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_runs_are_averaged_with_the_sample_standard_deviation() -> None:
 )
 def test_the_best_group_comes_first_by_every_metric(metric: str, lower_is_better: bool) -> None:
     groups = [
-        comparison.group(name, [run_results.Run(Path(name), {}, 1, {metric: value}, {})])
+        comparison.make_group(name, [run_results.Run(Path(name), {}, 1, {metric: value}, {})])
         for name, value in (("low", 0.1), ("high", 0.9))
     ]
     lower = yaml.safe_load((ROOT / "conf" / "compare.yaml").read_text())["lower_is_better"]
@@ -52,4 +52,6 @@ def test_shares_are_shown_as_percentages() -> None:
         run_results.Run(Path(str(i)), {}, i, {"samples/cas": value}, {"samples/cas": "%"})
         for i, value in enumerate((0.98, 0.99))
     ]
-    assert comparison.cell(comparison.group("all", runs), "samples/cas") == "98.50 ± 0.71%"
+    assert (
+        comparison.format_cell(comparison.make_group("all", runs), "samples/cas") == "98.50 ± 0.71%"
+    )

@@ -1,4 +1,4 @@
-"""Sweeps: a folder and a process for each job, whatever happens to the others."""
+"""Sweeps: each job has its folder and process and does not depend on the others."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from harness.contract import files
 from harness.run_folder import reading
 from harness.run_folder.folder import RunFolder
 from harness.sweeps import jobs
-from tests.conftest import ROOT, clean_environment, run_script, tiny
+from tests.conftest import ROOT, clean_environment, run_fork, run_script, tiny
 from tests.tally import Promise
 
 FAST = ["callbacks.figures=null", "device=cpu"]
@@ -37,7 +37,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 
 def processes_about(folder: Path) -> list[str]:
-    """Processes that name a folder on their command line, once they had time to save and end."""
+    """Wait for processes with this folder on their command line; return those that remain."""
     for _ in range(150):
         command = ["pgrep", "-f", str(folder)]
         found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
@@ -53,7 +53,7 @@ def folders(sweep: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pair(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of two jobs on two devices each."""
+    """Return a sweep of two jobs on two devices each."""
     sweep = tmp_path_factory.mktemp("sweeps") / "two by two"
     more = ["model.latent_dim=2,4", "trainer.devices=2", f"hydra.sweep.dir={sweep}"]
     done = run_script("train", "-m", *tiny(data_dir), *FAST, *more)
@@ -69,10 +69,9 @@ def test_two_jobs_on_two_devices_are_two_runs(pair: Path) -> None:
     assert [t["devices"] for t in told] == [2, 2]
     assert [t["swept"] for t in told] == [["model.latent_dim=2"], ["model.latent_dim=4"]]
     assert len({t["run_id"] for t in told}) == 2
-    assert processes_about(pair) == []
 
 
-def test_each_job_is_a_run_of_its_own_in_the_group_of_its_sweep(pair: Path) -> None:
+def test_each_job_is_a_wandb_run_in_the_group_of_its_sweep(pair: Path) -> None:
     for name in folders(pair):
         (offline,) = (pair / name / "wandb").glob("offline-run-*")
         assert offline.name.endswith(summary(pair / name)["run_id"])
@@ -80,7 +79,7 @@ def test_each_job_is_a_run_of_its_own_in_the_group_of_its_sweep(pair: Path) -> N
         assert (tracked.group, tracked.job_type) == (pair.name, "train")
 
 
-def test_a_job_that_fails_is_told_and_the_others_go_on(data_dir: Path, tmp_path: Path) -> None:
+def test_a_failed_job_is_reported_and_the_others_continue(data_dir: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     (tmp_path / "fragile.py").write_text(NETWORK)
     more = ["model.network._target_=fragile.Fragile", "model.latent_dim=3,2", "logger=csv"]
@@ -106,9 +105,9 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(data_dir: Path, tmp_path:
     done = run_script("train", f"rerun={sweep}", PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
     assert "trust=fragile" in done.stderr
-    with RunFolder(sweep / "0").claimed():
+    with RunFolder(sweep / "0").lock():
         done = run_script("train", f"rerun={sweep}", "trust=fragile", PYTHONPATH=str(tmp_path))
-    assert "left alone" in done.stdout
+    assert "skipped, another process is training it" in done.stdout
     assert summary(sweep / "0")["error"] == "ZeroDivisionError: as planned"
     done = run_script("train", f"rerun={sweep}", "trust=fragile", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -120,7 +119,7 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(data_dir: Path, tmp_path:
 
     done = run_script("train", f"rerun={sweep}", "seed=3")
     assert done.returncode == 2
-    assert "seed: rerun= takes the settings of the sweep" in done.stderr
+    assert "seed: rerun= keeps the settings of the sweep" in done.stderr
 
     done = run_script("train", f"rerun={sweep}")
     assert done.returncode == 0
@@ -137,7 +136,7 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(data_dir: Path, tmp_path:
         pytest.param(signal.SIGKILL, 2, 1, marks=pytest.mark.engines),
     ],
 )
-def test_a_sweep_that_is_stopped_leaves_nothing_running(
+def test_a_stopped_sweep_leaves_no_process(
     number: signal.Signals, jobs: int, devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
     sweep = tmp_path / "sweep"
@@ -177,7 +176,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("typed", "said"), REFUSED, ids=[t[0] for t, _ in REFUSED])
-def test_what_cannot_be_swept_is_refused(typed: list[str], said: str, tmp_path: Path) -> None:
+def test_invalid_sweeps_are_rejected(typed: list[str], said: str, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     done = run_script("train", "-m", "seed=1,2", *typed, f"hydra.sweep.dir={sweep}")
     assert done.returncode == 2, done.stderr
@@ -186,7 +185,7 @@ def test_what_cannot_be_swept_is_refused(typed: list[str], said: str, tmp_path: 
     assert not sweep.exists()
 
 
-def test_a_folder_with_runs_is_not_swept_into(pair: Path) -> None:
+def test_a_sweep_rejects_a_folder_with_runs(pair: Path) -> None:
     before = (pair / "0" / "config.yaml").read_bytes()
     done = run_script("train", "-m", "seed=1,2", f"hydra.sweep.dir={pair}")
     assert done.returncode == 2
@@ -194,7 +193,7 @@ def test_a_folder_with_runs_is_not_swept_into(pair: Path) -> None:
     assert (pair / "0" / "config.yaml").read_bytes() == before
 
 
-def test_rerun_wants_a_folder_of_runs(tmp_path: Path) -> None:
+def test_rerun_rejects_a_folder_without_runs(tmp_path: Path) -> None:
     done = run_script("train", f"rerun={tmp_path}")
     assert done.returncode == 2
     assert "no runs" in done.stderr
@@ -205,7 +204,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "harness.training.launch", str(tmp_path)]
     parts = "data: {}\nmodel: {}\noptimizer: {}\n"
     files.write_text(tmp_path / reading.CONFIG, parts + "trainer: {accelerator: cpu, devices: 1}\n")
-    with RunFolder(tmp_path).claimed():
+    with RunFolder(tmp_path).lock():
         done = subprocess.run(
             command,
             env={**clean_environment(), "PYTHONPATH": str(ROOT / "src")},
@@ -215,34 +214,34 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
         )
     assert done.returncode == 2
     assert "another process trains this run" in done.stderr
-    with RunFolder(tmp_path).claimed():  # it is free again
+    with RunFolder(tmp_path).lock():  # the lock is released
         pass
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_shares_have_no_core_in_common(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_the_machine_are_disjoint(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8,9")
-    parts = machine.shares(count)
+    parts = machine.divide_machine(count)
     cores = [core for part in parts for core in part.cores]
     gpus = [gpu for part in parts for gpu in part.gpus]
     assert sorted(cores) == list(range(6))
     assert sorted(gpus) == ["4", "5", "6", "7", "8", "9"]
 
 
-def test_jobs_share_a_gpu_where_there_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_share_a_gpu_if_there_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    assert [part.gpus for part in machine.shares(2)] == [["7"], ["7"]]
+    assert [part.gpus for part in machine.divide_machine(2)] == [["7"], ["7"]]
 
 
-def test_what_was_swept() -> None:
+def test_swept_overrides() -> None:
     typed = ["model=vae", "seed=1,2"]
-    assert jobs.swept(["model=vae", "seed=1", "test=false"], typed) == ["seed=1"]
+    assert jobs.swept_overrides(["model=vae", "seed=1", "test=false"], typed) == ["seed=1"]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(5))
-def test_sweeps_leave_nothing_behind(part: int, data_dir: Path, tmp_path: Path) -> None:
+def test_sweeps_leave_no_processes_or_files(part: int, data_dir: Path, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     for i in range(4):
@@ -255,7 +254,6 @@ def test_sweeps_leave_nothing_behind(part: int, data_dir: Path, tmp_path: Path) 
 
 COMPOSES = """
 import sys
-sys.path.insert(0, {source!r})
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from harness.sweeps import jobs
 import train
@@ -268,7 +266,7 @@ def counted(self, *arguments, **named):
 
 ConfigLoaderImpl.load_sweep_config = counted
 jobs.run_jobs = lambda folders, *_: [0.0 for _ in folders]  # training is another test's
-jobs.report = lambda *_: True
+jobs.print_report = lambda *_: True
 sys.argv = ["train.py", "-m", "seed=1,2", *sys.argv[1:]]
 train.main()
 print(len(composed), len(set(composed)))
@@ -276,14 +274,9 @@ print(len(composed), len(set(composed)))
 
 
 def test_each_job_of_a_sweep_is_composed_once(data_dir: Path, tmp_path: Path) -> None:
-    script = COMPOSES.format(source=str(ROOT / "src"))
-    words = [*tiny(data_dir), f"hydra.sweep.dir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    script = tmp_path / "composes.py"
+    script.write_text(COMPOSES)
+    words = [*tiny(data_dir), f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    done = run_fork(script, words, libraries=("hydra",))
     assert done.stdout.split() == ["2", "2"], done.stdout + done.stderr
-    assert (tmp_path / "1" / ".hydra" / "overrides.yaml").is_file()
+    assert (tmp_path / "sweep" / "1" / ".hydra" / "overrides.yaml").is_file()

@@ -1,8 +1,9 @@
-"""Training: the same steps on one device and two, plain checkpoints, and figures that add up."""
+"""Training: equal steps on one device and two, checkpoints, metrics and precisions."""
 
 import csv
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -19,19 +20,22 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
+import cvae
 from cvae.callbacks import EMA
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import VAEModule, as_batch, warmup_cosine
-from cvae.models import CVAE, VAE
+from cvae.models import CVAE, VAE, Autoencoder
 from cvae.networks import MLP
-from harness.config.fields import PRECISIONS
+from harness.config.libraries import PRECISIONS
 from harness.contract.errors import ConfigError, Stopped
 from harness.contract.sampler import Rows
 from harness.run_folder import loading
 from harness.training.build import _native_precision
 from harness.training.resume import LastCheckpoint
 from harness.training.run import _check_provenance, train
+from tests import PACKAGE
 from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, clean_environment, run_script, tiny
+from tests.harness.test_sweeps import processes_about
 from tests.science.test_networks import FlatBatchNorm
 from tests.tally import Promise
 
@@ -86,7 +90,7 @@ pytestmark = [
 ]
 
 
-def test_train_takes_objects_and_knows_nothing_of_configs(data_dir: Path, tmp_path: Path) -> None:
+def test_train_takes_objects_without_a_config(data_dir: Path, tmp_path: Path) -> None:
     module, data, trainer = objects(data_dir, tmp_path)
     metrics = train(module, data, trainer, tmp_path)
     assert set(metrics) == {
@@ -97,11 +101,11 @@ def test_train_takes_objects_and_knows_nothing_of_configs(data_dir: Path, tmp_pa
         metrics["test/reconstruction"] - metrics["test/kl"], abs=1e-3
     )
     assert metrics["test/nll_k3"] <= -metrics["test/elbo"] + 0.5
-    assert not module.model.training  # ready to use
+    assert not module.model.training  # in evaluation mode
 
 
 @pytest.mark.parametrize("kind", [VAE, CVAE])
-def test_plain_batches_of_a_users_loader(kind: type[VAE], tmp_path: Path) -> None:
+def test_plain_batches_of_your_own_loader_train(kind: type[VAE], tmp_path: Path) -> None:
     def network(**given: Any) -> MLP:
         return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
 
@@ -136,7 +140,30 @@ def test_plain_batches_of_a_users_loader(kind: type[VAE], tmp_path: Path) -> Non
         fitted((x * 255).to(torch.uint8), y)
 
 
-def test_plain_batches_have_noise_of_their_own_and_one_process() -> None:
+@pytest.mark.filterwarnings("ignore:.*pin_memory")  # which from_datasets sets
+@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
+def test_a_data_module_of_tuples_trains_with_default_settings(
+    kind: type[Autoencoder], tmp_path: Path
+) -> None:
+    """As in a notebook: a plain Trainer, integer labels, no mean image."""
+    model = kind(partial(MLP, hidden_dim=8, encoder_blocks=1, decoder_blocks=1), latent_dim=2)
+    module = VAEModule(model, partial(torch.optim.AdamW, lr=1e-2), test_num_samples=3)
+    x, y = torch.zeros(20, 1, 28, 28), torch.arange(20, dtype=torch.int32) % 10
+    x[:, :, :, :14] = 1.0
+    images = TensorDataset(x, y)
+    data = lightning.LightningDataModule.from_datasets(images, images, images, batch_size=8)
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=tmp_path)
+    before = model.output_bias.clone()
+    metrics = cvae.train(module, data, trainer)
+    assert (before == 0).all()
+    assert (model.output_bias[..., :14] > 3).all()  # log odds of (20 + 0.5) / 21
+    assert (model.output_bias[..., 14:] < -3).all()
+    assert not model.training
+    score = "val/reconstruction" if kind is Autoencoder else "test/nll_k3"
+    assert math.isfinite(metrics[score])
+
+
+def test_plain_batches_have_unique_noise_keys_on_one_process() -> None:
     model = VAE(partial(MLP, hidden_dim=4, encoder_blocks=0, decoder_blocks=0), 2, (1, 2, 2))
     batch = [torch.zeros(3, 1, 2, 2), torch.arange(3)]
     keys = torch.cat([as_batch(batch, number, model).indices for number in range(3)])
@@ -145,9 +172,7 @@ def test_plain_batches_have_noise_of_their_own_and_one_process() -> None:
         as_batch(batch, 0, model, num_processes=2)
 
 
-def test_checkpoints_are_plain_and_hold_the_averaged_weights(
-    data_dir: Path, tmp_path: Path
-) -> None:
+def test_checkpoints_contain_the_averaged_weights(data_dir: Path, tmp_path: Path) -> None:
     module, data, trainer = objects(data_dir, tmp_path)
     train(module, data, trainer, tmp_path)
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)
@@ -158,9 +183,7 @@ def test_checkpoints_are_plain_and_hold_the_averaged_weights(
     assert all(torch.equal(tested[k], averaged[k]) for k in tested)
 
 
-def test_a_run_that_ends_before_a_validation_leaves_its_weights(
-    data_dir: Path, tmp_path: Path
-) -> None:
+def test_a_run_without_a_validation_saves_its_weights(data_dir: Path, tmp_path: Path) -> None:
     module, data, trainer = objects(data_dir, tmp_path, max_epochs=1, max_steps=2)
     with pytest.warns(UserWarning, match="could not find the monitored key"):
         train(module, data, trainer, tmp_path)
@@ -168,7 +191,7 @@ def test_a_run_that_ends_before_a_validation_leaves_its_weights(
     assert all(torch.equal(v, last[k]) for k, v in module.state_dict().items())
 
 
-def test_the_same_seed_is_the_same_run_and_another_is_not(data_dir: Path, tmp_path: Path) -> None:
+def test_the_seed_determines_the_weights(data_dir: Path, tmp_path: Path) -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(0)
         module, data, trainer = objects(data_dir, tmp_path / str(seed), callbacks=[], max_steps=5)
@@ -177,22 +200,22 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(data_dir: Path, tmp_pa
         return torch.cat([p.flatten() for p in module.parameters()])
 
     one = weights(0)
-    torch.rand(7)  # the state of the global generator is nobody's business
+    torch.rand(7)  # the global generator has no effect
     assert torch.equal(one, weights(0))
     assert not torch.equal(one, weights(1))
 
 
 class Late(LastCheckpoint):
-    """Is told to stop when it has just asked, for the last time."""
+    """LastCheckpoint that gets a stop signal just after it last checks for one."""
 
-    def _agree(self, trainer: lightning.Trainer, is_sure: bool) -> tuple[int, bool]:
-        answer = super()._agree(trainer, is_sure)
-        if is_sure:
+    def _sync_stop_request(self, trainer: lightning.Trainer, sync_now: bool) -> tuple[int, bool]:
+        answer = super()._sync_stop_request(trainer, sync_now)
+        if sync_now:
             os.kill(os.getpid(), signal.SIGTERM)
         return answer
 
 
-def test_the_last_moment_to_be_told_to_stop(data_dir: Path, tmp_path: Path) -> None:
+def test_a_stop_signal_at_the_last_moment_is_not_lost(data_dir: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     module, data, trainer = objects(data_dir, tmp_path, callbacks=[Late(tmp_path)])
     with pytest.raises(Stopped, match="SIGTERM"):
@@ -201,12 +224,12 @@ def test_the_last_moment_to_be_told_to_stop(data_dir: Path, tmp_path: Path) -> N
     assert (tmp_path / "last.ckpt").is_file()
 
 
-def test_the_averaged_weights_are_the_average() -> None:
+def test_the_averaged_weights_match_the_formula() -> None:
     from lightning.pytorch.demos.boring_classes import BoringModel
 
     decay, every = 0.5, 2
     module = BoringModel()
-    module.register_buffer("mask", torch.tensor([True, False]))  # no average of these
+    module.register_buffer("mask", torch.tensor([True, False]))  # not averaged
     module.register_buffer("count", torch.tensor(0))
     ema = EMA(decay, every_n_steps=every)
     ema.setup(None, module, "fit")  # type: ignore[arg-type]
@@ -233,7 +256,7 @@ def test_the_averaged_weights_are_the_average() -> None:
 
 
 @pytest.mark.parametrize("total_steps", [2, 3, 10, 1000])
-def test_the_schedule_rises_and_falls(total_steps: int) -> None:
+def test_the_schedule_warms_up_and_decays(total_steps: int) -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=2.0)
     scheduler = warmup_cosine(optimizer, total_steps, warmup_fraction=0.1)
@@ -262,10 +285,10 @@ def test_biases_and_gains_are_not_decayed(data_dir: Path, tmp_path: Path) -> Non
     assert any(p is module.model.output_bias for p in free["params"])
 
 
-# whole runs, as a person starts them
+# whole runs from the command line
 
 
-def test_the_folder_of_a_finished_run(finished_run: Path) -> None:
+def test_files_of_a_finished_run(finished_run: Path) -> None:
     there = {p.relative_to(finished_run).as_posix() for p in finished_run.rglob("*") if p.is_file()}
     expected = {"config.yaml", "summary.json", "metrics.csv", "train.log"}
     expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/overrides.yaml"}
@@ -276,7 +299,7 @@ def test_the_folder_of_a_finished_run(finished_run: Path) -> None:
     assert not any(name.endswith(".tmp") for name in there)
 
 
-def test_the_summary_of_a_finished_run(finished_run: Path) -> None:
+def test_summary_of_a_finished_run(finished_run: Path) -> None:
     told = summary(finished_run)
     assert told["status"] == "finished"
     assert told["name"] == "cvae-mlp-adversary-z3-kmnist-s1"
@@ -291,7 +314,7 @@ def test_the_summary_of_a_finished_run(finished_run: Path) -> None:
     assert told["images_per_second"] > 0
 
 
-def test_the_record_of_a_finished_run(finished_run: Path) -> None:
+def test_metrics_of_a_finished_run(finished_run: Path) -> None:
     steps = rows(finished_run, "train/")
     assert [row["step"] for row in steps] == list(range(1, 15))
     assert steps[-1]["images_seen"] == 2 * (NUM_TRAIN - 45)
@@ -305,7 +328,7 @@ def test_the_record_of_a_finished_run(finished_run: Path) -> None:
     assert len(rows(finished_run, "test/")) == 1
 
 
-def test_the_log_of_a_finished_run(finished_run: Path) -> None:
+def test_log_of_a_finished_run(finished_run: Path) -> None:
     log = (finished_run / "train.log").read_text()
     assert "epoch 2/2  val/elbo" in log
     assert "wandb sync" in log
@@ -323,7 +346,7 @@ def test_tests_do_not_move_latest(finished_run: Path) -> None:
 
 @pytest.fixture(scope="session")
 def pair_of_runs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same run on one process and on two, 20 steps and more."""
+    """Return the same run of 21 steps on one device and on two."""
     folder = tmp_path_factory.mktemp("pair")
     found = {}
     for devices in (1, 2):
@@ -343,23 +366,23 @@ def test_one_device_and_two_take_the_same_steps(pair_of_runs: dict[int, Path]) -
         assert a["images_seen"] == b["images_seen"]
 
 
-def test_training_time_is_that_of_training(data_dir: Path, tmp_path: Path) -> None:
+def test_train_seconds_are_less_than_the_wall_time(data_dir: Path, tmp_path: Path) -> None:
     module, data, trainer = objects(data_dir, tmp_path, num_sanity_val_steps=2)
     start = time.perf_counter()
     train(module, data, trainer, tmp_path)
     assert 0 < module.train_seconds < time.perf_counter() - start
 
 
-def test_two_devices_are_not_warned_of_what_is_right(pair_of_runs: dict[int, Path]) -> None:
+def test_two_devices_do_not_warn_about_sync_dist(pair_of_runs: dict[int, Path]) -> None:
     assert "sync_dist" not in (pair_of_runs[2] / "train.log").read_text()
 
 
 def test_one_device_and_two_count_each_test_image_once(pair_of_runs: dict[int, Path]) -> None:
-    """33 images in batches of 16: the last batch leaves the second rank without any."""
+    """The last of the batches of 16 has one of 33 images, so the second rank has none."""
     assert NUM_TEST % 2 == 1
     one, two = (summary(pair_of_runs[n]) for n in (1, 2))
     assert two["devices"] == 2
-    for key, value in one["metrics"].items():  # in nats; a small KL is a difference of larger terms
+    for key, value in one["metrics"].items():  # absolute tolerance for a small KL
         assert value == pytest.approx(two["metrics"][key], rel=1e-6, abs=1e-7)
     for key in ("validation_digest", "test_digest", "images_seen", "steps"):
         assert one[key] == two[key]
@@ -367,7 +390,7 @@ def test_one_device_and_two_count_each_test_image_once(pair_of_runs: dict[int, P
 
 @pytest.mark.fault(Promise.UNUSUAL, "last batches of one image on two devices")
 def test_a_device_without_rows_takes_the_same_steps(data_dir: Path, tmp_path: Path) -> None:
-    """The last batch has one image of 195 to train on, of 65 to validate, and of 33 to test."""
+    """The last batches of training, validation and test have one image."""
     more = ["device=cpu", "logger=csv", "data.validation_size=65", "data.batch_size=194"]
     more += ["model/network=conv", "model.network.channels=[2,4]", "model.network.hidden_dim=8"]
     more += ["data/augmentation=warp", "callbacks.figures=null"]
@@ -386,7 +409,7 @@ def test_a_device_without_rows_takes_the_same_steps(data_dir: Path, tmp_path: Pa
 
 
 def test_a_device_without_rows_contributes_zero(data_dir: Path, tmp_path: Path) -> None:
-    """Every gradient gets a zero, so that no device waits; BatchNorm keeps its statistics."""
+    """Every parameter gets a gradient of 0, and BatchNorm keeps its statistics."""
     _, data, trainer = objects(data_dir, tmp_path)
     module = VAEModule(CVAE(FlatBatchNorm, latent_dim=2), torch.optim.SGD)
     module.trainer = trainer
@@ -421,8 +444,9 @@ def test_a_sweep_gives_each_job_its_folder(data_dir: Path, tmp_path: Path) -> No
         "trainer.max_epochs=1",
         f"hydra.sweep.dir={sweep}",
     ]
-    done = run_script("train", "-m", *tiny(data_dir), *jobs)
+    done = run_script("train", "-m", *tiny(data_dir), *jobs, forks=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert processes_about(sweep) == []
     told = [summary(sweep / str(job)) for job in range(2)]
     assert [t["status"] for t in told] == ["finished"] * 2
     assert [t["monitor"] for t in told] == ["val/reconstruction", "val/elbo"]
@@ -432,7 +456,7 @@ def test_a_sweep_gives_each_job_its_folder(data_dir: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_that_fails_says_so(devices: int, data_dir: Path, tmp_path: Path) -> None:
+def test_a_failed_run_reports_its_error(devices: int, data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import os\n"
         "from cvae.networks import MLP\n"
@@ -454,14 +478,14 @@ def test_a_run_that_fails_says_so(devices: int, data_dir: Path, tmp_path: Path) 
     assert "as planned" in (run_dir / "train.log").read_text()
 
 
-def test_without_callbacks_logger_or_schedule(data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_needs_no_callbacks_logger_or_schedule(data_dir: Path, tmp_path: Path) -> None:
     none = ["callbacks=null", "logger=null", "scheduler=null", "trainer.max_epochs=1"]
     done = run_script("train", *tiny(data_dir, tmp_path / "run"), *none)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_figures_that_are_not_finite_are_a_failure(data_dir: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_fails_the_run(data_dir: Path, tmp_path: Path) -> None:
     more = ["optimizer.lr=1e30", "callbacks.figures=null", "logger=csv"]
     done = run_script("train", *tiny(data_dir, tmp_path / "run"), *more)
     assert done.returncode == 3
@@ -469,7 +493,7 @@ def test_figures_that_are_not_finite_are_a_failure(data_dir: Path, tmp_path: Pat
     assert summary(tmp_path / "run")["status"] == "failed"
 
 
-def test_an_interrupted_run_leaves_nothing_behind(data_dir: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_no_process(data_dir: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     more = ["trainer.max_epochs=100000", "logger=csv"]
     command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *more]
@@ -478,7 +502,7 @@ def test_an_interrupted_run_leaves_nothing_behind(data_dir: Path, tmp_path: Path
         env=clean_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # a shell's background jobs, tests among them, are born deaf to Ctrl-C
+        # background jobs of a shell ignore SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -501,7 +525,7 @@ def test_an_interrupted_run_leaves_nothing_behind(data_dir: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("debug", ["one_batch", "overfit", "profiler"])
-def test_debugging_runs(debug: str, data_dir: Path, tmp_path: Path) -> None:
+def test_debug_options_train(debug: str, data_dir: Path, tmp_path: Path) -> None:
     few = ["trainer.max_epochs=2"] if debug == "overfit" else []
     done = run_script("train", *tiny(data_dir, tmp_path / "run"), f"debug={debug}", *few)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -519,7 +543,7 @@ def test_a_flow_prior_trains_and_generates(data_dir: Path, tmp_path: Path) -> No
     with torch.no_grad():
         trained = loading.load_run(run_dir)
         z = torch.randn(4, 3)
-        w, _ = trained.prior.to_base(z)  # type: ignore[union-attr, operator]
+        w, _ = trained.prior.to_base(z, None)  # type: ignore[union-attr, operator]
     assert not torch.allclose(w, z, atol=1e-4)
 
 
@@ -541,7 +565,7 @@ def test_a_penalty_trains_and_generates(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_other_loggers(data_dir: Path, tmp_path: Path) -> None:
+def test_the_tensorboard_logger_replaces_wandb(data_dir: Path, tmp_path: Path) -> None:
     more = ["logger=tensorboard", "trainer.max_epochs=1", "callbacks=early_stopping"]
     done = run_script("train", *tiny(data_dir, tmp_path / "run"), *more)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -549,12 +573,12 @@ def test_other_loggers(data_dir: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "wandb").exists()
 
 
-def test_logging_is_left_as_it_was() -> None:
-    assert logging.getLogger("cvae").level == logging.NOTSET
+def test_imports_leave_logging_and_environment_unchanged() -> None:
+    assert logging.getLogger(PACKAGE).level == logging.NOTSET
     assert "RANK" not in os.environ
 
 
-@pytest.mark.parametrize(  # a compiler works for half a minute
+@pytest.mark.parametrize(  # compiling takes half a minute
     "devices",
     [pytest.param(1, marks=pytest.mark.engines), pytest.param(2, marks=pytest.mark.long)],
 )
@@ -572,7 +596,7 @@ def test_compiled_steps_are_the_same_steps(devices: int, data_dir: Path, tmp_pat
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def test_compile_compiles_what_a_step_calls(data_dir: Path, tmp_path: Path) -> None:
+def test_compile_compiles_the_terms_of_the_model(data_dir: Path, tmp_path: Path) -> None:
     module, _, _ = objects(data_dir, tmp_path)
     module.on_train_start()
     assert not hasattr(module._terms, "_torchdynamo_orig_callable")
@@ -581,7 +605,7 @@ def test_compile_compiles_what_a_step_calls(data_dir: Path, tmp_path: Path) -> N
     assert module._terms._torchdynamo_orig_callable == module.model.terms
 
 
-def test_precision_auto_is_what_the_machine_multiplies_fastest(
+def test_precision_auto_is_bfloat16_with_amx(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for has_amx, precision in ((False, "32-true"), (True, "bf16-mixed")):
@@ -589,7 +613,9 @@ def test_precision_auto_is_what_the_machine_multiplies_fastest(
         assert _native_precision("cpu") == precision
 
 
-def test_scores_do_not_depend_on_the_precision_of_steps(data_dir: Path, tmp_path: Path) -> None:
+def test_validation_does_not_depend_on_the_training_precision(
+    data_dir: Path, tmp_path: Path
+) -> None:
     scores = []
     for precision in ("32-true", "bf16-mixed"):
         torch.manual_seed(0)
@@ -599,10 +625,24 @@ def test_scores_do_not_depend_on_the_precision_of_steps(data_dir: Path, tmp_path
     assert scores[0] == scores[1]
 
 
+SHORT = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+
+
 @pytest.mark.filterwarnings("ignore:.*is supported for historical reasons.*")
+@pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU.*")
+@pytest.mark.parametrize("short", SHORT)
+def test_short_names_of_precisions_are_aliases(short: str) -> None:
+    one, other = (
+        lightning.Trainer(precision=name, accelerator="cpu", devices=1, logger=False)  # type: ignore[arg-type]
+        for name in (short, SHORT[short])
+    )
+    assert one.precision == other.precision
+    assert type(one.precision_plugin) is type(other.precision_plugin)
+
+
 @pytest.mark.parametrize(
     ("precision", "averages"),
-    [*((p, True) for p in PRECISIONS if p != "auto"), ("64-true", False)],
+    [*((p, True) for p in PRECISIONS if p not in ("auto", *SHORT)), ("64-true", False)],
 )
 def test_every_precision_trains_and_resumes_exactly(
     precision: str, averages: bool, data_dir: Path, tmp_path: Path
@@ -611,7 +651,7 @@ def test_every_precision_trains_and_resumes_exactly(
         torch.manual_seed(0)
         callbacks = [LastCheckpoint(folder), *([EMA(0.9)] if averages else [])]
         given: dict[str, Any] = {"callbacks": callbacks, "max_epochs": epochs}
-        if precision in ("16", "16-mixed"):  # by name, it would be bfloat16 on a CPU
+        if precision == "16-mixed":  # the name alone means bfloat16 on a CPU
             given["plugins"] = [MixedPrecision("16-mixed", "cpu")]
         else:
             given["precision"] = precision
@@ -631,7 +671,9 @@ def test_every_precision_trains_and_resumes_exactly(
             assert torch.equal(value, resumed[key][name]), name
 
 
-def test_a_run_in_double_precision_draws_and_generates(data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_in_double_precision_draws_figures_and_generates(
+    data_dir: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     done = run_script("train", *tiny(data_dir, run_dir), "trainer.precision=64-true", "logger=csv")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -643,21 +685,21 @@ def test_a_run_in_double_precision_draws_and_generates(data_dir: Path, tmp_path:
     assert {value.dtype for value in saved.values()} == {torch.float64}
 
 
-def test_a_run_goes_on_in_the_precision_it_began_with() -> None:
+def test_resume_requires_the_same_data_and_precision() -> None:
     now = {"data": "x", "validation": "y", "precision": "32-true"}
     _check_provenance(now, now)
     without = {"data": "x", "validation": "y"}
-    _check_provenance(now, without)  # of a run from before precisions were noted
+    _check_provenance(now, without)  # a run before the precision was recorded
     for other in ({"data": "x"}, {**now, "validation": "z"}):
         with pytest.raises(ConfigError, match="validation data"):
             _check_provenance(now, other)
-    with pytest.raises(ConfigError, match="was bf16-mixed when this run began and is 32-true here"):
+    with pytest.raises(ConfigError, match="with bf16-mixed; resume it on"):
         _check_provenance(now, {**now, "precision": "bf16-mixed"})
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf" / "experiment").glob("*.yaml")))
-def test_every_experiment_takes_steps(path: Path, data_dir: Path, tmp_path: Path) -> None:
-    """Also one that is written for another machine."""
+def test_every_experiment_trains(path: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Including experiments written for other machines."""
     few = ["trainer.max_steps=2", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
     of_tests = ["data.name=KMNIST", f"data.data_dir={data_dir}", "data.validation_size=45"]
     words = [f"experiment={path.stem}", *of_tests, *few, "test_num_samples=2", "logger=csv"]

@@ -1,4 +1,4 @@
-"""Tests of the commands in benchmarks/ that compare models and recipes, on short runs."""
+"""The commands in benchmarks/ that compare models and recipes, on short runs."""
 
 import importlib
 import json
@@ -45,7 +45,8 @@ def alternative(name: str) -> Any:
     """Return a small model of benchmarks/alternatives.py with random weights, for 2x2 images."""
     network = partial(MLP, hidden_dim=8, encoder_blocks=1, decoder_blocks=1)
     torch.manual_seed(0)
-    model = getattr(alternatives, name)(network, latent_dim=2, image_shape=(1, 2, 2), num_classes=2)
+    kind = getattr(alternatives, name)
+    model = kind(network, latent_dim=2, image_shape=(1, 2, 2), num_classes=2, warmup_steps=0)
     for parameter in model.parameters():
         parameter.data += 0.5 * torch.randn_like(parameter)
     return model
@@ -57,11 +58,11 @@ def trained(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line.split()[1] for line in lines if line.startswith("run ") and " of " in line]
 
 
-# the systems of the article
+# the models of the article
 
 
 def test_the_jobs_of_the_article() -> None:
-    found = article.jobs_of(Path("/x"), [1, 2, 3], ["logger=csv"])
+    found = article.make_jobs(Path("/x"), [1, 2, 3], ["logger=csv"])
     assert len(found) == len({job.folder for job in found}) == 14
     assert sum(bool(job.claims) for job in found) == 12
     assert [j.train[-1] for j in found if not j.claims] == ["model.latent_dim=2"] * 2
@@ -72,7 +73,7 @@ def test_the_jobs_of_the_article() -> None:
     [
         (["--train", "model.latnet_dim=3"], ["model.latnet_dim", "model.latent_dim?"]),
         (["--train", "model.latent_dim=0"], ["model.latent_dim=0", "from 1 to 65536"]),
-        (["--train", "model.beta=2"], ["model.beta", "without model=cvae or model=cvae_plain"]),
+        (["--train", "model.beta=2"], ["model.beta", "exists with model=cvae or model=cvae_plain"]),
         (["--train", "seed=3"], ["--train seed=3", "all runs"]),
         (["--train", "hydra.run.dir=x"], ["hydra.run.dir", "all runs"]),
         (["--evaluate", "run=/x"], ["--evaluate run=", "all runs"]),
@@ -122,53 +123,51 @@ def test_a_run_is_evaluated_again_with_other_settings_or_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = train_and_evaluate_nothing(monkeypatch)
-    (job, *_) = article.jobs_of(tmp_path, [1], [], ["num_samples=5"])
-    jobs.carry_out_all([job])
-    jobs.carry_out_all([job])
+    (job, *_) = article.make_jobs(tmp_path, [1], [], ["num_samples=5"])
+    jobs.train_and_evaluate([job])
+    jobs.train_and_evaluate([job])
     assert done == ["train autoencoder-s1", "evaluate autoencoder-s1"]
     other = job._replace(evaluate=["num_samples=6"])
-    jobs.carry_out_all([other])
+    jobs.train_and_evaluate([other])
     (job.folder / "checkpoints" / "best.ckpt").write_bytes(b"other weights")
-    jobs.carry_out_all([other])
-    jobs.carry_out_all([other])
+    jobs.train_and_evaluate([other])
+    jobs.train_and_evaluate([other])
     assert done[2:] == ["evaluate autoencoder-s1"] * 2
 
 
-def test_a_folder_of_other_settings_is_left_alone(
+def test_a_folder_of_other_settings_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the overrides are the same but conf/ has changed."""
     done = train_and_evaluate_nothing(monkeypatch)
     job = jobs.Job(tmp_path / "run", ["seed=1"])
-    jobs.carry_out_all([job])
+    jobs.train_and_evaluate([job])
     conf = tmp_path / "conf"
     shutil.copytree(ROOT / "conf", conf)
     recipe = conf / "optimizer" / "adamw.yaml"
     recipe.write_text(recipe.read_text() + "eps: 1e-6\n")
     for other in (job._replace(train=["seed=2"]), job):
         with pytest.raises(ConfigError, match="run: holds a run of other settings"):
-            jobs.carry_out_all([jobs.Job(tmp_path / "new", ["seed=1"]), other])
+            jobs.train_and_evaluate([jobs.Job(tmp_path / "new", ["seed=1"]), other])
         monkeypatch.setattr(jobs, "CONF", conf)
-        jobs._described.cache_clear()
-    jobs._described.cache_clear()
+        jobs._settings_text.cache_clear()
+    jobs._settings_text.cache_clear()
     assert done == ["train run"]
     assert not (tmp_path / "new").exists()
 
 
-def test_after_a_run_that_failed_nothing_is_evaluated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_run_is_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = train_and_evaluate_nothing(monkeypatch, "failed")
-    (job, *_) = article.jobs_of(tmp_path, [1], [])
+    (job, *_) = article.make_jobs(tmp_path, [1], [])
     with pytest.raises(RunFailed, match="autoencoder-s1; repeat the command"):
-        jobs.carry_out_all([job])
+        jobs.train_and_evaluate([job])
     assert done == ["train autoencoder-s1"]
 
 
-def test_an_evaluation_ends_with_the_command(
+def test_a_signal_to_the_command_ends_the_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a signal to the command alone, not to its process group."""
+    """The signal goes to the command only, not to its process group."""
     monkeypatch.setattr(jobs, "ROOT", tmp_path)
     (tmp_path / "src").mkdir()
     text = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
@@ -208,7 +207,7 @@ def test_the_article_is_written_and_resumed(
     with Image.open(tmp_path / "written.png") as page:
         assert min(page.size) > 500
     moved = (tmp_path / "runs").rename(tmp_path / "moved")
-    reading.update_summary(moved / "cvae-plane", status="running")  # as if it had been killed
+    reading.update_summary(moved / "cvae-plane", status="running")  # as after a kill
     assert write(moved) == ["cvae-plane"]
     assert not (tmp_path / "runs").exists()
     assert reading.read_summary(moved / "cvae-plane")["resumed"]
@@ -218,8 +217,8 @@ def test_the_article_is_written_and_resumed(
 # recipes
 
 
-def test_the_doubly_reparametrized_gradient_is_that_of_the_bound() -> None:
-    """On average over 100,000 samples for one image, compared with autograd on the bound."""
+def test_the_doubly_reparametrized_gradient_matches_autograd() -> None:
+    """Compare the mean over 100,000 samples for one image with autograd on the bound."""
     model = alternative("ImportanceWeighted")
     x = torch.tensor([1.0, 0.0, 1.0, 1.0]).view(1, 1, 2, 2).expand(100_000, 1, 2, 2)
     y = torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
@@ -233,8 +232,8 @@ def test_the_doubly_reparametrized_gradient_is_that_of_the_bound() -> None:
 
 
 @pytest.mark.parametrize("path", [False, True])
-def test_free_bits_leave_alone_what_costs_less(path: bool) -> None:
-    """The KL has no gradient in dimensions below the threshold, and its usual one above it."""
+def test_free_bits_drop_the_gradient_below_the_threshold(path: bool) -> None:
+    """The KL has no gradient in dimensions below the threshold, and the usual one above."""
     model = alternative("FreeBits")
     model.path_gradient = path
     x, y = torch.bernoulli(torch.full((50, 1, 2, 2), 0.5)), torch.eye(2).repeat(25, 1)
@@ -242,7 +241,7 @@ def test_free_bits_leave_alone_what_costs_less(path: bool) -> None:
     head = model.network.encoder.head.weight  # rows: two means, two of the standard deviation
     mean, log_std = model.posterior(x, y)
     spent = (0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std).mean(0)
-    model.free = spent.mean().item()  # one dimension costs more, the other less
+    model.free = spent.mean().item()  # one dimension is above the threshold, the other below
     above, below = int(spent.argmax()), int(spent.argmin())
     kl = model.terms(x, y, eps).kl.mean()
     (found,) = torch.autograd.grad(kl, head)
@@ -251,12 +250,12 @@ def test_free_bits_leave_alone_what_costs_less(path: bool) -> None:
     torch.testing.assert_close(found[above::2], plain[above::2])
     assert found[below::2].norm() < 1e-4 * plain[below::2].norm()
     assert as_always.item() == pytest.approx(spent.sum().item())
-    if not path:  # with path_gradient, the value is that of one sample
+    if not path:  # with path_gradient, the value is a one-sample estimate
         assert kl.item() == pytest.approx(spent.max().item() + model.free)
 
 
 @pytest.mark.engines
-def test_recipes_are_measured_and_not_again(
+def test_recipes_are_measured_once(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     recipes = script("recipes", tmp_path, monkeypatch)
@@ -264,7 +263,7 @@ def test_recipes_are_measured_and_not_again(
     monkeypatch.setattr(recipes, "RECIPES", {"small": small, "other": other})
     recipes.main(["small"])
     document = json.loads((tmp_path / "recipes.json").read_text())
-    assert list(document["recipes"]) == ["small"]  # the other has not been trained
+    assert list(document["recipes"]) == ["small"]  # the other recipe is not trained
     row = document["recipes"]["small"]
     assert row["n"] == 2
     nll, joint = (row[f"test/{what}nll_k60"]["mean"] for what in ("", "joint_"))
@@ -277,21 +276,23 @@ def test_recipes_are_measured_and_not_again(
     recipes.main(["small"])
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(recipes, "FOLDER", tmp_path / "of another machine")
-    rows = recipes.beside_earlier(recipes.found(), recipes.OUTPUT, "recipes", {"small": "changed"})
+    rows = recipes.merge_rows(
+        recipes.summarize_recipes(), recipes.OUTPUT, "recipes", {"small": "changed"}
+    )
     assert rows == {}  # measured with other settings
-    rows = recipes.beside_earlier({}, recipes.OUTPUT, "recipes", {"small": row["settings"]})
+    rows = recipes.merge_rows({}, recipes.OUTPUT, "recipes", {"small": row["settings"]})
     assert rows == document["recipes"]
     with pytest.raises(SystemExit, match="unknown: none"):
         recipes.main(["none"])
 
 
 @pytest.mark.engines
-def test_ablations_are_paired_by_seed_and_go_on_from_their_file(
+def test_ablations_are_paired_by_seed_and_continue_from_their_file(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     ablations = script("ablations", tmp_path, monkeypatch)
     monkeypatch.setattr(ablations, "COMMON", (*ablations.COMMON, *tiny(data_dir)))
-    plain = "model.network._target_=alternatives.PlainMLP"  # a file next to the command
+    plain = "model.network._target_=alternatives.PlainMLP"  # a Python file next to the command
     variants = {"default": (), "plain": (plain, "model.network.latent_skips=false"), "other": ()}
     monkeypatch.setattr(ablations, "VARIANTS", variants)
     validation = importlib.import_module("validation")
@@ -312,8 +313,10 @@ def test_ablations_are_paired_by_seed_and_go_on_from_their_file(
     said = capsys.readouterr().out
     nats = float(said.partition(" nats (validation, K = 100)")[0].rpartition(" ")[2])
     assert nats == pytest.approx(found["1"]["nll"], abs=0.01)
-    assert f"right digits {found['1']['label_agreement']:.2%}, " in said
-    (interrupted,) = (job for job in ablations.jobs_of("plain").values() if "s2" in job.folder.name)
+    assert f"label agreement {found['1']['label_agreement']:.2%}, " in said
+    (interrupted,) = (
+        job for job in ablations.make_jobs("plain").values() if "s2" in job.folder.name
+    )
     reading.update_summary(interrupted.folder, status="interrupted")
     listed = json.loads((tmp_path / "ablations.json").read_text())
     del listed["variants"]["plain"]["runs"]["2"]
@@ -327,12 +330,12 @@ def test_ablations_are_paired_by_seed_and_go_on_from_their_file(
 
 
 @pytest.mark.engines
-def test_the_speedrun_says_whether_it_came_there(
+def test_the_speedrun_reports_whether_it_reached_the_target(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     speedrun = importlib.import_module("speedrun")
     monkeypatch.setattr(speedrun, "FOLDER", tmp_path)
-    monkeypatch.setattr(speedrun, "WORDS", (*speedrun.COMMON, *tiny(data_dir)))
+    monkeypatch.setattr(speedrun, "OVERRIDES", (*speedrun.COMMON, *tiny(data_dir)))
     speedrun.main(["1", "2"])
     *said, mean = capsys.readouterr().out.splitlines()
     seeds = [line for line in said if line.startswith("seed ")]

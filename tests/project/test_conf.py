@@ -1,11 +1,11 @@
-"""The configuration files: each composes, and each key is an argument of what it configures."""
+"""The configuration files compose, and each key is an argument of its class."""
 
 import ast
 import inspect
 import re
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import hydra
 import lightning
@@ -13,12 +13,14 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config import composition, instantiation, paths, science
+from harness.config import composition, instantiation, libraries, paths
 from harness.config.checks import validate
-from harness.config.fields import LIBRARIES, PROFILERS, STRATEGIES, Trainer
+from harness.config.hydra_versions import INITIALIZE_OPTIONS
 from harness.config.paths import CONF
-from harness.contract.settings import SCHEDULER_SETTINGS, Scheduler
-from harness.run_folder.trust import foreign_targets
+from harness.config.run_settings import SCHEDULER_SETTINGS
+from harness.config.signatures import COMPUTED, REQUIRED, signature
+from harness.run_folder.trust import untrusted_targets
+from tests import PACKAGE
 
 GROUPS = ["data", "model", "model/network", "optimizer", "scheduler", "trainer", "device", "logger"]
 GROUPS += [
@@ -32,8 +34,14 @@ GROUPS += [
     "hydra/launcher",
     "hydra/sweeper",
 ]
-KNOWN = {**LIBRARIES, **science.targets_of("cvae")}
-EXTRAS = {"slurm": "submitit", "slurm_rehearsal": "submitit", "ray_local": "ray"}  # of launchers
+OF_LIBRARIES = [
+    "torch.optim.AdamW",
+    "torch.optim.SGD",
+    "torch.optim.lr_scheduler.OneCycleLR",
+    "lightning.pytorch.callbacks.ModelCheckpoint",
+    "lightning.Trainer",
+]
+EXTRAS = {"slurm": "submitit", "slurm_rehearsal": "submitit", "ray_local": "ray"}  # by launcher
 OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml"))]
 DEVICE_KEYS = {"accelerator", "devices", "strategy", "precision", "num_nodes"}
 FILLED_IN = {"run_dir": "/nowhere", "run_id": "x", "sweep": "s", "name": "n", "monitor": "val/elbo"}
@@ -41,7 +49,7 @@ FILLED_IN = {"run_dir": "/nowhere", "run_id": "x", "sweep": "s", "name": "n", "m
 
 def compose(*overrides: str, config: str = "train") -> DictConfig:
     composition.register_resolvers()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), **INITIALIZE_OPTIONS):
         return hydra.compose(config, list(overrides))
 
 
@@ -51,15 +59,30 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return container  # type: ignore[return-value]
 
 
+def problems_of(*overrides: str) -> list[str]:
+    return validate(composition.settings_to_validate(compose(*overrides)))
+
+
+NEEDS = {
+    ("data", "coloured_mnist"): ("model/likelihood=discretized_logistic",),
+    ("data", "image_folder"): ("model/likelihood=discretized_logistic",),
+    **{
+        ("model/likelihood", name): ("data.binarization=none",)
+        for name in ("continuous_bernoulli", "gaussian", "discretized_logistic")
+    },
+}
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_file_composes_into_a_valid_config(group: str, option: str) -> None:
     if group == "hydra/launcher" and option in EXTRAS:
         pytest.importorskip(f"hydra_plugins.hydra_{EXTRAS[option]}_launcher")
-    cfg = compose(f"{group}={option}")
-    problems = validate(plain(cfg))
+    problems = problems_of(f"{group}={option}", *NEEDS.get((group, option), ()))
     elsewhere = option in ("gpu", "gpus", "slurm", "cpu_pair", "mps")
     assert problems == [] or (elsewhere and "this machine" in problems[0])
-    assert foreign_targets(plain(cfg)) == []  # else no folder of such a run could be read
+    assert (
+        untrusted_targets(plain(compose(f"{group}={option}"))) == []
+    )  # otherwise its run folder could not be loaded
 
 
 def targets(node: Any) -> list[dict[str, Any]]:
@@ -76,15 +99,17 @@ def test_every_key_is_an_argument_of_its_target(group: str, option: str) -> None
     if group == "hydra/launcher" and option in EXTRAS:
         pytest.importorskip(f"hydra_plugins.hydra_{EXTRAS[option]}_launcher")
     for node in targets(plain(compose(f"{group}={option}"))):
-        target = get_object(node["_target_"])
-        known = set(inspect.signature(target).parameters)
+        parameters = inspect.signature(get_object(node["_target_"])).parameters
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            continue
+        known = set(parameters)
         keys = set(node) - {"_target_", "_partial_"}
         keys -= set(SCHEDULER_SETTINGS) if group == "scheduler" else set()
         assert keys <= known, f"{node['_target_']} does not know {keys - known}"
 
 
 def test_every_argument_of_the_trainer_can_be_set() -> None:
-    """With Lightning's own value, or one that the file explains: none needs a plus sign."""
+    """conf/ lists all arguments of the Trainer, so that no override needs a plus sign."""
     arguments = set(inspect.signature(lightning.Trainer.__init__).parameters) - {"self"}
     assert set(compose().trainer) == arguments - {"logger", "callbacks"}
 
@@ -94,8 +119,8 @@ def test_a_device_file_fills_its_five_keys_and_nothing_else(option: str) -> None
     assert set(OmegaConf.load(CONF / "device" / f"{option}.yaml")) == DEVICE_KEYS
 
 
-def test_a_value_is_written_in_one_file() -> None:
-    """A file that builds on another changes what it repeats."""
+def test_a_file_does_not_repeat_values_of_its_base() -> None:
+    """A file that builds on another contains only values that differ."""
     for group, option in OPTIONS:
         content = OmegaConf.load(CONF / group / f"{option}.yaml")
         assert isinstance(content, DictConfig)
@@ -118,7 +143,7 @@ def test_a_value_is_written_in_one_file() -> None:
     ],
 )
 def test_good_overrides_are_accepted(override: str) -> None:
-    assert validate(plain(compose(override))) == []
+    assert problems_of(override) == []
 
 
 @pytest.mark.parametrize(
@@ -139,7 +164,7 @@ def test_good_overrides_are_accepted(override: str) -> None:
         (["seed=4294967296"], "seed=4294967296"),
         (["trainer.max_epochs=null"], "trainer.max_epochs=null: the schedule needs an end"),
         (["trainer.devices=0"], "trainer.devices=0"),
-        (["device=cpu", "trainer.devices=500"], "trainer.devices=500: this machine has"),
+        (["device=cpu", "trainer.devices=500"], "trainer.devices=500: must be at most"),
         (["trainer.devices=2", "data.batch_size=127"], "data.batch_size=127"),
         (["trainer.precision=8"], "trainer.precision=8"),
         (["trainer.use_distributed_sampler=true"], "use_distributed_sampler"),
@@ -150,14 +175,24 @@ def test_good_overrides_are_accepted(override: str) -> None:
             ["model/network=conv", "model.network.latent_blocks=-1"],
             "model.network.latent_blocks=-1",
         ),
-        (["data.augmentation=warp"], "one is chosen with a slash, data/augmentation=warp"),
+        (["data.augmentation=warp"], "choose one with a slash: data/augmentation=warp"),
         (["data/augmentation=warp", "data.augmentation.share=2"], "data.augmentation.share=2"),
         (["data/augmentation=warp", "data.augmentation.elastic=-1"], "data.augmentation.elastic"),
         (["optimizer.lr=inf"], "optimizer.lr=inf"),
         (["scheduler=constant", "trainer.max_epochs=-1"], "the run has no end"),
         (["data.image_shape=[1,28]"], "data.image_shape=[1, 28]"),
-        (["data.image_shape=[3,32,32]"], "[3, 32, 32]: must be [1, height, width], colour"),
-        (["data.image_shape=[3,32,32]", "data._target_=mine.Data"], "colour is not supported"),
+        (["data.image_shape=[2,32,32]"], "[2, 32, 32]: must have 1 or 3 channels"),
+        (["data.image_shape=[3,32,32]"], "must be none, as colour images are not binarized"),
+        (["data.binarization=none"], "use model/likelihood=discretized_logistic"),
+        (["model/likelihood=gaussian"], "data.binarization=dynamic: must be none"),
+        (
+            ["model=vae", "model/prior=conditional"],
+            "model=vae: a prior that depends on y needs",
+        ),
+        (
+            ["model/likelihood=gaussian", "data.binarization=none", "monitor=val/elbo"],
+            "val/elbo_density, val/reconstruction_density",
+        ),
         (["device=cpu", "trainer.devices=-1"], "trainer.devices=-1"),
         (["trainer.accelerator=foo"], "one of auto, cpu"),
         (["trainer.max_epochs=-1", "trainer.max_time=00:00:01:00"], "the schedule needs an end"),
@@ -165,89 +200,121 @@ def test_good_overrides_are_accepted(override: str) -> None:
         (["logger.wandb.mode=on"], "logger.wandb.mode"),
     ],
 )
-def test_bad_values_are_named(overrides: list[str], said: str) -> None:
-    problems = validate(plain(compose(*overrides)))
+def test_bad_values_are_reported(overrides: list[str], said: str) -> None:
+    problems = problems_of(*overrides)
     assert len(problems) == 1
     assert said in problems[0]
 
 
 @pytest.mark.parametrize("model", sorted(p.stem for p in (CONF / "model").glob("*.yaml")))
 @pytest.mark.parametrize("chosen", ["experiment=quick", "debug=one_batch", "debug=overfit"])
-def test_what_is_for_any_model_suits_every_one(model: str, chosen: str) -> None:
-    assert validate(plain(compose(f"model={model}", chosen))) == []
+def test_general_options_suit_every_model(model: str, chosen: str) -> None:
+    assert problems_of(f"model={model}", chosen) == []
 
 
-@pytest.mark.parametrize("target", sorted(KNOWN))
-def test_the_schema_of_a_target_knows_its_arguments(target: str) -> None:
-    schema = KNOWN[target]
-    fields = set(get_type_hints(schema)) - {"_partial_"}
-    arguments = set(inspect.signature(get_object(target)).parameters)
-    given_by_us = {"seed", "latent_dim", "image_shape", "num_statistics", "num_classes"}
-    given_by_us |= {"params", "optimizer", "total_steps", "resume", "model", "scheduler"}
-    given_by_us |= {"scheduler_settings", "test_num_samples", "compile"}
-    of_lightning = set(SCHEDULER_SETTINGS) if issubclass(schema, Scheduler) else set()
-    assert fields - of_lightning <= arguments
-    assert arguments - fields <= given_by_us
+def shipped_targets() -> list[str]:
+    """Return the classes and functions of this project that conf/ names."""
+    text = "".join(p.read_text() for p in CONF.rglob("*.yaml") if CONF / "hydra" not in p.parents)
+    return sorted(set(re.findall(rf"_target_: ((?:{PACKAGE}|harness)[.\w]+)", text)))
 
 
-def test_the_schema_of_the_trainer_knows_its_arguments() -> None:
-    arguments = set(inspect.signature(lightning.Trainer.__init__).parameters)
-    assert set(get_type_hints(Trainer)) == arguments - {"self", "logger", "callbacks"}
+@pytest.mark.parametrize("target", [*shipped_targets(), *OF_LIBRARIES])
+def test_signatures_read_from_source_match_inspect(target: str) -> None:
+    found = signature(target)
+    assert found is not None
+    parameters = inspect.signature(get_object(target)).parameters
+    forwards = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    assert forwards or list(found.parameters) == list(parameters)
+    for name, parameter in found.parameters.items():
+        if name not in parameters:  # forwarded to a base class
+            continue
+        default = parameters[name].default
+        assert (parameter.default is REQUIRED) == (default is inspect.Parameter.empty), name
+        assert parameter.default in (REQUIRED, COMPUTED, default), name
 
 
-def test_names_in_the_schema_are_those_of_lightning() -> None:
+def bases_of_groups() -> list[tuple[str, str]]:
+    """Return the files that build on no other file of their group."""
+    found = []
+    for group, option in OPTIONS:
+        content = OmegaConf.load(CONF / group / f"{option}.yaml")
+        assert isinstance(content, DictConfig)
+        entries = [str(e) for e in content.get("defaults", [])]
+        if "_target_" in content and not any(
+            (CONF / group / f"{e}.yaml").is_file() for e in entries
+        ):
+            found.append((group, option))
+    return found
+
+
+@pytest.mark.parametrize(("group", "option"), bases_of_groups())
+def test_defaults_of_constructors_match_conf(group: str, option: str) -> None:
+    """A notebook that omits an argument trains with the value in conf/."""
+    content = OmegaConf.load(CONF / group / f"{option}.yaml")
+    assert isinstance(content, DictConfig)
+    found = signature(content._target_)
+    assert found is not None
+    if not found.target.startswith((f"{PACKAGE}.", "harness.")):
+        return
+    for name, parameter in found.parameters.items():
+        value = (
+            content.get(name)
+            if name in content and not OmegaConf.is_interpolation(content, name)
+            else None
+        )
+        if value is not None and parameter.default not in (REQUIRED, COMPUTED):
+            plain_value = tuple(value) if OmegaConf.is_list(value) else value
+            assert parameter.default == plain_value, name
+
+
+def test_defaults_of_callbacks_match_conf() -> None:
+    """The default callbacks have the defaults of their constructors."""
+    for node in compose().callbacks.values():
+        found = signature(node._target_)
+        assert found is not None
+        if found.target.startswith(f"{PACKAGE}."):
+            for name, parameter in found.parameters.items():
+                assert parameter.default in (REQUIRED, node[name]), (node._target_, name)
+
+
+def test_names_of_strategies_and_profilers_match_lightning() -> None:
     from lightning.pytorch.strategies import StrategyRegistry
 
     there = set(StrategyRegistry.available_strategies())
-    assert set(STRATEGIES) - {"auto"} <= there
-    for name in PROFILERS:
+    assert set(libraries.STRATEGIES) - {"auto"} <= there
+    for name in libraries.PROFILERS:
         lightning.Trainer(profiler=name, logger=False, enable_checkpointing=False)
 
 
 def test_all_violations_are_found_at_once() -> None:
     bad = ("seed=x", "model.latent_dim=0", "data.batch_size=0", "optimizer.lr=-1")
-    assert len(validate(plain(compose(*bad)))) == 4
+    assert len(problems_of(*bad)) == 4
 
 
-def test_a_class_of_ones_own_may_have_any_argument() -> None:
+def test_your_own_class_may_have_any_argument() -> None:
     mine = ("model.network._target_=my.Net", "+model.network.anything=-3")
-    assert validate(plain(compose(*mine, "model.network.encoder_blocks=-3"))) == []
+    assert problems_of(*mine, "model.network.encoder_blocks=-3") == []
 
 
-@pytest.mark.parametrize("entry_point", ["generate", "compare", "export", "dashboard"])
+@pytest.mark.parametrize("entry_point", ["generate", "embed", "compare", "export", "dashboard"])
 def test_the_other_entry_points_compose(entry_point: str) -> None:
-    name = OmegaConf.load(CONF / f"{entry_point}.yaml").hydra.callbacks.checks.settings
-    module, _, settings = name.rpartition(".")
-    cfg = plain(compose(config=entry_point))
-    assert validate(cfg, getattr(import_module(module), settings)) == []
+    assert validate(plain(compose(config=entry_point)), entry_point) == []
 
 
-def test_units_stand_where_values_are() -> None:
-    """The command line of an experiment is its first comment."""
+def test_experiments_contain_their_command() -> None:
+    """Each experiment contains the command that runs it."""
     for path in (CONF / "experiment").glob("*.yaml"):
         assert f"python src/train.py experiment={path.stem}" in path.read_text()
 
 
-def test_recipes_open_with_what_was_measured() -> None:
-    """The figures of the README's table: nats of p(x|y), of p(x, y) and of p(x), and K."""
-    rows = re.findall(
-        r"^\| \*\*(\w+)\*\* (.*)", (paths.ROOT / "README.md").read_text(), re.MULTILINE
-    )
-    assert [name for name, _ in rows] == ["quick", "default", "flow", "reference"]
-    for name, row in rows:
-        path = CONF / ("train.yaml" if name == "default" else f"experiment/{name}.yaml")
-        *nats, k = (cell.strip("| ") for cell in row.split(" | ")[:4])
-        assert all(found in path.read_text() for found in (*nats, f"K = {k}")), path
-
-
 def test_schema_and_command_line_import_no_torch() -> None:
-    """By their own imports; test_cli.py proves it by running them."""
+    """Check their own imports; test_cli.py runs them without torch."""
     for name in (
         "harness.config.checks",
         "harness.command_line.hooks",
         "harness.run_folder.folder",
         "harness.training.launch",
-        "cvae.settings",
+        f"{PACKAGE}.settings",
     ):
         source = inspect.getsource(import_module(name))
         top = [n for n in ast.parse(source).body if isinstance(n, ast.Import | ast.ImportFrom)]
@@ -271,7 +338,7 @@ def test_every_model_can_be_built_from_its_file(model: str, network: str) -> Non
 
 @pytest.mark.parametrize("path", sorted((CONF / "hydra/help").glob("*.yaml")), ids=lambda p: p.stem)
 def test_help_fits_a_terminal(path: Path) -> None:
-    """80 columns, for what we write: the configuration below it may hold longer paths."""
+    """The templates have at most 80 columns; paths in the configuration may be longer."""
     template = str(OmegaConf.select(OmegaConf.load(path), "template"))
     assert max(map(len, template.splitlines())) <= 80
 

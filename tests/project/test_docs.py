@@ -1,13 +1,24 @@
-"""Tests that docs/run.md matches the code: the calls between files, and the exit codes."""
+"""The pages of docs/ match the code, link to what exists, and load nothing from another host."""
 
 import ast
 import re
+import runpy
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from harness.contract import errors
 from tests.conftest import ROOT
 
-PAGE = (ROOT / "docs" / "run.md").read_text()
-ROWS = re.findall(r"^\| (\d+) \| `([^`]+)` \| (.+) \| (.+) \|$", PAGE, re.MULTILINE)
+DOCS = ROOT / "docs"
+RUN_PAGE = (DOCS / "design" / "run.md").read_text()
+ROWS = re.findall(r"^\| (\d+) \| `([^`]+)` \| (.+) \| (.+) \|$", RUN_PAGE, re.MULTILINE)
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "logs" / "README.md", *sorted(DOCS.rglob("*.md"))]
+CODE = re.compile(r"^ *(```+)[^`\n]*\n.*?^ *\1 *$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)|\b(?:src|srcset|href)=\"([^\"]+)\"")
 
 
 def imported(path: str) -> set[str]:
@@ -30,7 +41,7 @@ def named_in_conf() -> set[str]:
     return {f"src/{target.rpartition('.')[0].replace('.', '/')}.py" for target in targets}
 
 
-def test_a_run_goes_the_way_that_its_page_says() -> None:
+def test_calls_in_the_page_match_the_imports() -> None:
     assert [int(number) for number, *_ in ROWS] == list(range(1, 15))
     reached, of_conf = {"src/train.py"}, named_in_conf()
     for _, file, _, called in ROWS:
@@ -42,9 +53,60 @@ def test_a_run_goes_the_way_that_its_page_says() -> None:
         reached |= set(calls)
 
 
-def test_exit_codes_are_those_of_the_exceptions() -> None:
-    table = PAGE.partition("## Exit codes")[2]
+def test_exit_codes_in_the_page_match_the_exceptions() -> None:
+    table = (DOCS / "reference" / "exit-codes.md").read_text()
     cells = re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE)
     told = {int(code) for cell in cells for code in cell.split(", ")}
     raised = {errors.ConfigError.exit_code, errors.RunFailed.exit_code, errors.Diverged.exit_code}
     assert raised | errors.STOPPED | {errors.BROKEN_PIPE} <= told
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of the headings of a page, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ +(.+?) *#*$", CODE.sub("", page.read_text()), re.MULTILINE)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = re.sub(r"`[^`\n]+`", "", CODE.sub("", page.read_text()))
+    for target in (first or second for first, second in LINK.findall(text)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{target}: no such file"
+        if anchor and found.suffix == ".md":
+            assert anchor in anchors(found), f"{target}: no such heading"
+
+
+def pages_in(nav: Any) -> Iterator[str]:
+    """Yield the pages of a navigation: a list of pages, or of titles with more of them."""
+    for entry in nav if isinstance(nav, list) else nav.values():
+        yield from [entry] if isinstance(entry, str) else pages_in(entry)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    settings = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
+    excluded = settings["exclude_docs"].split()
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+    assert sorted(pages_in(settings["nav"])) == sorted(pages - set(excluded))
+
+
+@pytest.mark.parametrize(
+    ("page", "count"),
+    [
+        ('<script src="https://other.example/a.js"></script>', 1),
+        ('<link rel="stylesheet" href="//other.example/a.css">', 1),
+        ('<img src="https://other.example/a.png">', 1),
+        ("<style>@import 'https://other.example/a.css'; a { color: red }</style>", 1),
+        ('<p style="background: url(https://other.example/a.png)"></p>', 1),
+        ('<div class="mermaid">', 1),
+        ('<a href="https://other.example">a link</a> <img src="images/a.png">', 0),
+        ('<link href="assets/a.css"><script src="/a.js"></script><img src="data:x//y">', 0),
+    ],
+)
+def test_files_of_another_host_are_found(page: str, count: int) -> None:
+    script = runpy.run_path(str(DOCS / "check_site.py"))
+    assert len(script["foreign_in_page"](page)) == count

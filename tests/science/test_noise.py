@@ -1,4 +1,4 @@
-"""Noise is a function of (seed, stream, epoch, image) and has the distribution it claims."""
+"""Tests that noise is a function of (seed, stream, epoch, image), with the right distribution."""
 
 import math
 
@@ -10,7 +10,7 @@ from cvae.noise import Stream
 from harness.contract import seeds
 
 
-def test_an_image_has_its_noise_in_any_batch() -> None:
+def test_the_noise_of_an_image_does_not_depend_on_its_batch() -> None:
     index = torch.arange(50)
     whole = noise.standard_normal(index, (7,), seed=3, stream=Stream.POSTERIOR, epoch=2)
     shuffled = torch.randperm(50, generator=torch.Generator().manual_seed(0))
@@ -21,7 +21,7 @@ def test_an_image_has_its_noise_in_any_batch() -> None:
 @pytest.mark.parametrize(
     "other", [{"seed": 1}, {"epoch": 1}, {"stream": Stream.IMPORTANCE}], ids=str
 )
-def test_seed_epoch_and_stream_change_it(other: dict[str, int]) -> None:
+def test_noise_depends_on_seed_epoch_and_stream(other: dict[str, int]) -> None:
     index = torch.arange(20)
     key = {"seed": 0, "epoch": 0, "stream": Stream.POSTERIOR}
     one = noise.standard_normal(index, (10,), **key)  # type: ignore[arg-type]
@@ -29,7 +29,7 @@ def test_seed_epoch_and_stream_change_it(other: dict[str, int]) -> None:
     assert not torch.isclose(one, two).any()
 
 
-def test_start_skips_draws() -> None:
+def test_start_skips_samples() -> None:
     index = torch.arange(5)
     whole = noise.standard_normal(index, (20,), seed=0, stream=Stream.IMPORTANCE)
     rest = noise.standard_normal(index, (14,), seed=0, stream=Stream.IMPORTANCE, start=6)
@@ -38,7 +38,7 @@ def test_start_skips_draws() -> None:
         noise.standard_normal(index, (2,), seed=0, stream=Stream.IMPORTANCE, start=3)
 
 
-def test_normal_draws_are_normal() -> None:
+def test_standard_normal_noise_is_normal() -> None:
     draws = noise.standard_normal(torch.arange(2000), (500,), seed=7, stream=Stream.POSTERIOR)
     n = draws.numel()
     for power, moment, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
@@ -50,7 +50,7 @@ def test_normal_draws_are_normal() -> None:
     assert (uniform - steps).abs().max() < 1.95 / math.sqrt(n)
 
 
-def test_draws_of_neighbours_are_uncorrelated() -> None:
+def test_noise_of_neighbours_is_uncorrelated() -> None:
     draws = noise.standard_normal(torch.arange(1000), (200,), seed=0, stream=Stream.POSTERIOR)
     limit = 5 / math.sqrt(draws[1:].numel())
     assert (draws[1:] * draws[:-1]).mean().abs() < limit  # neighbouring images
@@ -61,7 +61,7 @@ def test_draws_of_neighbours_are_uncorrelated() -> None:
     assert (draws * next_epoch).mean().abs() < limit
 
 
-def test_a_pixel_is_on_as_often_as_it_is_bright() -> None:
+def test_a_pixel_is_on_with_the_probability_of_its_grey_level() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).expand(4000, 256)
     on = noise.bernoulli(pixels, torch.arange(4000), seed=0).double().mean(0)
     p = torch.arange(256, dtype=torch.float64) / 255
@@ -71,11 +71,11 @@ def test_a_pixel_is_on_as_often_as_it_is_bright() -> None:
     assert abs((on - p).mean()) < 5 * (p * (1 - p)).sum().sqrt() / (256 * math.sqrt(4000))
 
 
-def test_an_odd_number_of_pixels() -> None:
+def test_the_number_of_pixels_may_be_odd() -> None:
     pixels = torch.full((3, 9), 128, dtype=torch.uint8)
     assert noise.bernoulli(pixels, torch.arange(3), seed=0).shape == (3, 9)
 
 
-def test_derived_seeds_are_known_for_ever() -> None:
-    """The same on every machine and version: recorded results depend on it."""
+def test_derived_seeds_never_change() -> None:
+    """Recorded results depend on them."""
     assert seeds.derive_seed(1, 2, 3) == 2869315087210772132

@@ -1,4 +1,4 @@
-"""What a loss adds to the bound, and the bound does not know."""
+"""Tests of the penalties, which are part of the loss and not of the bound."""
 
 import math
 
@@ -7,22 +7,29 @@ import torch
 
 from cvae.models import CVAE, VAE
 from cvae.penalties import Adversary, LabelwiseAdversary
-from tests.science.test_models import ALL_IMAGES, SHAPE, label_for, labels, network, randomized
+from tests.science.test_models import (
+    ALL_IMAGES,
+    SHAPE,
+    label_for,
+    labels,
+    network,
+    randomize_weights,
+)
 
 Kind = type[Adversary] | type[LabelwiseAdversary]
 
 
 def with_adversary(kind: type[VAE] = CVAE, which: Kind = Adversary) -> VAE:
     torch.manual_seed(0)
-    model = randomized(kind(network, 3, SHAPE, num_classes=4, penalty=which))
+    model = randomize_weights(kind(network, 3, SHAPE, num_classes=4, warmup_steps=0, penalty=which))
     assert isinstance(model, VAE)
     return model
 
 
 @pytest.mark.parametrize("which", [Adversary, LabelwiseAdversary])
 @pytest.mark.parametrize("kind", [VAE, CVAE])
-def test_the_adversary_learns_and_the_latent_unlearns(kind: type[VAE], which: Kind) -> None:
-    """One gradient step of its own makes the adversary better and the encoder worse for it."""
+def test_the_adversary_improves_and_the_encoder_opposes_it(kind: type[VAE], which: Kind) -> None:
+    """A step of the adversary lowers its loss; a step of the latent raises it."""
     model = with_adversary(kind, which)
     adversary, y = model.penalty, label_for(model, 16)
     assert isinstance(adversary, which)
@@ -33,7 +40,7 @@ def test_the_adversary_learns_and_the_latent_unlearns(kind: type[VAE], which: Ki
     assert latent.grad is not None
     with torch.no_grad():
         further = adversary(latent - 1e-3 * latent.grad, y, eps)
-        assert further.sum() > before.sum()  # the latent goes where less can be told
+        assert further.sum() > before.sum()  # the latent moves to where the adversary is worse
         for p in adversary.parameters():
             assert p.grad is not None
             p.sub_(1e-4 * p.grad)
@@ -41,13 +48,13 @@ def test_the_adversary_learns_and_the_latent_unlearns(kind: type[VAE], which: Ki
 
 
 @pytest.mark.parametrize("which", [Adversary, LabelwiseAdversary])
-def test_an_adversary_alone_makes_every_label_standard_normal(which: Kind) -> None:
-    """Codes of four labels, each around a mean of its own, move to N(0, I) by its gradient."""
+def test_the_adversary_moves_the_posterior_of_every_label_to_the_prior(which: Kind) -> None:
+    """Its gradient alone moves the codes of four labels, with different means, to N(0, I)."""
     torch.manual_seed(0)
     y = labels(512)
     mean = (2 * y).requires_grad_()
     log_std = torch.full((512, 4), -1.0, requires_grad=True)
-    adversary = which(latent_dim=4, num_classes=4, weight=1.0, hidden_dim=64)
+    adversary = which(latent_dim=4, condition_size=4, weight=1.0, hidden_dim=64)
     optimizer = torch.optim.Adam([mean, log_std, *adversary.parameters()], lr=0.01)
     for _ in range(400):
         eps = torch.randn(512, 4)

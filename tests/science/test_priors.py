@@ -1,6 +1,7 @@
-"""A prior is a density over z, and a way to and from its base variable."""
+"""Tests of the priors: density over z, and the map to the base variable w and back."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -8,22 +9,142 @@ import torch
 
 from cvae.bounds import importance_weighted_nll
 from cvae.models import CVAE, VAE
-from cvae.priors import Flow, StandardNormal
-from tests.science.test_models import ALL_IMAGES, SHAPE, label_for, network, randomized
+from cvae.priors import Conditional, Flow, Prior, StandardNormal, ZukoFlow
+from tests.science.test_models import (
+    ALL_IMAGES,
+    SHAPE,
+    label_for,
+    network,
+    randomize_weights,
+    set_posterior_to_prior,
+)
 
 flow = partial(Flow, num_couplings=3, hidden_dim=8)
 
 
 def with_flow(kind: type[VAE] = CVAE, latent_dim: int = 2) -> VAE:
     torch.manual_seed(0)
-    model = randomized(kind(network, latent_dim, SHAPE, num_classes=4, prior=flow))
+    model = randomize_weights(kind(network, latent_dim, SHAPE, num_classes=4, prior=flow))
     assert isinstance(model, VAE)
     return model
 
 
-def test_a_new_flow_is_the_standard_normal() -> None:
+def zuko_flow(name: str, conditional: bool) -> Callable[..., Prior]:
+    flows = pytest.importorskip("zuko.flows")
+    kind = partial(getattr(flows, name), transforms=2, hidden_features=[8])
+    return partial(ZukoFlow, flow=kind, conditional=conditional)
+
+
+PRIORS: dict[str, Callable[[], Callable[..., Prior]]] = {
+    "flow": lambda: flow,
+    "conditional": lambda: partial(Conditional, hidden_dim=8),
+    "zuko_nsf": lambda: zuko_flow("NSF", conditional=False),
+    "zuko_nsf_conditional": lambda: zuko_flow("NSF", conditional=True),
+    "zuko_maf_conditional": lambda: zuko_flow("MAF", conditional=True),
+}
+
+
+def with_prior(name: str, latent_dim: int = 3) -> CVAE:
+    torch.manual_seed(0)
+    model = randomize_weights(CVAE(network, latent_dim, SHAPE, num_classes=4, prior=PRIORS[name]()))
+    assert isinstance(model, CVAE)
+    return model.double()
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_every_prior_is_an_invertible_map_with_a_log_determinant(name: str) -> None:
+    prior = with_prior(name).prior
+    z = torch.randn(12, 3, dtype=torch.float64)
+    y = torch.eye(4, dtype=torch.float64)[torch.arange(12) % 4]
+    w, log_det = prior.to_base(z, y)
+    torch.testing.assert_close(prior.from_base(w, y), z, atol=1e-6, rtol=1e-6)
+    for i in range(4):
+
+        def to_base(v: torch.Tensor, label: torch.Tensor = y[i : i + 1]) -> torch.Tensor:
+            return prior.to_base(v[None], label)[0][0]
+
+        jacobian = torch.autograd.functional.jacobian(to_base, z[i])
+        torch.testing.assert_close(log_det[i], torch.linalg.slogdet(jacobian)[1])
+    other, _ = prior.to_base(z, y.roll(1, 0))
+    assert torch.equal(other, w) != ("conditional" in name)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_the_latent_of_every_prior_is_its_base_variable(name: str) -> None:
+    model, y = with_prior(name), torch.arange(16) % 4
+    w = torch.randn(16, 3, dtype=torch.float64)
+    z = model.prior.from_base(w, torch.eye(4).double()[y])
+    torch.testing.assert_close(model.to_base(z, y), w, atol=1e-6, rtol=1e-6)
+    mean, _ = model.posterior(ALL_IMAGES.double(), y)
+    torch.testing.assert_close(model.embed(ALL_IMAGES.double(), y), model.to_base(mean, y))
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_the_bound_under_every_prior_converges_to_the_evidence(name: str) -> None:
+    """Compared with a quadrature over two base variables; the posterior is wide."""
+    model, y = set_posterior_to_prior(with_prior(name, latent_dim=2)), torch.arange(3)
+    assert isinstance(model, CVAE)
+    with torch.no_grad():
+        model.network.encoder.head.bias[2:] = 1.0  # type: ignore[attr-defined]
+        for p in model.prior.parameters():  # type: ignore[attr-defined]
+            p.mul_(0.4)
+    x, axis = ALL_IMAGES[5:8].double(), torch.linspace(-7, 7, 141, dtype=torch.float64)
+    w = torch.cartesian_prod(axis, axis)
+    log_prior = -0.5 * w.square().sum(1) - math.log(2 * math.pi)
+    truth = torch.stack(
+        [
+            (model.decode(w, int(c)).log_prob(x[i : i + 1]) + log_prior).logsumexp(0)
+            + 2 * math.log(0.1)
+            for i, c in enumerate(y)
+        ]
+    )
+    found = importance_weighted_nll(model, x, y, torch.arange(3), 20_000)
+    torch.testing.assert_close(found, -truth, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_gradient_reaches_every_parameter_of_every_prior(name: str) -> None:
+    model = with_prior(name)
+    terms = model.terms(ALL_IMAGES.double(), torch.arange(16) % 4, torch.randn(16, 3).double())
+    model.loss(terms, 1000).sum().backward()
+    for key, parameter in model.prior.named_parameters():  # type: ignore[attr-defined]
+        assert parameter.grad is not None, key
+        assert (parameter.grad != 0).any(), key
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_every_prior_takes_an_empty_batch(name: str) -> None:
+    prior, y = with_prior(name).prior, torch.zeros(0, 4).double()
+    w, log_det = prior.to_base(torch.zeros(0, 3).double(), y)
+    assert (w.shape, log_det.shape) == ((0, 3), (0,))
+    assert prior.from_base(w, y).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("GMM", "must be a flow, with a transform and a base"), ("NCSF", "not BoxUniform")],
+)
+def test_other_distributions_of_zuko_are_rejected(name: str, said: str) -> None:
+    flows = pytest.importorskip("zuko.flows")
+    with pytest.raises(ValueError, match=said):
+        ZukoFlow(3, 0, getattr(flows, name))
+
+
+def test_a_new_conditional_prior_is_standard_normal() -> None:
+    z, y = torch.randn(8, 3), torch.eye(4)[torch.arange(8) % 4]
+    w, log_det = Conditional(3, 4).to_base(z, y)
+    assert torch.equal(w, z)
+    assert torch.equal(log_det, torch.zeros(8))
+
+
+def test_a_conditional_prior_needs_a_condition() -> None:
+    with pytest.raises(ValueError, match="must have a conditional model"):
+        VAE(network, 3, SHAPE, prior=Conditional)
+
+
+def test_a_new_flow_is_standard_normal() -> None:
     z = torch.randn(50, 5)
-    w, log_det = flow(latent_dim=5).to_base(z)
+    w, log_det = flow(latent_dim=5, condition_size=0).to_base(z, None)
     torch.testing.assert_close(w.sort().values, z.sort().values)  # couplings swap halves
     torch.testing.assert_close(log_det, torch.zeros(50))
 
@@ -34,23 +155,25 @@ def test_from_base_undoes_to_base_with_the_log_determinant_of_its_jacobian(
 ) -> None:
     prior = with_flow(latent_dim=latent_dim).double().prior
     z = torch.randn(20, latent_dim, dtype=torch.float64)
-    w, log_det = prior.to_base(z)
+    w, log_det = prior.to_base(z, None)
     assert not torch.isclose(w, z).all(1).any()
-    torch.testing.assert_close(prior.from_base(w), z)
+    torch.testing.assert_close(prior.from_base(w, None), z)
     for i in range(3):
-        jacobian = torch.autograd.functional.jacobian(lambda v: prior.to_base(v[None])[0][0], z[i])
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v: prior.to_base(v[None], None)[0][0], z[i]
+        )
         torch.testing.assert_close(log_det[i], torch.linalg.slogdet(jacobian)[1])
 
 
 def test_the_density_integrates_to_one() -> None:
     torch.manual_seed(0)
-    prior = flow(latent_dim=2).double()
+    prior = flow(latent_dim=2, condition_size=0).double()
     with torch.no_grad():
         for p in prior.parameters():
             p.add_(0.3 * torch.randn_like(p))
     axis = torch.linspace(-25, 25, 1501, dtype=torch.float64)
     z = torch.cartesian_prod(axis, axis)
-    w, log_det = prior.to_base(z)
+    w, log_det = prior.to_base(z, None)
     assert (w - z).abs().mean() > 0.5
     log_density = -0.5 * (w**2).sum(1) - math.log(2 * math.pi) + log_det
     assert log_density.exp().sum().item() * (50 / 1500) ** 2 == pytest.approx(1, abs=1e-3)
@@ -58,7 +181,7 @@ def test_the_density_integrates_to_one() -> None:
 
 @pytest.mark.parametrize("kind", [VAE, CVAE])
 def test_the_bounds_are_ordered(kind: type[VAE]) -> None:
-    """E[elbo] = E[bound at K = 1] <= E[bound at K = 30] <= log p(x | y), by a grid over w."""
+    """E[elbo] = E[bound at K = 1] <= E[bound at K = 30] <= log p(x | y), on a grid over w."""
     model = with_flow(kind).double()
     x, y = ALL_IMAGES.double(), label_for(model, 16)
     y = None if y is None else y.double()
@@ -85,9 +208,9 @@ def test_the_bounds_are_ordered(kind: type[VAE]) -> None:
         assert means[2] < evidence.item() + errors[2]
 
 
-def test_one_dimension_is_too_few() -> None:
-    with pytest.raises(ValueError, match="two dimensions"):
-        flow(latent_dim=1)
+def test_a_flow_rejects_a_one_dimensional_latent() -> None:
+    with pytest.raises(ValueError, match="must be at least 2"):
+        flow(latent_dim=1, condition_size=0)
 
 
 def test_a_gradient_reaches_every_parameter_of_a_flow() -> None:
@@ -104,10 +227,10 @@ def test_the_latent_is_the_base_variable() -> None:
     y = label_for(model, 16)
     assert y is not None
     w = torch.randn(16, 2)
-    z = model.prior.from_base(w)
+    z = model.prior.from_base(w, None)
     torch.testing.assert_close(
-        model.prior.to_base(model.posterior(ALL_IMAGES, y)[0])[0], model.embed(ALL_IMAGES, y)
+        model.prior.to_base(model.posterior(ALL_IMAGES, y)[0], None)[0], model.embed(ALL_IMAGES, y)
     )
     decoded = model.decode(w, y).mean
-    model.prior = StandardNormal(2)
+    model.prior = StandardNormal(2, 0)
     torch.testing.assert_close(model.decode(z, y).mean, decoded)

@@ -1,4 +1,4 @@
-"""One optimizer step: its gradient, noise and logged numbers."""
+"""Tests of an optimizer step: gradient, noise and logged numbers."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,13 +44,13 @@ def test_the_gradient_is_clipped_at_gradient_clip_val(data_dir: Path, tmp_path: 
         torch.testing.assert_close(clipped, whole * (limit / whole.norm()), rtol=1e-3, atol=1e-4)
 
 
-def test_a_gradient_within_gradient_clip_val_stays(data_dir: Path, tmp_path: Path) -> None:
+def test_a_gradient_within_gradient_clip_val_is_unchanged(data_dir: Path, tmp_path: Path) -> None:
     whole = change_in_a_step(data_dir, tmp_path)
     within = change_in_a_step(data_dir, tmp_path, gradient_clip_val=1.01 * float(whole.norm()))
     assert torch.equal(within, whole)
 
 
-def test_entries_are_clipped_where_the_algorithm_is_value(data_dir: Path, tmp_path: Path) -> None:
+def test_the_algorithm_value_clips_entries(data_dir: Path, tmp_path: Path) -> None:
     whole = change_in_a_step(data_dir, tmp_path)
     limit = 0.3 * float(whole.abs().max())
     given = {"gradient_clip_val": limit, "gradient_clip_algorithm": "value"}
@@ -59,7 +59,7 @@ def test_entries_are_clipped_where_the_algorithm_is_value(data_dir: Path, tmp_pa
 
 
 def test_the_loss_is_the_mean_over_the_global_batch(data_dir: Path, tmp_path: Path) -> None:
-    """This holds for any share of the batch on a process and any number of accumulated batches."""
+    """This holds for any share of the batch on a rank and any number of accumulated batches."""
     module, data, fit = objects(data_dir, tmp_path, callbacks=[], max_steps=1)
     data.prepare_data()
     data.setup()
@@ -78,7 +78,7 @@ def test_the_loss_is_the_mean_over_the_global_batch(data_dir: Path, tmp_path: Pa
     torch.testing.assert_close(torch.stack(per_image).mean(), whole)
 
 
-def test_every_epoch_has_noise_of_its_own(data_dir: Path, tmp_path: Path) -> None:
+def test_the_noise_differs_between_epochs(data_dir: Path, tmp_path: Path) -> None:
     """The same images with the same weights have another loss in the next epoch."""
     module, data, fit = objects(data_dir, tmp_path, callbacks=[], max_steps=1)
     data.prepare_data()
@@ -104,11 +104,11 @@ def test_validation_is_the_mean_over_images(data_dir: Path, tmp_path: Path) -> N
         )
         fit.validate(module, datamodule=data, verbose=False)
         found.append(module.validation)
-    assert found[0] == pytest.approx(found[1], abs=2e-5)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_the_first_bad_step_is_reported() -> None:
-    """Where reading a number would synchronize, the device notes the step for a later error."""
+    """The device records the step for a later error, since reading a number would synchronize."""
 
     def network(**given: Any) -> MLP:
         return MLP(hidden_dim=4, encoder_blocks=0, decoder_blocks=0, **given)
@@ -119,16 +119,16 @@ def test_the_first_bad_step_is_reported() -> None:
         trainer: Any = SimpleNamespace(global_step=step)
         module._trainer = trainer
         gradient.fill_(1.0)
-        module._note_if_bad(torch.tensor(norm), [gradient])
+        module._mark_not_finite(torch.tensor(norm), [gradient])
         assert gradient.tolist() == ([0.0] * 3 if step in (1, 3) else [1.0] * 3)
     with pytest.raises(NotFiniteError, match="step 1"):
         module.check_finite()
 
 
-def test_logged_means_are_those_of_the_images_since_the_last(
+def test_logged_values_are_means_over_the_steps_since_the_last_log(
     data_dir: Path, tmp_path: Path
 ) -> None:
-    """A row for two steps is the mean of the rows of the same steps logged one by one."""
+    """A row for two steps is the mean of their rows when each step is logged."""
 
     class Rows(lightning.pytorch.loggers.CSVLogger):
         def __init__(self) -> None:
@@ -161,5 +161,5 @@ def test_logged_means_are_those_of_the_images_since_the_last(
         found[every] = [row["train/loss"] for row in logger.rows]
     one = found[1]
     assert one == pytest.approx(losses.values, rel=1e-6)
-    pairs = [(one[0] + one[1]) / 2, (one[2] + one[3]) / 2]  # of batches of one size
+    pairs = [(one[0] + one[1]) / 2, (one[2] + one[3]) / 2]  # batches of the same size
     assert found[2] == pytest.approx(pairs, rel=1e-6)

@@ -1,9 +1,8 @@
-"""Images and models whose answers are known: bars, and a decoder that draws them."""
+"""Synthetic images and models with known results: bars, and a decoder that draws them."""
 
 import torch
 from torch import Tensor
 
-from cvae.evaluation.oracle import Oracle
 from cvae.evaluation.subject import Subject
 from cvae.models import Autoencoder
 from cvae.types import Split
@@ -14,7 +13,7 @@ def normal(seed: int, *size: int) -> Tensor:
 
 
 def bars(count: int, seed: int, num_classes: int = 3) -> Split:
-    """Images that show their label as the place of a bar."""
+    """Return images that show their label by the position of a bar."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(count) % num_classes
     pixels = torch.randint(0, 60, (count, 1, 12, 12), generator=generator, dtype=torch.uint8)
@@ -28,9 +27,9 @@ TRAIN, VALIDATION, TEST = bars(240, 0), bars(30, 1), bars(45, 2)
 
 
 class Templates(torch.nn.Module):
-    """Decodes every label to its bar, whatever z says; encodes nothing."""
+    """Network that decodes every label to its bar, almost without z, and encodes nothing."""
 
-    def __init__(self, image_shape: tuple[int, ...], num_classes: int, **given: int) -> None:
+    def __init__(self, image_shape: tuple[int, ...], condition_size: int, **given: int) -> None:
         super().__init__()
         self.image_shape = image_shape
         bar = torch.stack([TRAIN.inputs[TRAIN.labels == c][0] for c in range(3)]).float() / 255
@@ -46,6 +45,6 @@ class Templates(torch.nn.Module):
         return self.logits[torch.tensor(self.relabel)[label]] + z.sum(1)[:, None, None, None] * 0.01
 
 
-def subject(kind: type[Autoencoder], known: Oracle, num_samples: int = 50) -> Subject:
+def subject(kind: type[Autoencoder], num_samples: int = 50) -> Subject:
     model = kind(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
-    return Subject(model, TRAIN, VALIDATION, TEST, known, num_samples, num_generated=20)
+    return Subject(model, TRAIN, VALIDATION, TEST, num_samples)

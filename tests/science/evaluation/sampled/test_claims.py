@@ -1,5 +1,6 @@
-"""Whole claims, on a model whose answers are known."""
+"""Tests of whole claims, on models with known results."""
 
+import fnmatch
 import gc
 import math
 import weakref
@@ -7,25 +8,20 @@ import weakref
 import pytest
 import torch
 
-from cvae.bounds import importance_weighted_nll
-from cvae.evaluation import label_control, report, settings
-from cvae.evaluation.bound import bits_per_dimension
+from cvae.evaluation import label_control, report
 from cvae.evaluation.claim import Metric
 from cvae.evaluation.claims import CLAIMS
-from cvae.evaluation.generative_classifier import label_bounds, log_marginal
 from cvae.evaluation.oracle import Oracle
 from cvae.evaluation.subject import Subject
+from cvae.evaluation.targets import TARGETS, add_targets
 from cvae.models import CVAE, VAE, Autoencoder
 from cvae.types import Split
-from tests.science.evaluation.known import TEST, TRAIN, VALIDATION, Templates, subject
+from tests.science.evaluation.known import TEST, TRAIN, VALIDATION, Templates
+from tests.science.evaluation.sampled.subjects import sampled, subject
 from tests.science.test_models import network
 
 
-def test_the_settings_name_the_claims() -> None:
-    assert tuple(CLAIMS) == settings.CLAIMS
-
-
-def test_label_control_counts_what_the_oracle_says(known: Oracle) -> None:
+def test_label_control_counts_the_predictions_of_the_oracle(known: Oracle) -> None:
     good = subject(CVAE, known)
     found = label_control.label_control(good)
     assert found["samples/label_agreement"].value == 1.0
@@ -39,31 +35,22 @@ def test_label_control_counts_what_the_oracle_says(known: Oracle) -> None:
     assert found["samples/rows_right"].value == pytest.approx(2 / 3)
 
 
-def test_the_likelihood_knows_the_label_of_templates(known: Oracle) -> None:
-    one = subject(CVAE, known)
-    for stage in range(3):
-        assert (label_bounds(one, stage)[0].argmax(1) == TEST.labels).all()
-    assert isinstance(one.model, CVAE)
-    y = one.condition(TEST.labels)
-    nll = importance_weighted_nll(one.model, TEST.inputs.float() / 255, y, torch.arange(45), 50)
-    marginal = log_marginal(one, nll)
-    assert (marginal >= -nll - math.log(3) - 1e-4).all()  # a sum is at least its largest part
-    assert (marginal <= -nll + 1e-4).all()  # and a mean at most
-
-
 @pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
-def test_every_claim_speaks_or_says_why_not(kind: type[Autoencoder], known: Oracle) -> None:
+def test_every_claim_is_measured_or_skipped_with_a_reason(
+    kind: type[Autoencoder], known: Oracle
+) -> None:
     if kind is Autoencoder:
         model = Autoencoder(network, 2, image_shape=(1, 12, 12), num_classes=3).eval()
-        one = Subject(model, TRAIN, VALIDATION, TEST, known, num_samples=3, num_generated=20)
+        one = sampled(model, known, 3)
     else:
         one = subject(kind, known, num_samples=3)
     found = report.evaluate(one, list(CLAIMS))
-    spoken, left_out = set(found.metrics) - {"oracle"}, set(found.left_out)
-    assert spoken | left_out == set(CLAIMS)
-    assert not spoken & left_out
+    measured, left_out = set(found.metrics) - {"oracle"}, set(found.left_out)
+    assert measured | left_out == set(CLAIMS)
+    assert not measured & left_out
     needs_label = {"label_control", "classification_accuracy", "generative_classifier"}
-    assert left_out == (set() if kind is CVAE else needs_label)
+    needs_attributes = {"attribute_control"}
+    assert left_out == needs_attributes | (set() if kind is CVAE else needs_label)
     flat = report.as_json(found)["metrics"]
     grey = known.accuracy(TEST.grey.float() / 255, TEST.labels)
     assert flat["oracle/accuracy"]["value"] == pytest.approx(grey)
@@ -75,20 +62,20 @@ def test_every_claim_speaks_or_says_why_not(kind: type[Autoencoder], known: Orac
             flat["test/nll_k3"]["value"] + math.log(3)
         )
         assert flat["samples/label_agreement"]["value"] == 1.0
-        assert flat["latent/label_accuracy_mlp"]["value"] < 0.6  # z holds nothing
+        assert flat["latent/label_accuracy_mlp"]["value"] < 0.6  # z carries no information
     else:
         assert not any(name.startswith("style/correlation") for name in flat)
 
 
-def of_classes(split: Split, *classes: int) -> Split:
+def select_classes(split: Split, *classes: int) -> Split:
     wanted = torch.isin(split.labels, torch.tensor(classes))
-    return Split(*(part[wanted] for part in split))
+    return split.select(wanted)
 
 
-def test_a_label_without_training_images_has_no_part(known: Oracle) -> None:
-    train = of_classes(TRAIN, 0, 2)
+def test_a_label_without_training_images_is_ignored(known: Oracle) -> None:
+    train = select_classes(TRAIN, 0, 2)
     model = CVAE(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
-    one = Subject(model, train, VALIDATION, TEST, known, num_samples=3, num_generated=20)
+    one = sampled(model, known, 3, train)
     claims = ["bound", "label_control", "generative_classifier", "style"]
     flat = report.as_json(report.evaluate(one, claims))["metrics"]
     assert one.test.labels.unique().tolist() == [0, 2]
@@ -107,17 +94,17 @@ def test_a_label_without_test_images_is_not_the_worst(known: Oracle) -> None:
     one = subject(CVAE, known)
     assert isinstance(one.model.network, Templates)
     one.model.network.relabel = [0, 1, 0]
-    one.test = of_classes(TEST, 0, 1)
+    one.test = select_classes(TEST, 0, 1)
     found = label_control.label_control(one)["samples/label_agreement_worst"]
     assert (found.value, found.floor) == (1.0, 1.0)
 
 
-def test_data_with_a_single_label(known: Oracle) -> None:
+def test_data_may_have_a_single_label(known: Oracle) -> None:
     model = CVAE(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
-    train, validation, test = (of_classes(split, 1) for split in (TRAIN, VALIDATION, TEST))
-    one = Subject(model, train, validation, test, known, num_samples=3, num_generated=20)
+    train, validation, test = (select_classes(split, 1) for split in (TRAIN, VALIDATION, TEST))
+    one = sampled(model, known, 3, train, validation, test)
     found = report.evaluate(one, ["bound", "label_control", "latent_independence", "style"])
-    assert found.left_out == {"latent_independence": "all training images have the same label"}
+    assert found.left_out == {"latent_independence": "y is the same for all images"}
     assert found.metrics["bound"]["test/joint_nll_k3"].value == pytest.approx(
         found.metrics["bound"]["test/nll_k3"].value
     )
@@ -133,7 +120,7 @@ def test_claims_record_no_gradients(known: Oracle, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_subject_is_freed_after_its_claims(known: Oracle) -> None:
-    """It holds all images: what is computed once is kept in it and not beside it."""
+    """It holds all images, so no cache outside it may keep it alive."""
     one = subject(CVAE, known, num_samples=3)
     report.evaluate(one, ["bound", "generative_classifier", "style", "variety"])
     reference = weakref.ref(one)
@@ -142,5 +129,28 @@ def test_a_subject_is_freed_after_its_claims(known: Oracle) -> None:
     assert reference() is None
 
 
-def test_bits_per_dimension() -> None:
-    assert bits_per_dimension(784 * math.log(2), 784) == pytest.approx(1)
+def test_every_target_belongs_to_a_metric(known: Oracle) -> None:
+    """Targets apply to one model and one dataset, so they are off by default."""
+    one = subject(CVAE, known, num_samples=3)
+    targeted = report.as_json(report.evaluate(one, list(CLAIMS), has_targets=True))["metrics"]
+    having = {name for name, m in targeted.items() if "at_least" in m or "at_most" in m}
+    assert all(fnmatch.filter(having, pattern) for pattern in TARGETS)
+    plain = report.as_json(report.evaluate(one, ["bound", "label_control"]))["metrics"]
+    assert not any("at_least" in m or "at_most" in m for m in plain.values())
+
+
+def test_a_target_may_depend_on_the_metric() -> None:
+    found = add_targets(
+        {
+            "test/generative_accuracy_k50": Metric(0.9, "%"),
+            "samples/recall": Metric(0.7, "%", floor=0.8),
+            "latent/mmd_ratio": Metric(7.0, floor=6.0, floor_error=0.25),
+            "samples/label_agreement_x": Metric(0.9, "%"),
+        }
+    )
+    assert found["test/generative_accuracy_k50"].at_least == 0.985
+    assert found["samples/recall"].at_least == pytest.approx(0.64)
+    assert found["latent/mmd_ratio"].at_most == 6.5
+    assert found["samples/label_agreement_x"].is_met is None
+    flat = report.as_json(report.Report({"aggregated_posterior": found}, {}, {}))["metrics"]
+    assert set(flat["latent/mmd_ratio"]) == {"claim", "value", "unit", "floor", "at_most"}

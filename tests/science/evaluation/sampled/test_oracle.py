@@ -1,11 +1,18 @@
-"""The oracle: what it learns, and where it is kept."""
+"""Tests of the oracle: its training and its cache."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
 from cvae.evaluation import oracle
+from cvae.evaluation.claim import NotApplicable
 from cvae.evaluation.oracle import Classifier, Oracle, train_classifier
+from cvae.evaluation.style import style
+from cvae.models import VAE
+from cvae.types import Split
 from tests.science.evaluation.known import TEST, TRAIN, VALIDATION
+from tests.science.evaluation.sampled.subjects import subject
 
 
 def test_the_oracle_learns_grey_and_binarized_images(known: Oracle) -> None:
@@ -13,7 +20,7 @@ def test_the_oracle_learns_grey_and_binarized_images(known: Oracle) -> None:
     assert known.accuracy(TEST.inputs.float() / 255, TEST.labels) > 0.95
 
 
-def test_the_oracle_is_kept_and_rebuilt_when_damaged(
+def test_the_oracle_is_cached_and_trained_again_if_damaged(
     known: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert known.folder is not None
@@ -32,13 +39,31 @@ def test_the_oracle_is_kept_and_rebuilt_when_damaged(
     assert not list(known.folder.glob(".*.tmp"))
 
 
-def test_other_digits_have_another_oracle(known: Oracle) -> None:
+def test_the_oracle_of_colour_images_learns_and_is_cached(tmp_path: Path) -> None:
+    def in_colour(split: Split) -> Split:
+        grey = split.grey.repeat(1, 3, 1, 1) // torch.tensor([1, 2, 3])[:, None, None]
+        return Split(grey.to(torch.uint8), grey.to(torch.uint8), split.labels)
+
+    train, test = in_colour(TRAIN), in_colour(TEST)
+    found = Oracle(train, in_colour(VALIDATION), 3, tmp_path)
+    assert found.accuracy(test.grey.float() / 255, test.labels) > 0.95
+    again = Oracle(train, in_colour(VALIDATION), 3, tmp_path).classifier
+    torch.testing.assert_close(again.state_dict(), found.classifier.state_dict())
+
+
+def test_thickness_and_slant_are_not_measured_in_colour(known: Oracle) -> None:
+    one = subject(VAE, known)
+    one.test = one.test._replace(grey=one.test.grey.expand(-1, 3, -1, -1))
+    with pytest.raises(NotApplicable, match="thickness and slant are of grey images"):
+        style(one)
+
+
+def test_the_cache_key_depends_on_the_digits(known: Oracle) -> None:
     other = TRAIN._replace(labels=TRAIN.labels.roll(1))
     assert Oracle(other, VALIDATION, 3)._key() != known._key()
 
 
-def test_validation_selects_and_the_test_images_are_not_asked() -> None:
-    """Whatever the validation labels are, the epoch kept is one that was best on them."""
+def test_training_with_validation_images_returns_a_classifier_in_evaluation_mode() -> None:
     model = train_classifier((TRAIN.grey, TRAIN.labels), (TEST.grey, TEST.labels), 3, 2, 0.5)
     assert isinstance(model, Classifier)
     assert not model.training

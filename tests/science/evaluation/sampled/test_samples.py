@@ -1,4 +1,4 @@
-"""Distances between sets of samples, and how much samples vary."""
+"""Tests of distances between sets of samples, and of the variety of samples."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,14 @@ import torch
 
 from cvae.evaluation import variety
 from cvae.evaluation.oracle import Oracle
-from cvae.evaluation.prior_samples import fitted_draws, frechet_distance
+from cvae.evaluation.prior_samples import fitted_samples, frechet_distance
 from cvae.models import CVAE
-from tests.science.evaluation.known import TRAIN, normal, subject
+from tests.science.evaluation.known import TRAIN, normal
+from tests.science.evaluation.sampled.subjects import subject
 
 
 def test_frechet_distance_has_its_closed_form() -> None:
-    """Of two Gaussians: |difference of means|^2 + sum of (difference of deviations)^2."""
+    """For Gaussians: |difference of means|^2 + sum of (difference of deviations)^2."""
     a = normal(0, 20_000, 3)
     a = (a - a.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(a.T.cov())).T  # exact moments
     std, shift = torch.tensor([2.0, 1.0, 0.5]), torch.tensor([0.0, 3.0, 0.0])
@@ -20,33 +21,33 @@ def test_frechet_distance_has_its_closed_form() -> None:
     assert frechet_distance(a * std + shift, a) == pytest.approx(9 + 1 + 0.25, rel=1e-3)
 
 
-def test_fitted_draws_follow_the_codes() -> None:
+def test_fitted_samples_follow_the_codes() -> None:
     codes = torch.cat([normal(0, 500, 2) + 5, normal(1, 500, 2) - 5])
-    drawn = fitted_draws(codes, 2, 1000)
+    drawn = fitted_samples(codes, 2, 1000)
     assert drawn.abs().mean(0).tolist() == pytest.approx([5, 5], abs=0.3)
     assert ((drawn > 0).float().mean(0) - 0.5).abs().max() < 0.1
-    one = fitted_draws(codes, 1, 1000)
+    one = fitted_samples(codes, 1, 1000)
     assert one.std(0).tolist() == pytest.approx(codes.std(0).tolist(), rel=0.1)
 
 
-def test_recall_and_coverage_of_the_same_and_of_less() -> None:
+def test_recall_and_coverage_fall_if_samples_miss_modes() -> None:
     real, fake = normal(0, 400, 2), normal(1, 400, 2)
-    for measure in (variety.recalled, variety.covered):
+    for measure in (variety.is_recalled, variety.is_covered):
         assert measure(real, real).all()
         assert measure(real, fake).float().mean() > 0.9
         assert measure(real, fake + 50).float().mean() == 0
         one_mode = measure(real, fake.abs()).float().mean()
-        assert one_mode < 0.55  # a quarter of the plane, and its rim
+        assert one_mode < 0.55  # a quarter of the plane and its neighbourhood
 
 
-def test_recall_is_of_fake_balls_and_coverage_of_real_ones() -> None:
-    """One far fake point widens the balls of fake points, which raises recall but not coverage."""
+def test_outliers_raise_recall_and_not_coverage() -> None:
+    """Far fake points widen the balls of fake points, which only recall uses."""
     real, fake = normal(0, 200, 2), normal(1, 200, 2) * 0.05
     spread = torch.cat([fake, torch.tensor([[30.0, 0.0], [-30.0, 0.0], [0.0, 30.0], [0.0, -30.0]])])
-    assert variety.recalled(real, fake).float().mean() < 0.2
-    assert variety.recalled(real, spread).float().mean() == 1.0
-    few = variety.covered(real, fake).float().mean()
-    assert variety.covered(real, spread).float().mean() == few < 0.2
+    assert variety.is_recalled(real, fake).float().mean() < 0.2
+    assert variety.is_recalled(real, spread).float().mean() == 1.0
+    few = variety.is_covered(real, fake).float().mean()
+    assert variety.is_covered(real, spread).float().mean() == few < 0.2
 
 
 def test_spread_within_a_label() -> None:
@@ -59,9 +60,9 @@ def test_spread_within_a_label() -> None:
 def test_the_nearest_training_image_is_of_the_same_label(known: Oracle) -> None:
     one = subject(CVAE, known)
     grey = TRAIN.grey[:6].float() / 255
-    own = variety._nearest(one, grey, TRAIN.labels[:6])
+    own = variety.nearest_distances(one, grey, TRAIN.labels[:6])
     assert own.tolist() == pytest.approx([0.0] * 6, abs=5e-3)
-    other = variety._nearest(one, grey, (TRAIN.labels[:6] + 1) % 3)
+    other = variety.nearest_distances(one, grey, (TRAIN.labels[:6] + 1) % 3)
     by_hand = [
         float(
             (TRAIN.grey[TRAIN.labels == (y + 1) % 3].float() / 255 - x).flatten(1).norm(dim=1).min()

@@ -1,4 +1,4 @@
-"""Stroke thickness and slant, and what z knows of them."""
+"""Tests of stroke thickness and slant, and of their relation to z."""
 
 import math
 
@@ -15,11 +15,12 @@ from cvae.evaluation.morphology import Factor, slant, thickness
 from cvae.evaluation.oracle import Oracle
 from cvae.evaluation.subject import Posterior
 from cvae.models import CVAE
-from tests.science.evaluation.known import TEST, TRAIN, normal, subject
+from tests.science.evaluation.known import TEST, TRAIN, normal
+from tests.science.evaluation.sampled.subjects import subject
 
 
 def stroke(width: float, shear: float = 0.0) -> np.ndarray:  # type: ignore[type-arg]
-    """An upright bar of a width in pixels, sheared to the right; drawn 8 times finer."""
+    """Draw an upright bar of a width in pixels, sheared to the right."""
     page = PILImage.new("L", (56 * 8, 56 * 8))
     middle, half = 28 * 8, width * 4
     ImageDraw.Draw(page).rectangle((middle - half, 14 * 8, middle + half - 1, 42 * 8 - 1), fill=255)
@@ -52,16 +53,16 @@ def test_slant_does_not_depend_on_thickness() -> None:
     assert found[0] == pytest.approx(found[1], abs=1.5)
 
 
-def test_no_ink_has_no_style() -> None:
+def test_an_image_without_ink_has_no_thickness_and_slant() -> None:
     blank = torch.zeros(1, 1, 28, 28)
     assert math.isnan(thickness(blank)[0])
     assert math.isnan(slant(blank)[0])
     assert thickness(torch.ones(1, 1, 8, 8))[0] > 0
 
 
-def test_moved_points_lie_along_the_direction() -> None:
+def test_a_traversal_follows_the_direction() -> None:
     z, direction = normal(0, 4, 3), torch.tensor([[0.6, 0.0, 0.8]])
-    points = style.moved(z, direction).view(4, -1, 3)
+    points = style.traverse(z, direction).view(4, -1, 3)
     along = points @ direction[0]
     torch.testing.assert_close(along, torch.linspace(-2.5, 2.5, 11).expand(4, -1))
     across = torch.tensor([[0.8, 0.0, -0.6], [0.0, 1.0, 0.0]])
@@ -75,7 +76,7 @@ def test_style_correlation_of_shared_and_of_unrelated_values() -> None:
     assert style.mean_correlation(shared + noise) == pytest.approx(0.5, abs=0.03)
 
 
-def test_a_factor_that_z_holds_is_found_with_its_direction(known: Oracle) -> None:
+def test_the_ridge_finds_a_factor_and_its_direction(known: Oracle) -> None:
     """The factor is 3 z1 - 4 z0 plus 100 per label, and R^2 within labels is still 1."""
     one = subject(CVAE, known)
     train_z, test_z = normal(0, len(TRAIN.labels), 2), normal(1, len(TEST.labels), 2)
@@ -90,7 +91,7 @@ def test_a_factor_that_z_holds_is_found_with_its_direction(known: Oracle) -> Non
     for name, z in (("train_posterior", train_z), ("test_posterior", test_z)):
         one.__dict__[name] = Posterior(z, z, torch.zeros_like(z), lambda w: w)
     one.__dict__["factors"] = {"slant": factor}
-    ridge = style.ridges(one)["slant"]
+    ridge = style.fit_ridges(one)["slant"]
     torch.testing.assert_close(ridge.direction, torch.tensor([[-0.8, 0.6]]), atol=0.02, rtol=0)
     r2 = 1 - (ridge.test_errors**2).mean() / (ridge.test_centred**2).mean()
     assert r2 > 0.99
@@ -98,7 +99,7 @@ def test_a_factor_that_z_holds_is_found_with_its_direction(known: Oracle) -> Non
 
 def test_rank_correlation_has_the_sign_of_the_trend() -> None:
     rising = np.arange(11.0)
-    assert style._rho(rising) == pytest.approx(1.0)
-    assert style._rho(-(rising**3)) == pytest.approx(-1.0)
-    assert style._rho(np.zeros(11)) == 0.0
-    assert style._rho(np.where(rising == 3, np.nan, rising)) == 0.0
+    assert style._spearman_rho(rising) == pytest.approx(1.0)
+    assert style._spearman_rho(-(rising**3)) == pytest.approx(-1.0)
+    assert style._spearman_rho(np.zeros(11)) == 0.0
+    assert style._spearman_rho(np.where(rising == 3, np.nan, rising)) == 0.0

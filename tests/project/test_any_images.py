@@ -1,0 +1,175 @@
+"""Colour images and several attributes through every command, on one device and two."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import run_script
+
+GENERAL = [
+    "data=images",
+    "data.name=shapes",
+    "data.batch_size=32",
+    "data.eval_batch_size=16",
+    "data.validation_size=48",
+    "data.num_classes=4",
+    "data.binarization=none",
+    "model.latent_dim=3",
+    "model.network.hidden_dim=16",
+    "model/likelihood=discretized_logistic",
+    "scheduler=constant",
+    "trainer.max_epochs=2",
+    "test_num_samples=4",
+    "device=cpu",
+    "trainer.devices=1",
+]
+COLOUR = [
+    *GENERAL,
+    "data.image_shape=[3,16,16]",
+    "model/network=conv",
+    "model.network.channels=[4,8]",
+    "model.likelihood.num_components=2",
+]
+ATTRIBUTES = [
+    *GENERAL,
+    "data.name=grey",
+    "data.image_shape=[1,16,16]",
+    "data/condition=attributes",
+    "+data.condition.columns.size=continuous",
+    "model/prior=conditional",
+    "model.network.encoder_blocks=1",
+    "model.network.decoder_blocks=1",
+]
+QUADRANTS = [
+    *GENERAL,
+    "data.name=grey",
+    "data.image_shape=[1,16,16]",
+    "data.binarization=dynamic",
+    "model/likelihood=bernoulli",
+    "experiment=quadrants_1",
+    "data.condition.hidden_dim=16",
+    "model.network.encoder_blocks=1",
+    "model.network.decoder_blocks=1",
+]
+CASES = {"colour": COLOUR, "attributes": ATTRIBUTES, "quadrants": QUADRANTS}
+
+
+REQUESTS = {"colour": "label=all", "attributes": "condition={label: 2, size: [3,7,11]}"}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with colour images, and grey ones of squares of known sizes."""
+    folder = tmp_path_factory.mktemp("shapes")
+    rng = np.random.default_rng(0)
+    colour: dict[str, Any] = {"class_names": np.array(["red", "green", "blue", "white"])}
+    grey: dict[str, Any] = {}
+    hues = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]])
+    for split, count in (("train", 240), ("test", 64)):
+        sizes, labels = rng.integers(3, 12, count), np.arange(count) % 4
+        images = rng.integers(0, 60, (count, 16, 16), dtype=np.uint8)
+        for image, size in zip(images, sizes, strict=True):
+            image[:size, :size] = 220
+        hued = images[..., None] * hues[labels][:, None, None] // 255
+        colour |= {f"{split}_images": hued.astype(np.uint8), f"{split}_labels": labels}
+        grey |= {f"{split}_images": images, f"{split}_labels": labels, f"{split}_size": sizes}
+    np.savez(folder / "shapes.npz", **colour)
+    np.savez(folder / "grey.npz", **grey)
+    return folder
+
+
+def run(script: str, *arguments: str, cwd: Path | None = None) -> str:
+    done = run_script(script, *arguments, **({} if cwd is None else {"cwd": cwd}))  # type: ignore[arg-type]
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module", params=CASES)
+def finished(
+    request: pytest.FixtureRequest, shapes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """Return the name of a case and the folder of its finished run."""
+    run_dir = tmp_path_factory.mktemp(request.param) / "run"
+    run("train", *CASES[request.param], f"data.data_dir={shapes}", f"hydra.run.dir={run_dir}")
+    return request.param, run_dir
+
+
+def settings_of_evaluation() -> Any:
+    return importlib.import_module("cvae.evaluation.settings")  # late: it may be deleted
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(run_dir / "checkpoints" / "best.ckpt")["state_dict"]
+    return found
+
+
+def test_two_devices_take_the_same_steps(
+    finished: tuple[str, Path], shapes: Path, tmp_path: Path
+) -> None:
+    name, run_dir = finished
+    pair = [*CASES[name], f"data.data_dir={shapes}", f"hydra.run.dir={tmp_path}", "device=cpu_pair"]
+    run("train", *(o for o in pair if o not in ("device=cpu", "trainer.devices=1")))
+    one, two = weights(run_dir), weights(tmp_path)
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=2e-4, rtol=1e-3)
+
+
+def test_a_resumed_run_takes_the_same_steps(
+    finished: tuple[str, Path], shapes: Path, tmp_path: Path
+) -> None:
+    name, run_dir = finished
+    run(
+        "train",
+        *(*CASES[name], f"data.data_dir={shapes}"),
+        *(f"hydra.run.dir={tmp_path}", "trainer.max_epochs=1"),
+    )
+    run("train", f"resume={tmp_path}", "trainer.max_epochs=2")
+    one, two = weights(run_dir), weights(tmp_path)
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+def test_the_other_commands_work(finished: tuple[str, Path], tmp_path: Path) -> None:
+    name, run_dir = finished
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert "test/nll_k4" in summary["metrics"]
+    assert ("test/bits_per_dim_k4" in summary["metrics"]) == (name != "quadrants")
+    if name in REQUESTS:
+        run("generate", f"run={run_dir}", REQUESTS[name], "num_samples=4", "npy=true")
+        (array,) = (run_dir / "generated").glob("*.npy")
+        assert np.load(array).shape == ((16, 16, 16, 3) if name == "colour" else (12, 16, 16))
+    run("embed", f"run={run_dir}")
+    latents = np.load(run_dir / "latents" / "test.npz")
+    assert latents["mean"].shape == (64, 3)
+    assert ("w" in latents) == (name != "colour")
+    run("compare", f"runs={run_dir.parent}")
+    table = run("evaluate", f"run={run_dir}", "num_samples=3", "num_generated=10")
+    metrics = json.loads((run_dir / "evaluation.json").read_text())["metrics"]
+    assert {"test/nll_k3", "test/bits_per_dim_k3"} <= set(metrics)
+    nats, bits = (metrics[f"test/{what}_k3"]["value"] for what in ("nll", "bits_per_dim"))
+    num_counted = {"colour": 3 * 256, "attributes": 256, "quadrants": 192}[name]
+    assert bits == pytest.approx(nats / (num_counted * np.log(2)))
+    if name != "colour":
+        assert "generative_classifier: skipped, the condition is not one label" in table
+    claims = settings_of_evaluation().Claim
+    if "latent_independence" not in get_args(claims):
+        return
+    if name == "quadrants":
+        assert "latent_independence: skipped, the condition is a part of the image" in table
+    elif name == "attributes":
+        assert {"latent/size_r2_ridge", "latent/size_r2_mlp"} <= set(metrics)
+        assert "label_control: skipped, the condition is not one label but label, size" in table
+    else:
+        assert {"samples/label_agreement", "latent/label_accuracy_mlp"} <= set(metrics)
+
+
+@pytest.mark.engines
+def test_the_model_is_exported(finished: tuple[str, Path]) -> None:
+    _, run_dir = finished
+    run("export", f"run={run_dir}")
+    assert (run_dir / "export" / "decoder.onnx").is_file()

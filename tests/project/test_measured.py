@@ -1,0 +1,26 @@
+"""Tables of results match the files of the benchmarks, and conf/ repeats them correctly."""
+
+import re
+import runpy
+
+from harness.config.paths import CONF
+from tests.conftest import ROOT
+
+
+def test_the_tables_match_their_data_files() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "tables.py"))
+    for page in script["PAGES"]:
+        text = page.read_text()
+        assert script["update_tables"](text) == text
+        assert script["TABLE"].findall(text)
+
+
+def test_recipes_contain_their_results() -> None:
+    """The results in recipes.md: nats of p(x|y), p(x, y) and p(x), and K."""
+    page = ROOT / "docs" / "measured" / "recipes.md"
+    rows = re.findall(r"^\| \*\*(\w+)\*\* (.*)", page.read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == ["quick", "default", "flow", "reference"]
+    for name, row in rows:
+        path = CONF / ("train.yaml" if name == "default" else f"experiment/{name}.yaml")
+        *nats, k = (cell.strip("| ") for cell in row.split(" | ")[:4])
+        assert all(found in path.read_text() for found in (*nats, f"K = {k}")), path

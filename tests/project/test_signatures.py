@@ -1,0 +1,186 @@
+"""The arguments of classes as researchers write them, read from source without an import."""
+
+import textwrap
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from harness.config import checks, schemas
+from harness.config.signatures import REQUIRED, NotFoundError, Signature, signature
+from tests import PACKAGE
+
+_numbers = count()
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Signature | None]:
+    """Return a function that reads a class from the text of a module."""
+    monkeypatch.chdir(tmp_path)
+
+    def read(text: str, name: str) -> Signature | None:
+        module = f"written_{next(_numbers)}"  # parsed files are cached by name
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(text))
+        return signature(f"{module}.{name}")
+
+    return read
+
+
+BASE = """
+    class Mixin: ...
+    class Base:
+        def __init__(self, shape, width: int = 8): ...
+    class Child(Mixin, Base):
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "takes_any"),
+    [
+        ("(self, *args, **kwargs): super().__init__(*args, **kwargs)", "shape width", False),
+        ("(self, a, *r, **k): super().__init__(*r, **k)", "a shape width", False),
+        ("(self, s, *r, a=1, **k): super().__init__(s, *r, **k)", "s width a", False),
+        ("(self, *args, a=1, **k): super().__init__(*args, **k)", "shape width a", False),
+        ("(self, **k): super().__init__(width=3, **k)", "shape", False),
+        ("(self, **k): k.pop('a'); super().__init__(**k)", "", True),
+        ("(self, **k): k['a'] = 1; super().__init__(**k)", "", True),
+        ("(self, a=1, **k): ...", "a", True),
+    ],
+)
+def test_arguments_forwarded_to_the_base(
+    read: Callable[[str, str], Signature], text: str, names: str, takes_any: bool
+) -> None:
+    found = read(f"{BASE}        def __init__{text}", "Child")
+    assert (list(found.parameters), found.takes_any) == (names.split(), takes_any)
+
+
+def test_a_mixin_without_a_constructor_comes_first(
+    read: Callable[[str, str], Signature],
+) -> None:
+    assert list(read(f"{BASE}        x = 1", "Child").parameters) == ["shape", "width"]
+
+
+def test_fields_of_a_dataclass(read: Callable[[str, str], Signature]) -> None:
+    text = """
+        import dataclasses
+        from dataclasses import dataclass, field, KW_ONLY
+        from typing import ClassVar
+        class Plain:
+            def __init__(self, x): ...
+        @dataclass
+        class One(Plain):
+            a: int
+            b: int = field(default=2)
+            c: list[int] = dataclasses.field(default_factory=list)
+            d: int = field(init=False)
+            e: "ClassVar[int]" = 3
+            _: KW_ONLY
+            f: int = field(kw_only=True)
+        @dataclass
+        class Two(One):
+            def __init__(self, g): ...
+    """
+    one = read(text, "One").parameters
+    assert list(one) == ["a", "b", "c", "f"]
+    assert [name for name, p in one.items() if p.default is REQUIRED] == ["a", "f"]
+    assert one["b"].default == 2
+    assert list(read(text, "Two").parameters) == ["g"]
+
+
+@pytest.mark.parametrize("decorator", ["attrs.define", "attr.s(auto_attribs=True)"])
+def test_constructors_that_a_library_makes_are_not_read(
+    read: Callable[[str, str], Signature | None], decorator: str
+) -> None:
+    text = f"import attr, attrs\n@{decorator}\nclass One:\n    a: int = 1\n"
+    assert read(text, "One") is None
+
+
+def test_arguments_of_a_class_method(read: Callable[[str, str], Signature]) -> None:
+    text = """
+        class One:
+            @classmethod
+            def make(cls, a, b=1, **k): ...
+            @staticmethod
+            def made(a): ...
+    """
+    assert list(read(text, "One.make").parameters) == ["a", "b"]
+    assert list(read(text, "One.made").parameters) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad"),
+    [
+        ("dict[int, float]", {0: 4.0}, 3),
+        ("Below", "DEFAULT", None),
+        ("Node", {"a": 1}, "DEFAULT"),
+        ("tuple[()]", [], 3),
+        ("torch.device", "cpu", None),
+        ("Annotated[str, Field(pattern='^(?=a)')]", "ab", "b"),
+        ("Annotated[int, Ge(0.5)]", "any value", None),
+        ("Literal[()]", "any value", None),
+    ],
+)
+def test_values_of_unusual_annotations(
+    read: Callable[[str, str], Signature], annotation: str, good: object, bad: object
+) -> None:
+    text = f"""
+        import enum, torch
+        from typing import Annotated, Literal
+        from annotated_types import Ge
+        from pydantic import Field
+        class Above(enum.Enum): ...
+        class Below(Above): ...
+        class Node: ...
+        class One:
+            def __init__(self, a: {annotation}): ...
+    """
+    model = schemas.model("One", read(text, "One").parameters)
+    assert not list(schemas.wrong_values(model, {"a": good}))
+    if bad is not None:
+        assert list(schemas.wrong_values(model, {"a": bad}))
+
+
+def test_names_of_all_statements_are_found(read: Callable[[str, str], Signature | None]) -> None:
+    text = """
+        class One:
+            def __init__(self, a): ...
+        A, B = One, One
+        C = D = One
+        with open("x"):
+            class E(One): ...
+        for name in "x":
+            class F(One): ...
+    """
+    for name in "AB":
+        assert read(text, name) is None  # no source to read: imported later
+    for name in "CDEF":
+        found = read(text, name)
+        assert found is not None
+        assert list(found.parameters) == ["a"]
+    with pytest.raises(NotFoundError, match="has no G"):
+        read(text, "G")
+
+
+def test_a_class_that_replaces_its_base(read: Callable[[str, str], Signature | None]) -> None:
+    text = """
+        from collections import UserDict
+        class UserDict(UserDict):
+            def __init__(self, a, **kwargs): super().__init__(**kwargs)
+    """
+    found = read(text, "UserDict")
+    assert found is not None
+    assert (list(found.parameters), found.takes_any) == (["a"], True)
+
+
+def test_a_misspelt_module_is_named() -> None:
+    meant = rf"{PACKAGE} has no lightning_modul; did you mean {PACKAGE}.lightning_module\?$"
+    with pytest.raises(NotFoundError, match=meant):
+        signature("cvae.lightning_modul.VAEModule")
+
+
+def test_nodes_in_lists_are_checked() -> None:
+    node = {"all": [{"_target_": "cvae.networks.MLP", "hidden_dim": 0}]}
+    assert "net.all[0].hidden_dim=0: must be an integer from 1 to 65536" in list(
+        checks.check_arguments(node, "net")
+    )

@@ -1,0 +1,11 @@
+"""The oracle of the synthetic images."""
+
+import pytest
+
+from cvae.evaluation.oracle import Oracle
+from tests.science.evaluation.known import TRAIN, VALIDATION
+
+
+@pytest.fixture(scope="session")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    return Oracle(TRAIN, VALIDATION, 3, tmp_path_factory.mktemp("oracle"))

@@ -1,0 +1,25 @@
+"""Subjects whose oracle is trained once for all tests."""
+
+from cvae.evaluation.oracle import Oracle
+from cvae.evaluation.sampled import SampledSubject
+from cvae.models import Autoencoder
+from cvae.types import Split
+from tests.science.evaluation.known import TEST, TRAIN, VALIDATION, Templates
+
+
+def sampled(
+    model: Autoencoder,
+    known: Oracle,
+    num_samples: int = 50,
+    train: Split = TRAIN,
+    validation: Split = VALIDATION,
+    test: Split = TEST,
+) -> SampledSubject:
+    subject = SampledSubject(model, train, validation, test, num_samples, num_generated=20)
+    subject.oracle = known
+    return subject
+
+
+def subject(kind: type[Autoencoder], known: Oracle, num_samples: int = 50) -> SampledSubject:
+    model = kind(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
+    return sampled(model, known, num_samples)

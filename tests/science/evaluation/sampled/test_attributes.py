@@ -1,0 +1,131 @@
+"""Claims about models of several attributes."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cvae.conditions import Attributes
+from cvae.data import ImagesDataModule
+from cvae.evaluation.attribute_control import attribute_control
+from cvae.evaluation.bound import bound
+from cvae.evaluation.claim import NotApplicable
+from cvae.evaluation.latent_independence import latent_independence
+from cvae.evaluation.sampled import SampledSubject
+from cvae.evaluation.subject import Subject, labelled_model
+from cvae.models import CVAE, VAE
+from tests.science.test_conditions import network, saved
+
+
+def subject_of(model: VAE, data: ImagesDataModule) -> Subject:
+    train, validation, test = data.splits().values()
+    return Subject(model, train, validation, test, num_samples=3)
+
+
+def test_probes_find_what_z_holds_of_each_part(tmp_path: Path) -> None:
+    """z of an unconditional encoder that returns the height predicts it, and not the label."""
+
+    class Heights(torch.nn.Module):
+        def __init__(self, **given: Any) -> None:
+            super().__init__()
+
+        def encode(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+            height = (x[:, 0, :, 5].sum(1) - 6) / 3
+            return torch.stack([height, torch.zeros_like(height) - 3], dim=1)
+
+        def decode(self, z: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+            return torch.zeros(len(z), 1, 12, 12)
+
+    data = saved(tmp_path)
+    data.setup()
+    assert data.condition is not None
+    model = VAE(Heights, 1, (1, 12, 12), num_classes=2, condition=data.condition).eval()
+    subject = subject_of(model, data)
+    found = latent_independence(subject)
+    assert list(found) == [
+        "latent/label_accuracy_logistic",
+        "latent/label_accuracy_mlp",
+        "latent/height_r2_ridge",
+        "latent/height_r2_mlp",
+    ]
+    assert found["latent/height_r2_mlp"].value > 0.95
+    assert found["latent/height_r2_ridge"].value > 0.95
+    assert found["latent/label_accuracy_mlp"].value < 0.75
+
+
+def test_claims_of_labels_do_not_apply_to_attributes(tmp_path: Path) -> None:
+    data = saved(tmp_path)
+    data.setup()
+    assert data.condition is not None
+    assert data.train is not None
+    assert isinstance(data.train.conditions, torch.Tensor)
+    data.condition.fit(data.train.conditions)
+    model = CVAE(network, 2, (1, 12, 12), num_classes=2, condition=data.condition).eval()
+    subject = subject_of(model, data)
+    with pytest.raises(NotApplicable, match="the condition is not one label but label, height"):
+        labelled_model(subject)
+    names = list(bound(subject))
+    assert "test/nll_k3" in names
+    assert not any("joint" in name or "marginal" in name for name in names)
+
+
+class Draws(torch.nn.Module):
+    """Decoder that draws a bar of the requested height, plus an error."""
+
+    def __init__(self, error: float, **given: Any) -> None:
+        super().__init__()
+        self.error = error
+        self.condition: Attributes | None = None
+
+    def encode(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+        return torch.zeros(len(x), 2)
+
+    def decode(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        assert self.condition is not None
+        height = y[:, -1] * self.condition.scale[-1] + self.condition.shift[-1] + self.error
+        is_ink = torch.arange(12)[None, :, None] < height[:, None, None]
+        is_ink = is_ink.expand(-1, -1, 12) & (torch.arange(12) // 4 == 1)
+        return torch.where(is_ink, 20.0, -20.0)[:, None]
+
+
+@pytest.mark.parametrize("error", [0.0, 3.0])
+def test_attribute_control_finds_the_error_of_samples(tmp_path: Path, error: float) -> None:
+    data = saved(tmp_path)
+    condition = Attributes({"is_tall": 2, "height": "continuous"})
+    data.condition = condition
+    arrays = data.load_arrays()
+    heights = data.attributes["height"]
+    data.load_arrays = lambda: arrays  # type: ignore[method-assign]
+    tall = tuple((values > 6).astype(np.int64) for values in heights)
+    data.attributes = {"height": heights, "is_tall": (tall[0], tall[1])}
+    data.setup()
+    assert data.train is not None
+    assert isinstance(data.train.conditions, torch.Tensor)
+    condition.fit(data.train.conditions)
+    network_of: Any = partial(Draws, error)
+    model = CVAE(network_of, 1, (1, 12, 12), num_classes=2, condition=condition).eval()
+    assert isinstance(model.network, Draws)
+    model.network.condition = condition
+    train, validation, test = data.splits().values()
+    subject = SampledSubject(model, train, validation, test, num_generated=100)
+    found = attribute_control(subject)
+    assert list(found) == ["samples/is_tall_agreement", "samples/height_error"]
+    height, tall_metric = found["samples/height_error"], found["samples/is_tall_agreement"]
+    assert height.floor is not None
+    assert height.floor < 1.2
+    assert height.value == pytest.approx(error, abs=1.3)
+    assert (tall_metric.value > 0.9) == (error == 0)
+
+
+def test_attribute_control_needs_attributes(tmp_path: Path) -> None:
+    data = saved(tmp_path)
+    data.condition = None
+    data.setup()
+    train, validation, test = data.splits().values()
+    for kind, said in ((VAE, "the model takes no attributes"), (CVAE, "see label_control")):
+        model = kind(network, 2, (1, 12, 12), num_classes=2).eval()
+        with pytest.raises(NotApplicable, match=said):
+            attribute_control(SampledSubject(model, train, validation, test))

@@ -1,0 +1,40 @@
+"""Tests of the claims about likelihood, on models with known results."""
+
+import math
+
+import pytest
+import torch
+
+from cvae.bounds import bits_per_dimension, importance_weighted_nll
+from cvae.evaluation.bound import bound
+from cvae.evaluation.generative_classifier import label_bounds, log_marginal
+from cvae.models import CVAE, VAE
+from tests.science.evaluation.known import TEST, subject
+
+
+@pytest.mark.parametrize("kind", [VAE, CVAE])
+def test_the_bound_is_tight_if_the_decoder_ignores_z(kind: type[VAE]) -> None:
+    """Then one sample is as good as many. Templates differ, so joint and marginal agree."""
+    found = {name: metric.value for name, metric in bound(subject(kind, num_samples=60)).items()}
+    assert found["test/nll_k60"] == pytest.approx(-found["test/elbo"], abs=0.05)
+    assert found["test/nll_k60"] == pytest.approx(found["test/nll_k1"], abs=0.05)
+    assert ("test/joint_nll_k60" in found) == (kind is CVAE)
+    if kind is CVAE:
+        assert found["test/joint_nll_k60"] == pytest.approx(found["test/nll_k60"] + math.log(3))
+        assert found["test/marginal_nll_k60"] == pytest.approx(found["test/joint_nll_k60"], abs=0.1)
+
+
+def test_the_generative_classifier_recognizes_templates() -> None:
+    one = subject(CVAE)
+    for stage in range(3):
+        assert (label_bounds(one, stage)[0].argmax(1) == TEST.labels).all()
+    assert isinstance(one.model, CVAE)
+    y = one.condition(TEST.labels)
+    nll = importance_weighted_nll(one.model, TEST.inputs.float() / 255, y, torch.arange(45), 50)
+    marginal = log_marginal(one, nll)
+    assert (marginal >= -nll - math.log(3) - 1e-4).all()  # a sum is at least its largest term
+    assert (marginal <= -nll + 1e-4).all()  # a mean is at most its largest term
+
+
+def test_bits_per_dimension() -> None:
+    assert bits_per_dimension(784 * math.log(2), 784) == pytest.approx(1)
