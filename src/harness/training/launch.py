@@ -22,7 +22,7 @@ from harness.contract.errors import INTERRUPTED, STOPPED, ConfigError, Diverged,
 from harness.contract.terminal import accept_any_text
 from harness.run_folder.folder import RunFolder
 from harness.training.processes import PARENT_VARIABLE, die_with_parent, exit_with_code
-from harness.training.ranks import check_one_node, started_ranks
+from harness.training.ranks import check_one_node, disconnect, started_ranks
 
 _RANK_ARGUMENTS = ("-m", __spec__.name, "--rank")
 _ELASTIC_LOGGERS = (
@@ -64,7 +64,7 @@ def _run_connected_rank(folder: RunFolder) -> None:
 
     dist.barrier()  # rank 0 has written the folder
     train_run(folder)
-    dist.destroy_process_group()
+    disconnect()
 
 
 def num_processes(accelerator: str, devices: object) -> int:
@@ -214,6 +214,7 @@ def _run_spawned_rank(folder: RunFolder) -> None:
 
     try:
         train_run(folder)
+        disconnect()
     except Exception as error:
         # write the error atomically, because this process may be killed meanwhile
         reply = Path(os.environ["TORCHELASTIC_ERROR_FILE"])

@@ -131,6 +131,18 @@ def connect_ranks(run_dir: Path, settings: str, timeout: float) -> Path:
     return Path(answers[0][0])
 
 
+def disconnect() -> None:
+    """Leave the process group, so that its threads end before the interpreter does.
+
+    A thread of gloo that frees a tensor while the interpreter exits aborts the process, with
+    SIGABRT (pytorch issue 190489). Lightning leaves only groups of NCCL.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def is_rank_zero() -> bool:
     """Return whether this process is rank zero, or the only one."""
     ranks = started_ranks()
