@@ -11,7 +11,7 @@ from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
 
 from cvae import noise
-from cvae.data import MNISTDataModule, split_order
+from cvae.data import MNISTDataModule
 from cvae.digits import SETS, load_digits
 from harness.contract.settings import Name, Size
 
@@ -28,13 +28,14 @@ class ColouredMNISTDataModule(MNISTDataModule):
     x is float, (B, 3, 28, 28), in [0, 1]. All colours have full saturation in HSV. Their value V is
     1 for digits and 0.35 for backgrounds. A pixel of grey level g is the mixture
     background + (digit - background) g / 255. The hues depend only on the split and the position of
-    the image in the files of MNIST.
+    the image in the files of MNIST. Cosine and sine of both hues, as angles, are the attributes
+    ``digit_hue_cos``, ``digit_hue_sin``, ``background_hue_cos`` and ``background_hue_sin``.
 
     Example::
 
         data = ColouredMNISTDataModule("data")
         data.setup()
-        digit, ground = data.hues("test").T
+        cosines = data.splits()["test"].attributes["digit_hue_cos"]
 
     The other arguments are those of :class:`cvae.data.MNISTDataModule`.
 
@@ -57,22 +58,15 @@ class ColouredMNISTDataModule(MNISTDataModule):
 
     def load_arrays(self) -> Sequence[NDArray[Any]]:
         train_x, train_y, test_x, test_y = load_digits(SETS["MNIST"], self.data_dir)
-        train_hues, test_hues = (
-            random_hues(np.arange(len(images)), is_test)
-            for images, is_test in ((train_x, False), (test_x, True))
-        )
-        return colour(train_x, train_hues), train_y, colour(test_x, test_hues), test_y
-
-    def hues(self, split: Literal["train", "validation", "test"]) -> Hues:
-        """Return the hues of digit and background of the images of a split, (N, 2), in [0, 1)."""
-        assert self.train is not None, "call setup() first"
-        assert self.validation is not None
-        assert self.test is not None
-        if split == "test":
-            return random_hues(np.arange(len(self.test)), is_test=True)
-        order = split_order(len(self.train) + len(self.validation))
-        chosen = order[: len(self.train)] if split == "train" else order[len(self.train) :]
-        return random_hues(chosen, is_test=False)
+        hues = [random_hues(np.arange(len(x)), x is test_x) for x in (train_x, test_x)]
+        train, test = (2 * np.pi * of_split.T for of_split in hues)
+        self.attributes = {
+            "digit_hue_cos": (np.cos(train[0]), np.cos(test[0])),
+            "digit_hue_sin": (np.sin(train[0]), np.sin(test[0])),
+            "background_hue_cos": (np.cos(train[1]), np.cos(test[1])),
+            "background_hue_sin": (np.sin(train[1]), np.sin(test[1])),
+        }
+        return colour(train_x, hues[0]), train_y, colour(test_x, hues[1]), test_y
 
 
 def random_hues(index: NDArray[np.int64], is_test: bool) -> Hues:

@@ -196,10 +196,31 @@ class MNISTDataModule(ExactDataModule):
         if self.binarization == "dynamic":
             inputs["train"] = self.train.binarize()
         return {
-            name: Split(grey.pixels, binary.pixels, grey.labels, binary.known_conditions())
+            name: Split(
+                grey.pixels,
+                binary.pixels,
+                grey.labels,
+                binary.known_conditions(),
+                self._other_attributes(name),
+            )
             for (name, grey), binary in zip(self._grey.items(), inputs.values(), strict=True)
             if binary is not None
         }
+
+    def _other_attributes(self, split: str) -> dict[str, Tensor]:
+        """Return the numeric attributes of the images of a split that are not part of y."""
+        assert self.train is not None
+        parts = () if self.condition is None else self.condition.parts
+        columns = {}
+        for name, (train, test) in self.attributes.items():
+            values = test if split == "test" else train
+            if split != "test":
+                order = slice(None) if self.is_shuffled else split_order(len(train))
+                n = len(self.train)
+                values = values[order][:n] if split == "train" else values[order][n:]
+            if name not in parts and values.dtype.kind in "buif":
+                columns[name] = torch.from_numpy(np.asarray(values, np.float64))
+        return columns
 
     def _encode_conditions(
         self, labels: Tensor, test_labels: Tensor, order: NDArray[np.int64] | None

@@ -1,5 +1,7 @@
 """Types of the tensors and tuples that the other modules pass to each other."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxtyping import Float, Int, Int64, UInt8
@@ -53,11 +55,14 @@ class Split(NamedTuple):
     inputs: UInt8[Tensor, "num_images channel height width"]  # of the models: 0 or 255, or grey
     labels: Int64[Tensor, " num_images"]
     conditions: Condition | None = None  # y of each image; None for its one-hot label
+    # numeric attributes that are not part of y, by name
+    attributes: Mapping[str, Float[Tensor, " num_images"]] = MappingProxyType({})
 
     def select(self, rows: Tensor | slice) -> "Split":
         """Return the images at these rows."""
         conditions = None if self.conditions is None else self.conditions[rows]
-        return Split(self.grey[rows], self.inputs[rows], self.labels[rows], conditions)
+        attributes = {name: values[rows] for name, values in self.attributes.items()}
+        return Split(self.grey[rows], self.inputs[rows], self.labels[rows], conditions, attributes)
 
 
 class Terms(NamedTuple):

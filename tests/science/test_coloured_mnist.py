@@ -10,6 +10,7 @@ import torch
 from cvae import coloured_mnist
 from cvae.coloured_mnist import ColouredMNISTDataModule, colour, random_hues
 from cvae.settings import has_data
+from cvae.types import Split
 from harness.contract.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -26,20 +27,27 @@ def module(monkeypatch: pytest.MonkeyPatch, seed: int = 1) -> ColouredMNISTDataM
     return made
 
 
-def test_images_have_the_hues_that_the_module_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+def hues_of(split: Split) -> torch.Tensor:
+    """Return the hues of digit and background, in [0, 1), (N, 2)."""
+    parts = [
+        torch.atan2(split.attributes[f"{name}_hue_sin"], split.attributes[f"{name}_hue_cos"])
+        for name in ("digit", "background")
+    ]
+    return torch.stack(parts, dim=1) / (2 * torch.pi) % 1
+
+
+def test_images_have_the_hues_of_their_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
     data = module(monkeypatch)
-    for split in ("train", "validation", "test"):
-        hues = data.hues(split)
-        pixels = getattr(data, split).pixels
+    for split in data.splits().values():
+        hues = hues_of(split)
+        pixels = split.grey
         assert hues.shape == (len(pixels), 2)
-        assert hues.min() >= 0
-        assert hues.max() < 1
         for column, value in ((0, 89), (1, 255)):
             for hue, rgb in zip(hues[:, 1 - column], pixels[:, :, 0, column].tolist(), strict=True):
-                expected = colorsys.hsv_to_rgb(hue, 1.0, value)
+                expected = colorsys.hsv_to_rgb(float(hue), 1.0, value)
                 assert rgb == pytest.approx(expected, abs=0.5)
                 assert max(rgb) == value
-    assert data.hues("train").std() > 0.2
+    assert hues_of(data.splits()["train"]).std() > 0.2
     x, *_ = next(iter(data.train_dataloader()))
     assert x.shape == (45, 3, 28, 28)
     assert data.mean_image.shape == (3, 28, 28)

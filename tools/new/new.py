@@ -42,7 +42,8 @@ BESIDES_THE_CORE = (
     *("src/cvae/evaluation/morphology.py", "src/cvae/evaluation/probes.py"),
     *("src/cvae/evaluation/label_control.py", "src/cvae/evaluation/classification_accuracy.py"),
     "src/cvae/evaluation/attribute_control.py",
-    *("src/cvae/evaluation/latent_independence.py", "src/cvae/evaluation/style.py"),
+    *("src/cvae/evaluation/latent_independence.py", "src/cvae/evaluation/latent_content.py"),
+    "src/cvae/evaluation/style.py",
     *("src/cvae/evaluation/aggregated_posterior.py", "src/cvae/evaluation/variety.py"),
     *("src/cvae/evaluation/prior_samples.py", "tests/science/evaluation/sampled/*"),
 )

@@ -11,6 +11,7 @@ from cvae.evaluation.claim import Metrics
 from cvae.evaluation.classification_accuracy import classification_accuracy
 from cvae.evaluation.generative_classifier import generative_classifier
 from cvae.evaluation.label_control import label_control
+from cvae.evaluation.latent_content import latent_content
 from cvae.evaluation.latent_independence import latent_independence
 from cvae.evaluation.prior_samples import prior_samples
 from cvae.evaluation.sampled import SampledSubject as Subject
@@ -26,6 +27,7 @@ CLAIMS: Mapping[str, Callable[[Subject], Metrics]] = {
     "classification_accuracy": classification_accuracy,
     "generative_classifier": generative_classifier,
     "latent_independence": latent_independence,
+    "latent_content": latent_content,
     "style": style,
     "aggregated_posterior": aggregated_posterior,
     "variety": variety,

@@ -4,12 +4,8 @@ from torch import Tensor
 
 from cvae.conditions import Part
 from cvae.evaluation.claim import Metric, Metrics, NotApplicable
-from cvae.evaluation.probes import (
-    logistic_predictions,
-    mlp_predictions,
-    mlp_values,
-    ridge_values,
-)
+from cvae.evaluation.latent_content import probe_values
+from cvae.evaluation.probes import logistic_predictions, mlp_predictions
 from cvae.evaluation.subject import Subject
 from cvae.given_pixels import Quadrants
 from cvae.types import Split
@@ -60,23 +56,7 @@ def _accuracies(subject: Subject, name: str, part: Part) -> Metrics:
 
 
 def _r2s(subject: Subject, name: str, part: Part) -> Metrics:
-    values, of_train = _values(subject.test, part), _values(subject.train, part)
-    if len(of_train.unique()) < 2 or len(values.unique()) < 2:
-        return {}
-    z = subject.test_posterior.sample()
-    subject.progress("ridge probe", 0.0)
-    predicted = {
-        "ridge": ridge_values((subject.train_posterior.sample(), of_train), z),
-        "mlp": mlp_values(
-            lambda epoch: (subject.train_posterior.sample(epoch), of_train),
-            (subject.validation_posterior.sample(), _values(subject.validation, part)),
-            z,
-            lambda share: subject.progress("perceptron probe", share),
-        ),
-    }
-    return {f"latent/{name}_r2_{probe}": _r2(found, values) for probe, found in predicted.items()}
-
-
-def _r2(predicted: Tensor, values: Tensor) -> Metric:
-    errors = (predicted - values).double().square()
-    return Metric.r2(errors, (values - values.mean()).double().square(), floor=0.0)
+    train, validation, test = (
+        _values(split, part) for split in (subject.train, subject.validation, subject.test)
+    )
+    return probe_values(subject, name, train, validation, test)

@@ -9,6 +9,7 @@ Claim = Literal[
     "classification_accuracy",
     "generative_classifier",
     "latent_independence",
+    "latent_content",
     "style",
     "aggregated_posterior",
     "variety",

@@ -13,6 +13,7 @@ from cvae.data import ImagesDataModule
 from cvae.evaluation.attribute_control import attribute_control
 from cvae.evaluation.bound import bound
 from cvae.evaluation.claim import NotApplicable
+from cvae.evaluation.latent_content import latent_content
 from cvae.evaluation.latent_independence import latent_independence
 from cvae.evaluation.sampled import SampledSubject
 from cvae.evaluation.subject import Subject, labelled_model
@@ -25,19 +26,22 @@ def subject_of(model: VAE, data: ImagesDataModule) -> Subject:
     return Subject(model, train, validation, test, num_samples=3)
 
 
+class Heights(torch.nn.Module):
+    """Network that encodes the height of a bar, and not its label."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+
+    def encode(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+        height = (x[:, 0, :, 5].sum(1) - 6) / 3
+        return torch.stack([height, torch.zeros_like(height) - 3], dim=1)
+
+    def decode(self, z: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+        return torch.zeros(len(z), 1, 12, 12)
+
+
 def test_probes_find_what_z_holds_of_each_part(tmp_path: Path) -> None:
     """z of an unconditional encoder that returns the height predicts it, and not the label."""
-
-    class Heights(torch.nn.Module):
-        def __init__(self, **given: Any) -> None:
-            super().__init__()
-
-        def encode(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-            height = (x[:, 0, :, 5].sum(1) - 6) / 3
-            return torch.stack([height, torch.zeros_like(height) - 3], dim=1)
-
-        def decode(self, z: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-            return torch.zeros(len(z), 1, 12, 12)
 
     data = saved(tmp_path)
     data.setup()
@@ -54,6 +58,36 @@ def test_probes_find_what_z_holds_of_each_part(tmp_path: Path) -> None:
     assert found["latent/height_r2_mlp"].value > 0.95
     assert found["latent/height_r2_ridge"].value > 0.95
     assert found["latent/label_accuracy_mlp"].value < 0.75
+
+
+def test_probes_find_the_attributes_that_y_leaves_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    noise = {f"{split}_noise": rng.random(n) for split, n in (("train", 400), ("test", 80))}
+    names = {f"{split}_name": np.full(n, "bar") for split, n in (("train", 400), ("test", 80))}
+    data = saved(tmp_path, **noise, **names)
+    data.condition = None
+    data.setup()
+    model = VAE(Heights, 1, (1, 12, 12), num_classes=2).eval()
+    subject = subject_of(model, data)
+    found = latent_content(subject)
+    probes = ("ridge", "mlp")
+    assert list(found) == [
+        f"latent/{of}_r2_{probe}" for of in ("height", "noise") for probe in probes
+    ]
+    assert found["latent/height_r2_mlp"].value > 0.95
+    assert found["latent/noise_r2_mlp"].value < 0.1
+    for split, images in zip(data.splits().values(), (350, 50, 80), strict=True):
+        height = (split.grey[:, 0, :, 5] > 0).sum(1)
+        assert len(height) == images
+        assert torch.equal(split.attributes["height"], height.double())
+
+
+def test_no_attribute_is_left_out_of_y(tmp_path: Path) -> None:
+    data = saved(tmp_path)
+    data.setup()
+    model = VAE(Heights, 1, (1, 12, 12), num_classes=2, condition=data.condition).eval()
+    with pytest.raises(NotApplicable, match="no attributes other than y"):
+        latent_content(subject_of(model, data))
 
 
 def test_claims_of_labels_do_not_apply_to_attributes(tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""Results of the experiments with other data and conditions: ``python benchmarks/experiments.py``.
+
+Trains the experiments, or those named, with every seed: two runs at a time, on one core each (make
+experiments). Measures them on the test images and saves their rows in
+docs/measured/experiments.json. Finished runs are skipped: repeat the command to resume after an
+interruption.
+"""
+
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from bench import describe_machine
+from jobs import Job, is_evaluated, is_trained
+from recipes import merge_rows, run_in_parallel, select_names, settings_digest
+
+from harness.contract import files
+from harness.run_folder import reading
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "logs" / "experiments"
+OUTPUT = ROOT / "docs/measured/experiments.json"
+SEEDS = (1, 2, 3)
+COMMON = ("device=cpu", "logger=csv")
+NUM_GENERATED = 500  # samples per label
+
+
+class Experiment(NamedTuple):
+    """What to measure: claims of evaluate.py, and metrics by name in the order of the table."""
+
+    claims: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+HUES = tuple(f"{part}_hue_{axis}" for part in ("digit", "background") for axis in ("cos", "sin"))
+EXPERIMENTS = {
+    "quadrants_1": Experiment((), ("test/nll_k100",)),
+    "quadrants_2": Experiment((), ("test/nll_k100",)),
+    "quadrants_3": Experiment((), ("test/nll_k100",)),
+    "rotated": Experiment(
+        ("attribute_control", "latent_independence"),
+        (
+            "test/nll_k100",
+            "samples/angle_error",
+            "samples/label_agreement",
+            "latent/angle_r2_mlp",
+            "latent/label_accuracy_mlp",
+        ),
+    ),
+    "fashion": Experiment(
+        ("label_control", "latent_independence"),
+        ("test/bits_per_dim_k100", "samples/label_agreement", "latent/label_accuracy_mlp"),
+    ),
+    "coloured": Experiment(
+        ("label_control", "latent_independence", "latent_content"),
+        (
+            "test/bits_per_dim_k100",
+            "samples/label_agreement",
+            "latent/label_accuracy_mlp",
+            *(f"latent/{hue}_r2_mlp" for hue in HUES),
+        ),
+    ),
+}
+
+
+def make_jobs(name: str) -> list[Job]:
+    """Return the runs of an experiment, one per seed."""
+    train, claims = (f"experiment={name}", *COMMON), EXPERIMENTS[name].claims
+    evaluate = [f"num_generated={NUM_GENERATED}"]
+    return [Job(FOLDER / f"{name}-s{n}", [f"seed={n}", *train], claims, evaluate) for n in SEEDS]
+
+
+def measured(folder: Path, metric: str) -> dict[str, float | None]:
+    """Return a metric of a run and its floor, the value of real images or of chance."""
+    if metric in (known := reading.read_summary(folder)["metrics"]):
+        return {"value": known[metric], "floor": None}
+    found = reading.read_evaluation(folder)["metrics"][metric]
+    return {"value": found["value"], "floor": found.get("floor")}
+
+
+def summarize_experiments() -> dict[str, Any]:
+    """Return the mean and s.d. of every metric over seeds, and the minutes of training."""
+    rows: dict[str, Any] = {}
+    for name, experiment in EXPERIMENTS.items():
+        jobs = make_jobs(name)
+        if not all(is_trained(job) and is_evaluated(job) for job in jobs):
+            continue
+        minutes = [reading.read_summary(job.folder)["train_seconds"] / 60 for job in jobs]
+        rows[name] = {
+            "settings": settings_digest(jobs[0].train[1:]),
+            "machine": describe_machine(),
+            "n": len(jobs),
+            "minutes": round(mean(minutes), 1),
+            "metrics": {},
+        }
+        for metric in experiment.metrics:
+            each = [measured(job.folder, metric) for job in jobs]
+            values, floors = ([found[key] for found in each] for key in ("value", "floor"))
+            rows[name]["metrics"][metric] = {
+                "mean": mean(values),
+                "sd": stdev(values),
+                "floor": None if None in floors else mean(floors),
+            }
+    return rows
+
+
+def main(names: list[str]) -> None:
+    each = zip(*map(make_jobs, select_names(names, EXPERIMENTS)), strict=True)
+    run_in_parallel([job for of_a_seed in each for job in of_a_seed])
+    settings = {name: settings_digest(make_jobs(name)[0].train[1:]) for name in EXPERIMENTS}
+    rows = merge_rows(summarize_experiments(), OUTPUT, "experiments", settings)
+    files.write_json(OUTPUT, {"experiments": rows})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
