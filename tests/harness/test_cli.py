@@ -298,6 +298,24 @@ def test_only_paths_are_quoted(tmp_path: Path) -> None:
     ]
 
 
+def test_weights_are_those_that_a_link_points_to_now(tmp_path: Path) -> None:
+    """Every job of a sweep starts from them, although logs/latest moves to the first job."""
+    for name in ("a run", "b,c", "d"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "latest").symlink_to("a run")
+    for typed, named in (
+        ("latest", ["a run"]),
+        ("'a run'", ["a run"]),
+        ("b,c", ["b,c"]),
+        ("latest,d", ["a run", "d"]),
+    ):
+        expected = ",".join(f"'{tmp_path / name}'" for name in named)
+        assert quote_paths([f"weights={typed}"], tmp_path) == [f"weights={expected}"]
+    for typed in ("weights=null", "weights=", "weights=nothing", "weights=latest,nothing"):
+        assert quote_paths([typed], tmp_path) == [typed]
+    assert quote_paths(["weights=conf"], tmp_path) == [f"weights='{ROOT / 'conf'}'"]
+
+
 def test_suggested_commands_are_quoted_for_the_shell(finished_run: Path) -> None:
     assert (
         f"pictures: {finished_run / 'figures'}" in RunFolder(finished_run).next_steps().splitlines()

@@ -95,6 +95,13 @@ def command(data_dir: Path, folder: Path, num_trials: int) -> list[str]:
     return ["-m", "hydra/sweeper=optuna", *tiny(data_dir), *FAST, *SPACE, *more]
 
 
+def test_a_misspelt_setting_of_the_search_is_named(data_dir: Path, tmp_path: Path) -> None:
+    typed = [*command(data_dir, tmp_path, num_trials=1), "hydra.sweeper.n_trials=2"]
+    done = run_script("train", *typed)
+    assert done.returncode == 2
+    assert "hydra.sweeper.n_trials=2: there is no key hydra.sweeper.n_trials" in done.stderr
+
+
 def test_a_killed_search_resumes_with_two_workers(data_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a search"
     typed = command(data_dir, folder, num_trials=5)

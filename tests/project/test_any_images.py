@@ -173,3 +173,35 @@ def test_the_model_is_exported(finished: tuple[str, Path]) -> None:
     _, run_dir = finished
     run("export", f"run={run_dir}")
     assert (run_dir / "export" / "decoder.onnx").is_file()
+
+
+@pytest.mark.engines
+def test_compiled_terms_take_the_same_steps(
+    finished: tuple[str, Path], shapes: Path, tmp_path: Path
+) -> None:
+    name, run_dir = finished
+    run(
+        "train",
+        *(*CASES[name], f"data.data_dir={shapes}", f"hydra.run.dir={tmp_path}", "compile=default"),
+    )
+    one, two = weights(run_dir), weights(tmp_path)
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("name", CASES)
+def test_a_search_trains_its_trials(name: str, shapes: Path, tmp_path: Path) -> None:
+    run(
+        "train",
+        *(
+            "-m",
+            "hydra/sweeper=optuna",
+            "hydra.sweeper.num_trials=2",
+            f"hydra.sweep.dir={tmp_path}",
+        ),
+        *(*CASES[name], f"data.data_dir={shapes}", "optimizer.lr=interval(1e-4,1e-3)"),
+    )
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
+    assert [trial["status"] for trial in found] == ["finished", "finished"]

@@ -37,6 +37,8 @@ def quote_paths(arguments: list[str], cwd: Path) -> list[str]:
 
 
 def _quote_path(argument: str, cwd: Path) -> str:
+    if argument.startswith("weights="):
+        return _resolve_weights(argument, cwd)
     match = _PATH_KEYS.match(argument)
     if match is None:
         key, is_setting, value = argument.partition("=")
@@ -54,9 +56,34 @@ def _quote_path(argument: str, cwd: Path) -> str:
             cwd / path
         )
         value = str((ROOT if in_project and path_exists(ROOT / path) else cwd) / path)
+    return f"{key}={_quote(value)}"
+
+
+def _quote(value: str) -> str:
+    """Quote a text for Hydra."""
     escaped = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)
-    escaped = re.sub(r"(\\+)$", lambda m: m[1] * 2, escaped)
-    return f"{key}='{escaped}'"
+    return "'" + re.sub(r"(\\+)$", lambda m: m[1] * 2, escaped) + "'"
+
+
+def _resolve_weights(argument: str, cwd: Path) -> str:
+    """Replace paths by those that links such as logs/latest now point to, for all jobs of a sweep.
+
+    Several paths are separated by commas. An argument that names no file stays as it is.
+    """
+    value = argument.removeprefix("weights=")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]  # the user quoted it for Hydra
+    for given in ([value], value.split(",")):
+        paths = [_find(path.strip(), cwd) for path in given]
+        if value != "null" and all(paths):
+            return "weights=" + ",".join(_quote(str(path.resolve())) for path in paths if path)
+    return argument
+
+
+def _find(path: str, cwd: Path) -> Path | None:
+    """Return a path relative to cwd or to the project, if there is such a file or folder."""
+    places = (base / expand_home(path) for base in (cwd, ROOT))
+    return next((place for place in places if path and path_exists(place)), None)
 
 
 def bracket_lists(arguments: Sequence[str]) -> list[str]:
@@ -100,7 +127,7 @@ def defer_to_sweep_jobs(config_name: str, arguments: list[str]) -> list[str]:
             except ConfigCompositionException as error:
                 match = re.search(r"Could not override '([^']+)'", str(error))
                 of_key = [o for o in fixed if match and o.startswith(f"{match[1]}=")]
-                if not of_key:
+                if not of_key or of_key[-1].startswith("hydra."):  # no job accepts those
                     break
                 key, _, value = of_key[-1].partition("=")
                 (choice,) = parse_overrides([f"{key}=choice({value})"])
