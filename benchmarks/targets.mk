@@ -1,5 +1,5 @@
 # Targets that measure what docs/measured reports. The Makefile includes them.
-.PHONY: article test-long bench precision recipes speedrun ablations pictures
+.PHONY: article test-long bench precision recipes experiments speedrun ablations pictures
 
 ##@ Measure
 article: .venv/.installed ## compare autoencoder, VAE and CVAEs, 3 seeds each; over an hour
@@ -23,6 +23,10 @@ precision: .venv/.installed ## measure the cost of bfloat16 in nats, 10 seeds; 1
 
 recipes: .venv/.installed ## measure the recipes, 3 seeds each; 2 h (ARGS=quick: minutes)
 	$(RUN) benchmarks/recipes.py $(ARGS)
+	$(RUN) docs/tables.py
+
+experiments: .venv/.installed ## measure the experiments with other data, 3 seeds each; 2 h
+	$(RUN) benchmarks/experiments.py $(ARGS)
 	$(RUN) docs/tables.py
 
 speedrun: .venv/.installed ## measure the time to 84 nats, 3 seeds; 10 min

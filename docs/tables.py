@@ -248,8 +248,41 @@ def ablations(document: dict[str, Any]) -> str:
     return caption + markdown(header, [rows[name] for name in best_first])
 
 
+# by metric: quantity, scale, and what its floor is
+_QUANTITIES = {
+    "test/nll_k100": ("-log p(x\\|y), K = 100, nats", 1, ""),
+    "test/bits_per_dim_k100": ("-log p(x\\|y), K = 100, bits per dimension", 1, ""),
+    "grey/negative_elbo": ("-ELBO of grey pixels, nats", 1, ""),
+    "samples/label_agreement": ("label agreement, %", 100, "real images"),
+    "samples/angle_error": ("median error of the angle, degrees", 1, "real images"),
+    "latent/angle_r2_mlp": ("R² of the angle from z", 1, "chance"),
+    "latent/label_accuracy_mlp": ("probe accuracy, %", 100, "chance"),
+    "latent/digit_hue_cos_r2_mlp": ("R² of the cosine of the digit's hue from z", 1, "chance"),
+    "latent/digit_hue_sin_r2_mlp": ("R² of its sine", 1, "chance"),
+    "latent/background_hue_cos_r2_mlp": ("R² of the cosine of the background's hue", 1, "chance"),
+    "latent/background_hue_sin_r2_mlp": ("R² of its sine", 1, "chance"),
+}
+_PYRO = {"quadrants_1": "71.8", "quadrants_2": "51.0", "quadrants_3": "24.2"}  # its tutorial
+
+
+def experiments(document: dict[str, Any]) -> str:
+    """Return what each experiment on other data or conditions reaches (make experiments)."""
+    rows = []
+    for name, row in document["experiments"].items():
+        for i, (metric, found) in enumerate(row["metrics"].items()):
+            quantity, scale, floor_name = _QUANTITIES[metric]
+            compared = f"{floor_name}: {scale * found['floor']:.2f}" if floor_name else ""
+            if metric == "grey/negative_elbo":
+                compared = f"Pyro: {_PYRO[name]}"
+            first = (f"**{name}**", f"{row['minutes']:g}") if i == 0 else ("", "")
+            rows.append((first[0], quantity, format_mean(found, scale), compared, first[1]))
+    header = ("experiment", "quantity", "measured", "compare with", "minutes")
+    return markdown(header, rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # JSON file and function
     "ablations": ("ablations", ablations),
+    "experiments": ("experiments", experiments),
     "faults": ("faults", faults),
     "bench": ("bench", bench),
     "summary": ("bench", summary),

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _STD_IMAGES = 10_000  # a sample that fits in memory
 _SPLIT_SEED = 0  # of the validation split, in all runs
 _ROWS = 250  # images at a time in sums; 250 bytes add up to less than 2**16
+_FASHION = "T-shirt trousers pullover dress coat sandal shirt sneaker bag boot"  # its classes
 
 
 def split_order(count: int) -> NDArray[np.int64]:
@@ -145,6 +146,8 @@ class MNISTDataModule(ExactDataModule):
         """
         if self.dataset not in SETS:
             raise DataError(f"data.name={self.dataset}: must be one of {', '.join(SETS)}")
+        if self.dataset == "FashionMNIST":
+            self._class_names = _FASHION.split()
         return load_digits(SETS[self.dataset], self.data_dir)
 
     def prepare_data(self) -> None:

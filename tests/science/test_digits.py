@@ -203,6 +203,8 @@ def test_fashion_mnist_is_read_from_its_four_gz_files(
     data.setup()
     assert data.train is not None
     assert len(data.train) == NUM_TRAIN - 45
+    assert data.class_names is not None
+    assert len(data.class_names) == 10
 
 
 @pytest.mark.parametrize("place", [".", "MNIST", "MNIST/raw", "unpacked"])

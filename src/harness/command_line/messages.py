@@ -112,9 +112,23 @@ def raise_problems(
     """
     if problems:
         lines = [
-            _with_variable(config, _with_typed_value(problem, overrides)) for problem in problems
+            _with_variable(config, _with_typed_value(problem, overrides))
+            for problem in problems
+            if not _is_copy(config, problem.partition("=")[0])
         ]
-        raise ConfigError("\n".join(lines))
+        raise ConfigError("\n".join(lines or problems))
+
+
+def _is_copy(config: Any, key: str) -> bool:
+    """Return whether a node above the key is an interpolation, as model.condition is."""
+    node, names = config, key.split(".")
+    for name in names[:-1]:
+        if not OmegaConf.is_dict(node) or name not in node:
+            return False
+        if OmegaConf.is_interpolation(node, name):
+            return True
+        node = node[name]
+    return False
 
 
 def _with_typed_value(problem: str, overrides: Sequence[str]) -> str:
@@ -173,13 +187,17 @@ def explain_override_error(error: Exception, config_name: str, arguments: list[s
         if key in groups():  # for example model/penalty with a model that has none
             return f"{override}: the chosen options have no group {key}"
         cfg = _compose_groups(config_name, arguments)
+        keys = list(leaf_keys(cfg))
+        end = ".".join(key.split(".")[-2:])
+        if key in keys and (others := [k for k in keys if k != key and k.endswith(f".{end}")]):
+            return f"{override}: has the value of {others[0]}; set that instead"
         from harness.config.checks import addable_keys  # late: --help needs no pydantic
 
         if key in addable_keys(cfg):
             return f"{override}: the configuration has no {key} yet; to add it: +{override}"
         if choices := list(_choices_with(key, config_name, arguments)):
             return f"{override}: there is no key {key}; it exists with {' or '.join(choices)}"
-        near = nearest_key(key, [*leaf_keys(cfg), *groups()])
+        near = nearest_key(key, [*keys, *groups()])
         hint = f"; did you mean {near}?" if near else "; --help lists the keys"
         return f"{override}: there is no key {key}{hint}"
     if match := re.search(r"Could not find '([^']+)'", text):
