@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from hydra._internal.callbacks import Callbacks
 from omegaconf import OmegaConf
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from harness.command_line import hooks
 from harness.command_line.hooks import TrainChecks
 from harness.command_line.messages import report_errors
-from harness.contract.errors import ConfigError
+from harness.contract.errors import ConfigError, RunFailed
 from harness.run_folder import reading
 from harness.run_folder.folder import RunFolder
 from harness.training import launch, ranks
@@ -334,6 +335,26 @@ def test_a_failure_is_reported_if_another_rank_is_interrupted_later(
     told = reading.read_summary(tmp_path)
     assert told["status"] == "failed"
     assert told["error"] == "ValueError: of rank 1"
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_an_error_is_reported_if_the_exit_of_its_rank_is_aborted(
+    reported: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reply = tmp_path / "error.json"
+    if reported:
+        text = f"RunFailed: {tmp_path}: ValueError: of rank 1"
+        reply.write_text(json.dumps({"message": {"message": text, "extraInfo": {"timestamp": 1}}}))
+
+    def fail(config: Any, command: str) -> Any:
+        failure = ProcessFailure(local_rank=1, pid=1, exitcode=-6, error_file=str(reply))
+        return lambda *arguments: (_ for _ in ()).throw(ChildFailedError("ranks", {1: failure}))
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", fail)
+    reading.update_summary(tmp_path, status="running")
+    with pytest.raises(RunFailed, match="ValueError: of rank 1" if reported else "rank 1: killed"):
+        launch._launch_ranks(RunFolder(tmp_path), 2)
+    assert reading.read_summary(tmp_path)["status"] == "failed"
 
 
 def test_a_resume_on_several_nodes_needs_a_launcher(tmp_path: Path) -> None:

@@ -189,10 +189,10 @@ def _launch_ranks(folder: RunFolder, count: int) -> None:
         raise SystemExit(128 + int(error.sigval)) from None
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
-        if first.exitcode < 0:
+        message = first.message["message"] if isinstance(first.message, dict) else ""
+        if first.exitcode < 0 and not message:  # else it reported an error before a signal
             killed = f"killed by signal {-first.exitcode}"
             folder.update(status="failed", error=killed, rank=rank)
-        message = first.message["message"] if isinstance(first.message, dict) else ""
         if first.exitcode == ConfigError.exit_code:
             summary = folder.reread()
             text = summary.get("error") or message.partition(": ")[2]
