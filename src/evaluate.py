@@ -1,10 +1,10 @@
 """Measure a trained run on the test set: ``python src/evaluate.py run=logs/latest``."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Interval, MinLen
 
-from cvae.evaluation.settings import Claim
+from cvae.evaluation.settings import QUICK, Claim
 from harness.command_line.entry_point import entry_point
 from harness.contract.files import file_digest
 from harness.contract.settings import Name, Trust
@@ -17,7 +17,7 @@ from harness.run_folder.trust import resolve_inside
 def main(
     run: Name,
     trust: Trust,
-    claims: Claim | Annotated[list[Claim], MinLen(1)] | None,
+    claims: Literal["quick"] | Claim | Annotated[list[Claim], MinLen(1)] | None,
     num_samples: Annotated[int, Interval(ge=1, le=1_000_000)],
     num_generated: Annotated[int, Ge(10)],
     figures: bool,
@@ -33,6 +33,8 @@ def main(
     model, archived = loading.load_model(checkpoint, trust, Autoencoder)
     data = loading.load_data(archived, trust)
     chosen = [claims] if isinstance(claims, str) else claims
+    if claims == "quick":
+        chosen = list(QUICK)
     subject, results = report.measure(model, data, chosen, num_samples, num_generated)
     measured = report.as_json(results)
     measured_on = {

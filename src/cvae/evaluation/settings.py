@@ -15,3 +15,5 @@ Claim = Literal[
     "variety",
     "prior_samples",
 ]
+
+QUICK: tuple[Claim, ...] = ("bound", "label_control", "attribute_control")  # claims=quick

@@ -6,3 +6,5 @@ Claim = Literal[
     "bound",
     "generative_classifier",
 ]
+
+QUICK: tuple[Claim, ...] = ("bound",)  # claims=quick
