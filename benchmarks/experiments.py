@@ -31,7 +31,7 @@ GREY_ELBO = "grey/negative_elbo"
 
 
 class Experiment(NamedTuple):
-    """What to measure: claims of evaluate.py, and metrics by name in the order of the table."""
+    """Claims of evaluate.py to measure, and names of metrics in the order of the table."""
 
     claims: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -116,8 +116,8 @@ def _summarize(each: list[tuple[float, float | None]]) -> dict[str, float]:
 def grey_negative_elbo(folder: Path) -> float:
     """Return the negative ELBO of grey test images, in nats, for the pixels that are not given.
 
-    The loss of the CVAE tutorial of Pyro: the grey values are the targets of the cross-entropy, and
-    they are given. The model is trained on binarized images.
+    The loss of Pyro's CVAE tutorial: target pixels and given pixels are grey. The model is trained
+    on binarized images.
     """
     model, cfg = loading.load_model(loading.find_run(folder)[1], None, VAE)
     data = loading.load_data(cfg, None)

@@ -1,4 +1,4 @@
-"""Reads the attributes of image files from a CSV file next to them."""
+"""Read the attributes of image files from a CSV file next to them."""
 
 import csv
 from collections.abc import Sequence
@@ -10,17 +10,19 @@ from numpy.typing import NDArray
 
 from harness.contract.errors import DataError
 
-_FILE = "file"  # name of the first column
+_FILE = "file"  # the column of paths
 
 
 def read_attributes(path: Path, files: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return the values of each attribute, in the order of the files.
+    """Return the values of each attribute, (N,), in the order of the files.
+
+    They are int64 if all values are whole numbers, else float64.
 
     The first line of the CSV file names the columns: ``file``, the path of an image relative to the
     folder of the CSV file, and one column for each attribute.
 
     Raises:
-        DataError: the file is unreadable, lacks an image, or holds something else than numbers.
+        DataError: the file is unreadable, lacks an image, or holds anything but numbers.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

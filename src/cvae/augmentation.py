@@ -54,7 +54,7 @@ class Warp:
 
     .. math:: x'(u) = x((I + A) u + B(u)\,d)
 
-    for a pixel position u, relative to the centre of the image. The entries of the matrix A and the
+    for a pixel position u, relative to the center of the image. The entries of the matrix A and the
     displacements d of 5 x 5 control points are normal with mean 0; B is bicubic interpolation
     between the control points. Keep the warps small enough that labels remain correct.
 
@@ -114,7 +114,7 @@ class Warp:
 def _pixel_grid(
     height: int, width: int, device: torch.device
 ) -> tuple[Float[Tensor, "2 num_pixels"], Float[Tensor, "num_controls num_pixels"], Tensor]:
-    """Return pixel positions from the centre, interpolation weights and half of (width, height)."""
+    """Return pixel positions from the center, interpolation weights and half of (width, height)."""
     half = torch.tensor([[width / 2], [height / 2]])
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     points = torch.stack([x, y]).flatten(1) + 0.5 - half

@@ -1,4 +1,4 @@
-"""MNIST in random colours, with hues that are known factors of style."""
+"""MNIST in random colors, with hues that are known factors of style."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +25,10 @@ Hues = Float64[np.ndarray, "num_images 2"]  # of the digit and its background, i
 class ColouredMNISTDataModule(MNISTDataModule):
     """MNIST with a random hue for every digit and another for its background.
 
-    x is float, (B, 3, 28, 28), in [0, 1]. All colours have full saturation in HSV. Their value V is
+    x is float, (B, 3, 28, 28), in [0, 1]. All colors have full saturation in HSV. Their value V is
     1 for digits and 0.35 for backgrounds. A pixel of grey level g is the mixture
     background + (digit - background) g / 255. The hues depend only on the split and the position of
-    the image in the files of MNIST. Cosine and sine of both hues, as angles, are the attributes
+    the image in the files of MNIST. Cosine and sine of 2 pi times each hue are the attributes
     ``digit_hue_cos``, ``digit_hue_sin``, ``background_hue_cos`` and ``background_hue_sin``.
 
     Example::
@@ -41,7 +41,7 @@ class ColouredMNISTDataModule(MNISTDataModule):
 
     Args:
         name: name of the data set in run names and in the cache of evaluation.
-        binarization: must be "none", as colour images are not binarized.
+        binarization: must be "none", as color images are not binarized.
     """
 
     def __init__(
@@ -66,20 +66,20 @@ class ColouredMNISTDataModule(MNISTDataModule):
             "background_hue_cos": (np.cos(train[1]), np.cos(test[1])),
             "background_hue_sin": (np.sin(train[1]), np.sin(test[1])),
         }
-        return colour(train_x, hues[0]), train_y, colour(test_x, hues[1]), test_y
+        return color(train_x, hues[0]), train_y, color(test_x, hues[1]), test_y
 
 
 def random_hues(index: NDArray[np.int64], is_test: bool) -> Hues:
     """Return the hues of the images at these positions in a file of MNIST."""
     bits = noise.random_bits(
-        torch.from_numpy(index), 2, seed=_SEED, stream=noise.Stream.COLOURS, epoch=int(is_test)
+        torch.from_numpy(index), 2, seed=_SEED, stream=noise.Stream.COLORS, epoch=int(is_test)
     )
     return (bits.numpy().view(np.uint64) >> np.uint64(11)) * 2.0**-53
 
 
-def colour(grey: UInt8[np.ndarray, "n height width"], hues: Hues) -> UInt8[np.ndarray, "n 3 h w"]:
+def color(grey: UInt8[np.ndarray, "n height width"], hues: Hues) -> UInt8[np.ndarray, "n 3 h w"]:
     """Return digits in their first hue on a background of their second hue."""
-    coloured = np.empty((len(grey), 3, *grey.shape[1:]), np.uint8)
+    colored = np.empty((len(grey), 3, *grey.shape[1:]), np.uint8)
     for start in range(0, len(grey), _ROWS):
         rows = slice(start, start + _ROWS)
         level = grey[rows, None].astype(np.uint16)
@@ -88,11 +88,11 @@ def colour(grey: UInt8[np.ndarray, "n height width"], hues: Hues) -> UInt8[np.nd
             for column, value in ((0, _DIGIT), (1, _GROUND))
         )
         # to the nearest byte: 255² + 127 fits into 16 bits
-        coloured[rows] = (ground * (255 - level) + digit * level + 127) // 255
-    return coloured
+        colored[rows] = (ground * (255 - level) + digit * level + 127) // 255
+    return colored
 
 
 def _to_rgb(hue: NDArray[np.float64], value: int) -> NDArray[np.float64]:
-    """Return red, green and blue of fully saturated colours, as whole numbers up to ``value``."""
+    """Return red, green and blue of fully saturated colors, as whole numbers up to ``value``."""
     sector = (6 * hue[:, None] + np.array([0, 4, 2])) % 6
     return np.rint(value * np.clip(np.abs(sector - 3) - 1, 0, 1))

@@ -35,21 +35,25 @@ class Part(NamedTuple):
     size: int  # categorical: number of classes; continuous: 1; image: channels x given pixels
 
     def of(self, y: Condition) -> Tensor:
-        """Return the class (int64) or the value (float) of each row."""
+        """Return the class (int64) or the value (float) of each row; not for an image."""
+        assert self.kind != "image"
         columns = y[:, self.start : self.start + self.size]
         return columns.argmax(1) if self.kind == "categorical" else columns[:, 0]
 
 
 @runtime_checkable
 class ConditionSpec(Protocol):
-    """Meaning and encoding of y."""
+    """Meaning and encoding of y, for properties of the whole image.
+
+    A part of the image as y is built in: :class:`cvae.given_pixels.Quadrants`.
+    """
 
     size: int  # length of y
     embedding_size: int  # length of the vector that networks and priors take
     parts: Mapping[str, Part]
 
     def encode(self, y: Labels, rows: Tensor) -> Condition:
-        """Return y for each row, from the values that a user writes.
+        """Return y for each row, (rows, size), from the values that a user writes.
 
         Args:
             y: for each part, one value for all rows or one per row; or rows of y.
@@ -63,7 +67,7 @@ class ConditionSpec(Protocol):
         ...
 
     def from_columns(self, columns: Mapping[str, Values]) -> Condition:
-        """Return y of each image from the columns of the data set.
+        """Return y of each image, (images, size), from the columns of the data set.
 
         Args:
             columns: ``label`` and the attributes of the data set, each with one value per image.
@@ -74,11 +78,11 @@ class ConditionSpec(Protocol):
         ...
 
     def fit(self, y: Condition) -> None:
-        """Set the statistics of the training images, such as means, from their y."""
+        """Set statistics such as means from y of the training images, (images, size)."""
         ...
 
     def examples(self, count: int) -> Condition:
-        """Return y of ``count`` possible images, all different if possible."""
+        """Return y of ``count`` possible images, (count, size), all different if possible."""
         ...
 
     def __call__(self, y: Condition) -> Condition:
@@ -186,7 +190,7 @@ class Attributes(nn.Module):
 
     y holds a categorical attribute as a one-hot vector and a continuous one in the unit of the
     data. Networks take continuous attributes standardized by the mean and standard deviation of the
-    training images. Checkpoints keep these, and the range of the training images.
+    training values. Checkpoints keep these and the range of the training values.
 
     Example::
 
@@ -221,8 +225,8 @@ class Attributes(nn.Module):
             vectors = y.to(rows)
             if vectors.shape != (rows.shape[0], self.size):
                 raise ValueError(
-                    f"y has shape {tuple(vectors.shape)}: must be a value for each of "
-                    f"{self._describe()}"
+                    f"y has shape {tuple(vectors.shape)}: must be a mapping of {self._describe()}, "
+                    f"or rows of shape {(rows.shape[0], self.size)} as in a batch"
                 )
             return vectors
         _check_names(y, self.parts, self.allowed)
@@ -275,7 +279,7 @@ class Attributes(nn.Module):
 
     def from_columns(self, columns: Mapping[str, Values]) -> Condition:
         if absent := [name for name in self.parts if name not in columns]:
-            raise ValueError(f"no attribute {absent[0]}; there is {', '.join(columns)}")
+            raise ValueError(f"no attribute {absent[0]}: must be one of {', '.join(columns)}")
         rows, parts = torch.zeros(len(to_tensor(columns[next(iter(self.parts))])), 1), []
         for name, part in self.parts.items():
             column = self._column(name, columns[name], rows)

@@ -73,7 +73,7 @@ class MNISTDataModule(ExactDataModule):
     """MNIST or a data set of the same format, in batches of :class:`cvae.types.Batch`.
 
     x is float, (B, channels, height, width), binarized in {0, 1} or in [0, 1]; y is float,
-    (B, condition_size), by default the one-hot label.
+    (B, condition.size), by default the one-hot label.
 
     Example::
 
@@ -88,16 +88,16 @@ class MNISTDataModule(ExactDataModule):
         eval_batch_size: images in a global batch of validation and test.
         validation_size: images of the train split to validate on; they do not depend on the seed.
         binarization: "dynamic" samples training pixels anew in every epoch, and validation and
-            test pixels once with a fixed seed; "none" keeps the values from 0 to 1. Colour images
+            test pixels once with a fixed seed; "none" keeps the values from 0 to 1. Color images
             need "none".
         num_workers: DataLoader processes. 0 is fastest, because images are in memory. On a GPU,
             0 also keeps the images in GPU memory and makes batches there.
         num_classes: number of classes.
-        image_shape: (channels, height, width); 1 channel for grey images, 3 for colour.
+        image_shape: (channels, height, width); 1 channel for grey images, 3 for color.
         seed: seed of the order, the augmentation and the binarization of the training images.
         augmentation: constructor of the augmentation of the training images, a
             :class:`cvae.augmentation.AugmentationFactory`.
-        condition: what y means, a :class:`cvae.conditions.ConditionSpec`; None for the label.
+        condition: meaning of y, a :class:`cvae.conditions.ConditionSpec`; None for the label.
     """
 
     is_shuffled = False  # whether load_arrays returns the training images in split_order
@@ -142,7 +142,7 @@ class MNISTDataModule(ExactDataModule):
         """Return train images, train labels, test images and test labels.
 
         Images are unsigned bytes (N, height, width), or (N, channels, height, width). May also set
-        ``attributes``: by name, the values of the training and of the test images.
+        ``attributes``: for each name, the training values and the test values, (N,).
         """
         if self.dataset not in SETS:
             raise DataError(f"data.name={self.dataset}: must be one of {', '.join(SETS)}")
@@ -329,12 +329,16 @@ class ImagesDataModule(MNISTDataModule):
 
     Its arrays are ``train_images`` and ``test_images``, unsigned bytes, and ``train_labels`` and
     ``test_labels``, integers (N,) from 0 to num_classes - 1. Grey images, bright on dark, have the
-    shape (N, height, width), colour images (N, height, width, 3) or (N, 3, height, width). The
+    shape (N, height, width), color images (N, height, width, 3) or (N, 3, height, width). The
     optional array ``class_names`` holds one string per class, for figures. Arrays ``train_NAME``
     and ``test_NAME`` of other names, (N,), are attributes for :class:`cvae.conditions.Attributes`.
 
     Example: ``ImagesDataModule("data", "letters", num_classes=26)`` reads data/letters.npz. The
-    arguments are those of :class:`MNISTDataModule`; ``name`` is that of the file, without .npz.
+    other arguments are those of :class:`MNISTDataModule`.
+
+    Args:
+        data_dir: folder of the file.
+        name: name of the file, without .npz.
     """
 
     def load_arrays(self) -> Sequence[NDArray[Any]]:

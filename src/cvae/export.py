@@ -138,8 +138,8 @@ def save_card(
     kind = type(model).__name__
     data = str(config["data"].get("name", "images"))
     is_binary = config["data"].get("binarization") == "dynamic"
-    colour = "grey" if model.image_shape[0] == 1 else "colour"
-    pixels = "binarized pixels" if is_binary else f"{colour} pixels"
+    color = "grey" if model.image_shape[0] == 1 else "color"
+    pixels = "binarized pixels" if is_binary else f"{color} pixels"
     is_averaged = bool((config.get("callbacks") or {}).get("ema"))
     average = " The weights are an exponential moving average." if is_averaged else ""
     scores = summary.get("metrics", {}).items()

@@ -38,7 +38,7 @@ def image_grid(
     num_blank: int = 0,
     on_baseline: bool = False,
 ) -> PILImage.Image:
-    """Draw a labelled grid of grey or colour images in [0, 1].
+    """Draw a labelled grid of grey or color images in [0, 1].
 
     Args:
         num_blank: tiles at the end of the last row to leave blank.
@@ -249,7 +249,7 @@ def traversals(
 def latent_plane(
     model: Autoencoder, batch: Batch, name: str = "", names: Names = None
 ) -> PILImage.Image:
-    """Draw the posterior means of a two-dimensional latent, coloured by label.
+    """Draw the posterior means of a two-dimensional latent, colored by label.
 
     Args:
         name: name of the model, for the title.
@@ -262,12 +262,12 @@ def latent_plane(
     axes = figure.add_subplot()
     name_of_part, part = next(iter(model.condition.parts.items()))
     labels = part.of(batch.y) if batch.y.ndim == 2 else batch.y
-    colour_map = "viridis" if part.kind == "continuous" else "tab10"
-    colours = axes.scatter(z[:, 0], z[:, 1], c=labels.cpu(), s=5, cmap=colour_map)
+    color_map = "viridis" if part.kind == "continuous" else "tab10"
+    colors = axes.scatter(z[:, 0], z[:, 1], c=labels.cpu(), s=5, cmap=color_map)
     if part.kind == "continuous":
-        figure.colorbar(colours, label=name_of_part)
+        figure.colorbar(colors, label=name_of_part)
     else:
-        handles, texts = colours.legend_elements(num=None)  # type: ignore[arg-type]
+        handles, texts = colors.legend_elements(num=None)  # type: ignore[arg-type]
         if names is not None and name_of_part == "label":
             texts = class_labels(labels.unique().tolist(), names)
         figure.legend(handles, texts, title=name_of_part, loc="outside right center")

@@ -15,7 +15,7 @@ FORMATS = "PNG, JPEG, WebP or BMP"
 Resize = Literal["fit", "stretch", "none"]
 Shape = tuple[int, ...]  # (channels, height, width)
 
-_DEPTH_BYTE = 24  # bit depth in a PNG file; Pillow reads 16-bit colours as 8 bits without a warning
+_DEPTH_BYTE = 24  # bit depth in a PNG file; Pillow reads 16-bit colors as 8 bits without a warning
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # 8 bits a channel, grey or RGB
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
@@ -25,7 +25,7 @@ def decode(path: Path, image_shape: Shape, resize: Resize) -> NDArray[np.uint8]:
 
     Args:
         image_shape: (channels, height, width) to return, with 1 channel for grey or 3 for RGB.
-        resize: "fit" scales the image to cover the shape and crops its centre, "stretch" changes
+        resize: "fit" scales the image to cover the shape and crops its center, "stretch" changes
             its proportions, "none" takes only images of this height and width.
 
     Raises:

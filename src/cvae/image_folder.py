@@ -39,10 +39,11 @@ class ImageFolderDataModule(MNISTDataModule):
 
     The files are ``data_dir/NAME/train/CLASS/*`` and ``data_dir/NAME/test/CLASS/*``, as PNG, JPEG,
     WebP or BMP. The sorted names of the class folders are the class names. The images are decoded
-    once into a memory-mapped file in ``data_dir/NAME/.cache-KEY``. All processes share it, so a
-    large data set needs little memory. ``data_dir/NAME/attributes.csv``, if there is one, holds
-    attributes for :class:`cvae.conditions.Attributes`: a column ``file``, such as
-    train/CLASS/1.png, and one column for each attribute.
+    once into a memory-mapped file in ``data_dir/NAME/.cache-KEY``. On a CPU, all processes share
+    it, so a large data set needs little memory. On a GPU, set ``num_workers`` above 0 if it does
+    not fit into GPU memory. ``data_dir/NAME/attributes.csv``, if there is one, holds attributes
+    for :class:`cvae.conditions.Attributes`: a column ``file`` with paths such as
+    train/CLASS/1.png, and a numeric column for each attribute, with a row for every image.
 
     Example::
 
@@ -55,8 +56,8 @@ class ImageFolderDataModule(MNISTDataModule):
         name: name of the folder in ``data_dir``.
         binarization: "none" keeps the values from 0 to 1; "dynamic" is for grey images only.
         image_shape: (channels, height, width) of the decoded images, with 1 channel for grey or 3
-            for RGB. With 1 channel, colours are converted to their luma.
-        resize: "fit" scales images to cover the height and width and crops the centre, "stretch"
+            for RGB. With 1 channel, colors are converted to their luma.
+        resize: "fit" scales images to cover the height and width and crops the center, "stretch"
             changes their proportions, "none" rejects images of another size.
         test_fraction: fraction of the training images to test on if there is no folder ``test``.
             The choice does not depend on the seed.
@@ -175,8 +176,8 @@ def _list_files(root: Path) -> tuple[list[ImageFile], list[ImageFile], list[str]
     tested = [entry.name for entry in _class_folders(root / "test")]
     if unknown := sorted(set(tested) - set(names)):
         raise DataError(
-            f"{root / 'test' / unknown[0]}: a class without training images; add "
-            f"{root / 'train' / unknown[0]} or remove it"
+            f"{root / 'test' / unknown[0]}: a class without training images; remove it "
+            f"or add {root / 'train' / unknown[0]}"
         )
     test = list(chain.from_iterable(_images(root, "test", names, c) for c in tested))
     if not test:

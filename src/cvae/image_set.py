@@ -1,4 +1,4 @@
-"""Images, labels and conditions of one split, in memory."""
+"""Images, labels and conditions of one split."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from harness.contract.sampler import Rows
 
 _BINARIZATION_SEED = 0  # of the binarized evaluation sets, the same in all runs
 _ROWS = 250  # images at a time in a digest
-NOT_BINARIZED = "colour images are not binarized; set data.binarization=none"
+NOT_BINARIZED = "color images are not binarized; set data.binarization=none"
 
 
 class ImageSet(Dataset[Batch]):
-    """Grey or colour images and their labels, fetched as whole batches.
+    """Grey or color images and their labels, fetched as whole batches.
 
     Args:
         pixels: unsigned bytes, of 1 or 3 channels; 0 or 255 if binarized.
@@ -74,7 +74,7 @@ class ImageSet(Dataset[Batch]):
         return Batch(x, y, rows.indices, rows.global_size)
 
     def known_conditions(self) -> Condition | None:
-        """Return y of all images, for fixed pixels; None for one-hot labels."""
+        """Return y of all images, or None if one-hot; the pixels must be fixed."""
         if not callable(self.conditions):
             return self.conditions
         parts = [self.conditions(rows.float() / 255.0) for rows in self.pixels.split(_ROWS)]

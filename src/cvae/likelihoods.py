@@ -46,18 +46,23 @@ class Likelihood(Protocol):
         ...
 
     def mean(self, parameters: Parameters) -> Tensor:
-        """Return the mean of each pixel, clipped to [0, 1]: the image to show."""
+        """Return the mean of each pixel, clipped to [0, 1]: the image to show.
+
+        Its shape is that of ``parameters`` without the dimension num_parameters.
+        """
         ...
 
     def sample(self, parameters: Parameters, generator: torch.Generator | None = None) -> Tensor:
-        """Return an image with sampled pixels.
+        """Return an image with sampled pixels, of the shape of the mean.
+
+        Samples of an unbounded density may leave [0, 1].
 
         Args:
             generator: CPU random number generator, for reproducible images.
         """
         ...
 
-    def start(self, mean: Moment, std: Moment) -> Tensor:
+    def initial_parameters(self, mean: Moment, std: Moment) -> Tensor:
         """Return parameters that fit the training images, (num_parameters, channel, height, width).
 
         The model adds them to the outputs of the decoder, which start near 0, and trains them.
@@ -135,7 +140,7 @@ class Bernoulli(nn.Module):
         mean = self.mean(parameters)
         return torch.bernoulli(mean.cpu(), generator=generator).to(mean)
 
-    def start(self, mean: Moment, std: Moment) -> Tensor:
+    def initial_parameters(self, mean: Moment, std: Moment) -> Tensor:
         return torch.logit(mean)[None]
 
 
@@ -163,11 +168,11 @@ class ContinuousBernoulli(nn.Module):
     def log_prob(self, x: Image, parameters: Parameters) -> LogProbs:
         logits, x = parameters.squeeze(-4).flatten(-3), x.flatten(1)
         size = logits.abs().clamp_min(_FLAT)
-        # log (e^l - 1) / l = l / 2 + log (2 sinh(|l| / 2) / |l|), where the last term is even
+        # log((e^l - 1) / l) = l / 2 + log(2 sinh(|l| / 2) / |l|), where the last term is even
         outer = 0.5 * size + torch.log(-torch.expm1(-size)) - size.log()
         inner = logits**2 / 24
         log_normalizer = 0.5 * logits + torch.where(logits.abs() < _FLAT, inner, outer)
-        if logits.ndim == x.ndim:  # autocast would compute the product in bfloat16
+        if logits.ndim == x.ndim:  # not einsum, which is bfloat16 under autocast
             return (logits * x - log_normalizer).sum(-1)
         return torch.einsum("b...p,bp->b...", logits, x) - log_normalizer.sum(-1)
 
@@ -184,7 +189,7 @@ class ContinuousBernoulli(nn.Module):
         upper = (1 + torch.log(u + (1 - u) * torch.exp(-size)) / size).clamp(0, 1)
         return torch.where(logits.abs() < _FLAT, u, torch.where(logits > 0, upper, 1 - upper))
 
-    def start(self, mean: Moment, std: Moment) -> Tensor:
+    def initial_parameters(self, mean: Moment, std: Moment) -> Tensor:
         """Return the logits of distributions with these means, by bisection."""
         low, high = torch.full_like(mean, -_MAX_START), torch.full_like(mean, _MAX_START)
         for _ in range(60):
@@ -236,7 +241,7 @@ class Gaussian(nn.Module):
         noise = torch.randn(mean.shape, generator=generator).to(mean)
         return mean + self.log_scale.exp() * noise
 
-    def start(self, mean: Moment, std: Moment) -> Tensor:
+    def initial_parameters(self, mean: Moment, std: Moment) -> Tensor:
         """Return the means, and set a learned scale to the root of the mean variance."""
         if isinstance(self.log_scale, nn.Parameter):
             with torch.no_grad():
@@ -274,7 +279,7 @@ class DiscretizedLogistic(nn.Module):
         self.num_parameters = 2 if num_components == 1 else 3 * num_components
 
     def _components(self, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log weights, means and log scales, each (..., component, channel, y, x)."""
+        """Return log weights, means and log scales, (..., component, channel, height, width)."""
         if self.num_components == 1:
             mean, raw = parameters.split(1, dim=-4)
             log_weights = torch.zeros_like(mean)
@@ -313,8 +318,8 @@ class DiscretizedLogistic(nn.Module):
         x = mean + log_scale.exp() * torch.logit(_uniform(mean, generator))
         return (x.clamp(0, 1) * (_GREY_LEVELS - 1)).round() / (_GREY_LEVELS - 1)
 
-    def start(self, mean: Moment, std: Moment) -> Tensor:
-        """Return logistics with the sd of each pixel; several are spread over mean ± sd."""
+    def initial_parameters(self, mean: Moment, std: Moment) -> Tensor:
+        """Return parameters with the s.d. of each pixel; components span mean ± s.d."""
         scale = (std * math.sqrt(3) / math.pi).clamp_min(2 * math.exp(_MIN_LOG_SCALE))
         raw = _MIN_LOG_SCALE + torch.log(torch.expm1(scale.log() - _MIN_LOG_SCALE))
         if self.num_components == 1:

@@ -71,7 +71,7 @@ class Autoencoder(nn.Module):
     Args:
         network: constructor of the encoder and decoder, a :class:`cvae.networks.NetworkFactory`.
         latent_dim: dimensions of the latent z.
-        image_shape: (channels, height, width); 1 channel for grey images, 3 for colour.
+        image_shape: (channels, height, width); 1 channel for grey images, 3 for color.
         num_classes: number of classes.
         likelihood: constructor of p(x | z), a :class:`cvae.likelihoods.LikelihoodFactory`.
         condition: what y means, a :class:`cvae.conditions.ConditionSpec`; None for a one-hot label
@@ -122,7 +122,7 @@ class Autoencoder(nn.Module):
             mean: mean of every pixel, in (0, 1).
             std: standard deviation of every pixel.
         """
-        start = self.likelihood.start(mean, std)
+        start = self.likelihood.initial_parameters(mean, std)
         with torch.no_grad():
             self.output_bias.copy_(start.flatten(0, 1))
 

@@ -27,7 +27,7 @@ class Stream(IntEnum):
     PRIOR = 7
     SAMPLES = 8
     AUGMENTATION = 9
-    COLOURS = 10
+    COLORS = 10
     ANGLES = 11
 
 

@@ -33,6 +33,8 @@ def read_npz(
             names = archive.get(_CLASS_NAMES)
             others = [key for key in archive if key.startswith("train_") and key not in keys]
             ends = [key.removeprefix("train_") for key in others]
+            if lacking := [end for end in ends if f"test_{end}" not in archive]:
+                raise DataError(f"{path}: train_{lacking[0]} without test_{lacking[0]}; add it")
             if "label" in ends:
                 raise DataError(f"{path}: train_label: rename it; train_labels are the labels")
             attributes = {end: (archive[f"train_{end}"], archive[f"test_{end}"]) for end in ends}

@@ -46,7 +46,7 @@ class PenaltyFactory(Protocol):
 
         Args:
             latent_dim: dimensions of z.
-            condition_size: length of y, such as the number of classes; 0 without y.
+            condition_size: length of the encoded y, such as the number of classes; 0 without y.
         """
         ...
 

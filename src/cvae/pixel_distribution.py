@@ -15,7 +15,7 @@ class PixelDistribution(Distribution):
 
     Args:
         likelihood: the likelihood.
-        parameters: one set for each image.
+        parameters: those of each image, (batch, num_parameters, channel, height, width).
         complete: function that puts given pixels in their place in images; by default, it
             returns the images unchanged.
     """
@@ -37,6 +37,7 @@ class PixelDistribution(Distribution):
         return self._complete(self.likelihood.mean(self.parameters))
 
     def log_prob(self, value: Image) -> LogProbs:
+        """Return log p(x) of each image in nats, over all pixels, given ones included."""
         x = value.expand(*self.batch_shape, *self.event_shape)
         return self.likelihood.log_prob(x, self.parameters)
 

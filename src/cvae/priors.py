@@ -1,8 +1,8 @@
 """Priors p(z) or p(z | y), each an invertible map between z and a base variable w ~ N(0, I).
 
-"The latent" in all other modules is w: models sample, decode and embed w, and metrics measure it.
-For the standard normal prior, w is z. Under p(z | y), z depends on y, but w does not. So with every
-prior, the latent describes the style and the label the digit.
+"The latent" in other modules is w: models sample, decode and embed w, and metrics measure it. Only
+``encode`` and ``posterior`` return z. For the standard normal prior, w is z. Under p(z | y), z
+depends on y, but w does not, so w holds what y leaves out.
 
 To add a prior, write a class with the two methods of :class:`Prior` and name it in ``_target_`` of
 a YAML file in conf/model/prior/.
@@ -50,7 +50,7 @@ class PriorFactory(Protocol):
 
         Args:
             latent_dim: dimensions of z.
-            condition_size: length of y, such as the number of classes; 0 in an unconditional model.
+            condition_size: length of the encoded y, such as the number of classes; 0 without y.
         """
         ...
 
@@ -84,14 +84,14 @@ class Conditional(nn.Module):
 
     Args:
         latent_dim: dimensions of z.
-        condition_size: length of y, at least 1.
+        condition_size: length of the encoded y, at least 1.
         hidden_dim: width of the hidden layer.
     """
 
     def __init__(self, latent_dim: int, condition_size: int, hidden_dim: Size = 128) -> None:
         super().__init__()
         if condition_size < 1:
-            raise ValueError("model/prior=conditional: must have a conditional model (model=cvae)")
+            raise ValueError("model/prior=conditional: needs a conditional model (model=cvae)")
         last = nn.Linear(hidden_dim, 2 * latent_dim)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -208,7 +208,7 @@ class ZukoFlow(nn.Module):
 
     Args:
         latent_dim: dimensions of z.
-        condition_size: length of y.
+        condition_size: length of the encoded y.
         flow: constructor of the flow, called with ``features`` and ``context``. Its base
             distribution must be N(0, I), the default of most flows.
         conditional: whether the flow depends on y; only for a conditional model.
@@ -224,7 +224,7 @@ class ZukoFlow(nn.Module):
         super().__init__()
         if conditional and condition_size < 1:
             raise ValueError(
-                "model.prior.conditional=true: must be false for a model without labels"
+                "model.prior.conditional=true: must be false for an unconditional model"
             )
         self.conditional = conditional
         self.flow = flow(features=latent_dim, context=condition_size if conditional else 0)

@@ -33,7 +33,10 @@ class RotatedMNISTDataModule(MNISTDataModule):
         data.setup()
         train_angles, test_angles = data.attributes["angle"]
 
-    The arguments are those of :class:`cvae.data.MNISTDataModule`.
+    The other arguments are those of :class:`cvae.data.MNISTDataModule`.
+
+    Args:
+        name: name of the data set in run names and in the cache of evaluation.
     """
 
     def load_arrays(self) -> Sequence[NDArray[Any]]:
@@ -55,7 +58,7 @@ def random_angles(count: int, is_test: bool) -> Angles:
 def rotate(
     grey: UInt8[np.ndarray, "n height width"], angles: Angles
 ) -> UInt8[np.ndarray, "n height width"]:
-    """Rotate images about their centre, with bilinear interpolation and black outside."""
+    """Rotate images about their center, with bilinear interpolation and black outside."""
     rotated = np.empty_like(grey)
     for start in range(0, len(grey), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -65,6 +68,6 @@ def rotate(
         # maps output pixels to input pixels with y down, so it turns the image counterclockwise
         matrix = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
         grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-        turned = F.grid_sample(images, grid, align_corners=False)
-        rotated[rows] = turned[:, 0].round().to(torch.uint8).numpy()
+        sampled = F.grid_sample(images, grid, align_corners=False)
+        rotated[rows] = sampled[:, 0].round().to(torch.uint8).numpy()
     return rotated

@@ -55,12 +55,13 @@ def requested_rows(
     if not isinstance(model.condition, OneHot) and model.conditional:
         if label is not None or condition is None:
             names = ", ".join(f"{name}: ..." for name in model.condition.parts)
-            raise ConfigError(f"condition: the run's model needs condition='{{{names}}}', no label")
+            raise ConfigError(f"condition: this run needs condition='{{{names}}}', not label=")
         return _combinations(model, condition)
+    if not model.conditional and (label is not None or condition is not None):
+        given = f"condition={condition}" if label is None else f"label={label}"
+        raise ConfigError(f"{given}: the run's model, {kind}, is unconditional; remove it")
     if condition is not None:
         raise ConfigError(f"condition={dict(condition)}: the run's model takes a label; use label=")
-    if not model.conditional and label is not None:
-        raise ConfigError(f"label={label}: the run's model, {kind}, is unconditional; remove label")
     if model.conditional and label is None:
         raise ConfigError(
             f"label=null: the run's model, {kind}, needs one: 0 to {model.num_classes - 1}, or all"
@@ -155,7 +156,7 @@ def file_name(
 def save(images: Samples, output: Path, names: Sequence[str], npy: bool = False) -> list[Path]:
     """Save a PNG with a row per requested condition and, if ``npy``, an array of unsigned bytes.
 
-    The array is (N, height, width) for grey images, and (N, height, width, 3) for colour images.
+    The array is (N, height, width) for grey images, and (N, height, width, 3) for color images.
     """
     if output.suffix == ".npy":
         raise ConfigError(f"output={output}: must be a PNG; npy=true saves the array next to it")

@@ -123,7 +123,7 @@ def _pixel_problems(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
     if channels not in (None, 1, 3):
         yield f"data.image_shape={shape}: must have 1 or 3 channels, then height and width"
     if channels == 3 and binarization == "dynamic":
-        yield "data.binarization=dynamic: must be none, as colour images are not binarized"
+        yield "data.binarization=dynamic: must be none, as color images are not binarized"
         return
     likelihood = model.get("likelihood")
     if _target(model) not in _MODELS or not _is_ours(likelihood) or binarization is None:
@@ -132,12 +132,12 @@ def _pixel_problems(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
     if name == "Bernoulli" and channels == 3:
         yield (
             "model/likelihood=bernoulli: must be discretized_logistic, continuous_bernoulli or "
-            "gaussian for colour images"
+            "gaussian for color images"
         )
     elif name == "Bernoulli" and binarization == "none":
         yield (
             "data.binarization=none: must be dynamic with model/likelihood=bernoulli; for grey or "
-            "colour pixels use model/likelihood=discretized_logistic, continuous_bernoulli or "
+            "color pixels use model/likelihood=discretized_logistic, continuous_bernoulli or "
             "gaussian"
         )
     if name != "Bernoulli" and binarization == "dynamic":

@@ -45,9 +45,9 @@ def _check_likelihood(model: Autoencoder, x: Image) -> None:
     """Raise if the likelihood returns wrong shapes for its start or for samples of z."""
     rows, likelihood = len(x), model.likelihood
     mean = x.mean(0).clamp(0.01, 0.99)
-    start = likelihood.start(mean, torch.full_like(mean, 0.1))
+    start = likelihood.initial_parameters(mean, torch.full_like(mean, 0.1))
     shape = (likelihood.num_parameters, *model.image_shape)
-    _check_tensor(f"{type(likelihood).__name__}.start(mean, std)", start, shape)
+    _check_tensor(f"{type(likelihood).__name__}.initial_parameters(mean, std)", start, shape)
     log_p = likelihood.log_prob(x, start.expand(rows, _NUM_SAMPLES, *shape).to(x))
     _check_tensor("log_prob of two samples of z", log_p, (rows, _NUM_SAMPLES))
 

@@ -116,13 +116,16 @@ class NoSamples(Bernoulli):
 
 
 class FlatStart(Bernoulli):
-    def start(self, mean: Tensor, std: Tensor) -> Tensor:
+    def initial_parameters(self, mean: Tensor, std: Tensor) -> Tensor:
         return torch.logit(mean)
 
 
 @pytest.mark.parametrize(
     ("likelihood", "said"),
-    [(NoSamples, "log_prob of two samples of z has shape"), (FlatStart, "FlatStart.start")],
+    [
+        (NoSamples, "log_prob of two samples of z has shape"),
+        (FlatStart, "FlatStart.initial_parameters"),
+    ],
 )
 def test_a_likelihood_of_wrong_shapes_is_rejected(
     likelihood: Any, said: str, data_dir: Path, tmp_path: Path

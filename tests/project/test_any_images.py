@@ -1,4 +1,4 @@
-"""Colour images and several attributes through every command, on one device and two."""
+"""Color images and several attributes through every command, on one device and two."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ GENERAL = [
     "device=cpu",
     "trainer.devices=1",
 ]
-COLOUR = [
+COLOR = [
     *GENERAL,
     "data.image_shape=[3,16,16]",
     "model/network=conv",
@@ -56,18 +56,18 @@ QUADRANTS = [
     "model.network.encoder_blocks=1",
     "model.network.decoder_blocks=1",
 ]
-CASES = {"colour": COLOUR, "attributes": ATTRIBUTES, "quadrants": QUADRANTS}
+CASES = {"color": COLOR, "attributes": ATTRIBUTES, "quadrants": QUADRANTS}
 
 
-REQUESTS = {"colour": "label=all", "attributes": "condition={label: 2, size: [3,7,11]}"}
+REQUESTS = {"color": "label=all", "attributes": "condition={label: 2, size: [3,7,11]}"}
 
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with colour images, and grey ones of squares of known sizes."""
+    """Return a folder with color images, and grey ones of squares of known sizes."""
     folder = tmp_path_factory.mktemp("shapes")
     rng = np.random.default_rng(0)
-    colour: dict[str, Any] = {"class_names": np.array(["red", "green", "blue", "white"])}
+    color: dict[str, Any] = {"class_names": np.array(["red", "green", "blue", "white"])}
     grey: dict[str, Any] = {}
     hues = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]])
     for split, count in (("train", 240), ("test", 64)):
@@ -76,9 +76,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for image, size in zip(images, sizes, strict=True):
             image[:size, :size] = 220
         hued = images[..., None] * hues[labels][:, None, None] // 255
-        colour |= {f"{split}_images": hued.astype(np.uint8), f"{split}_labels": labels}
+        color |= {f"{split}_images": hued.astype(np.uint8), f"{split}_labels": labels}
         grey |= {f"{split}_images": images, f"{split}_labels": labels, f"{split}_size": sizes}
-    np.savez(folder / "shapes.npz", **colour)
+    np.savez(folder / "shapes.npz", **color)
     np.savez(folder / "grey.npz", **grey)
     return folder
 
@@ -142,19 +142,19 @@ def test_the_other_commands_work(finished: tuple[str, Path], tmp_path: Path) -> 
     if name in REQUESTS:
         run("generate", f"run={run_dir}", REQUESTS[name], "num_samples=4", "npy=true")
         (array,) = (run_dir / "generated").glob("*.npy")
-        assert np.load(array).shape == ((16, 16, 16, 3) if name == "colour" else (12, 16, 16))
+        assert np.load(array).shape == ((16, 16, 16, 3) if name == "color" else (12, 16, 16))
     run("embed", f"run={run_dir}")
     latents = np.load(run_dir / "latents" / "test.npz")
     assert latents["mean"].shape == (64, 3)
-    assert ("w" in latents) == (name != "colour")
+    assert ("w" in latents) == (name != "color")
     run("compare", f"runs={run_dir.parent}")
     table = run("evaluate", f"run={run_dir}", "num_samples=3", "num_generated=10")
     metrics = json.loads((run_dir / "evaluation.json").read_text())["metrics"]
     assert {"test/nll_k3", "test/bits_per_dim_k3"} <= set(metrics)
     nats, bits = (metrics[f"test/{what}_k3"]["value"] for what in ("nll", "bits_per_dim"))
-    num_counted = {"colour": 3 * 256, "attributes": 256, "quadrants": 192}[name]
+    num_counted = {"color": 3 * 256, "attributes": 256, "quadrants": 192}[name]
     assert bits == pytest.approx(nats / (num_counted * np.log(2)))
-    if name != "colour":
+    if name != "color":
         assert "generative_classifier: skipped, the condition is not one label" in table
     claims = settings_of_evaluation().Claim
     if "latent_independence" not in get_args(claims):

@@ -182,7 +182,7 @@ def test_good_overrides_are_accepted(override: str) -> None:
         (["scheduler=constant", "trainer.max_epochs=-1"], "the run has no end"),
         (["data.image_shape=[1,28]"], "data.image_shape=[1, 28]"),
         (["data.image_shape=[2,32,32]"], "[2, 32, 32]: must have 1 or 3 channels"),
-        (["data.image_shape=[3,32,32]"], "must be none, as colour images are not binarized"),
+        (["data.image_shape=[3,32,32]"], "must be none, as color images are not binarized"),
         (["data.binarization=none"], "use model/likelihood=discretized_logistic"),
         (["model/likelihood=gaussian"], "data.binarization=dynamic: must be none"),
         (

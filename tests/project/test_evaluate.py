@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from cvae.evaluation.settings import Claim
+from cvae.evaluation.settings import QUICK, Claim
 from harness.config.checks import validate
 from harness.run_folder import reading
 from tests.conftest import NUM_TEST, ROOT, run_script
@@ -63,7 +63,7 @@ def test_evaluate_agrees_with_the_end_of_training(
         assert evaluated_metrics[key]["standard_error"] > 0
         assert f"{evaluated_metrics[key]['value']:.2f}" in done.stdout
     assert f"{NUM_TEST} test images" in done.stdout
-    of_labels = set(get_args(Claim)) - {"attribute_control"}
+    of_labels = set(get_args(Claim)) - {"attribute_control", "latent_content"}
     assert {metric["claim"] for metric in evaluated_metrics.values()} >= of_labels
     table = [line for line in done.stdout.splitlines() if "±" in line]
     assert len(table) > 5
@@ -114,3 +114,17 @@ def test_a_second_evaluation_is_added_to_the_first(
     other = {"checkpoint_digest": "of other weights"}
     reading.update_evaluation(run_dir, other, {"metrics": {}})
     assert reading.read_evaluation(run_dir)["metrics"] == {}  # metrics of other weights are dropped
+
+
+def test_quick_measures_a_few_claims(
+    evaluated: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(evaluated[0], run_dir)
+    (run_dir / "evaluation.json").unlink()
+    done = run_script(
+        "evaluate", f"run={run_dir}", "claims=quick", "num_samples=4", "num_generated=20"
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((run_dir / "evaluation.json").read_text())
+    assert {*measured["seconds"], *measured["left_out"]} == set(QUICK)

@@ -21,7 +21,7 @@ def warp(**given: Any) -> Warp:
 
 
 def digits(count: int = 500) -> Tensor:
-    """Return images of 28 x 28 pixels with a blot near the centre."""
+    """Return images of 28 x 28 pixels with a blot near the center."""
     y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
     center = 13.5 + torch.randn(2, count, 1, 1, generator=torch.Generator().manual_seed(0))
     grey = 255 * torch.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / 20)
@@ -65,7 +65,7 @@ def test_warps_have_the_requested_size(axis: int) -> None:
     design = torch.stack([x[inside], y[inside], torch.ones(int(inside.sum()))], dim=-1)
     matrices = torch.linalg.lstsq(design, moved({"affine": 0.05, "elastic": 0.0}).T).solution
     assert matrices[:2].std(dim=1).tolist() == pytest.approx([0.05, 0.05], rel=0.15)
-    assert float(matrices[2].abs().max()) < 0.05  # the centre does not move
+    assert float(matrices[2].abs().max()) < 0.05  # the center does not move
     # interpolation averages the displacements of several control points
     assert 0.3 < float(moved({"affine": 0.0, "elastic": 0.5}).std()) < 0.5
 
@@ -81,8 +81,8 @@ def test_warps_keep_any_image_shape(size: tuple[int, int]) -> None:
 
 
 def test_the_channels_of_an_image_are_warped_alike() -> None:
-    colour = digits().repeat(1, 3, 1, 1) // torch.tensor([1, 2, 4])[:, None, None]
-    found = warp()(colour.to(torch.uint8), INDEX, 0)
+    color = digits().repeat(1, 3, 1, 1) // torch.tensor([1, 2, 4])[:, None, None]
+    found = warp()(color.to(torch.uint8), INDEX, 0)
     assert torch.equal(found[:, :1], warp()(digits(), INDEX, 0))
     for channel, divisor in ((1, 2), (2, 4)):
         difference = found[:, channel] - found[:, 0].float() / divisor

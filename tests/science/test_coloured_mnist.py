@@ -1,4 +1,4 @@
-"""Tests of MNIST in random colours."""
+"""Tests of MNIST in random colors."""
 
 import colorsys
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cvae import coloured_mnist
-from cvae.coloured_mnist import ColouredMNISTDataModule, colour, random_hues
+from cvae.coloured_mnist import ColouredMNISTDataModule, color, random_hues
 from cvae.settings import has_data
 from cvae.types import Split
 from harness.contract.errors import DataError
@@ -55,13 +55,13 @@ def test_images_have_the_hues_of_their_attributes(monkeypatch: pytest.MonkeyPatc
 
 def test_a_pixel_is_a_mixture_of_digit_and_ground() -> None:
     hues = random_hues(np.arange(60), is_test=False)
-    found = colour(TRAIN, hues).astype(float)
+    found = color(TRAIN, hues).astype(float)
     ground, digit = found[:, :, 0, 0, None, None], found[:, :, 0, 1, None, None]
     exact = ground + (digit - ground) * TRAIN[:, None] / 255
     assert np.array_equal(found, np.rint(exact))
 
 
-def test_colours_depend_only_on_the_split_and_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colors_depend_only_on_the_split_and_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = module(monkeypatch, seed=1), module(monkeypatch, seed=2)
     assert one.train is not None
     assert two.train is not None
@@ -78,6 +78,6 @@ def test_the_files_are_those_of_mnist(tmp_path: Path) -> None:
     assert has_data({**node, "name": "ColouredMNIST"})
 
 
-def test_colours_are_not_binarized() -> None:
+def test_colors_are_not_binarized() -> None:
     with pytest.raises(DataError, match=r"set data\.binarization=none"):
         ColouredMNISTDataModule("data", binarization="dynamic")

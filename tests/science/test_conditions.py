@@ -71,7 +71,7 @@ def test_networks_take_standardized_values() -> None:
         ),
         (attributes(), {"digit": 1, "angel": 0}, r"no part angel: must be digit \(0 to 3\), angle"),
         (attributes(), {"digit": 1}, r"lacks angle: must have digit \(0 to 3\), angle \(-60 to 60"),
-        (attributes(), 3, r"a value for each of digit \(0 to 3\), angle \(-60 to 60\)"),
+        (attributes(), 3, r"a mapping of digit \(0 to 3\), angle \(-60 to 60\)"),
         (OneHot(4), {"digit": 1}, r"no part digit: must be label \(0 to 3\)"),
         (OneHot(4), {}, "lacks label"),
     ],
@@ -132,7 +132,7 @@ def test_rows_are_the_combinations_of_the_values() -> None:
 @pytest.mark.parametrize(
     ("label", "condition", "said"),
     [
-        (3, None, "needs condition='{digit: ..., angle: ...}', no label"),
+        (3, None, "needs condition='{digit: ..., angle: ...}', not label="),
         (None, None, "needs condition="),
         (None, {"digit": 3}, "lacks angle"),
         (None, {"digit": 3, "angle": [0, 99]}, "angle=99: must be -60 to 60"),
@@ -208,7 +208,9 @@ def test_wrong_attributes_are_rejected(tmp_path: Path, changed: Any, said: str) 
 def test_a_missing_attribute_is_named(tmp_path: Path) -> None:
     data = saved(tmp_path)
     data.condition = Attributes({"label": 2, "width": "continuous"})
-    with pytest.raises(DataError, match="train images of bars: no attribute width; there is label"):
+    with pytest.raises(
+        DataError, match="train images of bars: no attribute width: must be one of label"
+    ):
         data.setup()
 
 
@@ -300,7 +302,7 @@ def test_class_names_label_no_other_attribute(columns: Any) -> None:
 
 def test_a_positive_angle_turns_counterclockwise() -> None:
     image = np.zeros((1, 28, 28), np.uint8)
-    image[0, 12:16, 22:26] = 255  # to the right of the centre
+    image[0, 12:16, 22:26] = 255  # to the right of the center
     turned = rotate(image, np.array([90.0]))[0]
     rows, columns = np.nonzero(turned > 127)
     assert (rows.mean(), columns.mean()) == (

@@ -251,12 +251,12 @@ def test_classes_without_images_are_reported_once(
         images(tmp_path)
 
 
-def colour(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:  # type: ignore[type-arg]
+def color(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:  # type: ignore[type-arg]
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def test_colour_images_may_have_their_channels_first_or_last(tmp_path: Path) -> None:
-    train, test = colour((20, 9, 14, 3)), colour((6, 9, 14, 3))
+def test_color_images_may_have_their_channels_first_or_last(tmp_path: Path) -> None:
+    train, test = color((20, 9, 14, 3)), color((6, 9, 14, 3))
     shape = {"image_shape": (3, 9, 14), "binarization": "none"}
     npz(tmp_path, train_images=train, test_images=np.moveaxis(test, 3, 1))
     found = images(tmp_path, **shape)
@@ -272,7 +272,7 @@ def test_colour_images_may_have_their_channels_first_or_last(tmp_path: Path) -> 
     assert images(tmp_path, image_shape=(1, 8, 8)).mean_image.shape == (1, 8, 8)
 
 
-def test_colour_images_are_not_binarized(tmp_path: Path) -> None:
+def test_color_images_are_not_binarized(tmp_path: Path) -> None:
     npz(tmp_path)
     with pytest.raises(DataError, match=r"are not binarized; set data\.binarization=none"):
         images(tmp_path, image_shape=(3, 28, 28))
@@ -296,7 +296,7 @@ def test_a_file_may_name_its_classes(tmp_path: Path) -> None:
 
 def test_a_digest_is_that_of_all_bytes() -> None:
     """Digests and means are computed in parts, for memory maps."""
-    pixels = torch.from_numpy(colour((601, 3, 5, 4)))
+    pixels = torch.from_numpy(color((601, 3, 5, 4)))
     found = ImageSet(pixels, torch.arange(601) % 10, 10)
     content = pixels.numpy().tobytes() + found.labels.numpy().tobytes()
     assert found.digest() == hashlib.sha256(content).hexdigest()[:16]

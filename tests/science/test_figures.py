@@ -39,9 +39,9 @@ def test_a_grid_of_grey_images_in_three_channels_is_the_same_picture() -> None:
     tiles = torch.rand(2, 3, 1, 9, 14, generator=torch.Generator().manual_seed(0))
     labels = (["one", "two"], ["a", "b", "c"], "Title", 2, 1)
     grey = figures.image_grid(tiles, *labels)
-    colour = figures.image_grid(tiles.expand(-1, -1, 3, -1, -1), *labels)
-    assert (grey.mode, colour.mode) == ("L", "RGB")
-    assert grey.convert("RGB").tobytes() == colour.tobytes()
+    color = figures.image_grid(tiles.expand(-1, -1, 3, -1, -1), *labels)
+    assert (grey.mode, color.mode) == ("L", "RGB")
+    assert grey.convert("RGB").tobytes() == color.tobytes()
 
 
 def test_a_grid_shows_the_three_channels_as_red_green_and_blue() -> None:
@@ -70,8 +70,8 @@ def test_class_names_replace_numbers_and_are_shortened() -> None:
     assert named["style_transfer"].size == plain["style_transfer"].size
 
 
-class Colour(CVAE):
-    """Model that decodes to one colour per label, with shapes of three channels."""
+class Color(CVAE):
+    """Model that decodes to one color per label, with shapes of three channels."""
 
     @torch.no_grad()
     def sample(self, y: Any = None, z: Any = None, **_: Any) -> torch.Tensor:
@@ -84,9 +84,9 @@ class Colour(CVAE):
         return x.flatten(1)[:, : self.latent_dim]
 
 
-def test_every_figure_is_drawn_in_colour() -> None:
+def test_every_figure_is_drawn_in_color() -> None:
     examples = batch()._replace(x=batch().x.repeat(1, 3, 1, 1))
-    pictures = figures.draw(Colour(network, 2), examples, examples)
+    pictures = figures.draw(Color(network, 2), examples, examples)
     assert {picture.mode for picture in pictures.values()} == {"RGB"}
     page = np.array(pictures["label_grid"]).reshape(-1, 3)
     assert {(255, 0, 0), (0, 255, 0), (0, 0, 255)} <= set(map(tuple, page.tolist()))

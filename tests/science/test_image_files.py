@@ -56,7 +56,7 @@ def test_conversions_without_loss(tmp_path: Path) -> None:
     expected = np.moveaxis(RGB, 2, 0)
     opaque = np.dstack([RGB, np.full((6, 8), 255, np.uint8)])
     assert np.array_equal(decode(save(tmp_path / "a.png", opaque), SHAPE, "none"), expected)
-    few = (RGB // 128) * 255  # eight colours, as many as a palette keeps
+    few = (RGB // 128) * 255  # eight colors, as many as a palette keeps
     palette = save(tmp_path / "p.png", few, "P")
     with PILImage.open(palette) as picture:
         assert picture.mode == "P"
@@ -68,7 +68,7 @@ def test_conversions_without_loss(tmp_path: Path) -> None:
     assert np.array_equal(decode(bits, (1, 6, 8), "none")[0], (GREY > 127) * 255)
 
 
-def test_one_channel_is_the_luma_of_colours(tmp_path: Path) -> None:
+def test_one_channel_is_the_luma_of_colors(tmp_path: Path) -> None:
     found = decode(save(tmp_path / "x.png", RGB), (1, 6, 8), "none")
     luma = RGB @ np.array([0.299, 0.587, 0.114])
     assert np.abs(found[0] - luma).max() < 1

@@ -205,10 +205,10 @@ def test_samples_repeat_with_a_generator(make: Make) -> None:
 def test_training_starts_at_the_mean_image(make: Make) -> None:
     likelihood = make(image_shape=SHAPE)
     mean, std = torch.rand(SHAPE) * 0.6 + 0.2, torch.rand(SHAPE) * 0.1 + 0.02
-    parameters = likelihood.start(mean, std)
+    parameters = likelihood.initial_parameters(mean, std)
     assert parameters.shape == (likelihood.num_parameters, *SHAPE)
     torch.testing.assert_close(likelihood.mean(parameters[None])[0], mean, atol=0.01, rtol=0)
-    zeros = likelihood.start(torch.full(SHAPE, 1e-5), torch.zeros(SHAPE))
+    zeros = likelihood.initial_parameters(torch.full(SHAPE, 1e-5), torch.zeros(SHAPE))
     assert zeros.isfinite().all()
     assert likelihood.log_prob(torch.zeros(1, *SHAPE), zeros[None]).isfinite().all()
 

@@ -50,11 +50,11 @@ def test_standard_normal_noise_is_normal() -> None:
     assert (uniform - steps).abs().max() < 1.95 / math.sqrt(n)
 
 
-def test_noise_of_neighbours_is_uncorrelated() -> None:
+def test_noise_of_neighbors_is_uncorrelated() -> None:
     draws = noise.standard_normal(torch.arange(1000), (200,), seed=0, stream=Stream.POSTERIOR)
     limit = 5 / math.sqrt(draws[1:].numel())
-    assert (draws[1:] * draws[:-1]).mean().abs() < limit  # neighbouring images
-    assert (draws[:, 1:] * draws[:, :-1]).mean().abs() < limit  # neighbouring positions
+    assert (draws[1:] * draws[:-1]).mean().abs() < limit  # neighboring images
+    assert (draws[:, 1:] * draws[:, :-1]).mean().abs() < limit  # neighboring positions
     next_epoch = noise.standard_normal(
         torch.arange(1000), (200,), seed=0, stream=Stream.POSTERIOR, epoch=1
     )

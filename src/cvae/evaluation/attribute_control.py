@@ -12,7 +12,7 @@ _EPOCHS = 5  # of the classifiers
 
 
 def attribute_control(subject: SampledSubject) -> Metrics:
-    """Return how well samples have the requested attributes, as networks measure them.
+    """Return how often, and how closely, samples have the requested attributes.
 
     For a categorical attribute, ``agreement`` is the share of decoder means that a classifier of
     real images assigns the requested class. For a continuous one, ``error`` is the median absolute

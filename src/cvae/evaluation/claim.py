@@ -51,16 +51,16 @@ class Metric(NamedTuple):
         return cls.mean(right.double(), "%", floor, independent)
 
     @classmethod
-    def r2(cls, errors: Values, centred: Values, floor: float | None = None) -> "Metric":
+    def r2(cls, errors: Values, centered: Values, floor: float | None = None) -> "Metric":
         """Return the coefficient of determination, with the standard error of its influence.
 
         Args:
             errors: squared errors of the predictions.
-            centred: squared deviations of the values from their mean.
+            centered: squared deviations of the values from their mean.
             floor: the value of a predictor that knows nothing.
         """
-        r2 = 1 - errors.mean() / centred.mean()
-        influence = (errors - (1 - r2) * centred) / centred.mean()
+        r2 = 1 - errors.mean() / centered.mean()
+        influence = (errors - (1 - r2) * centered) / centered.mean()
         return cls(float(r2), "", standard_error(influence), floor)
 
     @property

@@ -41,7 +41,7 @@ def _thickness(ink: NDArray[np.bool_]) -> float:
     if not len(rows):
         return float("nan")
     ink = ink[rows[0] - 1 : rows[-1] + 2, columns[0] - 1 : columns[-1] + 2]  # one pixel of margin
-    # a pixel's centre lies half a pixel inside its edge
+    # a pixel's center lies half a pixel inside its edge
     inside = distance_transform_edt(ink)[skeletonize(ink)] - 0.5
     return float(2 * inside.mean() / _SCALE)
 

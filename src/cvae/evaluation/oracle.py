@@ -47,7 +47,7 @@ Features = Float[Tensor, "_ num_features"]
 
 
 class Classifier(nn.Module):
-    """Small convolutional classifier of grey or colour images of 8 x 8 pixels or more."""
+    """Small convolutional classifier of grey or color images of 8 x 8 pixels or more."""
 
     def __init__(self, num_classes: int, num_channels: int = 1) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ class Oracle:
     def classifier(self) -> Classifier:
         """The oracle, selected on validation: trained on half grey, half binarized images.
 
-        Colour images are never binarized.
+        Color images are never binarized.
         """
         share = 0.5 if self.num_channels == 1 else 0.0
         return self._get_classifier(_ORACLE, _ORACLE_EPOCHS, binarized_share=share, select=True)

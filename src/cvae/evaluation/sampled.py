@@ -135,7 +135,7 @@ class SampledSubject(Subject):
         """Thickness and slant of real and of generated images.
 
         Raises:
-            NotApplicable: the images have colour.
+            NotApplicable: the images have color.
         """
         if not self.is_grey:
             raise NotApplicable("thickness and slant are of grey images")

@@ -25,21 +25,21 @@ _EPOCH = 2  # of the prior noise
 def style(subject: SampledSubject) -> Metrics:
     """Return how well z predicts a factor of style, controls it, and transfers it between labels.
 
-    ``r2`` is R^2 of a ridge regression from the posterior mean to the factor, both centred per
+    ``r2`` is R^2 of a ridge regression from the posterior mean to the factor, both centered per
     label, fitted on training and scored on test images. ``rho`` is Spearman's rho of the measured
     factor along the ridge direction, at 11 points from -2.5 to 2.5 standard deviations, averaged
     over 100 z and all labels. ``correlation``, for conditional models only, compares the factor
     between digits that are decoded from the same z, averaged over pairs of labels.
 
     Raises:
-        NotApplicable: the images have colour.
+        NotApplicable: the images have color.
     """
     check_label(subject)
     metrics: Metrics = {}
     fits = fit_ridges(subject)
     for name, ridge in fits.items():
-        errors, centred = ridge.test_errors**2, ridge.test_centred**2
-        metrics[f"style/r2_{name}"] = Metric.r2(errors, centred)
+        errors, centered = ridge.test_errors**2, ridge.test_centered**2
+        metrics[f"style/r2_{name}"] = Metric.r2(errors, centered)
     for name, ridge in fits.items():
         rhos = _rank_correlations(subject, name, ridge.direction)
         metrics[f"style/rho_{name}"] = Metric.mean(rhos, independent=rhos.mean(axis=0))
@@ -57,11 +57,11 @@ def style(subject: SampledSubject) -> Metrics:
 
 
 class FactorRidge(NamedTuple):
-    """Ridge regression of a factor on z, both centred per label."""
+    """Ridge regression of a factor on z, both centered per label."""
 
     direction: Latent  # in which the factor rises; unit length, (1, latent_dim)
     test_errors: Values
-    test_centred: Values
+    test_centered: Values
 
 
 def fit_ridges(subject: SampledSubject) -> dict[str, FactorRidge]:
@@ -78,11 +78,11 @@ def fit_ridges(subject: SampledSubject) -> dict[str, FactorRidge]:
             v - label_means(v, y, subject.num_classes)[y],
         )
         test_x, test_v, labels = test_z[in_test], factor.test[in_test], test_y[in_test]
-        centred = test_v - label_means(v, y, subject.num_classes)[labels]
+        centered = test_v - label_means(v, y, subject.num_classes)[labels]
         predicted = ridge.predict(test_x - label_means(x, y, subject.num_classes)[labels])
         direction = torch.from_numpy(ridge.coef_)[None].float()
         fits[name] = FactorRidge(
-            direction / direction.norm().clamp_min(1e-12), centred - predicted, centred
+            direction / direction.norm().clamp_min(1e-12), centered - predicted, centered
         )
     return fits
 

@@ -62,17 +62,17 @@ def variety(subject: SampledSubject) -> Metrics:
 
 
 def is_recalled(real: Features, fake: Features, k: int = _NEIGHBOURS) -> Bool[Tensor, " num_real"]:
-    """Return whether each real point lies within the k-nearest-neighbour ball of a fake point."""
+    """Return whether each real point lies within the k-nearest-neighbor ball of a fake point."""
     return (torch.cdist(real, fake) <= _radii(fake, k)).any(dim=1)
 
 
 def is_covered(real: Features, fake: Features, k: int = _NEIGHBOURS) -> Bool[Tensor, " num_real"]:
-    """Return whether the k-nearest-neighbour ball of each real point contains a fake point."""
+    """Return whether the k-nearest-neighbor ball of each real point contains a fake point."""
     return (torch.cdist(fake, real) <= _radii(real, k)).any(dim=0)
 
 
 def _radii(points: Features, k: int) -> Float[Tensor, " num_points"]:
-    """Return the distance of each point to its k-th nearest neighbour."""
+    """Return the distance of each point to its k-th nearest neighbor."""
     k = min(k, len(points) - 1)
     return torch.cdist(points, points).kthvalue(k + 1, dim=1).values  # the first is the point
 

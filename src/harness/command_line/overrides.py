@@ -1,4 +1,4 @@
-"""Rewrites the command line for Hydra: quoted paths, null groups, lists, sweeps."""
+"""Rewrite the command line for Hydra: quoted paths, null groups, lists, sweeps."""
 
 import re
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def _quote(value: str) -> str:
 
 
 def _resolve_weights(argument: str, cwd: Path) -> str:
-    """Replace paths by those that links such as logs/latest now point to, for all jobs of a sweep.
+    """Resolve links such as logs/latest now, so that all jobs of a sweep read the same weights.
 
     Several paths are separated by commas. An argument that names no file stays as it is.
     """

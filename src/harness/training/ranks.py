@@ -22,7 +22,7 @@ class Ranks(NamedTuple):
 def started_ranks() -> Ranks | None:
     """Return the rank of this process if torchrun or srun started it with others, else None.
 
-    One process needs no rendezvous: some clusters set RANK=0 WORLD_SIZE=1 for every process.
+    Also None if the world size is 1, which some clusters set for every process.
 
     Raises:
         ConfigError: the variables that name the rank are incomplete or contradict each other.
@@ -132,10 +132,10 @@ def connect_ranks(run_dir: Path, settings: str, timeout: float) -> Path:
 
 
 def disconnect() -> None:
-    """Leave the process group, so that its threads end before the interpreter does.
+    """Destroy the process group, so that its threads end before the interpreter does.
 
     A thread of gloo that frees a tensor while the interpreter exits aborts the process, with
-    SIGABRT (pytorch issue 190489). Lightning leaves only groups of NCCL.
+    SIGABRT (pytorch issue 190489). Lightning destroys only groups of NCCL.
     """
     import torch.distributed as dist
 

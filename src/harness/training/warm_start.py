@@ -41,10 +41,10 @@ def read_weights(model: nn.Module, path: str | Path, leave_out: bool) -> dict[st
             f"weights={path}: do not fit the model: {named}; weights_partial=true leaves them out"
         )
     if not fitting:
-        raise ConfigError(f"weights={path}: no weight fits the model")
+        raise ConfigError(f"weights={path}: no weight fits the model; use its settings")
     log.info("%d of %d weights from %s; left out: %s", len(fitting), len(own), path, named)
     return fitting
 
 
 def _shape(value: Tensor) -> str:
-    return "x".join(map(str, value.shape)) or "a number"
+    return "x".join(map(str, value.shape)) or "scalar"

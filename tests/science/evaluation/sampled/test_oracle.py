@@ -39,19 +39,19 @@ def test_the_oracle_is_cached_and_trained_again_if_damaged(
     assert not list(known.folder.glob(".*.tmp"))
 
 
-def test_the_oracle_of_colour_images_learns_and_is_cached(tmp_path: Path) -> None:
-    def in_colour(split: Split) -> Split:
+def test_the_oracle_of_color_images_learns_and_is_cached(tmp_path: Path) -> None:
+    def in_color(split: Split) -> Split:
         grey = split.grey.repeat(1, 3, 1, 1) // torch.tensor([1, 2, 3])[:, None, None]
         return Split(grey.to(torch.uint8), grey.to(torch.uint8), split.labels)
 
-    train, test = in_colour(TRAIN), in_colour(TEST)
-    found = Oracle(train, in_colour(VALIDATION), 3, tmp_path)
+    train, test = in_color(TRAIN), in_color(TEST)
+    found = Oracle(train, in_color(VALIDATION), 3, tmp_path)
     assert found.accuracy(test.grey.float() / 255, test.labels) > 0.95
-    again = Oracle(train, in_colour(VALIDATION), 3, tmp_path).classifier
+    again = Oracle(train, in_color(VALIDATION), 3, tmp_path).classifier
     torch.testing.assert_close(again.state_dict(), found.classifier.state_dict())
 
 
-def test_thickness_and_slant_are_not_measured_in_colour(known: Oracle) -> None:
+def test_thickness_and_slant_are_not_measured_in_color(known: Oracle) -> None:
     one = subject(VAE, known)
     one.test = one.test._replace(grey=one.test.grey.expand(-1, 3, -1, -1))
     with pytest.raises(NotApplicable, match="thickness and slant are of grey images"):

@@ -37,7 +37,7 @@ def test_recall_and_coverage_fall_if_samples_miss_modes() -> None:
         assert measure(real, fake).float().mean() > 0.9
         assert measure(real, fake + 50).float().mean() == 0
         one_mode = measure(real, fake.abs()).float().mean()
-        assert one_mode < 0.55  # a quarter of the plane and its neighbourhood
+        assert one_mode < 0.55  # a quarter of the plane and its neighborhood
 
 
 def test_outliers_raise_recall_and_not_coverage() -> None:

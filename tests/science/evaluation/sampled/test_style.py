@@ -93,7 +93,7 @@ def test_the_ridge_finds_a_factor_and_its_direction(known: Oracle) -> None:
     one.__dict__["factors"] = {"slant": factor}
     ridge = style.fit_ridges(one)["slant"]
     torch.testing.assert_close(ridge.direction, torch.tensor([[-0.8, 0.6]]), atol=0.02, rtol=0)
-    r2 = 1 - (ridge.test_errors**2).mean() / (ridge.test_centred**2).mean()
+    r2 = 1 - (ridge.test_errors**2).mean() / (ridge.test_centered**2).mean()
     assert r2 > 0.99
 
 
