@@ -1,5 +1,6 @@
 """Tables of results match the files of the benchmarks, and conf/ repeats them correctly."""
 
+import json
 import re
 import runpy
 
@@ -24,3 +25,17 @@ def test_recipes_contain_their_results() -> None:
         path = CONF / ("train.yaml" if name == "default" else f"experiment/{name}.yaml")
         *nats, k = (cell.strip("| ") for cell in row.split(" | ")[:4])
         assert all(found in path.read_text() for found in (*nats, f"K = {k}")), path
+
+
+def test_experiments_contain_their_results() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "tables.py"))
+    document = json.loads((ROOT / "docs/measured/experiments.json").read_text())
+    assert list(document["experiments"]) == [
+        *("quadrants_1", "quadrants_2", "quadrants_3", "rotated", "fashion", "coloured")
+    ]
+    for name, row in document["experiments"].items():
+        header = (CONF / f"experiment/{name}.yaml").read_text()
+        assert f"n = {row['n']}" in header
+        for metric, found in row["metrics"].items():
+            _, scale, _ = script["_QUANTITIES"][metric]
+            assert script["format_mean"](found, scale) in header, (name, metric)
