@@ -59,7 +59,6 @@ EXPERIMENTS = {
     "coloured": Experiment(
         ("label_control", "latent_independence", "latent_content"),
         (
-            "test/bits_per_dim_k100",
             "samples/label_agreement",
             "latent/label_accuracy_mlp",
             *(f"latent/{hue}_r2_mlp" for hue in HUES),
