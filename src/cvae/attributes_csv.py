@@ -26,30 +26,46 @@ def read_attributes(path: Path, files: Sequence[str]) -> dict[str, NDArray[Any]]
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or ())
-            names = [name for name in columns if name != _FILE]
-            rows = {row.get(_FILE): (reader.line_num, row) for row in reader}
+            lines = [(i, line) for i, line in enumerate(csv.reader(file, strict=True), 1) if line]
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {' '.join(str(error).split())}") from None
+    columns = [name.strip() for name in lines[0][1]] if lines else []
+    names = [name for name in columns if name != _FILE]
     if _FILE not in columns or not names:
         raise DataError(f"{path}: must have a column {_FILE} and a column for each attribute")
+    for name in columns:
+        if not name or columns.count(name) > 1:
+            raise DataError(f"{path}: the column {name!r}: must have a name of its own")
+    if "label" in names:
+        raise DataError(f"{path}: the column label: rename it; the folders are the labels")
+    rows: dict[str, tuple[int, dict[str, str]]] = {}
+    for number, cells in lines[1:]:
+        row = dict(zip(columns, cells, strict=False))
+        if len(cells) != len(columns):
+            raise DataError(f"{path}: line {number}: {len(cells)} cells, not {len(columns)}")
+        if row[_FILE] in rows:
+            raise DataError(f"{path}: line {number}: {row[_FILE]} has a row already")
+        rows[row[_FILE]] = number, row
     values: dict[str, list[float]] = {name: [] for name in names}
     for image in files:
         if image not in rows:
             raise DataError(f"{path}: no row for {image}")
-        line, row = rows[image]
+        number, row = rows[image]
         for name in names:
-            try:
-                values[name].append(float(row[name]))
-            except (TypeError, ValueError):
-                raise DataError(
-                    f"{path}: line {line}: {name}={row[name]}: must be a number"
-                ) from None
+            values[name].append(_to_number(row[name], f"{path}: line {number}: {name}"))
     return {name: _whole_as_int(np.array(column)) for name, column in values.items()}
+
+
+def _to_number(cell: str, where: str) -> float:
+    try:
+        if "_" in cell:  # Python reads 1_5 as 15
+            raise ValueError
+        return float(cell)
+    except ValueError:
+        raise DataError(f"{where}={cell}: must be a number") from None
 
 
 def _whole_as_int(values: NDArray[np.float64]) -> NDArray[Any]:
     """Return whole numbers as integers, which a categorical attribute must be."""
-    is_whole = np.isfinite(values).all() and (values == np.floor(values)).all()
+    is_whole = (np.abs(values) < 2**53).all() and (values == np.floor(values)).all()
     return values.astype(np.int64) if is_whole else values

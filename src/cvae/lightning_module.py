@@ -140,12 +140,15 @@ class VAEModule(ExactModule):
         self._terms = model.terms
 
     def initialize(self, datamodule: Any) -> None:
-        """Start the output bias at the training images, and fit the condition to their y."""
+        """Initialize the output bias to the training images."""
         if hasattr(datamodule, "mean_image"):
             moments = datamodule.mean_image, datamodule.std_image
         else:  # a data module of your own
             moments = pixel_moments(datamodule.train_dataloader(), self.model)
         self.model.initialize_output_bias(*moments)
+
+    def fit_statistics(self, datamodule: Any) -> None:
+        """Fit the condition to y of the training images."""
         conditions = getattr(getattr(datamodule, "train", None), "conditions", None)
         if isinstance(conditions, Tensor):
             self.model.condition.fit(conditions)

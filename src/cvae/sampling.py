@@ -82,6 +82,8 @@ def _labels(label: Label, num_classes: int) -> list[int | None]:
 def _combinations(model: Autoencoder, condition: Mapping[str, Values]) -> list[Row]:
     listed = {k: v if isinstance(v, list) else [v] for k, v in condition.items()}
     for name, values in listed.items():
+        if not all(isinstance(value, int | float) for value in values):
+            raise ConfigError(f"condition: {name}={values}: must be a number or a list of numbers")
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"condition: {name}={values}: must be different values")
     varied = [name for name, values in listed.items() if len(values) > 1] or list(listed)

@@ -97,8 +97,9 @@ def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
     columns = condition.get("columns")
     if isinstance(columns, Mapping):
         yield from (f"data.condition.columns{text}" for text in column_problems(columns))
-    is_label = _class_of(condition) in ("", "OneHot") or _target(model) in _MODELS[:2]
-    if _class_of(model.get("penalty") or {}) == "LabelwiseAdversary" and not is_label:
+    is_known = _target(condition) in ("cvae.conditions.Attributes", "cvae.given_pixels.Quadrants")
+    has_label = not is_known or _target(model) in _MODELS[:2]
+    if _class_of(model.get("penalty") or {}) == "LabelwiseAdversary" and not has_label:
         yield (
             "model/penalty=labelwise_adversary: must be adversary or none, as y is not one label"
         )
@@ -164,6 +165,8 @@ def next_commands(cfg: Mapping[str, Any]) -> dict[str, str]:
     elif _class_of(condition) == "Quadrants":  # generate.py has no images to complete
         return {"evaluate": ""}
     elif columns := condition.get("columns"):
+        if "continuous" in columns.values():  # whose range the settings do not tell
+            return {"evaluate": ""}
         requested = f"condition='{{{', '.join(f'{name}: 0' for name in columns)}}}'"
     return {"generate": requested, "evaluate": ""}
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from cvae.models import Autoencoder
-from cvae.types import Batch, Image
+from cvae.models import VAE, Autoencoder
+from cvae.types import Batch, Condition, Image
 
 _NUM_SAMPLES = 2  # samples of z, as in the importance-weighted bound
 
@@ -31,6 +31,8 @@ def trial_loss(model: Autoencoder, batch: Batch) -> Tensor:
             z = batch.x.new_zeros(rows, model.latent_dim)
             outputs = (rows, *model.output_bias.shape)
             _check_tensor("decode(z, y)", model.network.decode(z, c), outputs, dtype)
+        if isinstance(model, VAE):
+            _check_prior(model, c, rows)
     if not model.training:
         _check_likelihood(model, batch.x)
     terms = model.terms(batch.x, label, batch.x.new_zeros(rows, model.latent_dim))
@@ -50,6 +52,24 @@ def _check_likelihood(model: Autoencoder, x: Image) -> None:
     _check_tensor(f"{type(likelihood).__name__}.initial_parameters(mean, std)", start, shape)
     log_p = likelihood.log_prob(x, start.expand(rows, _NUM_SAMPLES, *shape).to(x))
     _check_tensor("log_prob of two samples of z", log_p, (rows, _NUM_SAMPLES))
+    one, shape = start[None].to(x), (1, *model.image_shape)
+    _check_tensor(f"{type(likelihood).__name__}.mean(parameters)", likelihood.mean(one), shape)
+    pixels = likelihood.sample(one, torch.Generator().manual_seed(0))
+    _check_tensor(f"{type(likelihood).__name__}.sample(parameters)", pixels, shape)
+
+
+@torch.no_grad()
+def _check_prior(model: VAE, c: Condition | None, rows: int) -> None:
+    """Raise if ``from_base`` of the prior is missing, of a wrong shape, or no inverse."""
+    w = torch.linspace(-1, 1, model.latent_dim).to(model.output_bias).expand(rows, -1)
+    z = model.prior.from_base(w, c)
+    name = type(model.prior).__name__
+    _check_tensor(f"{name}.from_base(w, y)", z, (rows, model.latent_dim))
+    back, log_det = model.prior.to_base(z, c)
+    _check_tensor(f"{name}.to_base(z, y)", back, (rows, model.latent_dim))
+    _check_tensor(f"{name}.to_base(z, y)[1]", log_det, (rows,))
+    if not torch.allclose(back, w, atol=0.1):
+        raise ValueError(f"{name}.to_base(from_base(w, y), y) is not w: must be its inverse")
 
 
 def check_pixels(model: Autoencoder, x: Image) -> None:

@@ -120,9 +120,46 @@ class FlatStart(Bernoulli):
         return torch.logit(mean)
 
 
+class NoMean(Bernoulli):
+    mean = None  # type: ignore[assignment]
+
+
+class WideSample(Bernoulli):
+    def sample(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return parameters
+
+
+class NoInverse(nn.Module):
+    def __init__(self, latent_dim: int, condition_size: int) -> None:
+        super().__init__()
+
+    def to_base(self, z: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        return z - 1, z.new_zeros(len(z))
+
+    def from_base(self, w: Tensor, y: Tensor | None) -> Tensor:
+        return w - 1
+
+
+class NoFromBase(NoInverse):
+    from_base = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("prior", "said"),
+    [(NoInverse, "NoInverse.to_base.* must be its inverse"), (NoFromBase, "not callable")],
+)
+def test_a_prior_without_an_inverse_is_rejected(
+    prior: Any, said: str, data_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check(CVAE(Linear, latent_dim=2, prior=prior), data_dir, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("likelihood", "said"),
     [
+        (NoMean, "not callable"),
+        (WideSample, r"WideSample.sample\(parameters\) has shape"),
         (NoSamples, "log_prob of two samples of z has shape"),
         (FlatStart, "FlatStart.initial_parameters"),
     ],

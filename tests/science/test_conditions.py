@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from cvae import figures
 from cvae.conditions import Attributes, ConditionSpec, Labels, OneHot, Values
 from cvae.data import ImagesDataModule
+from cvae.lightning_module import VAEModule
 from cvae.models import CVAE
 from cvae.networks import MLP
 from cvae.penalties import Adversary, LabelwiseAdversary
@@ -21,6 +23,7 @@ from cvae.sampling import generate, requested_rows
 from cvae.types import Batch
 from harness.contract.errors import ConfigError, DataError
 from harness.contract.sampler import Rows
+from harness.training.run import train
 
 ROWS = torch.zeros(3, 1)
 
@@ -137,6 +140,7 @@ def test_rows_are_the_combinations_of_the_values() -> None:
         (None, {"digit": 3}, "lacks angle"),
         (None, {"digit": 3, "angle": [0, 99]}, "angle=99: must be -60 to 60"),
         (None, {"digit": 3, "angle": []}, r"angle=\[\]: must be different values"),
+        (None, {"digit": 3, "angle": {"a": 1}}, "must be a number or a list of numbers"),
         (None, {"digit": 3, "angle": [5, 5]}, r"angle=\[5, 5\]: must be different values"),
     ],
 )
@@ -318,3 +322,25 @@ def test_angles_are_uniform_and_the_same_in_every_run() -> None:
     assert not np.array_equal(train, test)
     assert np.abs(train).max() <= 60
     assert np.quantile(train, [0.25, 0.5, 0.75]) == pytest.approx([-30, 0, 30], abs=4)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
+def test_statistics_after_a_warm_start_are_those_of_the_new_data(tmp_path: Path) -> None:
+    data = saved(tmp_path)
+    data.setup()
+    model = CVAE(network, 2, (1, 12, 12), num_classes=2, condition=data.condition)
+    model.initialize_output_bias(data.mean_image, data.std_image)
+    of_another_run = {**model.state_dict(), "condition.high": torch.full((3,), 99.0)}
+    module = VAEModule(model, partial(torch.optim.SGD, lr=0.0))
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        limit_train_batches=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    train(module, data, trainer, test=False, weights=of_another_run)
+    assert isinstance(model.condition, Attributes)
+    assert model.condition.range("height") == (1.0, 11.0)

@@ -134,13 +134,42 @@ def test_attributes_are_read_from_a_table(root: Path, has_test: bool) -> None:
     [
         ("other.png,1,2", "attributes.csv: no row for train/emu/07.png"),
         ("train/emu/07.png,1,tall", "line 31: height=tall: must be a number"),
-        ("train/emu/07.png,1", "line 31: height=None: must be a number"),
+        ("train/emu/07.png,1", "line 31: 2 cells, not 3"),
+        ("train/emu/07.png,1,2,3", "line 31: 4 cells, not 3"),
+        ("train/emu/07.png,1_5,2", "line 31: number=1_5: must be a number"),
+        ("train/emu/06.png,1,2", "line 31: train/emu/06.png has a row already"),
     ],
 )
 def test_a_wrong_table_of_attributes_is_rejected(root: Path, last: str, said: str) -> None:
     write_attributes(root, last)
     with pytest.raises(DataError, match=said):
         module(root.parent, condition=Attributes({"height": "continuous"}))
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ("file,height,height", "the column 'height': must have a name of its own"),
+        ("file,,height", "the column '': must have a name of its own"),
+        ("file,label,height", "the column label: rename it"),
+    ],
+)
+def test_wrong_columns_of_attributes_are_rejected(root: Path, first: str, said: str) -> None:
+    write_attributes(root)
+    table = root / "attributes.csv"
+    table.write_text(table.read_text().replace("file,number,height", first))
+    with pytest.raises(DataError, match=said):
+        module(root.parent, condition=Attributes({"height": "continuous"}))
+
+
+def test_spaces_in_names_and_large_numbers_of_attributes_are_read(root: Path) -> None:
+    write_attributes(root)
+    table = root / "attributes.csv"
+    table.write_text(table.read_text().replace("file,number,height", "file, number, height"))
+    table.write_text(table.read_text().replace("07.png,7,3.5", "07.png,1e30,3.5"))
+    data = module(root.parent)
+    assert set(data.attributes) == {"number", "height"}
+    assert max(values.max() for values in data.attributes["number"]) == 1e30
 
 
 def test_a_table_needs_names(root: Path) -> None:

@@ -1,8 +1,12 @@
 """Claim: z carries the properties of an image that y leaves out."""
 
+import logging
+
 from cvae.evaluation.claim import Metric, Metrics, NotApplicable
 from cvae.evaluation.probes import Values, mlp_values, ridge_values
 from cvae.evaluation.subject import Subject
+
+log = logging.getLogger(__name__)
 
 
 def latent_content(subject: Subject) -> Metrics:
@@ -14,10 +18,16 @@ def latent_content(subject: Subject) -> Metrics:
     splits = subject.train, subject.validation, subject.test
     metrics: Metrics = {}
     for name in subject.test.attributes:
-        train, validation, test = (split.attributes[name].float() for split in splits)
+        columns = [split.attributes[name] for split in splits]
+        if not all(values.isfinite().all() for values in columns):
+            log.warning("latent_content: %s is left out, some of its values are not finite", name)
+            continue
+        # standardize before float32, which has no room for differences of large numbers
+        mean, std = columns[0].mean(), columns[0].std(correction=0)
+        train, validation, test = (((v - mean) / std.clamp_min(1e-300)).float() for v in columns)
         metrics |= probe_values(subject, name, train, validation, test)
     if not metrics:
-        raise NotApplicable("the data have no attributes other than y")
+        raise NotApplicable("the data have no numeric attributes that vary, other than y")
     return metrics
 
 

@@ -65,7 +65,10 @@ def mlp_values(
     progress: Callable[[float], None] = lambda share: None,
 ) -> Values:
     """Predict the values of points by the perceptron of :func:`mlp_predictions`."""
-    mean, std = validation[1].mean(), validation[1].std().clamp_min(1e-6)
+    of_train = draw(0)[1]
+    varies = len(validation[1].unique()) > 1
+    standard = validation[1] if varies else of_train  # one validation image may be too few
+    mean, std = standard.mean(), standard.std().clamp_min(1e-6)
 
     def squared_error(outputs: Tensor, values: Values) -> Tensor:
         return F.mse_loss(outputs[:, 0], (values - mean) / std)

@@ -93,6 +93,9 @@ class ExactModule(lightning.LightningModule):
     def initialize(self, datamodule: Any) -> None:
         """Initialize weights from the data. Called before training, after ``setup``."""
 
+    def fit_statistics(self, datamodule: Any) -> None:
+        """Set buffers that describe the data, such as ranges; also after ``weights=RUN``."""
+
     def trial_loss(self, model: nn.Module, batch: Any) -> Tensor | None:
         """Return the loss of a copy of the model on a few rows, or None for no trial step.
 

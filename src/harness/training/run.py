@@ -69,6 +69,7 @@ def train(
     module.initialize(datamodule)
     if weights is not None:
         module.model.load_state_dict(weights, strict=False)
+    module.fit_statistics(datamodule)
     # convert now: Lightning does so only after EMA and checkpoints have set float32 weights
     trainer.precision_plugin.convert_module(module)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)

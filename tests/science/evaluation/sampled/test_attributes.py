@@ -82,11 +82,34 @@ def test_probes_find_the_attributes_that_y_leaves_out(tmp_path: Path) -> None:
         assert torch.equal(split.attributes["height"], height.double())
 
 
+def test_attributes_of_large_or_missing_values_are_measured_or_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns: dict[str, Any] = {}
+    for split, count in (("train", 400), ("test", 80)):
+        height = np.load(saved(tmp_path).data_dir / "bars.npz")[f"{split}_height"]
+        columns[f"{split}_time"] = 1e9 + height.astype(float)
+        columns[f"{split}_rare"] = np.where(height > 10, 1, 0) * (np.arange(count) % 2)
+        columns[f"{split}_missing"] = np.where(np.arange(count) == 3, np.nan, 1.0)
+        columns[f"{split}_constant"] = np.ones(count)
+    data = saved(tmp_path, **columns)
+    data.condition, data.validation_size = None, 1
+    data.setup()
+    model = VAE(Heights, 1, (1, 12, 12), num_classes=2).eval()
+    found = latent_content(subject_of(model, data))
+    assert {name.partition("_r2")[0] for name in found} == {
+        *("latent/height", "latent/time", "latent/rare")
+    }
+    assert found["latent/time_r2_ridge"].value > 0.95
+    assert all(np.isfinite(metric.value) for metric in found.values())
+    assert "latent_content: missing is left out" in caplog.text
+
+
 def test_no_attribute_is_left_out_of_y(tmp_path: Path) -> None:
     data = saved(tmp_path)
     data.setup()
     model = VAE(Heights, 1, (1, 12, 12), num_classes=2, condition=data.condition).eval()
-    with pytest.raises(NotApplicable, match="no attributes other than y"):
+    with pytest.raises(NotApplicable, match="no numeric attributes that vary"):
         latent_content(subject_of(model, data))
 
 
