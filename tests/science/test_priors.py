@@ -138,7 +138,7 @@ def test_a_new_conditional_prior_is_standard_normal() -> None:
 
 
 def test_a_conditional_prior_needs_a_condition() -> None:
-    with pytest.raises(ValueError, match="must have a conditional model"):
+    with pytest.raises(ValueError, match="needs a conditional model"):
         VAE(network, 3, SHAPE, prior=Conditional)
 
 

@@ -49,7 +49,7 @@ def test_every_claim_is_measured_or_skipped_with_a_reason(
     assert measured | left_out == set(CLAIMS)
     assert not measured & left_out
     needs_label = {"label_control", "classification_accuracy", "generative_classifier"}
-    needs_attributes = {"attribute_control"}
+    needs_attributes = {"attribute_control", "latent_content"}
     assert left_out == needs_attributes | (set() if kind is CVAE else needs_label)
     flat = report.as_json(found)["metrics"]
     grey = known.accuracy(TEST.grey.float() / 255, TEST.labels)
