@@ -257,10 +257,18 @@ _QUANTITIES = {
     "samples/angle_error": ("median error of the angle, degrees", 1, "real images"),
     "latent/angle_r2_mlp": ("R² of the angle from z", 1, "chance"),
     "latent/label_accuracy_mlp": ("probe accuracy, %", 100, "chance"),
-    "latent/digit_hue_cos_r2_mlp": ("R² of the cosine of the digit's hue from z", 1, "chance"),
-    "latent/digit_hue_sin_r2_mlp": ("R² of its sine", 1, "chance"),
-    "latent/background_hue_cos_r2_mlp": ("R² of the cosine of the background's hue", 1, "chance"),
-    "latent/background_hue_sin_r2_mlp": ("R² of its sine", 1, "chance"),
+    "latent/digit_hue_cos_r2_mlp": ("R² from z of the hue of the digit, cosine", 1, "chance"),
+    "latent/digit_hue_sin_r2_mlp": ("R² from z of the hue of the digit, sine", 1, "chance"),
+    "latent/background_hue_cos_r2_mlp": (
+        "R² from z of the hue of the background, cosine",
+        1,
+        "chance",
+    ),
+    "latent/background_hue_sin_r2_mlp": (
+        "R² from z of the hue of the background, sine",
+        1,
+        "chance",
+    ),
 }
 _PYRO = {"quadrants_1": "71.8", "quadrants_2": "51.0", "quadrants_3": "24.2"}  # its tutorial
 
