@@ -44,7 +44,9 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: Fract
     return LambdaLR(optimizer, factor)
 
 
-def as_batch(batch: Any, batch_idx: int, model: Autoencoder, num_processes: int = 1) -> Batch:
+def as_batch(
+    batch: Any, batch_idx: int | Tensor, model: Autoencoder, num_processes: int = 1
+) -> Batch:
     """Convert a DataLoader's batch to a :class:`~cvae.types.Batch`.
 
     A pair (x, y) has no image indices, so the noise of an image is keyed by its row and by the
@@ -137,6 +139,7 @@ class VAEModule(ExactModule):
         super().__init__(model, optimizer, scheduler, scheduler_settings, seed)
         self.test_num_samples = test_num_samples
         self.compile_mode = compile
+        self.has_own_graphs = compile in ("reduce-overhead", "max-autotune")
         self._terms = model.terms
 
     def initialize(self, datamodule: Any) -> None:
@@ -164,7 +167,7 @@ class VAEModule(ExactModule):
         if self.compile_mode is not None:  # not earlier: weight averaging copies the module
             self._terms = torch.compile(self.model.terms, mode=self.compile_mode)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int | Tensor) -> Tensor:
         batch = self._to_batch(batch, batch_idx)
         num_rows = len(batch.x)
         if num_rows:
@@ -197,5 +200,5 @@ class VAEModule(ExactModule):
         with torch.autocast(self.device.type, enabled=False):
             self.score(split, score_batch(self.model, batch, num_samples))
 
-    def _to_batch(self, batch: Any, batch_idx: int) -> Batch:
+    def _to_batch(self, batch: Any, batch_idx: int | Tensor) -> Batch:
         return as_batch(batch, batch_idx, self.model, self.trainer.world_size)

@@ -248,8 +248,12 @@ class Autoencoder(nn.Module):
         """Return the name of a metric in nats, which ends in _density for a density."""
         return quantity if self.likelihood.num_levels else f"{quantity}_density"
 
-    def loss(self, terms: Terms, step: int) -> Nats:
-        """Return the loss of each image at an optimizer step, in nats."""
+    def loss(self, terms: Terms, step: int | Tensor) -> Nats:
+        """Return the loss of each image at an optimizer step, in nats.
+
+        Args:
+            step: an integer; on a GPU a tensor of shape (), so compute with it, but do not branch.
+        """
         return -terms.reconstruction
 
 
@@ -388,11 +392,13 @@ class VAE(Autoencoder):
         values = {self.nats_name("elbo"): terms.elbo, **super().metrics(terms), "kl": terms.kl}
         return values | ({"penalty": terms.penalty} if isinstance(terms.penalty, Tensor) else {})
 
-    def kl_weight(self, step: int) -> float:
+    def kl_weight(self, step: int | Tensor) -> float | Tensor:
         """Return the weight of the KL term: a linear ramp over ``warmup_steps``, then beta."""
+        if isinstance(step, Tensor):
+            return self.beta * ((step + 1).double() / max(1, self.warmup_steps)).clamp(max=1.0)
         return self.beta * min(1.0, (step + 1) / max(1, self.warmup_steps))
 
-    def loss(self, terms: Terms, step: int) -> Nats:
+    def loss(self, terms: Terms, step: int | Tensor) -> Nats:
         return self.kl_weight(step) * terms.kl - terms.reconstruction + terms.penalty
 
 

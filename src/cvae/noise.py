@@ -50,12 +50,29 @@ def _mix(bits: Tensor) -> Tensor:
     return bits
 
 
+def _key(seed: int, stream: Stream, epoch: int | Tensor) -> int | Tensor:
+    """Return ``derive_seed(seed, stream, epoch)``, on the device of the epoch if it has one."""
+    if not isinstance(epoch, Tensor):
+        return _signed(derive_seed(seed, stream, epoch))
+    return _mix((epoch + 1) * _signed(GOLDEN) + _signed(derive_seed(seed, stream)))
+
+
 def random_bits(
-    index: ImageIndices, count: int, *, seed: int, stream: Stream, epoch: int = 0, start: int = 0
+    index: ImageIndices,
+    count: int,
+    *,
+    seed: int,
+    stream: Stream,
+    epoch: int | Tensor = 0,
+    start: int = 0,
 ) -> Int64[Tensor, "batch count"]:
-    """Return 64 random bits for ``count`` positions of every image, starting at ``start``."""
+    """Return 64 random bits for ``count`` positions of every image, starting at ``start``.
+
+    Args:
+        epoch: an integer, or a tensor of shape () to read on the device.
+    """
     golden = _signed(GOLDEN)
-    key = _signed(derive_seed(seed, stream, epoch))
+    key = _key(seed, stream, epoch)
     image_key = _mix((index.long() + 1) * golden + key)
     position = torch.arange(start + 1, start + count + 1, device=index.device)
     return _mix(image_key[:, None] + position * golden)
@@ -67,12 +84,13 @@ def standard_normal(
     *,
     seed: int,
     stream: Stream,
-    epoch: int = 0,
+    epoch: int | Tensor = 0,
     start: int = 0,
 ) -> Float[Tensor, "batch ..."]:
     """Return standard normal samples of shape (batch, *size), by the Box-Muller transform.
 
     Args:
+        epoch: an integer, or a tensor of shape () to read on the device.
         start: number of samples to skip per image; must be even, as 64 bits give two samples.
     """
     if start % 2:

@@ -1,5 +1,6 @@
 """Cost of a training step in counts that do not depend on the machine: operators and imports."""
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -19,7 +20,7 @@ from cvae.augmentation import Warp
 from cvae.callbacks import EMA
 from cvae.data import MNISTDataModule
 from harness.contract.sampler import GlobalBatchSampler
-from tests.conftest import ROOT, clean_environment, tiny
+from tests.conftest import ROOT, clean_environment, run_warm, tiny
 from tests.project.test_conf import compose
 
 READS = "aten._local_scalar_dense.default"  # on a GPU, this call synchronizes
@@ -68,12 +69,11 @@ def steps(
     from harness.contract import module as contract
     from harness.run_folder.folder import RunFolder
     from harness.training.build import build
+    from harness.training.run import train
 
     if request.param == "gpu":
         monkeypatch.setattr(contract, "_HOST", "none of these")
-    settings = [*tiny(data_dir), "device=cpu", "trainer.max_epochs=1", "logger=csv"]
-    settings += ["trainer.log_every_n_steps=50", "callbacks.figures=null", "monitor=val/elbo"]
-    cfg = compose(*settings)
+    cfg = compose(*one_epoch(data_dir))
     cfg.run_dir = str(tmp_path)
     cfg.callbacks.ema._target_ = f"{__name__}.Uncounted"
     folder = RunFolder(tmp_path)
@@ -81,9 +81,24 @@ def steps(
     module, data, trainer = build(folder)
     counter = CountSteps()
     trainer.callbacks.append(counter)  # type: ignore[attr-defined]
-    data.setup()
-    trainer.fit(module, datamodule=data)
+    train(module, data, trainer, test=False)
     return counter.mode.calls
+
+
+def one_epoch(data_dir: Path) -> list[str]:
+    """Return the settings of an epoch with one block in encoder and decoder."""
+    settings = [*tiny(data_dir), "device=cpu", "trainer.max_epochs=1", "logger=csv"]
+    settings += ["trainer.log_every_n_steps=50", "callbacks.figures=null", "monitor=val/elbo"]
+    return settings
+
+
+def test_a_step_has_few_python_calls(data_dir: Path) -> None:
+    """Most of them are in the networks; the limit is 10 % above the present count."""
+    script = ROOT / "tests" / "harness" / "python_calls.py"
+    done = run_warm(script, one_epoch(data_dir), ROOT, 120)
+    calls = re.search(r"([\d.]+) calls per step", done.stdout)
+    assert calls, done.stderr
+    assert 1000 < float(calls[1]) < 2200
 
 
 @pytest.mark.parametrize("steps", ["gpu"], indirect=True)

@@ -42,7 +42,7 @@ def named_in_conf() -> set[str]:
 
 
 def test_calls_in_the_page_match_the_imports() -> None:
-    assert [int(number) for number, *_ in ROWS] == list(range(1, 15))
+    assert [int(number) for number, *_ in ROWS] == list(range(1, 16))
     reached, of_conf = {"src/train.py"}, named_in_conf()
     for _, file, _, called in ROWS:
         assert file in reached or file in of_conf, f"nothing before {file} calls it"

@@ -17,6 +17,7 @@ from harness.contract.errors import ConfigError
 
 # keys and groups that do not affect the training trajectory
 _FREE = (
+    "cuda_graph",
     "logger",
     "name",
     "callbacks.progress",

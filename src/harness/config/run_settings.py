@@ -34,6 +34,7 @@ class Run:
         callbacks: callbacks by name; None for none.
         weights: run folder or checkpoint whose weights the run starts from; None for none.
         weights_partial: whether to leave out weights that do not fit the model.
+        cuda_graph: whether a GPU replays the training steps as a CUDA graph.
         run_dir: filled in when the run starts.
         run_id: filled in when the run starts.
         sweep: filled in when the run starts.
@@ -59,6 +60,7 @@ class Run:
     callbacks: dict[str, Any] | None = None
     weights: Name | None = None
     weights_partial: bool = False
+    cuda_graph: bool = True
     run_dir: None = None
     run_id: None = None
     sweep: None = None

@@ -78,6 +78,13 @@ class ExactDataModule(lightning.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.test, self.eval_batch_size, None)
 
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        if device.type == "cpu":  # loaders make batches there; the search for tensors takes time
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def _loader(
         self,
         split: Split | None,

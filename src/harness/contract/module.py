@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
-import lightning
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
+from harness.contract.counters import CountedModule
 from harness.contract.errors import NotFiniteError
 from harness.contract.seeds import LAYERS, derive_seed
 
@@ -36,7 +36,7 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
             layer.train()
 
 
-class ExactModule(lightning.LightningModule):
+class ExactModule(CountedModule):
     """A LightningModule whose steps are the same after a kill and on any number of devices.
 
     Override ``training_step``, ``validation_step`` and ``test_step``. A training step returns
@@ -47,6 +47,10 @@ class ExactModule(lightning.LightningModule):
         def training_step(self, batch, batch_idx):
             losses = F.cross_entropy(self.model(batch.x), batch.y, reduction="none")
             return self.training_loss({"loss": losses}, batch.global_size)
+
+    On a GPU, most steps replay a CUDA graph of an earlier one, without running ``training_step``.
+    ``self.global_step``, ``self.current_epoch`` and ``batch_idx`` are tensors while it is recorded.
+    Compute with them; a step that branches on their values, or logs, is not replayed.
 
     Args:
         model: the model to train; checkpoints hold its weights.
@@ -193,9 +197,12 @@ class ExactModule(lightning.LightningModule):
         Reading the result would synchronize with the device, so only :meth:`check_finite` reads it.
         """
         is_bad = ~torch.isfinite(norm + self._newest_loss)
-        step = torch.full((), self.global_step, device=is_bad.device)
-        marked = self._bad_step.to(is_bad.device)
-        self._bad_step = torch.where(is_bad & (marked < 0), step, marked)
+        step: int | Tensor = self.global_step
+        if not isinstance(step, Tensor):
+            step = torch.full((), step, device=is_bad.device)
+        self._bad_step = self._bad_step.to(is_bad.device)
+        # in place, because a replayed step reads and writes the same memory
+        self._bad_step.copy_(torch.where(is_bad & (self._bad_step < 0), step, self._bad_step))
         for gradient in gradients:
             gradient.masked_fill_(is_bad, 0.0)
 
@@ -211,6 +218,10 @@ class ExactModule(lightning.LightningModule):
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:  # as on a CPU, where the run may resume
+                group["lr"] = float(group["lr"])
+                group.update({"capturable": False} if "capturable" in group else {})
         checkpoint["config"] = self.config
         checkpoint["provenance"] = self.provenance
         checkpoint[f"{self.items}_seen"] = self.items_seen
@@ -277,7 +288,9 @@ class ExactModule(lightning.LightningModule):
         self._window_names = list(values)
         count = torch.ones_like(values["loss"])
         sums = torch.stack((*values.values(), count)).detach().sum(dim=1)
-        self._window = sums if self._window is None else self._window + sums
+        if self._window is None:
+            self._window = torch.zeros_like(sums)
+        self._window.add_(sums)  # in place, because a replayed step adds to the same memory
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -287,10 +300,11 @@ class ExactModule(lightning.LightningModule):
         window = self.trainer.strategy.reduce(self._window, reduce_op="sum")
         assert isinstance(window, Tensor)
         *sums, count = window.tolist()
-        self._window, self._logged_step = None, self.global_step
+        self._window.zero_()
+        self._logged_step = self.trainer.global_step
         row = {f"train/{name}": s / count for name, s in zip(self._window_names, sums, strict=True)}
         row[f"train/{self.items}_per_second"] = self._stop_clock()
-        row["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        row["train/learning_rate"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         self._start_clock()
         self._log_row(row)
 

@@ -110,7 +110,9 @@ def build(folder: RunFolder, rank: int = 0) -> Parts:
     arguments["plugins"] = [AtomicCheckpoints(verified), *_cluster_environment()]
     if module.provenance["processes"] > 1 and arguments["strategy"] in _DDP:
         arguments["strategy"] = DDPStrategy(
-            timeout=timedelta(seconds=cfg.rank_timeout), **_DDP[arguments["strategy"]]
+            timeout=timedelta(seconds=cfg.rank_timeout),
+            gradient_as_bucket_view=True,  # saves a copy of the gradients
+            **_DDP[arguments["strategy"]],
         )
     callbacks = _callbacks(cfg)
     if not any(isinstance(c, Checkpoint) for c in callbacks):

@@ -21,6 +21,7 @@ from harness.run_folder.metrics_file import MetricsFile
 from harness.run_folder.reading import LAST, METRICS
 from harness.training.build import Parts, build, is_smoke
 from harness.training.log import log_to_folder
+from harness.training.optimization import LeanOptimization
 from harness.training.outcome import record_outcome
 from harness.training.processes import raise_on_stop_signal
 from harness.training.resume import best_checkpoint
@@ -42,6 +43,7 @@ def train(
     test: bool = True,
     resume_from: Path | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    cuda_graph: bool = True,
 ) -> dict[str, float]:
     """Fit a module and test its best weights. Needs no config, so a notebook can call it.
 
@@ -57,6 +59,7 @@ def train(
         test: whether to compute metrics on the test set; a search does not.
         resume_from: the checkpoint to resume from; None to start.
         weights: weights of the model to start from, by name; others keep their initial values.
+        cuda_graph: whether to replay the steps as a CUDA graph on a GPU.
 
     Returns:
         The validation and test metrics of the best weights, by name.
@@ -72,6 +75,8 @@ def train(
     module.fit_statistics(datamodule)
     # convert now: Lightning does so only after EMA and checkpoints have set float32 weights
     trainer.precision_plugin.convert_module(module)
+    loop = trainer.fit_loop.epoch_loop
+    loop.automatic_optimization = LeanOptimization(trainer, cuda_graph)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     if (best := best_checkpoint(trainer)) is not None:
         reader = trainer.strategy.checkpoint_io  # the plugin that wrote the file
@@ -120,7 +125,8 @@ def train_run(folder: RunFolder) -> None:
             )
         saves_checkpoints = cfg.trainer.enable_checkpointing
         checkpoint_dir = (folder.path / LAST).parent if saves_checkpoints else None
-        metrics = train(*parts, checkpoint_dir, cfg.test, checkpoint_path, weights)
+        cuda_graph = cfg.get("cuda_graph", True)
+        metrics = train(*parts, checkpoint_dir, cfg.test, checkpoint_path, weights, cuda_graph)
         if rank == 0:
             _record_result(folder, parts, metrics, time.perf_counter() - start)
 

@@ -1,0 +1,58 @@
+"""Count the calls of Python functions per training step: ``python python_calls.py OVERRIDE ...``.
+
+Runs in a process of its own, because the shape checks of the tests are calls too.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import Callback
+
+from harness.config.composition import register_resolvers
+from harness.config.hydra_versions import INITIALIZE_OPTIONS
+from harness.config.paths import CONF
+from harness.run_folder.folder import RunFolder
+from harness.training.build import build
+from harness.training.run import train
+
+FIRST, STEPS = 2, 4
+
+
+class CountCalls(Callback):
+    """Counts calls in a few steps, each from the start of a batch to the start of the next."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def count(self, frame: Any, event: str, argument: Any) -> None:
+        self.calls += event == "call"
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == FIRST:
+            sys.setprofile(self.count)
+        elif batch_idx == FIRST + STEPS:
+            sys.setprofile(None)
+
+
+def main() -> None:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), **INITIALIZE_OPTIONS):
+        cfg = compose("train", sys.argv[1:])
+    counter = CountCalls()
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.run_dir = folder
+        run = RunFolder(Path(folder))
+        run.config = cfg
+        module, data, trainer = build(run)
+        trainer.callbacks.append(counter)  # type: ignore[attr-defined]
+        train(module, data, trainer, test=False)
+    print(f"{counter.calls / STEPS:g} calls per step")
+
+
+if __name__ == "__main__":
+    main()

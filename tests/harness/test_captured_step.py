@@ -1,0 +1,191 @@
+"""Steps that are recorded and replayed are the eager steps, shown on a CPU with tests/replay.py."""
+
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from cvae.lightning_module import VAEModule
+from harness.contract.errors import Stopped
+from harness.run_folder.folder import RunFolder
+from harness.training import captured_step
+from harness.training.build import Parts, build
+from harness.training.captured_step import CapturedStep
+from harness.training.resume import LastCheckpoint
+from harness.training.run import train
+from tests import replay
+from tests.conftest import tiny
+from tests.project.test_conf import compose
+
+
+class BranchingModule(VAEModule):
+    """Reads the step in Python."""
+
+    def training_step(self, batch: Any, batch_idx: int | Tensor) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss if self.trainer.global_step < 3 else 2 * loss
+
+
+class StopAt(Callback):
+    """Requests a stop after a step, as a signal does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            last = next(c for c in trainer.callbacks if isinstance(c, LastCheckpoint))
+            last._store_signal(signal.SIGTERM, None)
+
+
+class LoggingModule(VAEModule):
+    """Logs in its training step."""
+
+    def training_step(self, batch: Any, batch_idx: int | Tensor) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[replay.Graph]:
+    """Capture steps on a CPU as on a GPU, and return the graphs."""
+    from harness.contract import module as contract
+
+    made: list[replay.Graph] = []
+
+    def new_graph() -> replay.Graph:
+        made.append(replay.Graph())
+        return made[-1]
+
+    monkeypatch.setattr(captured_step, "DEVICE", "cpu")
+    monkeypatch.setattr(captured_step, "new_graph", new_graph)
+    monkeypatch.setattr(captured_step, "recording_to", replay.recording_to)
+    monkeypatch.setattr(captured_step, "raise_on_synchronization", replay.raise_on_synchronization)
+    monkeypatch.setattr(contract, "_HOST", "none of these")
+    return made
+
+
+def build_run(folder: Path, data_dir: Path, *overrides: str) -> Parts:
+    settings = [*tiny(data_dir), "device=cpu", "trainer.max_epochs=6", "logger=csv", "test=false"]
+    settings += ["callbacks.figures=null", "monitor=val/elbo"]
+    settings += ["trainer.log_every_n_steps=4", "trainer.gradient_clip_val=20"]
+    cfg = compose(*settings, *overrides)
+    folder.mkdir()
+    cfg.run_dir = str(folder)
+    run = RunFolder(folder)
+    run.config = cfg
+    return build(run)
+
+
+def train_weights(
+    folder: Path, data_dir: Path, *overrides: str, resume_from: Path | None = None
+) -> dict[str, Tensor]:
+    parts = build_run(folder, data_dir, *overrides)
+    train(*parts, test=False, resume_from=resume_from)
+    checkpoint = parts.trainer.strategy.checkpoint_io.load_checkpoint(
+        folder / "checkpoints" / "last.ckpt"
+    )
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    names = rows[0]
+    logged = [
+        float(value)
+        for row in rows[1:]
+        for name, value in zip(names, row, strict=True)
+        if value and not name.endswith("per_second")
+    ]
+    optimizer = checkpoint["optimizer_states"][0]
+    assert all(type(group["lr"]) is float for group in optimizer["param_groups"])
+    moments = {
+        f"{number} {name}": value
+        for number, state in optimizer["state"].items()
+        for name, value in state.items()
+    }
+    return {**checkpoint["current_model_state"], **moments, "logged": torch.tensor(logged)}
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [k for k in expected if not torch.equal(found[k], expected[k])] == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.warmup_steps=17",),
+        ("optimizer=sgd", "scheduler=step", "trainer.gradient_clip_algorithm=value"),
+        ("model=autoencoder", "monitor=val/reconstruction", "data.num_workers=1"),
+    ],
+)
+def test_replayed_steps_are_the_eager_steps(
+    overrides: tuple[str, ...],
+    graphs: list[replay.Graph],
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over six epochs, a warm-up of the KL weight, a schedule, and smaller last batches."""
+    replayed = train_weights(tmp_path / "replayed", data_dir, *overrides)
+    assert len(graphs) == 2  # full batches and last ones
+    assert graphs[0].num_replays > 20
+    assert graphs[1].num_replays == 3
+    monkeypatch.setattr(captured_step, "_MAX_GRAPHS", 0)
+    eager = train_weights(tmp_path / "eager", data_dir, *overrides)
+    assert len(graphs) == 2
+    assert_equal(replayed, eager)
+
+
+def test_a_resumed_run_replays_the_same_steps(
+    graphs: list[replay.Graph], data_dir: Path, tmp_path: Path
+) -> None:
+    whole = train_weights(tmp_path / "whole", data_dir)
+    first = build_run(tmp_path / "first", data_dir)
+    first.trainer.callbacks.append(StopAt(18))  # type: ignore[attr-defined]
+    with pytest.raises(Stopped):
+        train(*first, test=False)
+    path = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    num_graphs = len(graphs)
+    resumed = train_weights(tmp_path / "resumed", data_dir, resume_from=path)
+    assert len(graphs) > num_graphs
+    del whole["logged"], resumed["logged"]
+    assert_equal(resumed, whole)
+
+
+@pytest.mark.parametrize("module", [BranchingModule, LoggingModule])
+def test_a_step_that_cannot_be_replayed_stays_eager(
+    module: type,
+    graphs: list[replay.Graph],
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    target = f"module._target_={module.__module__}.{module.__name__}"
+    with caplog.at_level(logging.WARNING):
+        weights = train_weights(tmp_path / "captured", data_dir, target)
+    told = [r.message for r in caplog.records if "not replayed" in r.message]
+    assert len(told) == 1
+    assert "synchronizing" in told[0] or "logs loss" in told[0]
+    assert graphs == []
+    monkeypatch.setattr(captured_step, "_MAX_GRAPHS", 0)
+    assert_equal(weights, train_weights(tmp_path / "eager", data_dir, target))
+
+
+def test_an_optimizer_that_counts_steps_on_the_cpu_is_not_captured(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    module: Any = torch.nn.Linear(1, 1)
+    module.device = torch.device("cpu")
+    for optimizer, reason in (
+        (torch.optim.Adagrad([weight]), "of Adagrad"),
+        (torch.optim.SGD([weight], lr=0.1), ""),
+        (torch.optim.Adam([weight]), ""),
+    ):
+        step = CapturedStep(lambda batch, batch_idx: {}, module, optimizer)
+        assert step.reason == reason
