@@ -6,7 +6,9 @@ to step is in memory that the graph reads: the batch, the learning rate, and the
 """
 
 import logging
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -69,8 +71,10 @@ class CapturedStep:
         key = (structure, *map(_describe, leaves))
         recording = self._recordings.get(key)
         if recording is None:
+            if len(self._recordings) == _MAX_GRAPHS:
+                return self._step(batch, batch_idx)
             self._num_seen[key] = seen = self._num_seen.get(key, 0) + 1
-            if seen <= _NUM_EAGER or len(self._recordings) == _MAX_GRAPHS:
+            if seen <= _NUM_EAGER:
                 return self._step(batch, batch_idx)
             self._set_counters(batch_idx)
             if seen == _NUM_EAGER + 1:
@@ -150,12 +154,13 @@ def recording_to(graph: Any) -> Any:
     return torch.cuda.graph(graph, capture_error_mode="thread_local")
 
 
-class raise_on_synchronization:  # noqa: N801 - a context manager
-    """Context in which waiting for the GPU raises RuntimeError."""
-
-    def __enter__(self) -> None:
-        self._before = torch.cuda.get_sync_debug_mode()
+@contextmanager
+def raise_on_synchronization() -> Iterator[None]:
+    """Raise RuntimeError where Python would wait for the GPU."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(action="ignore"):  # it warns that it is a prototype
         torch.cuda.set_sync_debug_mode("error")
-
-    def __exit__(self, *_: object) -> None:
-        torch.cuda.set_sync_debug_mode(self._before)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
