@@ -35,22 +35,30 @@ OURS = {  # the default, and settings that make it faster
 OTHERS = ("bare", "conventional", "pythae")
 
 
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of commands, which import this folder and src/."""
     path = os.pathsep.join((str(HERE), str(ROOT / "src")))
+    return {**os.environ, "PYTHONPATH": path, "WANDB_MODE": "offline", **variables}
+
+
+def run(
+    command: list[str], timeout: float | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path, "WANDB_MODE": "offline", **environment},
+        env=environment(**variables),
         capture_output=True,
         text=True,
         check=False,
+        timeout=timeout,
     )
     if done.returncode:
         raise SystemExit(f"{command}\n{done.stdout}{done.stderr}")
     return done
 
 
-def train(overrides: list[str], steps: int, start: int, **environment: str) -> dict[int, float]:
+def train(overrides: list[str], steps: int, start: int, **variables: str) -> dict[int, float]:
     """Run train.py with its callbacks, metrics.csv and offline W&B; return the times of steps."""
     name = f"{time.time_ns():x}"
     clock = LOGS / f"{name}.json"
@@ -61,7 +69,7 @@ def train(overrides: list[str], steps: int, start: int, **environment: str) -> d
         f"+callbacks.clock.start={start}",
         f"trainer.max_steps={steps}",
     ]
-    run([sys.executable, "src/train.py", *TRAIN, *timed, *overrides], **environment)
+    run([sys.executable, "src/train.py", *TRAIN, *timed, *overrides], None, **variables)
     return parse_times(clock.read_text(encoding="utf-8"))
 
 
@@ -123,9 +131,9 @@ def measure_curves(rounds: int, steps: int) -> dict[str, Any]:
     rates: dict[str, dict[str, list[float]]] = {curve: {} for curve in points}
     for _ in range(rounds):
         for curve, at in points.items():
-            for label, (overrides, batch, environment) in at.items():
+            for label, (overrides, batch, variables) in at.items():
                 measured = images_per_second(
-                    train(overrides, steps, steps // 4, **environment), batch
+                    train(overrides, steps, steps // 4, **variables), batch
                 )
                 rates[curve].setdefault(label, []).append(measured)
                 print(f"{curve} {label}: {measured:,.0f} images/s", flush=True)

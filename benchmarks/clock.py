@@ -1,16 +1,41 @@
-"""Callbacks that time a run, the only addition of the benchmark to it."""
+"""Timers of steps, and callbacks that time, watch or stop a run."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from cvae.callbacks import Figures
 from harness.run_folder import checkpoints
+
+
+def read_clock() -> float:
+    """Return the time in seconds at which the GPU has finished, if there is one."""
+    if torch.cuda.is_initialized():  # it may be hundreds of steps behind
+        torch.cuda.synchronize()
+    return time.time()
+
+
+class Timer:
+    """Record of the times at which steps end."""
+
+    def __init__(self, steps: int, start: int) -> None:
+        self.steps, self.start, self.done = steps, start, 0
+        self.times: dict[int, float] = {}
+
+    def step(self) -> bool:
+        """Record the end of a step; return whether it was the last one."""
+        self.done += 1
+        if self.done in (1, self.start, self.steps):
+            self.times[self.done] = read_clock()
+        return self.done == self.steps
 
 
 class Clock(Callback):
@@ -36,7 +61,7 @@ class Clock(Callback):
     ) -> None:
         step = trainer.global_step
         if step in (1, self.start, trainer.max_steps):
-            self.times[step] = time.time()
+            self.times[step] = read_clock()
         if step == trainer.max_steps and trainer.is_global_zero:
             self.path.write_text(json.dumps({"times": self.times}), encoding="utf-8")
 
@@ -79,3 +104,68 @@ class Pauses(Callback):
         whole = time.perf_counter() - self.start
         text = json.dumps({**self.seconds, "fit and test": whole})
         self.path.write_text(text, encoding="utf-8")
+
+
+class Stop(Callback):
+    """Send SIGTERM to this process after an optimizer step.
+
+    Args:
+        step: the step.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Watch(Callback):
+    """Warn of each synchronization with the GPU, and save where the batches are made as JSON.
+
+    Args:
+        path: the file.
+        first: first step to watch, after the warm-up.
+        last: last step to watch.
+    """
+
+    def __init__(self, path: str, first: int, last: int) -> None:
+        self.path = Path(path)
+        self.first = first
+        self.last = last
+
+    def on_train_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.global_step == self.first - 1 and torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("warn")
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.global_step == self.last and torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("default")
+
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        made_on = next(iter(loader)).x.device.type  # before Lightning moves the batch
+        self.path.write_text(json.dumps({"batches": made_on}), encoding="utf-8")

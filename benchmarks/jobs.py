@@ -86,8 +86,13 @@ def _compose_config(job: Job) -> DictConfig:
         raise ConfigError(
             f"{job.folder}: holds a run of other settings; delete it, or use another folder"
         )
+    return compose_config(job.train)
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Return the checked config that overrides of train.py compose."""
     with initialize_config_dir(str(CONF), **INITIALIZE_OPTIONS):
-        cfg = compose("train", list(job.train))
+        cfg = compose("train", list(overrides))
     TrainChecks().check(cfg)
     return cfg
 

@@ -61,18 +61,22 @@ def train_in_both_precisions(seed: int, overrides: list[str]) -> list[Path]:
 
 @torch.no_grad()
 def negative_elbo(model: VAE, data: MNISTDataModule, is_bfloat16: bool) -> float:
-    """Return the mean over the test images, with the same noise in both precisions."""
+    """Return the mean over the test images, with the same noise in both precisions.
+
+    Computed on the device of the model.
+    """
     assert data.test is not None
-    total = 0.0
-    for index in torch.arange(len(data.test)).split(1000):
-        batch = data.test[Rows(0, index, len(index))]
+    total, device = 0.0, model.output_bias.device
+    test = data.test.to(device)
+    for index in torch.arange(len(test), device=device).split(1000):
+        batch = test[Rows(0, index, len(index))]
         eps = noise.standard_normal(
             index, (model.latent_dim,), seed=0, stream=noise.Stream.IMPORTANCE
         )
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bfloat16):
             terms = model.terms(batch.x, batch.y if model.conditional else None, eps)
         total -= float(terms.elbo.double().sum())
-    return total / len(data.test)
+    return total / len(test)
 
 
 def main(overrides: list[str]) -> None:

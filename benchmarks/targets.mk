@@ -1,5 +1,5 @@
 # Targets that measure what docs/measured reports. The Makefile includes them.
-.PHONY: article test-long bench precision recipes experiments speedrun ablations pictures
+.PHONY: article test-long bench gpu precision recipes experiments speedrun ablations pictures
 
 ##@ Measure
 article: .venv/.installed ## compare autoencoder, VAE and CVAEs, 3 seeds each; over an hour
@@ -16,6 +16,9 @@ bench: .venv/.installed ## compare speed with a bare loop, Lightning, pythae; 30
 	$(RUN) -m pip install --quiet --no-deps pythae==0.1.2
 	$(RUN) benchmarks/bench.py $(ARGS)
 	$(RUN) docs/tables.py
+
+gpu: .venv/.installed ## check and measure on one GPU; 8 min (ARGS=--cpu: without one)
+	$(RUN) benchmarks/gpu.py $(ARGS); code=$$?; $(RUN) docs/tables.py && exit $$code
 
 precision: .venv/.installed ## measure the cost of bfloat16 in nats, 10 seeds; 10 min
 	$(RUN) benchmarks/precision.py $(ARGS)

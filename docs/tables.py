@@ -288,10 +288,30 @@ def experiments(document: dict[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def gpu(document: dict[str, Any]) -> str:
+    """Return speed, checks and nats on a GPU (make gpu), or that no GPU has been measured."""
+    if not document.get("gpu"):
+        return "`make gpu` has not been run on a GPU yet, so there are no figures here.\n"
+    versions = f"CUDA {document['cuda']}, torch {document['machine']['versions']['torch']}"
+    minutes = sum(document["seconds"].values()) / 60
+    caption = f"{document['gpu']}, {versions}; `make gpu`, {minutes:.0f} minutes, n = 1.\n\n"
+    columns = ("images_per_second", "milliseconds_per_step", "peak_memory_mib")
+    rates, others = [], []
+    for section in ("rates", "checks", "nats", "evaluation"):
+        for name, row in document[section].items():
+            if columns[0] in row:
+                rates.append((name, *(f"{row[column]:,}" for column in columns)))
+            else:
+                others.append((name, row["shown"]))
+    header = ("loop, precision, batch size", "images/s", "ms per step", "peak GPU memory, MiB")
+    return caption + markdown(header, rates) + "\n" + markdown(("quantity", "measured"), others)
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # JSON file and function
     "ablations": ("ablations", ablations),
     "experiments": ("experiments", experiments),
     "faults": ("faults", faults),
+    "gpu": ("gpu", gpu),
     "bench": ("bench", bench),
     "summary": ("bench", summary),
     "parts": ("bench", parts),
@@ -310,7 +330,9 @@ def update_tables(text: str) -> str:
             table = (MEASURED / "article_results.md").read_text(encoding="utf-8")
             return match[1] + table + match[3]
         name, render = TABLES[match[2]]
-        document = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
+        path = MEASURED / f"{name}.json"
+        is_missing = name == "gpu" and not path.exists()  # no GPU has been measured yet
+        document = {} if is_missing else json.loads(path.read_text(encoding="utf-8"))
         return match[1] + render(document) + match[3]
 
     return TABLE.sub(render_table, text)
