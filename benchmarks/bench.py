@@ -37,7 +37,8 @@ OTHERS = ("bare", "conventional", "pythae")
 
 def environment(**variables: str) -> dict[str, str]:
     """Return the environment of commands, which import this folder and src/."""
-    path = os.pathsep.join((str(HERE), str(ROOT / "src")))
+    paths = [str(HERE), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = os.pathsep.join(paths)
     return {**os.environ, "PYTHONPATH": path, "WANDB_MODE": "offline", **variables}
 
 
@@ -90,7 +91,7 @@ def measure_contender(name: str, steps: int) -> float:
         batch = 512 if "batch 512" in name else DEFAULT_BATCH
         return images_per_second(train(OURS[name], steps, start), batch)
     script = str(HERE / "contenders.py")
-    done = run([sys.executable, script, name, str(steps), str(start), MODEL])
+    done = run([sys.executable, script, name, str(steps), str(start), MODEL, "device=cpu"])
     return images_per_second(parse_times(done.stdout.splitlines()[-1]), DEFAULT_BATCH)
 
 

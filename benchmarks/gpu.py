@@ -20,24 +20,29 @@ from typing import Any
 
 import torch
 from bench import ROOT, describe_machine, environment
-from gpu_checks import CHECKS
-from gpu_nats import EVALUATION, select_nats
-from gpu_rates import STEPS, select_rates
-from gpu_runs import Skipped
+from gpu_runs import STEPS, Skipped
 
 from harness.contract import files
+from harness.training.processes import exit_on_sigterm
 
-BUDGETS = {"checks": 90, "rates": 190, "nats": 110, "evaluation": 85}  # seconds
+BUDGETS = {"checks": 85, "rates": 185, "nats": 105, "evaluation": 85}  # seconds
 MARGIN = 5.0  # seconds that a section keeps to write its last measurement
 
 
 def measurements(section: str, is_cpu: bool) -> dict[str, Callable[..., dict[str, Any]]]:
     """Return the measurements of a section by name, in order."""
+    # imported late: a process runs one section, and evaluation imports for seconds
+    if section == "checks":
+        from gpu_checks import CHECKS
+
+        return {**CHECKS}
     if section == "rates":
+        from gpu_rates import select_rates
+
         return {**select_rates(is_cpu)}
-    if section == "nats":
-        return {**select_nats(is_cpu)}
-    return {**(CHECKS if section == "checks" else EVALUATION)}
+    from gpu_nats import EVALUATION, select_nats
+
+    return {**(select_nats(is_cpu) if section == "nats" else EVALUATION)}
 
 
 def describe_gpu() -> str | None:
@@ -155,7 +160,8 @@ def main(arguments: Sequence[str]) -> int:
         limit += share * BUDGETS[section]  # time that a section leaves is for the next ones
         begun = time.perf_counter()
         files.write_json(options.output, {**document, section: {}})
-        reason = start_section(section, arguments, limit - (begun - start), options.cpu)
+        with exit_on_sigterm():
+            reason = start_section(section, arguments, limit - (begun - start), options.cpu)
         document = read(options.output)
         if reason is not None:
             document[section][f"rest of {section}"] = failure(reason)

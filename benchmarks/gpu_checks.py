@@ -1,4 +1,4 @@
-"""Section "checks" of the GPU benchmark: steps on the GPU are right, resident and resumable.
+"""Section "checks" of the GPU benchmark: steps are right, do not wait, and resume exactly.
 
 Each check returns whether it passed, and the numbers that it compared.
 """
@@ -9,6 +9,8 @@ import subprocess
 import sys
 import warnings
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,9 @@ from harness.run_folder.loading import load_checkpoint
 from harness.run_folder.reading import LAST, METRICS
 
 STEPS = 20
-WATCHED = (5, 15)  # steps
+WATCHED = (20, 35)  # steps, after a warm-up and before a row of metrics is logged
 LOSS_TOLERANCE = 1e-4  # relative; float32 sums in another order, and AdamW amplifies it
-GRAPH_TOLERANCE = 1e-5  # relative; the same kernels, so bit-equal is expected
+GRAPH_TOLERANCE = 1e-3  # relative; in a graph, AdamW corrects its bias in float32
 _EVERY_STEP = ("test=false", "trainer.log_every_n_steps=1", FLOAT32)
 # across an epoch, its smaller last batch and the end of the KL warm-up
 _TWO_EPOCHS = (*_EVERY_STEP, "trainer.max_epochs=2", "trainer.limit_val_batches=1")
@@ -94,7 +96,7 @@ def watch(options: Namespace, overrides: list[str]) -> tuple[list[str], str]:
         f"+callbacks.watch.path={file}",
         f"+callbacks.watch.first={first}",
         f"+callbacks.watch.last={last}",
-        *("test=false", f"trainer.max_steps={STEPS}", "trainer.limit_val_batches=1", *overrides),
+        *("test=false", f"trainer.max_steps={last + 5}", "trainer.limit_val_batches=1", *overrides),
     ]
     with warnings.catch_warnings(record=True) as seen:  # warnings show all places, errors the first
         warnings.simplefilter("always")
@@ -107,9 +109,9 @@ def watch(options: Namespace, overrides: list[str]) -> tuple[list[str], str]:
     return places, json.loads(file.read_text(encoding="utf-8"))["batches"]
 
 
-def synchronizations(options: Namespace) -> dict[str, Any]:
+def synchronizations(options: Namespace, is_graph: bool) -> dict[str, Any]:
     """Count synchronizations with the GPU within steps, which do not log."""
-    places, made_on = watch(options, graph_override(False))
+    places, made_on = watch(options, graph_override(is_graph))
     if options.cpu:
         raise Skipped(f"needs a GPU; batches were made on {made_on}")
     first, last = WATCHED
@@ -177,9 +179,12 @@ def resume(options: Namespace) -> dict[str, Any]:
     }
 
 
-CHECKS = {  # CUDA graphs last: a capture that fails can leave the device unusable
+CHECKS: dict[
+    str, Callable[[Namespace], dict[str, Any]]
+] = {  # CUDA graphs last: a capture that fails can leave the device unusable
     f"{STEPS} steps have the same losses as on the CPU, float32": losses,
-    "no step waits for the host, and batches are made on the GPU": synchronizations,
+    "no eager step waits for the host": partial(synchronizations, is_graph=False),
     "a run stopped by SIGTERM and resumed ends with the same weights": resume,
+    "no step with CUDA graphs waits for the host": partial(synchronizations, is_graph=True),
     "CUDA graphs and eager steps have the same losses over two epochs, float32": graph,
 }

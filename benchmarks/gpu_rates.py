@@ -15,7 +15,6 @@ from jobs import compose_config
 
 from harness.config.paths import ROOT
 
-STEPS = 900  # half of them are a warm-up, which includes the smaller last batch of an epoch
 SLOW_STEPS = 120  # of the conventional contender, which prepares images one by one
 
 

@@ -18,6 +18,8 @@ from harness.run_folder import reading
 from harness.run_folder.folder import RunFolder
 from harness.training.launch import launch
 
+# of a timed run; half are a warm-up, which includes the smaller last batch of an epoch
+STEPS = 900
 COMMON = ("logger=csv", "callbacks.figures=null")
 FLOAT32, BFLOAT16 = "trainer.precision=32-true", "trainer.precision=bf16-mixed"
 SMALL = (  # --cpu: a small network, a short epoch, and few images to score

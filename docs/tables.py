@@ -298,7 +298,7 @@ def gpu(document: dict[str, Any]) -> str:
     columns = ("images_per_second", "milliseconds_per_step", "peak_memory_mib")
     rates, others = [], []
     for section in ("rates", "checks", "nats", "evaluation"):
-        for name, row in document[section].items():
+        for name, row in document.get(section, {}).items():
             if columns[0] in row:
                 rates.append((name, *(f"{row[column]:,}" for column in columns)))
             else:
