@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Interval, MinLen
 
-from cvae.evaluation.settings import QUICK, Claim
+from cvae.evaluation.settings import QUICK, Accelerator, Claim
 from harness.command_line.entry_point import entry_point
 from harness.contract.files import file_digest
 from harness.contract.settings import Name, Trust
@@ -21,21 +21,24 @@ def main(
     num_samples: Annotated[int, Interval(ge=1, le=1_000_000)],
     num_generated: Annotated[int, Ge(10)],
     figures: bool,
+    accelerator: Accelerator,
 ) -> None:
     """Load model and data from the run folder; print a table and write evaluation.json."""
     run_dir, checkpoint = loading.find_run(run)
 
     from cvae.evaluation import report
+    from cvae.evaluation.device import choose_device
     from cvae.evaluation.pictures import save_pictures
     from cvae.models import Autoencoder
     from harness.tracking.evaluation import copy_to_wandb
 
+    device = choose_device(accelerator)
     model, archived = loading.load_model(checkpoint, trust, Autoencoder)
     data = loading.load_data(archived, trust)
     chosen = [claims] if isinstance(claims, str) else claims
     if claims == "quick":
         chosen = list(QUICK)
-    subject, results = report.measure(model, data, chosen, num_samples, num_generated)
+    subject, results = report.measure(model, data, chosen, num_samples, num_generated, device)
     measured = report.as_json(results)
     measured_on = {
         "checkpoint": checkpoint.name,

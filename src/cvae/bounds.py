@@ -15,9 +15,11 @@ from cvae.types import Batch, Image, ImageIndices, Nats, Split
 Scalars = TypeVar("Scalars", float, Tensor)
 
 _EVALUATION_SEED = 0  # fixed, to score all runs and epochs with the same noise
-# these sizes fit the caches of a CPU; results do not depend on them
-BATCH = 128  # images, or pairs of image and label, per batch
-_MAX_ROWS = 2048  # evaluations of a decoder of _OUTPUTS numbers; fewer of a larger one
+BATCH = 128  # images, or pairs of image and label, per batch; results do not depend on it
+# evaluations of a decoder of _OUTPUTS numbers at a time, fewer of a larger one; results do not
+# depend on them
+_CPU_ROWS = 2048  # fits the caches
+_GPU_ROWS = 32_768  # 100 MB of logits; fewer would wait for kernel launches
 _OUTPUTS = 784
 
 
@@ -28,7 +30,7 @@ def importance_weighted_nll(
     y: Labels | None,
     index: ImageIndices,
     num_samples: int,
-    max_rows: int = _MAX_ROWS,
+    max_rows: int | None = None,
 ) -> Nats:
     r"""Estimate the importance-weighted bound on :math:`-\log p(x|y)`, in nats per image.
 
@@ -41,7 +43,8 @@ def importance_weighted_nll(
     Args:
         index: position of each image in its split, which keys its noise.
         num_samples: K.
-        max_rows: decoder evaluations to hold in memory at a time.
+        max_rows: decoder evaluations to hold in memory at a time; None for as many as suit the
+            device.
     """
     return importance_weighted_nlls(model, x, y, index, [num_samples], max_rows)[num_samples]
 
@@ -53,11 +56,13 @@ def importance_weighted_nlls(
     y: Labels | None,
     index: ImageIndices,
     counts: Sequence[int],
-    max_rows: int = _MAX_ROWS,
+    max_rows: int | None = None,
 ) -> dict[int, Nats]:
     """Return :func:`importance_weighted_nll` for several K, each from the first K samples."""
     if min(counts) < 1:
         raise ValueError(f"num_samples={min(counts)}: must be at least 1")
+    if max_rows is None:
+        max_rows = _CPU_ROWS if x.device.type == "cpu" else _GPU_ROWS
     max_rows = max_rows * _OUTPUTS // max(_OUTPUTS, model.output_bias.numel())
     chunk = max(2, max_rows // max(1, len(x)) // 2 * 2)  # even: noise comes in pairs
     total = x.new_full((len(x),), -math.inf)  # log of the sum of the weights so far
@@ -89,8 +94,9 @@ def split_nlls(
 ) -> dict[int, Nats]:
     """Return :func:`importance_weighted_nlls` of a split; ``progress`` takes the share done."""
     parts: dict[int, list[Nats]] = {k: [] for k in counts}
-    for index in torch.arange(len(split.labels)).split(BATCH):
-        progress(float(index[0]) / len(split.labels))
+    count = len(split.labels)
+    for i, index in enumerate(torch.arange(count, device=split.labels.device).split(BATCH)):
+        progress(i * BATCH / count)
         x, y = split.inputs[index].float() / 255.0, None
         if model.conditional:
             y = split.labels[index] if split.conditions is None else split.conditions[index]

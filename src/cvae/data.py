@@ -198,31 +198,28 @@ class MNISTDataModule(ExactDataModule):
         inputs = {"train": self.train, "validation": self.validation, "test": self.test}
         if self.binarization == "dynamic":
             inputs["train"] = self.train.binarize()
+        attributes = self._other_attributes()
         return {
             name: Split(
-                grey.pixels,
-                binary.pixels,
-                grey.labels,
-                binary.known_conditions(),
-                self._other_attributes(name),
+                grey.pixels, binary.pixels, grey.labels, binary.known_conditions(), attributes[name]
             )
             for (name, grey), binary in zip(self._grey.items(), inputs.values(), strict=True)
             if binary is not None
         }
 
-    def _other_attributes(self, split: str) -> dict[str, Tensor]:
-        """Return the numeric attributes of the images of a split that are not part of y."""
+    def _other_attributes(self) -> dict[str, dict[str, Tensor]]:
+        """Return the numeric attributes of each split that are not part of y."""
         assert self.train is not None
         parts = () if self.condition is None else self.condition.parts
-        columns = {}
+        num_train, num_images = len(self.train), len(self.train) + self.validation_size
+        order = slice(None) if self.is_shuffled else split_order(num_images)
+        columns: dict[str, dict[str, Tensor]] = {"train": {}, "validation": {}, "test": {}}
         for name, (train, test) in self.attributes.items():
-            values = test if split == "test" else train
-            if split != "test":
-                order = slice(None) if self.is_shuffled else split_order(len(train))
-                n = len(self.train)
-                values = values[order][:n] if split == "train" else values[order][n:]
-            if name not in parts and values.dtype.kind in "buif":
-                columns[name] = torch.from_numpy(np.asarray(values, np.float64))
+            ordered = train[order]
+            values = (ordered[:num_train], ordered[num_train:], test)
+            if name not in parts and all(v.dtype.kind in "buif" for v in values):
+                for split, column in zip(columns.values(), values, strict=True):
+                    split[name] = torch.from_numpy(np.asarray(column, np.float64))
         return columns
 
     def _encode_conditions(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
@@ -57,6 +58,13 @@ class Split(NamedTuple):
     conditions: Condition | None = None  # y of each image; None for its one-hot label
     # numeric attributes that are not part of y, by name
     attributes: Mapping[str, Float[Tensor, " num_images"]] = MappingProxyType({})
+
+    def to(self, device: torch.device | str) -> "Split":
+        """Return the images on a device."""
+        conditions = None if self.conditions is None else self.conditions.to(device)
+        attributes = {name: values.to(device) for name, values in self.attributes.items()}
+        images = self.grey.to(device), self.inputs.to(device)
+        return Split(*images, self.labels.to(device), conditions, attributes)
 
     def select(self, rows: Tensor | slice) -> "Split":
         """Return the images at these rows."""

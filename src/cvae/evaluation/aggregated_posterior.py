@@ -64,8 +64,8 @@ def aggregated_posterior(subject: Subject) -> Metrics:
 
 
 def _labelled(posterior: Points, prior: Points) -> tuple[Points, Labels]:
-    labels = torch.cat([torch.ones(len(posterior)), torch.zeros(len(prior))])
-    return torch.cat([posterior, prior]), labels.long()
+    points = torch.cat([posterior, prior])
+    return points, (torch.arange(len(points), device=points.device) < len(posterior)).long()
 
 
 def active_units(posterior: Posterior) -> int:
@@ -83,13 +83,13 @@ class _Sums(NamedTuple):
 
 def _kernel_sums(a: Points, b: Points) -> _Sums:
     r"""Return sums over pairs of :math:`\sum_s \exp(-|a-b|^2 / (2 s d))`, d being latent_dim."""
-    total, of_a, of_b = 0.0, [], torch.zeros(len(b))
+    total, of_a, of_b = 0.0, [], torch.zeros(len(b), device=b.device)
     scale = 2 * _BANDWIDTHS[0] * a.shape[1]
     b_squared = (b**2).sum(1)
     for rows in a.split(_ROWS):
         squared = torch.addmm((rows**2).sum(1)[:, None] + b_squared, rows, b.T, alpha=-2)
         kernel: Float[Tensor, "rows num_points"] = torch.exp(squared.clamp_min_(0) / -scale)
-        of_rows = torch.zeros(len(rows))
+        of_rows = torch.zeros(len(rows), device=rows.device)
         for _ in _BANDWIDTHS:
             total += float(kernel.sum(dtype=torch.float64))
             of_rows += kernel.sum(1)

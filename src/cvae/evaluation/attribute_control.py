@@ -80,6 +80,6 @@ def _error(
         subject.progress,
     )
     floor = float((regressor(subject.test_grey) - test).abs().median())
-    errors = (regressor(subject.samples.means) - requested).abs().double().numpy()
+    errors = (regressor(subject.samples.means) - requested).abs().double().cpu().numpy()
     spread = bootstrap_error(lambda index: float(np.median(errors[index])), len(errors))
     return Metric(float(np.median(errors)), "", spread, floor)

@@ -26,7 +26,8 @@ def bound(subject: Subject) -> Metrics:
     end in ``_density``, and there are no bits per dimension.
     """
     parts: dict[str, list[Nats]] = {}
-    for index in torch.arange(len(subject.test.labels)).split(BATCH):
+    images = torch.arange(len(subject.test.labels), device=subject.device)
+    for index in images.split(BATCH):
         for key, values in score_batch(subject.model, subject.test_batch(index)).items():
             parts.setdefault(f"test/{key}", []).append(values)
     scores = {key: torch.cat(values) for key, values in parts.items()}

@@ -97,7 +97,7 @@ class NotApplicable(Exception):  # noqa: N818 - a fact about a model, not an err
 
 def standard_error(values: Values) -> float:
     """Return the standard error of the mean of independent values."""
-    array = np.asarray(values, dtype=np.float64)
+    array = np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
     return float(array.std(ddof=1) / len(array) ** 0.5) if len(array) > 1 else 0.0
 
 

@@ -41,7 +41,7 @@ def log_marginal(subject: Subject, nll: Nats) -> Nats:
     """
     log_p = label_bounds(subject, _MARGINAL_STAGE).log_p.clone()
     own = torch.searchsorted(subject.classes, subject.test.labels)
-    log_p[torch.arange(len(nll)), own] = -nll
+    log_p[torch.arange(len(nll), device=nll.device), own] = -nll
     return log_p.logsumexp(dim=1) - math.log(len(subject.classes))
 
 
@@ -61,7 +61,8 @@ def label_bounds(subject: Subject, stage: int) -> LabelBounds:
 
 def _refine_bounds(subject: Subject, num_samples: int, margin: float) -> LabelBounds:
     count, classes = len(subject.test.labels), len(subject.classes)
-    log_p, pairs = torch.zeros(count, classes), torch.arange(count * classes)
+    log_p = torch.zeros(count, classes, device=subject.device)
+    pairs = torch.arange(count * classes, device=subject.device)
     if subject.label_bounds:
         log_p, pairs = subject.label_bounds[-1]
     bounds = _bounds(subject, pairs, num_samples)
@@ -75,7 +76,7 @@ def _refine_bounds(subject: Subject, num_samples: int, margin: float) -> LabelBo
 def _bounds(subject: Subject, pairs: Int64[Tensor, " num_pairs"], num_samples: int) -> Nats:
     """Return the bound for pairs, numbered image * len(classes) + index of the label in classes."""
     model, classes = as_vae(subject), subject.classes
-    parts = [torch.zeros(0)]
+    parts = [torch.zeros(0, device=subject.device)]
     for part in pairs.split(BATCH) if len(pairs) else ():
         subject.progress(f"all labels, K = {num_samples}", BATCH * len(parts) / (len(pairs) + 1))
         image, label = part // len(classes), classes[part % len(classes)]

@@ -31,7 +31,7 @@ def thickness(images: Image) -> Values:
 
     It is twice the mean distance to the background along the skeleton, at four times the size.
     """
-    fine = F.interpolate(images.float(), scale_factor=_SCALE, mode="bilinear")[:, 0]
+    fine = F.interpolate(images.float().cpu(), scale_factor=_SCALE, mode="bilinear")[:, 0]
     ink = F.pad(fine, [1, 1, 1, 1]).numpy() > _THRESHOLD
     return np.array([_thickness(one) for one in ink])
 
@@ -51,7 +51,7 @@ def slant(images: Image) -> Values:
 
     It is the arc tangent of the horizontal shear, from the second moments of the grey levels.
     """
-    return np.array([_slant(one) for one in images[:, 0].numpy().astype(np.float64)])
+    return np.array([_slant(one) for one in images[:, 0].cpu().numpy().astype(np.float64)])
 
 
 def _slant(image: NDArray[np.float64]) -> float:

@@ -102,11 +102,11 @@ def _shift(x: Image, generator: torch.Generator) -> Image:
     """Shift every image by up to ``_MAX_SHIFT`` pixels, padded with zeros."""
     height, width = x.shape[2:]
     padded = F.pad(x, [_MAX_SHIFT] * 4)
-    offset = torch.randint(2 * _MAX_SHIFT + 1, (2, len(x)), generator=generator)
-    rows = offset[0][:, None] + torch.arange(height)
-    columns = offset[1][:, None] + torch.arange(width)
-    image = torch.arange(len(x))[:, None, None, None]
-    channel = torch.arange(x.shape[1])[:, None, None]
+    offset = torch.randint(2 * _MAX_SHIFT + 1, (2, len(x)), generator=generator).to(x.device)
+    rows = offset[0][:, None] + torch.arange(height, device=x.device)
+    columns = offset[1][:, None] + torch.arange(width, device=x.device)
+    image = torch.arange(len(x), device=x.device)[:, None, None, None]
+    channel = torch.arange(x.shape[1], device=x.device)[:, None, None]
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
@@ -178,12 +178,12 @@ def _fit(
     binarized_share: float,
     progress: Progress | None,
 ) -> Classifier:
-    """Train a network; keep the epoch with the highest score, or the last one without a score."""
+    """Train on the device of the images; keep the epoch with the best score, or the last one."""
     pixels, targets = train
     generator = torch.Generator().manual_seed(_SEED)
     with torch.random.fork_rng([]):
         torch.manual_seed(_SEED)
-        model = Classifier(num_outputs, pixels.shape[1])
+        model = Classifier(num_outputs, pixels.shape[1]).to(pixels.device)
     # a small set gets smaller batches, of at least two images
     num_batches = max(len(pixels) // _BATCH_SIZE, min(_MIN_BATCHES, len(pixels) // 2))
     total = num_epochs * num_batches
@@ -192,13 +192,13 @@ def _fit(
     best, best_state = -math.inf, model.state_dict()
     for epoch in range(num_epochs):
         model.train()
-        order = torch.randperm(len(pixels), generator=generator)
+        order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
         for i, index in enumerate(order.tensor_split(num_batches)):
             grey = pixels[index]
             x = grey.float() / 255.0
             if binarized_share:
                 drawn = noise.bernoulli(grey.flatten(1), index, seed=_SEED, epoch=epoch)
-                chosen = torch.rand(len(x), generator=generator) < binarized_share
+                chosen = torch.rand(len(x), generator=generator).to(x.device) < binarized_share
                 x[chosen] = drawn.float().view_as(x)[chosen]
             loss = loss_of(model(_shift(x, generator)), targets[index])
             optimizer.zero_grad(set_to_none=True)
@@ -218,11 +218,13 @@ class Oracle:
     """Classifier of real images, and a briefly trained one as the ceiling for training on samples.
 
     Both train on first use and are cached in a folder, under a digest of this file, the version of
-    torch and the digits. A missing, damaged or outdated file is trained again.
+    torch and the digits. A missing, damaged or outdated file is trained again. They train where
+    the splits are, on the CPU in an evaluation, so that every device measures with the same ones.
 
     Args:
-        folder: folder of the cache; None for no cache.
         num_classes: number of labels.
+        folder: folder of the cache; None for no cache.
+        device: device of the images to classify.
     """
 
     def __init__(
@@ -232,7 +234,9 @@ class Oracle:
         num_classes: int,
         folder: Path | None = None,
         progress: Progress | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
+        self.device = device
         self.train = train
         self.validation = validation
         self.num_classes = num_classes
@@ -292,8 +296,8 @@ class Oracle:
             )
             if path is not None:
                 _save(classifier, path)
-        self._classifiers[name] = classifier
-        return classifier
+        self._classifiers[name] = classifier.to(self.device)
+        return self._classifiers[name]
 
     def _key(self) -> str:
         """Return a digest of everything that determines the classifiers."""

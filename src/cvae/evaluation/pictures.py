@@ -35,7 +35,9 @@ def pictures(subject: Subject, examples: Batch, claims: Iterable[str]) -> dict[s
     """
     subject.progress("drawing", 0.0)
     model = subject.model
-    many = subject.test_batch(torch.arange(min(_NUM_IMAGES, len(subject.test.labels))))
+    count = min(_NUM_IMAGES, len(subject.test.labels))
+    many = subject.test_batch(torch.arange(count, device=subject.device))
+    examples = examples._replace(x=examples.x.to(many.x), y=examples.y.to(many.y))
     classes, names = subject.classes.tolist(), subject.class_names
     pictures_by_name = figures.draw(model, examples, many, classes, names)
     for name in claims:

@@ -70,16 +70,19 @@ def frechet_distance(a: Features, b: Features) -> float:
     As in Heusel et al. 2017, but not in Inception's features, which were not trained on digits.
     """
     metric = FrechetInceptionDistance(_Identity(a.shape[1])).set_dtype(torch.float64)
-    metric.update(a.double(), real=False)
-    metric.update(b.double(), real=True)
+    metric.update(a.cpu().double(), real=False)
+    metric.update(b.cpu().double(), real=True)
     return float(metric.compute())
 
 
 def fitted_samples(codes: Points, num_components: int, count: int) -> Points:
-    """Return samples of a mixture of Gaussians that is fitted to codes by maximum likelihood."""
-    points = codes.double().numpy()
+    """Return samples of a mixture of Gaussians that is fitted to codes by maximum likelihood.
+
+    Fitted and sampled on the CPU; the samples are on the device of the codes.
+    """
+    points = codes.double().cpu().numpy()
     num_components = min(num_components, len(np.unique(points, axis=0)))
     mixture = GaussianMixture(num_components, random_state=_SEED, reg_covar=1e-4)
     points, _ = mixture.fit(points).sample(count)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(_SEED))
-    return torch.from_numpy(points).float()[order]
+    return torch.from_numpy(points).float()[order].to(codes.device)

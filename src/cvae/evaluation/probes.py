@@ -27,10 +27,10 @@ Draw = Callable[[int], tuple[Points, Labels]]  # returns the labelled points of 
 
 
 def logistic_predictions(train: tuple[Points, Labels], points: Points) -> Labels:
-    """Predict the labels of points by logistic regression."""
+    """Predict the labels of points by logistic regression, on the CPU."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
-    probe.fit(train[0].numpy(), train[1].numpy())
-    return torch.from_numpy(probe.predict(points.numpy()))
+    probe.fit(train[0].cpu().numpy(), train[1].cpu().numpy())
+    return torch.from_numpy(probe.predict(points.cpu().numpy())).to(points.device)
 
 
 @torch.enable_grad()
@@ -51,10 +51,11 @@ def mlp_predictions(
 
 
 def ridge_values(train: tuple[Points, Values], points: Points) -> Values:
-    """Predict the values of points by ridge regression."""
+    """Predict the values of points by ridge regression, on the CPU."""
     probe = make_pipeline(StandardScaler(), Ridge())
-    probe.fit(train[0].double().numpy(), train[1].double().numpy())
-    return torch.from_numpy(probe.predict(points.double().numpy())).float()
+    probe.fit(*(values.double().cpu().numpy() for values in train))
+    predicted = torch.from_numpy(probe.predict(points.double().cpu().numpy()))
+    return predicted.float().to(points.device)
 
 
 @torch.enable_grad()
@@ -97,7 +98,7 @@ def _perceptron(
             nn.Linear(_HIDDEN_DIM, _HIDDEN_DIM),
             nn.ReLU(),
             nn.Linear(_HIDDEN_DIM, num_outputs),
-        )
+        ).to(z.device)
     optimizer = torch.optim.AdamW(model.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=1)
     best, best_epoch, best_model = float("inf"), 0, model
@@ -105,7 +106,8 @@ def _perceptron(
         progress(epoch / _MAX_EPOCHS)
         z, labels = draw(epoch)
         z = (z - mean) / std
-        for index in torch.randperm(len(z), generator=generator).split(batch_size):
+        order = torch.randperm(len(z), generator=generator).to(z.device)
+        for index in order.split(batch_size):
             loss = loss_of(model(z[index]), labels[index])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,14 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from cvae.data import MNISTDataModule
 from cvae.evaluation.claim import Metric, Metrics, NotApplicable
-from cvae.evaluation.claim import Progress as ProgressCallback
 from cvae.evaluation.claims import CLAIMS, Subject
+from cvae.evaluation.device import full_float32
+from cvae.evaluation.progress import ClaimProgress, claim_progress
 from cvae.evaluation.targets import add_targets
 from cvae.models import Autoencoder
 from harness.contract.terminal import encodable
@@ -41,38 +40,46 @@ def measure(
     claims: Sequence[str] | None,
     num_samples: int,
     num_generated: int,
+    device: torch.device | str = "cpu",
 ) -> tuple[Subject, Report]:
     """Prepare the data, measure the claims of a model, and show progress.
 
     Args:
-        model: the model, in evaluation mode, on the CPU.
+        model: the model, in evaluation mode; it is moved to the device.
         data: the data, not set up yet.
         claims: names of the claims to measure; None for all.
         num_samples: K of the importance-weighted bound.
         num_generated: samples per label.
+        device: where to compute; scikit-learn and scikit-image always use the CPU.
     """
     data.prepare_data()
     data.setup()
     splits = data.splits()
     cache = data.data_dir / Path(data.dataset).name / "oracle"
-    with progress_bar() as progress:
+    with claim_progress() as progress:
         subject = Subject(
-            model,
+            model.to(device),
             **splits,
             num_samples=num_samples,
             num_generated=num_generated,
-            progress=progress,
+            progress=progress.update,
             cache=cache,
             class_names=data.class_names,
         )
         # a subclass may also use the name MNIST
         is_mnist = type(data) is MNISTDataModule and data.dataset == "MNIST"
         has_targets = is_mnist and model.conditional
-        return subject, evaluate(subject, list(claims or CLAIMS), has_targets)
+        return subject, evaluate(subject, list(claims or CLAIMS), has_targets, progress)
 
 
 @torch.no_grad()  # probes and classifiers enable gradients when they train
-def evaluate(subject: Subject, claims: Sequence[str], has_targets: bool = False) -> Report:
+@full_float32()
+def evaluate(
+    subject: Subject,
+    claims: Sequence[str],
+    has_targets: bool = False,
+    progress: ClaimProgress | None = None,
+) -> Report:
     """Measure claims, in the order of :data:`cvae.evaluation.claims.CLAIMS`.
 
     The accuracy of the classifiers that they used follows.
@@ -81,34 +88,27 @@ def evaluate(subject: Subject, claims: Sequence[str], has_targets: bool = False)
         subject: the model and its data.
         claims: names of the claims.
         has_targets: whether :mod:`cvae.evaluation.targets` apply to this model and these images.
+        progress: gets the name and the outcome of every claim; None to show nothing.
     """
     report = Report({}, {}, {})
     apply_targets = add_targets if has_targets else dict
-    for name in (known for known in CLAIMS if known in claims):
+    names = [known for known in CLAIMS if known in claims]
+    progress = progress or ClaimProgress(None, Console(quiet=True))
+    for number, name in enumerate(names, start=1):
+        progress.start_claim(name, number, len(names))
         start = time.perf_counter()
         try:
             claim_metrics = CLAIMS[name](subject)
         except NotApplicable as reason:
             report.left_out[name] = str(reason)
+            progress.end_claim(f"skipped, {reason}")
             continue
         report.metrics[name] = apply_targets(claim_metrics)
         report.seconds[name] = round(time.perf_counter() - start, 1)
+        progress.end_claim(f"{report.seconds[name]} s")
     for name, accuracy in subject.instruments().items():
         report.metrics[name] = apply_targets(accuracy)
     return report
-
-
-@contextmanager
-def progress_bar() -> Iterator[ProgressCallback]:
-    """Show a progress bar on a terminal; write nothing to a file or a pipe."""
-    columns = (TextColumn("{task.description:<32}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, TimeElapsedColumn(), transient=True) as bar:
-        task = bar.add_task("", total=1.0, visible=bar.console.is_terminal)
-
-        def update(doing: str, share: float) -> None:
-            bar.update(task, description=doing, completed=share)
-
-        yield update
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class SampledSubject(Subject):
 
     def __post_init__(self) -> None:
         self.oracle = Oracle(
-            self.train, self.validation, self.num_classes, self.cache, self.progress
+            self.train, self.validation, self.num_classes, self.cache, self.progress, self.device
         )
         super().__post_init__()
 
@@ -77,7 +77,8 @@ class SampledSubject(Subject):
         """Return y to sample with: that of training images if it is more than a label."""
         if self.train.conditions is None:
             return self.condition(labels)
-        return self.condition_of(self.train, torch.arange(len(labels)) % len(self.train.labels))
+        rows = torch.arange(len(labels), device=self.device) % len(self.train.labels)
+        return self.condition_of(self.train, rows)
 
     def decode_and_sample(
         self, z: Latent, labels: Int64[Tensor, " batch"], epoch: int = 0
@@ -128,7 +129,9 @@ class SampledSubject(Subject):
     def reference_inputs(self) -> Image:
         """The reference images as the model takes them: binarized, or grey."""
         grey = self.reference.grey.float() / 255.0
-        return torch.bernoulli(grey, generator=_generator(0)) if self.is_binary else grey
+        if not self.is_binary:
+            return grey
+        return torch.bernoulli(grey.cpu(), generator=_generator(0)).to(grey)
 
     @cached_property
     def factors(self) -> dict[str, Factor]:

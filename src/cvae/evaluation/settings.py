@@ -1,4 +1,4 @@
-"""Names of the claims that evaluate.py measures. Imports no torch."""
+"""Settings of evaluate.py: names of claims and of devices. Imports no torch."""
 
 from typing import Literal
 
@@ -15,5 +15,7 @@ Claim = Literal[
     "variety",
     "prior_samples",
 ]
+
+Accelerator = Literal["auto", "cpu", "gpu"]
 
 QUICK: tuple[Claim, ...] = ("bound", "label_control", "attribute_control")  # claims=quick

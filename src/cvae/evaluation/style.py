@@ -66,9 +66,9 @@ class FactorRidge(NamedTuple):
 
 def fit_ridges(subject: SampledSubject) -> dict[str, FactorRidge]:
     """Return the ridge regression of every factor."""
-    train_z = subject.train_posterior.mean[: len(subject.reference.labels)].double().numpy()
-    test_z = subject.test_posterior.mean.double().numpy()
-    train_y, test_y = subject.reference.labels.numpy(), subject.test.labels.numpy()
+    train_z = subject.train_posterior.mean[: len(subject.reference.labels)].double().cpu().numpy()
+    test_z = subject.test_posterior.mean.double().cpu().numpy()
+    train_y, test_y = subject.reference.labels.cpu().numpy(), subject.test.labels.cpu().numpy()
     fits = {}
     for name, factor in subject.factors.items():
         in_train, in_test = ~np.isnan(factor.reference), ~np.isnan(factor.test)
@@ -80,7 +80,7 @@ def fit_ridges(subject: SampledSubject) -> dict[str, FactorRidge]:
         test_x, test_v, labels = test_z[in_test], factor.test[in_test], test_y[in_test]
         centered = test_v - label_means(v, y, subject.num_classes)[labels]
         predicted = ridge.predict(test_x - label_means(x, y, subject.num_classes)[labels])
-        direction = torch.from_numpy(ridge.coef_)[None].float()
+        direction = torch.from_numpy(ridge.coef_)[None].float().to(subject.device)
         fits[name] = FactorRidge(
             direction / direction.norm().clamp_min(1e-12), centered - predicted, centered
         )
@@ -110,7 +110,7 @@ def traverse(z: Points, direction: Points) -> Points:
 
     The 11 rows of a z are adjacent.
     """
-    steps = torch.linspace(-_EXTENT, _EXTENT, _STEPS)
+    steps = torch.linspace(-_EXTENT, _EXTENT, _STEPS, device=z.device)
     rest = z - (z @ direction.T) * direction
     return (rest[:, None] + steps[:, None] * direction).flatten(0, 1)
 
@@ -119,7 +119,7 @@ def traversals(subject: SampledSubject) -> dict[str, PILImage.Image]:
     """Return grids of images along the direction of every factor: traversal_thickness, ..."""
     model, grids = subject.model, {}
     for name, ridge in fit_ridges(subject).items():
-        classes = subject.classes if model.conditional else torch.arange(10)
+        classes = subject.classes if model.conditional else torch.arange(10, device=subject.device)
         rows = "Row: requested label" if model.conditional else "Row: one latent sample z"
         count = len(classes)
         z = traverse(figures.fixed_latents(model, 1).expand(count, -1), ridge.direction)
@@ -144,7 +144,7 @@ def _rank_correlations(subject: SampledSubject, name: str, direction: Latent) ->
     labels = subject.classes.tolist() if subject.model.conditional else [0]
     for i, c in enumerate(labels):
         subject.progress(f"traversing {name}", i / len(labels))
-        images = subject.decode(z, torch.full((len(z),), c))
+        images = subject.decode(z, torch.full((len(z),), c, device=z.device))
         values = FACTORS[name](images).reshape(-1, _STEPS)
         rhos.append([_spearman_rho(row) for row in values])
     return np.array(rhos)

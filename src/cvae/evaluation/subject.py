@@ -46,7 +46,7 @@ def _sample_posterior(
     location: Latent, std: Latent, to_latent: Callable[[Latent], Latent], epoch: int
 ) -> Latent:
     eps = noise.standard_normal(
-        torch.arange(len(location)),
+        torch.arange(len(location), device=location.device),
         (location.shape[1],),
         seed=_SEED,
         stream=noise.Stream.POSTERIOR,
@@ -76,8 +76,8 @@ class Subject:
     test images are left out.
 
     Args:
-        model: the model, in evaluation mode, on the CPU.
-        train: training images.
+        model: the model, in evaluation mode; the claims are measured on its device.
+        train: training images; the splits are moved to the device of the model.
         validation: validation images.
         test: test images.
         num_samples: K of the importance-weighted bound.
@@ -100,8 +100,15 @@ class Subject:
     label_bounds: list[LabelBounds] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.train = self.train.to(self.device)
+        self.validation, self.test = self.validation.to(self.device), self.test.to(self.device)
         self.validation = select_classes(self.validation, self.classes)
         self.test = select_classes(self.test, self.classes)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model and of the images."""
+        return self.model.output_bias.device
 
     @cached_property
     def classes(self) -> Int64[Tensor, " num_trained"]:
@@ -152,10 +159,13 @@ class Subject:
             return None
         return torch.nn.functional.one_hot(labels, self.num_classes).float()
 
+    def _row_indices(self, count: int) -> Sequence[Int64[Tensor, " batch"]]:
+        return torch.arange(count, device=self.device).split(_ROWS)
+
     @torch.no_grad()
     def _encode(self, split: Split) -> Posterior:
         means, stds = [], []
-        for index in torch.arange(len(split.labels)).split(_ROWS):
+        for index in self._row_indices(len(split.labels)):
             q = self.model.encode(*self.inputs(split, index))
             means.append(q if isinstance(q, Tensor) else q.mean)
             stds.append(torch.zeros_like(q) if isinstance(q, Tensor) else q.stddev)
@@ -165,7 +175,7 @@ class Subject:
             return Posterior(location, location, std, lambda z: z)
 
         def to_latent(z: Latent) -> Latent:
-            rows = torch.arange(len(z)).split(_ROWS)
+            rows = self._row_indices(len(z))
             return torch.cat([model.to_base(z[i], self.condition_of(split, i)) for i in rows])
 
         draws = [
@@ -190,7 +200,7 @@ class Subject:
     def sample_prior(self, count: int, epoch: int = 0) -> Latent:
         """Return samples of N(0, I), the same for every run and new in every epoch."""
         return noise.standard_normal(
-            torch.arange(count),
+            torch.arange(count, device=self.device),
             (self.model.latent_dim,),
             seed=_SEED,
             stream=noise.Stream.PRIOR,
@@ -204,7 +214,7 @@ class Subject:
 
     def decoded(self, z: Latent, y: Condition | None) -> Iterator[PixelDistribution]:
         """Yield p(x | z, y) for 1,000 rows at a time."""
-        for index in torch.arange(len(z)).split(_ROWS):
+        for index in self._row_indices(len(z)):
             yield self.model.decode(z[index], None if y is None else y[index])
 
 

@@ -42,9 +42,9 @@ def variety(subject: SampledSubject) -> Metrics:
         floor = _measure_per_label(measure, *real, *reference)
         metrics[f"samples/{name}"] = Metric.share(is_hit, float(floor.mean()))
     for name, factor in subject.factors.items() if subject.is_grey else ():
-        labels, classes = samples.labels.numpy(), test.labels.unique().tolist()
-        std = within_label_std(factor.test, test.labels.numpy(), classes)
-        of_reference = (factor.reference, subject.reference.labels.numpy())
+        labels, classes = samples.labels.cpu().numpy(), test.labels.unique().tolist()
+        std = within_label_std(factor.test, test.labels.cpu().numpy(), classes)
+        of_reference = (factor.reference, subject.reference.labels.cpu().numpy())
         spread = within_label_std(factor.samples, labels, classes) / std
         floor_spread = within_label_std(*of_reference, classes) / std
         error = bootstrap_error(
@@ -90,9 +90,8 @@ def _measure_per_label(
         ours = real[real_labels == c][:_MAX_PER_LABEL]
         theirs = fake[fake_labels == c][:_MAX_PER_LABEL]
         enough = len(ours) > 1 and len(theirs) > 1
-        measured.append(
-            measure(ours, theirs).double() if enough else torch.zeros(len(ours)).double()
-        )
+        is_hit = measure(ours, theirs) if enough else torch.zeros(len(ours), device=ours.device)
+        measured.append(is_hit.double())
     return torch.cat(measured)
 
 

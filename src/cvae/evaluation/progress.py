@@ -1,0 +1,54 @@
+"""Progress of an evaluation: a bar on a terminal, a line per finished claim in a log."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+
+class ClaimProgress:
+    """Shows the claim that is measured, its number, and the time left for its current step.
+
+    Args:
+        bar: the bar on a terminal; None to print a line when a claim ends.
+        console: where to print.
+    """
+
+    def __init__(self, bar: Progress | None, console: Console) -> None:
+        self._bar, self._console = bar, console
+        self._task = None if bar is None else bar.add_task("", total=1.0)
+        self._claim = self._doing = ""
+
+    def start_claim(self, name: str, number: int, count: int) -> None:
+        """Name the claim that is measured next, the first of ``count`` having the number 1."""
+        self._claim = f"{name} ({number} of {count})"
+        self.update("", 0.0)
+
+    def update(self, doing: str, share: float) -> None:
+        """Show the current step of the claim and the share of it that is done."""
+        if self._bar is None or self._task is None:
+            return
+        if doing != self._doing:  # the time left is that of this step
+            self._doing = doing
+            self._bar.reset(self._task, description=f"{self._claim}: {doing}")
+        self._bar.update(self._task, completed=share)
+
+    def end_claim(self, outcome: str) -> None:
+        """Print the claim and its outcome, such as its seconds, unless there is a bar."""
+        if self._bar is None:
+            self._console.print(f"{self._claim}: {outcome}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def claim_progress(console: Console | None = None) -> Iterator[ClaimProgress]:
+    """Show progress on a console, by default on stderr, because stdout gets the table."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield ClaimProgress(None, console)
+        return
+    text = TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1))
+    columns = (text, BarColumn(16), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, expand=True) as bar:
+        yield ClaimProgress(bar, console)
