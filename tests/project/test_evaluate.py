@@ -19,6 +19,7 @@ from tests.project.test_conf import compose, plain
 BAD = [
     ("claims=buond", ["claims=buond", "bound"]),
     ("claims=[bound,x]", ["claims", "one of bound"]),
+    ("accelerator=tpu", ["accelerator=tpu", "auto, cpu, gpu"]),
     ("num_samples=0", ["num_samples=0", "from 1 to"]),
     ("run=/no/such/run", ["run=/no/such/run", "no such folder"]),
 ]
@@ -67,6 +68,8 @@ def test_evaluate_agrees_with_the_end_of_training(
     assert {metric["claim"] for metric in evaluated_metrics.values()} >= of_labels
     table = [line for line in done.stdout.splitlines() if "±" in line]
     assert len(table) > 5
+    finished = re.findall(r"^(\w+) \((\d+) of 11\): ", done.stderr, re.MULTILINE)
+    assert finished == [(claim, str(i)) for i, claim in enumerate(get_args(Claim), start=1)]
     assert max(map(len, table)) <= 80
 
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from typing import get_args
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 from cvae.evaluation import report, settings
 from cvae.evaluation.claim import Metric, bootstrap_error, standard_error
 from cvae.evaluation.claims import CLAIMS
+from cvae.evaluation.progress import claim_progress
 from tests.science.evaluation.known import normal
 
 
@@ -66,6 +68,19 @@ def test_a_table_explains_its_marks_in_80_columns(encoding: str, width: int) -> 
     assert f"{at_least} 0.90 -" in text
     assert f"0.85-1.15 {met}" in text
     assert f"{met} met, ~ within two s.e. of it, - not met" in text
+
+
+def test_a_terminal_shows_the_claim_its_number_and_the_time_left() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    with claim_progress(console) as progress:
+        progress.start_claim("generative_classifier", 5, 11)
+        progress.update("all labels, K = 500", 0.25)
+        progress.end_claim("9.5 s")
+    shown = stream.getvalue()
+    assert "generative_classifier (5 of 11): all labels, K = " in shown
+    assert re.search(r" 25% +[-\d]+:", shown)
+    assert "9.5 s" not in shown
 
 
 def test_settings_list_all_claims() -> None:

@@ -2,16 +2,19 @@
 
 import fnmatch
 import gc
+import io
 import math
 import weakref
 
 import pytest
 import torch
+from rich.console import Console
 
 from cvae.evaluation import label_control, report
 from cvae.evaluation.claim import Metric
 from cvae.evaluation.claims import CLAIMS
 from cvae.evaluation.oracle import Oracle
+from cvae.evaluation.progress import claim_progress
 from cvae.evaluation.subject import Subject
 from cvae.evaluation.targets import TARGETS, add_targets
 from cvae.models import CVAE, VAE, Autoencoder
@@ -117,6 +120,17 @@ def test_claims_record_no_gradients(known: Oracle, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(CLAIMS, "bound", bound)  # type: ignore[arg-type]
     found = report.evaluate(subject(CVAE, known), ["bound"])
     assert found.metrics["bound"]["with gradients"].value == 0
+
+
+def test_a_log_gets_a_line_for_each_claim_that_ends(known: Oracle) -> None:
+    stream = io.StringIO()
+    with claim_progress(Console(file=stream, width=20)) as progress:
+        claims = ["label_control", "bound"]
+        found = report.evaluate(subject(VAE, known, 2), claims, progress=progress)
+    assert stream.getvalue().splitlines() == [
+        f"bound (1 of 2): {found.seconds['bound']} s",
+        "label_control (2 of 2): skipped, the model takes no label",
+    ]
 
 
 def test_a_subject_is_freed_after_its_claims(known: Oracle) -> None:
