@@ -16,14 +16,7 @@ from typing import Any
 
 import torch
 from bench import environment
-from gpu_runs import (
-    FLOAT32,
-    Skipped,
-    common_overrides,
-    graph_override,
-    new_folder,
-    train,
-)
+from gpu_runs import FLOAT32, Skipped, common_overrides, graph_override, new_folder, train
 
 from harness.config.paths import ROOT
 from harness.contract.errors import TERMINATED

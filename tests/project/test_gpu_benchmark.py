@@ -12,11 +12,15 @@ import torch
 
 from harness.run_folder import checkpoints
 from tests.conftest import ROOT, run_fresh
+from tests.project.test_conf import compose
 
 sys.path.append(str(ROOT / "benchmarks"))
 
 import gpu
 import gpu_checks
+import gpu_nats
+import gpu_rates
+import gpu_runs
 from gpu_runs import Skipped
 
 
@@ -91,6 +95,42 @@ def test_a_section_is_stopped_at_the_end_of_its_time(
     monkeypatch.setattr(gpu, "__file__", str(script))
     assert "stopped" in (gpu.start_section("rates", ["slow"], 1, is_cpu=True) or "")
     assert gpu.start_section("rates", ["fast"], 60, is_cpu=True) == "ended with exit code 3"
+
+
+def test_the_bound_on_gpu_and_cpu_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(options: Any, device: str, num_samples: int, claims: str) -> dict[str, Any]:
+        assert (num_samples, claims) == (50, "bound")
+        values = {"test/elbo": -88.0, "test/nll_k1": 88.5, "test/nll_k50": 84.0}
+        if device == "cpu":
+            values = {**values, "test/nll_k1": 99.0, "test/nll_k50": 84.25}
+        return {"seconds_by_claim": {"bound": 2.0 if device == "auto" else 30.0}, "values": values}
+
+    monkeypatch.setattr(gpu_nats, "_evaluate_on", evaluate)
+    found = gpu_nats.cpu_and_gpu(argparse.Namespace(cpu=False))
+    assert found["shown"] == "2.0 s and 30.0 s; largest difference 2.5e-01 nats"
+
+
+def test_the_runs_on_a_gpu_compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All overrides of runs and loops are valid, and those of a GPU reach them."""
+    composed = []
+
+    def record(words: list[str]) -> Any:
+        composed.append(compose(*(w for w in words if not w.startswith("+callbacks"))))
+        raise Skipped("not trained")
+
+    options = gpu.parse(["--cpu", "--folder", str(tmp_path)])
+    options.cpu = False
+    for module in (gpu_runs, gpu_rates):
+        monkeypatch.setattr(module, "compose_config", record)
+    measured = {k: v for s in ("rates", "nats") for k, v in gpu.measurements(s, False).items()}
+    reasons = {name: gpu.measure(run, options)["shown"] for name, run in measured.items()}
+    of_weights = reasons.pop("default, -ELBO of the same weights")
+    assert "measure the section nats first" in of_weights
+    assert {r for r in reasons.values() if "has no cuda_graph" not in r} == {"skipped: not trained"}
+    assert {cfg.trainer.accelerator for cfg in composed} == {"gpu"}
+    assert {cfg.trainer.precision for cfg in composed} == {"32-true", "bf16-mixed"}
+    assert {cfg.data.batch_size for cfg in composed} == {128, 512}
+    assert "reduce-overhead" in {cfg.compile for cfg in composed}
 
 
 def test_one_changed_weight_is_found(tmp_path: Path) -> None:
