@@ -8,7 +8,7 @@ from harness.sweeps import launcher, optuna_sweeper
 
 
 class LocalLauncher(launcher.LocalLauncher):
-    """Runs jobs in fresh processes on this machine, a few at a time."""
+    """Runs jobs in their own processes on this machine, a few at a time."""
 
 
 class CheckedSweeper(BasicSweeper):

@@ -189,7 +189,7 @@ def test_a_world_size_of_one_is_a_plain_run(told: str, monkeypatch: pytest.Monke
         monkeypatch.setenv(name, value)
     assert started_ranks() is None
     assert ranks.is_rank_zero()
-    assert not {"RANK", "WORLD_SIZE"} & launch._environment().keys()
+    assert not {"RANK", "WORLD_SIZE"} & launch.child_environment().keys()
 
 
 NONSENSE = [

@@ -1,14 +1,13 @@
-"""Jobs of a sweep: run folders that are trained a few at a time, each in a fresh process.
+"""Jobs of a sweep: run folders that are trained a few at a time, each in its own process.
 
 All jobs have a folder with status "pending" before the first one starts, so that an interrupted
 sweep can be finished from its folders alone.
 """
 
+import contextlib
 import math
-import os
 import shlex
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,8 @@ from harness.run_folder.reading import (
     update_summary,
 )
 from harness.run_folder.trust import resolve_inside
+from harness.sweeps.fork_server import ForkServer
+from harness.training.forks import Process, stop
 from harness.training.launch import exception_for, start_process
 from harness.training.processes import exit_on_sigterm
 
@@ -120,7 +121,8 @@ def run_unfinished(sweep_dir: Path, num_parallel: int, trust: Any = None) -> Non
         except Busy:
             print(f"run {run_dir.name}: skipped, another process is training it")
             unfinished.remove(run_dir)
-    run_jobs(unfinished, num_parallel)
+    server = ForkServer(sweep_dir, num_parallel) if len(unfinished) > 1 else None
+    run_jobs(unfinished, num_parallel, server=server)
     if not print_report(sweep_dir):
         raise RunFailed(f"{sweep_dir}: not all runs finished")
 
@@ -129,36 +131,39 @@ def run_jobs(
     run_dirs: Sequence[Path],
     num_parallel: int = 1,
     environment: Mapping[str, str] | None = None,
+    server: ForkServer | None = None,
 ) -> list[float]:
-    """Train archived runs, each in a fresh process. A run that fails does not stop the others.
+    """Train archived runs, each in its own process. A run that fails does not stop the others.
 
     Args:
         run_dirs: the folders of the runs.
         num_parallel: jobs at a time; they share the cores and GPUs of this machine equally.
         environment: variables to set for the processes.
+        server: forks the processes; None to start each in a fresh interpreter.
 
     Returns:
         The best monitored metric of each run; NaN if the run did not finish.
     """
     waiting = list(enumerate(run_dirs, start=1))
     free = divide_machine(num_parallel)
-    running: dict[subprocess.Popen[bytes], tuple[int, Path, Share]] = {}
+    running: dict[Process, tuple[int, Path, Share]] = {}
     with exit_on_sigterm():
         try:
             while waiting or running:
                 while waiting and free:
                     (number, run_dir), share = waiting.pop(0), free.pop(0)
-                    process = _start(run_dir, share, num_parallel > 1, environment or {})
+                    process = _start(run_dir, share, num_parallel > 1, environment or {}, server)
                     running[process] = (number, run_dir, share)
                     _print(f"run {run_dir.name} ({number} of {len(run_dirs)}): {_title(run_dir)}")
                 time.sleep(_POLL)
-                for process in [p for p in running if p.poll() is not None]:
+                for process, code in [(p, c) for p in running if (c := p.poll()) is not None]:
                     number, run_dir, share = running.pop(process)
                     free.append(share)
-                    outcome = _record_outcome(run_dir, process.returncode)
+                    outcome = _record_outcome(run_dir, code)
                     _print(f"run {run_dir.name} {outcome}")
         except (KeyboardInterrupt, SystemExit) as error:
-            _stop(list(running), by=signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+            by = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+            stop(list(running), by, _STOP_TIMEOUT)
             for _, run_dir, _ in running.values():
                 if read_summary(run_dir).get("status") == "running":
                     update_summary(run_dir, status="interrupted")
@@ -167,12 +172,20 @@ def run_jobs(
 
 
 def _start(
-    run_dir: Path, share: Share, shares_terminal: bool, environment: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    if not shares_terminal:
-        return start_process(run_dir, share, environment)
-    with resolve_inside(run_dir, OUTPUT).open("ab") as file:
-        return start_process(run_dir, share, environment, output=file.fileno())
+    run_dir: Path,
+    share: Share,
+    shares_terminal: bool,
+    environment: Mapping[str, str],
+    server: ForkServer | None = None,
+) -> Process:
+    """Start a job as a fork of the server, or in a fresh interpreter."""
+    with contextlib.ExitStack() as stack:
+        output = None
+        if shares_terminal:
+            file = stack.enter_context(resolve_inside(run_dir, OUTPUT).open("ab"))
+            output = file.fileno()
+        started = None if server is None else server.start(run_dir, share, output)
+        return started or start_process(run_dir, share, environment, output)
 
 
 def _record_outcome(run_dir: Path, code: int) -> str:
@@ -190,20 +203,6 @@ def _objective(run_dir: Path) -> float:
     summary = read_summary(run_dir)
     value = summary.get("objective") if summary.get("status") in ("finished", "smoke") else None
     return math.nan if value is None else float(value)
-
-
-def _stop(processes: list[subprocess.Popen[bytes]], by: signal.Signals | None) -> None:
-    for process in processes:
-        process.send_signal(by or signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_TIMEOUT
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            if hasattr(os, "killpg"):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.kill()  # on Windows
-            process.wait()
 
 
 def swept_overrides(overrides: Sequence[str], shared: Sequence[str]) -> list[str]:

@@ -11,10 +11,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from harness.run_folder.folder import RunFolder
 from harness.sweeps import jobs
+from harness.sweeps.fork_server import ForkServer
 
 
 class LocalLauncher(Launcher):
-    """Runs jobs in fresh processes on this machine, a few at a time.
+    """Runs jobs in their own processes on this machine, a few at a time.
 
     Args:
         num_jobs: jobs to run at a time; they share the cores and GPUs.
@@ -22,6 +23,7 @@ class LocalLauncher(Launcher):
 
     def __init__(self, num_jobs: int = 1) -> None:
         self.num_jobs = num_jobs
+        self.server: ForkServer | None = None
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -33,17 +35,19 @@ class LocalLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         setup_globals()
+        of_search = jobs.is_search(self.config.hydra.sweeper._target_)
+        sweep_dir = Path(self.config.hydra.sweep.dir)
+        env_set = OmegaConf.to_container(self.config.hydra.job.env_set)
+        assert isinstance(env_set, dict)
+        environment = {str(k): str(v) for k, v in env_set.items()}
+        if self.server is None and (of_search or len(job_overrides) > 1):
+            self.server = ForkServer(sweep_dir, self.num_jobs, environment)
         returns = [self._archive(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
-        environment = OmegaConf.to_container(self.config.hydra.job.env_set)
-        assert isinstance(environment, dict)
         run_dirs = [job.return_value for job in returns]
         try:
-            values = jobs.run_jobs(
-                run_dirs, self.num_jobs, {str(k): str(v) for k, v in environment.items()}
-            )
+            values = jobs.run_jobs(run_dirs, self.num_jobs, environment, self.server)
         except (KeyboardInterrupt, SystemExit):
-            of_search = jobs.is_search(self.config.hydra.sweeper._target_)
-            jobs.print_report(Path(self.config.hydra.sweep.dir), of_search)
+            jobs.print_report(sweep_dir, of_search)
             if of_search:
                 print("to resume the search, repeat the command")
             raise

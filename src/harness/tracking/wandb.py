@@ -73,6 +73,13 @@ def _import_wandb() -> Any:
     return wandb
 
 
+def import_for_runs() -> None:
+    """Import W&B, and what it imports when a run starts, for the forks of this process."""
+    with contextlib.suppress(Exception):  # the runs report it
+        _import_wandb()
+        import wandb.sdk.launch  # noqa: F401
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 

@@ -6,35 +6,41 @@ or process group leaks from one job to the next.
 """
 
 import contextlib
-import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.config.machine import Share, device_count, num_cpus, restrict_to_share
+from harness.config.machine import Share, device_count, has_no_gpu, num_cpus, restrict_to_share
 from harness.config.paths import SOURCE
-from harness.contract.errors import INTERRUPTED, STOPPED, ConfigError, Diverged, RunFailed
+from harness.contract.errors import (
+    INTERRUPTED,
+    STOPPED,
+    ConfigError,
+    Diverged,
+    RunFailed,
+    Stopped,
+)
 from harness.contract.terminal import accept_any_text
 from harness.run_folder.folder import RunFolder
-from harness.training.processes import PARENT_VARIABLE, die_with_parent, exit_with_code
+from harness.training.forks import Fork, Process, can_fork, fork
+from harness.training.local_ranks import run_ranks
+from harness.training.processes import (
+    PARENT_VARIABLE,
+    die_with_parent,
+    exit_with_code,
+    raise_on_stop_signal,
+)
 from harness.training.ranks import check_one_node, disconnect, started_ranks
 
 _RANK_ARGUMENTS = ("-m", __spec__.name, "--rank")
-_ELASTIC_LOGGERS = (
-    "torch.distributed.elastic",
-    "torch.distributed.elastic.agent.server.api",
-    "torch.distributed.elastic.multiprocessing.api",
-)
 _JOB_ARGUMENTS = ("-m", __spec__.name)
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 
-def launch(folder: RunFolder) -> float | None:
+def launch(folder: RunFolder, fork_ranks: bool = False) -> float | None:
     """Train the run of a folder, and return its best value of the monitored metric.
 
     Raises:
@@ -53,7 +59,7 @@ def launch(folder: RunFolder) -> float | None:
 
                 train_run(folder)
             else:
-                _launch_ranks(folder, count)
+                _launch_ranks(folder, count, fork_ranks and _can_fork_ranks(trainer.accelerator))
     return folder.reread().get("objective")
 
 
@@ -108,7 +114,7 @@ def start_process(
     with restrict_to_share(share) as of_share:
         return subprocess.Popen(
             [sys.executable, *_JOB_ARGUMENTS, str(run_dir)],
-            env={**_environment(), **(environment or {}), **of_share},
+            env={**child_environment(environment), **of_share},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -116,11 +122,16 @@ def start_process(
         )
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment for child processes: PYTHONPATH, the parent's id, no rank."""
+def child_environment(added: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for child processes: PYTHONPATH, the parent's id, no rank.
+
+    Args:
+        added: further variables.
+    """
     paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
     inherited = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
-    return {**inherited, "PYTHONPATH": os.pathsep.join(paths), PARENT_VARIABLE: str(os.getpid())}
+    ours = {"PYTHONPATH": os.pathsep.join(paths), PARENT_VARIABLE: str(os.getpid())}
+    return {**inherited, **ours, **(added or {})}
 
 
 def exception_for(folder: RunFolder, code: int, message: str = "") -> BaseException:
@@ -158,35 +169,28 @@ def exception_for(folder: RunFolder, code: int, message: str = "") -> BaseExcept
     return kind(f"{run_dir}: {rank}{summary.get('error', cause)}")
 
 
-def _launch_ranks(folder: RunFolder, count: int) -> None:
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+def _can_fork_ranks(accelerator: str) -> bool:
+    """Return whether a fork of this process can train: a GPU does not survive a fork."""
+    return can_fork() and (accelerator == "cpu" or has_no_gpu())
 
-    logs = tempfile.mkdtemp(prefix="ranks-")
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id=folder.path.name,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=0.1,
-        shutdown_timeout=10,
-        logs_specs=DefaultLogsSpecs(log_dir=logs),
-    )
-    for name in _ELASTIC_LOGGERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # exception_for() reports instead
-    before = dict(os.environ)
-    os.environ.update(_environment())
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+def _launch_ranks(folder: RunFolder, count: int, fork_ranks: bool = False) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    def start(variables: Mapping[str, str]) -> Process:
+        environment = child_environment(variables)
+        if fork_ranks:
+            return Fork(fork(lambda: _become_rank(folder, environment)))
+        environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it on import
+        command = [sys.executable, *_RANK_ARGUMENTS, str(folder.path)]
+        return subprocess.Popen(command, env=environment, process_group=0)
+
     try:
-        elastic_launch(config, sys.executable)(*_RANK_ARGUMENTS, str(folder.path))
-    except SignalException as error:
+        with raise_on_stop_signal():
+            run_ranks(count, folder.path.name, start)
+    except Stopped as error:
         folder.update(status="interrupted")
-        raise SystemExit(128 + int(error.sigval)) from None
+        raise SystemExit(error.exit_code) from None
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         message = first.message["message"] if isinstance(first.message, dict) else ""
@@ -200,10 +204,17 @@ def _launch_ranks(folder: RunFolder, count: int) -> None:
                 folder.update(status="failed", error=text)
             raise ConfigError(text) from None
         raise exception_for(folder, first.exitcode, message) from None
-    finally:
-        shutil.rmtree(logs, ignore_errors=True)
-        os.environ.clear()
-        os.environ.update(before)
+
+
+def _become_rank(folder: RunFolder, environment: Mapping[str, str]) -> None:
+    """Train as a rank, in a fork of the process that launches the run."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    os.setpgid(0, 0)
+    os.environ.update(environment)
+    # Lightning reads the variable on import
+    rank_zero_only.rank = int(environment["RANK"])  # type: ignore[attr-defined]
+    run_process(str(folder.path), is_rank=True)
 
 
 def _run_spawned_rank(folder: RunFolder) -> None:
@@ -226,14 +237,28 @@ def _run_spawned_rank(folder: RunFolder) -> None:
         raise
 
 
-if __name__ == "__main__":
-    accept_any_text()
-    *options, path = sys.argv[1:]
+def run_process(path: str, is_rank: bool = False, fork_ranks: bool = False) -> None:
+    """Launch the run in a folder, or train it as a rank, and exit with the code of its error.
+
+    Args:
+        path: the run folder.
+        is_rank: whether this process is one of several ranks.
+        fork_ranks: whether the ranks are forks of this process.
+    """
     # SIGKILL for ranks: they could wait for each other forever
-    die_with_parent(getattr(signal, "SIGKILL", signal.SIGTERM) if options else signal.SIGTERM)
-    if not options:
+    die_with_parent(getattr(signal, "SIGKILL", signal.SIGTERM) if is_rank else signal.SIGTERM)
+    if not is_rank:
         # a shell starts background jobs with SIGINT ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = RunFolder(Path(path))
     with exit_with_code(folder):
-        (_run_spawned_rank if options else launch)(folder)
+        if is_rank:
+            _run_spawned_rank(folder)
+        else:
+            launch(folder, fork_ranks)
+
+
+if __name__ == "__main__":
+    accept_any_text()
+    *options, run_folder = sys.argv[1:]
+    run_process(run_folder, is_rank=bool(options))

@@ -1,0 +1,173 @@
+"""Fork server: imports torch and Lightning once, then forks a process for each job of a sweep.
+
+The server has taken no step, used no GPU and imported no module that a config names, so a job that
+starts as its fork differs from one in a fresh interpreter only by the seconds that it saves. The
+server starts with the environment of the jobs and with as many cores as a job, because libraries
+read both on import. A job becomes a child of the sweep: its exit code and its end do not depend on
+the server.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.config.machine import Share, divide_machine, restrict_to_share
+from harness.contract.terminal import accept_any_text
+from harness.training.forks import Fork, can_fork, fork, run_and_exit
+from harness.training.launch import child_environment, run_process
+
+_MAX_BYTES = 2**16  # of a request
+_EXIT_TIMEOUT = 3  # seconds
+# a library that reads these binds its threads to cores on import, before the job has its cores
+_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+
+
+class ForkServer:
+    """Starts jobs as forks of a process that has imported the large libraries.
+
+    It imports them in the background, and ends with this process.
+
+    Args:
+        sweep_dir: the folder of the sweep; the command line of the server and its forks has it.
+        num_parallel: jobs at a time.
+        environment: variables to set for the jobs.
+    """
+
+    def __init__(
+        self, sweep_dir: Path, num_parallel: int = 1, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._socket: socket.socket | None = None
+        variables = child_environment(environment)
+        binds = num_parallel > 1 and any(name in variables for name in _BINDING)
+        if sys.platform != "linux" or binds:
+            return
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        variables.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as for ranks
+        with theirs, restrict_to_share(divide_machine(num_parallel)[0]):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __spec__.name, str(sweep_dir)],
+                env=variables,
+                stdin=theirs.fileno(),
+                process_group=0,  # Ctrl-C ends the jobs, not the server
+            )
+        atexit.register(self.close)
+
+    def start(self, run_dir: Path, share: Share, output: int | None = None) -> Fork | None:
+        """Start a job in its own process group, once the libraries are imported.
+
+        Args:
+            run_dir: the folder of its run.
+            share: the cores and GPUs that it may use.
+            output: file descriptor for its stdout and stderr; None for those of this process.
+
+        Returns:
+            Its process; None if this machine cannot fork safely or the server has ended.
+        """
+        if self._socket is None:
+            return None
+        with restrict_to_share(share) as variables:
+            request = {"run_dir": str(run_dir), "cores": share.cores, "variables": variables}
+        fds = [1, 2] if output is None else [output, output]
+        answer = b""
+        with contextlib.suppress(OSError), _adopting_orphans():
+            socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
+            answer = self._socket.recv(_MAX_BYTES)
+        if answer:
+            return Fork(int(answer))
+        print("the fork server has ended: jobs start in fresh interpreters", file=sys.stderr)
+        self.close()
+        return None
+
+    def close(self) -> None:
+        """End the server; its jobs continue."""
+        if self._socket is None:
+            return
+        self._socket.close()
+        self._socket = None
+        try:
+            self._process.wait(_EXIT_TIMEOUT)
+        except subprocess.TimeoutExpired:  # it is still importing
+            self._process.kill()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def _adopting_orphans() -> Iterator[None]:
+    """Make processes whose parents end meanwhile children of this process."""
+    set_child_subreaper, get_child_subreaper = 36, 37
+    libc, before = ctypes.CDLL(None), ctypes.c_int()
+    libc.prctl(get_child_subreaper, ctypes.byref(before))
+    libc.prctl(set_child_subreaper, 1)
+    try:
+        yield
+    finally:
+        libc.prctl(set_child_subreaper, before)
+
+
+def _serve(connection: socket.socket) -> None:
+    """Start a job for each request, until the sweep closes the connection or ends."""
+    while True:
+        message, fds, _, _ = socket.recv_fds(connection, _MAX_BYTES, 2)
+        if not message:
+            return
+        job = functools.partial(_run_job, connection, json.loads(message), fds)
+        # the job is a fork of a fork that ends at once, so that the sweep adopts it
+        Fork(fork(functools.partial(_start_orphan, job))).wait()
+        for fd in fds:
+            os.close(fd)
+
+
+def _start_orphan(job: functools.partial[None]) -> None:
+    fork(functools.partial(job, os.getpid()))
+    os._exit(0)  # without the finalizers of the server
+
+
+def _run_job(
+    connection: socket.socket, request: Mapping[str, Any], fds: list[int], between: int
+) -> None:
+    """Become the job of a request, in a fork of the process ``between``."""
+    os.setpgid(0, 0)
+    while os.getppid() == between:
+        time.sleep(0.001)
+    connection.send(str(os.getpid()).encode())
+    connection.close()
+    fds = [os.open(os.devnull, os.O_RDONLY), *fds]
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)
+        os.close(fd)
+    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
+    os.environ.update(request["variables"])
+    os.sched_setaffinity(0, request["cores"])
+    sys.argv = [str(Path(run_process.__code__.co_filename)), request["run_dir"]]
+    run_process(request["run_dir"], fork_ranks=True)
+
+
+def main() -> None:
+    """Import the large libraries, then serve the socket that is this process's stdin."""
+    accept_any_text()
+    connection = socket.socket(fileno=os.dup(0))
+    import torch.distributed.elastic.multiprocessing.errors
+
+    import harness.training.run  # noqa: F401
+    from harness.tracking.wandb import import_for_runs
+
+    import_for_runs()
+    gc.collect()
+    gc.freeze()  # garbage collection in a fork would copy all pages with objects
+    if can_fork() and not torch.cuda.is_initialized():
+        _serve(connection)
+
+
+if __name__ == "__main__":
+    run_and_exit(main)
