@@ -126,7 +126,6 @@ LARGE = (
     "sklearn.mixture",
     "sklearn.pipeline",
     "torch._dynamo",
-    "torch.distributed.launcher.api",
     "wandb.sdk.launch",  # wandb.init imports it
 )
 

@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 LAUNCH = "harness.training.launch"  # the module that jobs and ranks run
+MODULES = (LAUNCH, "harness.sweeps.fork_server")
 _POPEN = list(inspect.signature(subprocess.Popen._execute_child).parameters)  # type: ignore[attr-defined]
 
 
@@ -67,7 +68,7 @@ class ForkServer:
     def _serve(self, theirs: socket.socket) -> dict[str, Any]:
         """Fork for each request, and return the request in the fork; the server never returns."""
         while True:
-            message, fds, _, _ = socket.recv_fds(theirs, 2**20, 2)
+            message, fds, _, _ = socket.recv_fds(theirs, 2**20, 3)
             if not message:
                 os._exit(0)
             reading, writing = os.pipe()
@@ -85,13 +86,13 @@ class ForkServer:
             os.close(writing)
             while os.getppid() != self.parent:
                 time.sleep(0.001)
-            for number, fd in enumerate(fds, start=1):
+            for number, fd in enumerate(fds):
                 os.dup2(fd, number)
                 os.close(fd)
             return dict(json.loads(message))
 
     def start(self, job: Mapping[str, Any], fds: Sequence[int]) -> int:
-        """Return the process id of a fork with this standard output and standard error."""
+        """Return the process id of a fork with this standard input, output and error."""
         socket.send_fds(self.socket, [json.dumps(job).encode()], fds)
         return int(self.socket.recv(64))
 
@@ -102,18 +103,18 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
     fork_server: ForkServer
 
     def _execute_child(self, args: Sequence[str], *rest: Any) -> None:
-        if list(args[:3]) != [sys.executable, "-m", LAUNCH]:
+        if list(args[:2]) != [sys.executable, "-m"] or args[2] not in MODULES:
             super()._execute_child(args, *rest)  # type: ignore[misc]
             return
         given = dict(zip(_POPEN[2:], rest, strict=True))
         job = {
+            "module": args[2],
             "arguments": list(args[3:]),
             "environment": dict(os.environ if given["env"] is None else given["env"]),
             "cores": sorted(os.sched_getaffinity(0)),
-            "group": "session" if given["start_new_session"] else given["process_group"] >= 0,
         }
-        out, error = given["c2pwrite"], given["errwrite"]
-        fds = [1 if out == -1 else out, 2 if error == -1 else error]
+        streams = (given[name] for name in ("p2cread", "c2pwrite", "errwrite"))
+        fds = [number if fd == -1 else fd for number, fd in enumerate(streams)]
         self.pid = self.fork_server.start(job, fds)
         self._child_created = True
 
@@ -137,28 +138,23 @@ def become(request: Mapping[str, Any]) -> None:
 
 def become_job(job: Mapping[str, Any]) -> None:
     """Turn this process into a job or a rank."""
-    if job["group"] == "session":
-        os.setsid()
-    elif job["group"]:
-        os.setpgid(0, 0)
+    os.setpgid(0, 0)
     os.sched_setaffinity(0, job["cores"])
-    fork_server = ForkServer()
-    if fork_server.job is not None:
-        become_job(fork_server.job)
-        return
+    if job["module"] == LAUNCH:  # the fork server of a sweep starts no other process
+        fork_server = ForkServer()
+        if fork_server.job is not None:
+            become_job(fork_server.job)
+            return
+        fork_jobs(fork_server)
     set_environment(job["environment"], os.getcwd())  # noqa: PTH109
-    fork_jobs(fork_server)
-    sys.argv = [LAUNCH, *job["arguments"]]
-    runpy.run_module(LAUNCH, run_name="__main__", alter_sys=True)
+    sys.argv = [job["module"], *job["arguments"]]
+    runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
 
 
 def fork_jobs(fork_server: ForkServer) -> None:
     """Make this process start its jobs and ranks as forks."""
     Popen.fork_server = fork_server
     subprocess.Popen = Popen  # type: ignore[misc]
-    handler = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
-    if handler in sys.modules:
-        sys.modules[handler].Popen = Popen  # type: ignore[attr-defined]
 
 
 def wait(child: int, limit: float) -> int:

@@ -346,11 +346,11 @@ def test_an_error_is_reported_if_the_exit_of_its_rank_is_aborted(
         text = f"RunFailed: {tmp_path}: ValueError: of rank 1"
         reply.write_text(json.dumps({"message": {"message": text, "extraInfo": {"timestamp": 1}}}))
 
-    def fail(config: Any, command: str) -> Any:
+    def fail(*arguments: Any) -> None:
         failure = ProcessFailure(local_rank=1, pid=1, exitcode=-6, error_file=str(reply))
-        return lambda *arguments: (_ for _ in ()).throw(ChildFailedError("ranks", {1: failure}))
+        raise ChildFailedError("ranks", {1: failure})
 
-    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", fail)
+    monkeypatch.setattr(launch, "run_ranks", fail)
     reading.update_summary(tmp_path, status="running")
     with pytest.raises(RunFailed, match="ValueError: of rank 1" if reported else "rank 1: killed"):
         launch._launch_ranks(RunFolder(tmp_path), 2)

@@ -14,6 +14,7 @@ import functools
 import gc
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,8 +25,9 @@ from typing import Any
 
 from harness.config.machine import Share, divide_machine, restrict_to_share
 from harness.contract.terminal import accept_any_text
-from harness.training.forks import Fork, can_fork, fork, run_and_exit
+from harness.training.forks import Fork, can_fork, fork, run_and_exit, stop
 from harness.training.launch import child_environment, run_process
+from harness.training.processes import PARENT_VARIABLE
 
 _MAX_BYTES = 2**16  # of a request
 _EXIT_TIMEOUT = 3  # seconds
@@ -95,11 +97,15 @@ class ForkServer:
             return
         self._socket.close()
         self._socket = None
-        try:
-            self._process.wait(_EXIT_TIMEOUT)
-        except subprocess.TimeoutExpired:  # it is still importing
-            self._process.kill()
-            self._process.wait()
+        stop([self._process], signal.SIGTERM, _EXIT_TIMEOUT)
+
+
+@functools.cache
+def fork_server(
+    sweep_dir: Path, num_parallel: int, environment: tuple[tuple[str, str], ...]
+) -> ForkServer:
+    """Return the fork server with these arguments; the first call starts it."""
+    return ForkServer(sweep_dir, num_parallel, dict(environment))
 
 
 @contextlib.contextmanager
@@ -140,8 +146,11 @@ def _run_job(
     os.setpgid(0, 0)
     while os.getppid() == between:
         time.sleep(0.001)
-    connection.send(str(os.getpid()).encode())
+    is_adopted = str(os.getppid()) == os.environ[PARENT_VARIABLE]
+    connection.send(str(os.getpid()).encode() if is_adopted else b"")
     connection.close()
+    if not is_adopted:
+        return
     fds = [os.open(os.devnull, os.O_RDONLY), *fds]
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
@@ -156,17 +165,19 @@ def _run_job(
 def main() -> None:
     """Import the large libraries, then serve the socket that is this process's stdin."""
     accept_any_text()
-    connection = socket.socket(fileno=os.dup(0))
     import torch.distributed.elastic.multiprocessing.errors
 
     import harness.training.run  # noqa: F401
     from harness.tracking.wandb import import_for_runs
 
+    # W&B makes a temporary folder, which only a regular exit removes: when the sweep disconnects
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     import_for_runs()
     gc.collect()
     gc.freeze()  # garbage collection in a fork would copy all pages with objects
     if can_fork() and not torch.cuda.is_initialized():
-        _serve(connection)
+        with socket.socket(fileno=os.dup(0)) as connection:
+            _serve(connection)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,31 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from harness.run_folder.folder import RunFolder
 from harness.sweeps import jobs
-from harness.sweeps.fork_server import ForkServer
+from harness.sweeps.fork_server import ForkServer, fork_server
+
+
+def job_environment(config: DictConfig) -> dict[str, str]:
+    """Return the environment variables that a sweep sets for its jobs.
+
+    Args:
+        config: the config of the sweep.
+    """
+    variables = OmegaConf.to_container(config.hydra.job.env_set)
+    assert isinstance(variables, dict)
+    return {str(name): str(value) for name, value in variables.items()}
+
+
+def start_fork_server(config: DictConfig) -> ForkServer | None:
+    """Return the fork server of a sweep, which the first call starts; None for other launchers.
+
+    Args:
+        config: the config of the sweep.
+    """
+    launcher = config.hydra.launcher
+    if not str(launcher._target_).endswith(LocalLauncher.__name__):
+        return None
+    environment = tuple(sorted(job_environment(config).items()))
+    return fork_server(Path(config.hydra.sweep.dir), launcher.num_jobs, environment)
 
 
 class LocalLauncher(Launcher):
@@ -23,7 +47,6 @@ class LocalLauncher(Launcher):
 
     def __init__(self, num_jobs: int = 1) -> None:
         self.num_jobs = num_jobs
-        self.server: ForkServer | None = None
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -36,18 +59,15 @@ class LocalLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         setup_globals()
         of_search = jobs.is_search(self.config.hydra.sweeper._target_)
-        sweep_dir = Path(self.config.hydra.sweep.dir)
-        env_set = OmegaConf.to_container(self.config.hydra.job.env_set)
-        assert isinstance(env_set, dict)
-        environment = {str(k): str(v) for k, v in env_set.items()}
-        if self.server is None and (of_search or len(job_overrides) > 1):
-            self.server = ForkServer(sweep_dir, self.num_jobs, environment)
+        server = None
+        if of_search or len(job_overrides) > 1:
+            server = start_fork_server(self.config)
         returns = [self._archive(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
         run_dirs = [job.return_value for job in returns]
         try:
-            values = jobs.run_jobs(run_dirs, self.num_jobs, environment, self.server)
+            values = jobs.run_jobs(run_dirs, self.num_jobs, job_environment(self.config), server)
         except (KeyboardInterrupt, SystemExit):
-            jobs.print_report(sweep_dir, of_search)
+            jobs.print_report(Path(self.config.hydra.sweep.dir), of_search)
             if of_search:
                 print("to resume the search, repeat the command")
             raise

@@ -1,8 +1,9 @@
 """Launch of a run: in this process, in one process per device, or under torchrun or srun.
 
 A run on one device trains in this process. A run on several devices, and every job of a sweep,
-trains in fresh processes. They read only the run folder, so that no argument, environment variable
-or process group leaks from one job to the next.
+trains in processes of its own: fresh interpreters, or forks of one that has only imported libraries.
+They read only the run folder, so that no argument, environment variable or process group leaks from
+one job to the next.
 """
 
 import contextlib
@@ -42,6 +43,11 @@ _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROU
 
 def launch(folder: RunFolder, fork_ranks: bool = False) -> float | None:
     """Train the run of a folder, and return its best value of the monitored metric.
+
+    Args:
+        folder: the folder of the run.
+        fork_ranks: whether to fork the ranks on CPUs from this process, which has only imported
+            libraries so far; else they start in fresh interpreters.
 
     Raises:
         RunFailed: the run failed.
@@ -142,7 +148,7 @@ def exception_for(folder: RunFolder, code: int, message: str = "") -> BaseExcept
     Args:
         folder: the folder of the run.
         code: the exit code; negative for a signal.
-        message: error message from torchelastic, if there is one.
+        message: error message that the process reported, if there is one.
     """
     if code in (INTERRUPTED, -signal.SIGINT):
         return KeyboardInterrupt()
@@ -243,7 +249,7 @@ def run_process(path: str, is_rank: bool = False, fork_ranks: bool = False) -> N
     Args:
         path: the run folder.
         is_rank: whether this process is one of several ranks.
-        fork_ranks: whether the ranks are forks of this process.
+        fork_ranks: as for :func:`launch`.
     """
     # SIGKILL for ranks: they could wait for each other forever
     die_with_parent(getattr(signal, "SIGKILL", signal.SIGTERM) if is_rank else signal.SIGTERM)
