@@ -89,8 +89,9 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def probed(run_dir: Path) -> dict[str, Any]:
     assert reading.read_summary(run_dir)["status"] == "finished", reading.read_summary(run_dir)
     found = dict(json.loads((run_dir / "probe.json").read_text()))
-    # which jobs of both kinds get, or the server adds
-    for name in ("TORCH_CPP_LOG_LEVEL", "WANDB_SILENT", "WANDB_ERROR_REPORTING"):
+    # the server sets these; Lightning sets the seed, in which the jobs differ
+    added = ("TORCH_CPP_LOG_LEVEL", "WANDB_SILENT", "WANDB_ERROR_REPORTING", "PL_GLOBAL_SEED")
+    for name in added:
         found["environment"].pop(name, None)
     return found
 
@@ -172,10 +173,11 @@ def test_the_jobs_of_a_sweep_import_no_large_library(
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     imported = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
-    for library in ("torch", "lightning", "torchmetrics", "torch._dynamo", "wandb"):
+    for library in ("torch", "lightning", "torch._dynamo", "wandb"):
         assert imported.count(library) == 1, library
     assert imported.count("cvae.models") == 2 * devices
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep"]
+    left = {path.name for path in tmp_path.iterdir()} - {"torchinductor_root"}  # made by torch
+    assert left == {"sweep"}
 
 
 def test_other_launchers_and_bound_threads_need_no_server(

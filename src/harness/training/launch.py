@@ -1,9 +1,9 @@
 """Launch of a run: in this process, in one process per device, or under torchrun or srun.
 
 A run on one device trains in this process. A run on several devices, and every job of a sweep,
-trains in processes of its own: fresh interpreters, or forks of one that has only imported libraries.
-They read only the run folder, so that no argument, environment variable or process group leaks from
-one job to the next.
+trains in processes of its own: fresh interpreters, or forks of one that has only imported
+libraries. They read only the run folder, so that no argument, environment variable or process group
+leaks from one job to the next.
 """
 
 import contextlib
