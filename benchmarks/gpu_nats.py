@@ -109,15 +109,17 @@ def speedrun(options: Namespace) -> dict[str, Any]:
     return {**found, "shown": shown, "validation_nll": nats}
 
 
-def _evaluate_on(options: Namespace, device: str, num_samples: int, claims: str) -> dict[str, Any]:
-    """Return seconds and values of claims on a device, "cpu" or "auto" for the GPU."""
+def _evaluate_on(
+    options: Namespace, accelerator: str, num_samples: int, claims: str
+) -> dict[str, Any]:
+    """Return seconds and values of claims on the CPU ("cpu") or the GPU ("auto")."""
     words = [f"num_samples={num_samples}"]
     if claims != "all":
         words.append(f"claims=[{claims}]")
-    if has_setting("evaluate", "device"):
-        words.append(f"device={device}")
-    elif not options.cpu and device != "cpu":
-        raise Skipped("conf/evaluate.yaml has no device")
+    if has_setting("evaluate", "accelerator"):
+        words.append(f"accelerator={accelerator}")
+    elif not options.cpu and accelerator != "cpu":
+        raise Skipped("conf/evaluate.yaml has no accelerator")
     found = evaluate(load_default(options), words, max(1.0, options.deadline - time.monotonic()))
     nats = {name: metric["value"] for name, metric in found["metrics"].items()}
     return {"seconds_by_claim": found["seconds"], "values": nats}
@@ -136,7 +138,7 @@ def cpu_and_gpu(options: Namespace) -> dict[str, Any]:
     """Compare the bound with K = 50 on GPU and CPU: seconds, and the largest difference in nats."""
     if options.cpu:
         raise Skipped("needs a GPU")
-    gpu, cpu = (_evaluate_on(options, device, 50, "bound") for device in ("auto", "cpu"))
+    gpu, cpu = (_evaluate_on(options, name, 50, "bound") for name in ("auto", "cpu"))
     names = [name for name in cpu["values"] if "nll_k50" in name or name == "test/elbo"]
     differences = {name: gpu["values"][name] - cpu["values"][name] for name in names}
     seconds = {k: v["seconds_by_claim"]["bound"] for k, v in (("gpu", gpu), ("cpu", cpu))}

@@ -98,12 +98,13 @@ def test_a_section_is_stopped_at_the_end_of_its_time(
 
 
 def test_the_bound_on_gpu_and_cpu_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    def evaluate(options: Any, device: str, num_samples: int, claims: str) -> dict[str, Any]:
+    def evaluate(options: Any, accelerator: str, num_samples: int, claims: str) -> dict[str, Any]:
         assert (num_samples, claims) == (50, "bound")
         values = {"test/elbo": -88.0, "test/nll_k1": 88.5, "test/nll_k50": 84.0}
-        if device == "cpu":
+        if accelerator == "cpu":
             values = {**values, "test/nll_k1": 99.0, "test/nll_k50": 84.25}
-        return {"seconds_by_claim": {"bound": 2.0 if device == "auto" else 30.0}, "values": values}
+        seconds = 2.0 if accelerator == "auto" else 30.0
+        return {"seconds_by_claim": {"bound": seconds}, "values": values}
 
     monkeypatch.setattr(gpu_nats, "_evaluate_on", evaluate)
     found = gpu_nats.cpu_and_gpu(argparse.Namespace(cpu=False))
