@@ -21,7 +21,9 @@ _TO_NUMPY = (Tensor.numpy, Tensor.__array__)
 _FACTORIES = (torch.tensor, torch.as_tensor, torch.asarray)  # they copy from any device
 _INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
 _COPIES = (  # from any device, into a tensor that keeps its own
-    *(Tensor.copy_, Tensor.data.__set__, Tensor.grad.__set__),  # type: ignore[attr-defined]
+    Tensor.copy_,
+    Tensor.data.__set__,  # type: ignore[attr-defined]
+    Tensor.grad.__set__,  # type: ignore[union-attr]
     torch._has_compatible_shallow_copy_type,
 )
 _DEVICE, _IS_CUDA = Tensor.device.__get__, Tensor.is_cuda.__get__  # type: ignore[attr-defined]

@@ -60,10 +60,10 @@ def measured(
     model: Autoencoder, device: str, claims: Sequence[str]
 ) -> tuple[report.Report, Mapping[str, object]]:
     """Return the results of claims on a device, and the figures."""
-    splits = [TRAIN, VALIDATION, TEST]
+    train, validation, test = TRAIN, VALIDATION, TEST
     if isinstance(model.condition, Attributes):
-        splits = [with_attributes(split) for split in splits]
-    one = SampledSubject(model.eval().to(device), *splits, num_samples=3, num_generated=20)
+        train, validation, test = (with_attributes(split) for split in (TRAIN, VALIDATION, TEST))
+    one = SampledSubject(model.eval().to(device), train, validation, test, 3, 20)
     found = report.evaluate(one, claims)
     few = one.test_batch(torch.arange(3, device=device))
     on_cpu = few._replace(x=few.x.cpu(), y=few.y.cpu(), indices=few.indices.cpu())
