@@ -61,18 +61,19 @@ def summary(document: dict[str, Any]) -> str:
     share = loader / document["step_milliseconds"]
     started = {name: found["median"] for name, found in document["starting"].items()}
     late = started["to the first step"] - started["import torch, lightning"]
+    one_device, two_devices = (found["median"] for found in document["sweeping"].values())
     pair = curve["2 x 1"]["median"] / curve["1 x 2"]["median"]
     rows = [
         (
             "our speed / bare loop, equal settings",
             f"{document['ours_over_bare']:.2f} ({min(each):.2f} to {max(each):.2f}, "
             f"{document['rounds']} rounds)",
-            "≥ 0.97",
+            "≥ 1.00",
         ),
         (
             "our fastest setting / bare loop",
             f"{document['best_over_bare']:.2f}",
-            "≥ 1.6",
+            "≥ 1.7",
         ),
         (
             "our fastest setting at batch size 128 / bare loop",
@@ -95,7 +96,9 @@ def summary(document: dict[str, Any]) -> str:
             f"{document['evaluation']['over_roofline']:.2f}",
             "≥ 0.70",
         ),
-        ("two processes of one thread / one process of two threads, speed", f"{pair:.2f}", "≥ 0.9"),
+        ("a job of a sweep, in addition to its training", f"{one_device:.1f} s", "≤ 3 s"),
+        ("the same on two devices", f"{two_devices:.1f} s", "≤ 6 s"),
+        ("two processes of one thread / one process of two threads, speed", f"{pair:.2f}", ""),
     ]
     return markdown(("quantity", "measured", "goal"), rows)
 
