@@ -26,7 +26,7 @@ from harness.contract.errors import (
 )
 from harness.contract.terminal import accept_any_text
 from harness.run_folder.folder import RunFolder
-from harness.training.forks import Fork, Process, can_fork, fork
+from harness.training.forks import Fork, Process, can_fork, fork, run_and_exit
 from harness.training.local_ranks import run_ranks
 from harness.training.processes import (
     PARENT_VARIABLE,
@@ -267,4 +267,4 @@ def run_process(path: str, is_rank: bool = False, fork_ranks: bool = False) -> N
 if __name__ == "__main__":
     accept_any_text()
     *options, run_folder = sys.argv[1:]
-    run_process(run_folder, is_rank=bool(options))
+    run_and_exit(lambda: run_process(run_folder, is_rank=bool(options)))
