@@ -2,7 +2,7 @@
 
 ``python benchmarks/gpu.py`` (make gpu) writes docs/measured/gpu.json, after every measurement. Each
 section runs in a process of its own with a share of the time; a measurement that fails is recorded
-with its error, and the others go on. ``--cpu`` checks this script itself on a machine without a
+with its error, and the others continue. ``--cpu`` checks this script itself on a machine without a
 GPU, with a few steps of each run, and writes logs/gpu/cpu/measured.json.
 """
 
@@ -118,7 +118,7 @@ def failures(document: dict[str, Any]) -> list[str]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--sections", nargs="+", choices=BUDGETS, help="only these; keep the others"
+        "--sections", nargs="+", choices=BUDGETS, help="measure these, keep the results of others"
     )
     parser.add_argument("--cpu", action="store_true", help="check this script without a GPU")
     parser.add_argument("--steps", type=int, help=f"of a timed run; {STEPS}, or 8 with --cpu")
@@ -147,17 +147,20 @@ def main(arguments: Sequence[str]) -> int:
     if options.run_section:
         run_section(options.run_section, options)
         return 0
-    # a CPU may be busy, and its seconds do not matter
+    # on a CPU, allow 20 times the time: its seconds do not matter
     start, limit, share = time.perf_counter(), 0.0, 20 if options.cpu else 1
     device = {"gpu": describe_gpu(), "cuda": torch.version.cuda, "machine": describe_machine()}
     document: dict[str, Any] = {**device, "seconds": {}}
     if options.sections and options.output.exists():
         document = read(options.output)
         if any(document[key] != value for key, value in device.items()):
-            raise SystemExit(f"{options.output} is from another machine or other versions")
+            raise SystemExit(
+                f"{options.output} is from another machine or other versions: "
+                "delete it, or run without --sections"
+            )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     for section in options.sections or BUDGETS:
-        limit += share * BUDGETS[section]  # time that a section leaves is for the next ones
+        limit += share * BUDGETS[section]  # unused time goes to the next sections
         begun = time.perf_counter()
         files.write_json(options.output, {**document, section: {}})
         with exit_on_sigterm():

@@ -1,4 +1,4 @@
-"""Section "checks" of the GPU benchmark: steps are right, do not wait, and resume exactly.
+"""Section "checks" of the GPU benchmark: steps are correct, do not synchronize, resume exactly.
 
 Each check returns whether it passed, and the numbers that it compared.
 """
@@ -103,7 +103,7 @@ def watch(options: Namespace, overrides: list[str]) -> tuple[list[str], str]:
 
 
 def synchronizations(options: Namespace, is_graph: bool) -> dict[str, Any]:
-    """Count synchronizations with the GPU within steps, which do not log."""
+    """Count synchronizations with the GPU within steps that do not log."""
     places, made_on = watch(options, graph_override(is_graph))
     if options.cpu:
         raise Skipped(f"needs a GPU; batches were made on {made_on}")
@@ -176,8 +176,8 @@ CHECKS: dict[
     str, Callable[[Namespace], dict[str, Any]]
 ] = {  # CUDA graphs last: a capture that fails can leave the device unusable
     f"{STEPS} steps have the same losses as on the CPU, float32": losses,
-    "no eager step waits for the host": partial(synchronizations, is_graph=False),
+    "no eager step synchronizes with the GPU": partial(synchronizations, is_graph=False),
     "a run stopped by SIGTERM and resumed ends with the same weights": resume,
-    "no step with CUDA graphs waits for the host": partial(synchronizations, is_graph=True),
+    "no step with CUDA graphs synchronizes with the GPU": partial(synchronizations, is_graph=True),
     "CUDA graphs and eager steps have the same losses over two epochs, float32": graph,
 }

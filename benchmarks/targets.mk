@@ -17,7 +17,7 @@ bench: .venv/.installed ## compare speed with a bare loop, Lightning, pythae; 30
 	$(RUN) benchmarks/bench.py $(ARGS)
 	$(RUN) docs/tables.py
 
-gpu: .venv/.installed ## check and measure on one GPU; 8 min (ARGS=--cpu: without one)
+gpu: .venv/.installed ## check and measure on one GPU; 8 min (ARGS=--cpu: no GPU)
 	$(RUN) benchmarks/gpu.py $(ARGS); code=$$?; $(RUN) docs/tables.py && exit $$code
 
 precision: .venv/.installed ## measure the cost of bfloat16 in nats, 10 seeds; 10 min

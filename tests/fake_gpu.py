@@ -1,4 +1,4 @@
-"""A pretended GPU: finds tensors on the wrong device on a machine without a GPU.
+"""A fake GPU: finds tensors on the wrong device on a machine without a GPU.
 
 ``with FakeGPU():`` makes ``device="cuda"`` a mark on a tensor whose values stay on the CPU. Every
 function of torch that is called from Python raises where CUDA would, and marks its results.

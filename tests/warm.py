@@ -140,7 +140,7 @@ def become_job(job: Mapping[str, Any]) -> None:
     """Turn this process into a job or a rank."""
     os.setpgid(0, 0)
     os.sched_setaffinity(0, job["cores"])
-    if job["module"] == LAUNCH:  # the fork server of a sweep starts no other process
+    if job["module"] == LAUNCH:  # a fork server starts jobs with os.fork instead
         fork_server = ForkServer()
         if fork_server.job is not None:
             become_job(fork_server.job)

@@ -16,8 +16,8 @@ Scalars = TypeVar("Scalars", float, Tensor)
 
 _EVALUATION_SEED = 0  # fixed, to score all runs and epochs with the same noise
 BATCH = 128  # images, or pairs of image and label, per batch; results do not depend on it
-# evaluations of a decoder of _OUTPUTS numbers at a time, fewer of a larger one; results do not
-# depend on them
+# decoder evaluations at a time, for an output of _OUTPUTS numbers; fewer for a larger output. They
+# change results only by rounding
 _CPU_ROWS = 2048  # fits the caches
 _GPU_ROWS = 32_768  # 100 MB of logits; fewer would wait for kernel launches
 _OUTPUTS = 784

@@ -252,7 +252,8 @@ class Autoencoder(nn.Module):
         """Return the loss of each image at an optimizer step, in nats.
 
         Args:
-            step: an integer; on a GPU a tensor of shape (), so compute with it, but do not branch.
+            step: optimizer steps so far; a tensor of shape () while a CUDA graph is recorded. Do
+                not branch on its value.
         """
         return -terms.reconstruction
 

@@ -51,7 +51,7 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def _key(seed: int, stream: Stream, epoch: int | Tensor) -> int | Tensor:
-    """Return ``derive_seed(seed, stream, epoch)``, on the device of the epoch if it has one."""
+    """Return ``derive_seed(seed, stream, epoch)``, as a tensor if the epoch is one."""
     if not isinstance(epoch, Tensor):
         return _signed(derive_seed(seed, stream, epoch))
     return _mix((epoch + 1) * _signed(GOLDEN) + _signed(derive_seed(seed, stream)))

@@ -60,7 +60,7 @@ class Split(NamedTuple):
     attributes: Mapping[str, Float[Tensor, " num_images"]] = MappingProxyType({})
 
     def to(self, device: torch.device | str) -> "Split":
-        """Return the images on a device."""
+        """Return the split with all its tensors on a device."""
         conditions = None if self.conditions is None else self.conditions.to(device)
         attributes = {name: values.to(device) for name, values in self.attributes.items()}
         images = self.grey.to(device), self.inputs.to(device)

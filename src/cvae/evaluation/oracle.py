@@ -218,8 +218,9 @@ class Oracle:
     """Classifier of real images, and a briefly trained one as the ceiling for training on samples.
 
     Both train on first use and are cached in a folder, under a digest of this file, the version of
-    torch and the digits. A missing, damaged or outdated file is trained again. They train where
-    the splits are, on the CPU in an evaluation, so that every device measures with the same ones.
+    torch and the digits. A missing, damaged or outdated file is trained again. They train on
+    the device of the splits. An evaluation passes splits on the CPU, so that the classifiers are
+    the same for every device.
 
     Args:
         num_classes: number of labels.

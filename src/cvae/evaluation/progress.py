@@ -22,7 +22,7 @@ class ClaimProgress:
         self._claim = self._doing = ""
 
     def start_claim(self, name: str, number: int, count: int) -> None:
-        """Name the claim that is measured next, the first of ``count`` having the number 1."""
+        """Show the name of the next claim and its number, from 1 to ``count``."""
         self._claim = f"{name} ({number} of {count})"
         self.update("", 0.0)
 

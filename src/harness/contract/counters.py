@@ -30,7 +30,7 @@ class _CountedTrainer:
 class CountedModule(lightning.LightningModule):
     """A LightningModule whose steps can be recorded once and replayed with other counters."""
 
-    has_own_graphs = False  # whether the steps replay CUDA graphs of their own already
+    has_own_graphs = False  # whether the steps already use CUDA graphs of their own
     _counters: Counters | None = None
 
     @property

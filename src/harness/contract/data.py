@@ -81,7 +81,7 @@ class ExactDataModule(lightning.LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        if device.type == "cpu":  # loaders make batches there; the search for tensors takes time
+        if device.type == "cpu":  # the batch is there, and the search for its tensors takes time
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 

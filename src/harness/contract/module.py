@@ -48,9 +48,9 @@ class ExactModule(CountedModule):
             losses = F.cross_entropy(self.model(batch.x), batch.y, reduction="none")
             return self.training_loss({"loss": losses}, batch.global_size)
 
-    On a GPU, most steps replay a CUDA graph of an earlier one, without running ``training_step``.
-    ``self.global_step``, ``self.current_epoch`` and ``batch_idx`` are tensors while it is recorded.
-    Compute with them; a step that branches on their values, or logs, is not replayed.
+    On one GPU, most steps replay a CUDA graph and do not run ``training_step``. ``batch_idx``,
+    ``self.global_step`` and ``self.current_epoch`` are integers, but tensors of shape () while the
+    graph is recorded. A step that branches on their values, or logs, is not recorded.
 
     Args:
         model: the model to train; checkpoints hold its weights.
@@ -219,7 +219,7 @@ class ExactModule(CountedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for state in checkpoint["optimizer_states"]:
-            for group in state["param_groups"]:  # as on a CPU, where the run may resume
+            for group in state["param_groups"]:  # as on a CPU, because the run may resume there
                 group["lr"] = float(group["lr"])
                 group.update({"capturable": False} if "capturable" in group else {})
         checkpoint["config"] = self.config

@@ -41,7 +41,7 @@ class ForkServer:
     It imports them in the background, and ends with this process.
 
     Args:
-        sweep_dir: the folder of the sweep; the command line of the server and its forks has it.
+        sweep_dir: the folder of the sweep; shown in the command line of the server and its forks.
         num_parallel: jobs at a time.
         environment: variables to set for the jobs.
     """
@@ -110,7 +110,7 @@ def fork_server(
 
 @contextlib.contextmanager
 def _adopting_orphans() -> Iterator[None]:
-    """Make processes whose parents end meanwhile children of this process."""
+    """Adopt descendants whose parents end within this block."""
     set_child_subreaper, get_child_subreaper = 36, 37
     libc, before = ctypes.CDLL(None), ctypes.c_int()
     libc.prctl(get_child_subreaper, ctypes.byref(before))
@@ -128,7 +128,7 @@ def _serve(connection: socket.socket) -> None:
         if not message:
             return
         job = functools.partial(_run_job, connection, json.loads(message), fds)
-        # the job is a fork of a fork that ends at once, so that the sweep adopts it
+        # fork twice: the first fork ends at once, so that the sweep adopts the job
         Fork(fork(functools.partial(_start_orphan, job))).wait()
         for fd in fds:
             os.close(fd)
@@ -140,11 +140,11 @@ def _start_orphan(job: functools.partial[None]) -> None:
 
 
 def _run_job(
-    connection: socket.socket, request: Mapping[str, Any], fds: list[int], between: int
+    connection: socket.socket, request: Mapping[str, Any], fds: list[int], first_fork: int
 ) -> None:
-    """Become the job of a request, in a fork of the process ``between``."""
+    """Become the job of a request, in a fork of the process ``first_fork``."""
     os.setpgid(0, 0)
-    while os.getppid() == between:
+    while os.getppid() == first_fork:
         time.sleep(0.001)
     is_adopted = str(os.getppid()) == os.environ[PARENT_VARIABLE]
     connection.send(str(os.getpid()).encode() if is_adopted else b"")
@@ -171,7 +171,7 @@ def main() -> None:
     import harness.training.run  # noqa: F401
     from harness.tracking.wandb import import_for_runs
 
-    # W&B makes a temporary folder, which only a regular exit removes: when the sweep disconnects
+    # exit only when the sweep disconnects: that exit removes the temporary folder of W&B
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     import_for_runs()
     gc.freeze()  # garbage collection in a fork would copy all pages with objects

@@ -111,7 +111,7 @@ def build(folder: RunFolder, rank: int = 0) -> Parts:
     if module.provenance["processes"] > 1 and arguments["strategy"] in _DDP:
         arguments["strategy"] = DDPStrategy(
             timeout=timedelta(seconds=cfg.rank_timeout),
-            gradient_as_bucket_view=True,  # saves a copy of the gradients
+            gradient_as_bucket_view=True,  # avoids a copy of the gradients
             **_DDP[arguments["strategy"]],
         )
     callbacks = _callbacks(cfg)

@@ -1,8 +1,8 @@
 """Training steps that are recorded as a CUDA graph once and then replayed.
 
-A replayed step launches its hundreds of kernels at once, and runs no Python. What changes from step
-to step is in memory that the graph reads: the batch, the learning rate, and the counters in
-:class:`~harness.contract.counters.Counters`.
+A replayed step launches its hundreds of kernels at once and skips the Python of ``training_step``.
+The graph reads from memory of the device all that changes from step to step: the batch, the
+learning rate, and :class:`~harness.contract.counters.Counters`.
 """
 
 import logging
@@ -39,11 +39,11 @@ class Recording(NamedTuple):
 
 
 class CapturedStep:
-    """Takes optimizer steps, by replaying a CUDA graph of the first ones.
+    """Takes optimizer steps by replaying a CUDA graph.
 
-    A step of a new batch shape runs eagerly a few times. Then one step runs with its counters as
-    tensors while synchronization is an error. If it fails, all steps stay eager, because the graph
-    would repeat a value that Python read.
+    For each batch shape, two steps run eagerly. The third reads its counters as tensors, and a
+    synchronization is an error. The fourth is recorded, and it and all later ones are replayed. If
+    the third fails, all steps stay eager, because a graph would repeat the value that Python read.
 
     Args:
         step: takes one eager optimizer step with the arguments of ``training_step``.
@@ -57,11 +57,11 @@ class CapturedStep:
         self._counters = Counters(*torch.zeros(3, dtype=torch.int64, device=module.device))
         self._recordings: dict[Any, Recording] = {}
         self._num_seen: dict[Any, int] = {}
-        self.reason = "" if _is_capturable(optimizer) else f"of {type(optimizer).__name__}"
-        if self.reason:
-            self._report()
-        else:
+        self.reason = ""  # why steps stay eager
+        if _is_capturable(optimizer):
             move_state_to_device(optimizer, module.device)
+        else:
+            self._stay_eager(f"{type(optimizer).__name__} counts on the CPU")
 
     def __call__(self, batch: Any, batch_idx: int) -> Outputs:
         """Take a step, and return the loss and what else the training step returned."""
@@ -104,8 +104,7 @@ class CapturedStep:
             with module.counters_as_tensors(self._counters), raise_on_synchronization():
                 return self._step(batch, self._counters.batch)
         except RuntimeError as error:
-            self.reason = " ".join(str(error).split())[:200]
-            self._report()
+            self._stay_eager(" ".join(str(error).split())[:200])
         module.items_seen, module._window = before
         if module._window is not None and window is not None:
             module._window.copy_(window)
@@ -119,8 +118,12 @@ class CapturedStep:
             outputs = self._step(pytree.tree_unflatten(inputs, structure), self._counters.batch)
         return Recording(graph, inputs, outputs, self._module.items_seen - before)
 
-    def _report(self) -> None:
-        log.warning("steps are not replayed as a CUDA graph: %s", self.reason)
+    def _stay_eager(self, reason: str) -> None:
+        self.reason = reason
+        log.warning(
+            "cuda_graph=true: steps run without a graph (%s); to hide this, cuda_graph=false",
+            reason,
+        )
 
 
 def _describe(leaf: Any) -> Any:

@@ -63,7 +63,7 @@ Process = subprocess.Popen[bytes] | Fork
 
 
 def stop(processes: Sequence[Process], number: int, timeout: float) -> None:
-    """Send a signal to each process, and SIGKILL to the groups of those that run ``timeout`` s."""
+    """Send a signal to each process, and SIGKILL to groups that still run after ``timeout`` s."""
     for process in processes:
         process.send_signal(number)
     deadline = time.monotonic() + timeout
@@ -92,7 +92,7 @@ def can_fork() -> bool:
 
 
 def fork(body: Callable[[], object]) -> int:
-    """Run a function in a fork of this process, and return its process id.
+    """Run a function in a fork of this process, and return the process id of the fork.
 
     The fork starts with the signal handlers and the random numbers of a fresh interpreter.
     """

@@ -224,7 +224,7 @@ def _become_rank(folder: RunFolder, environment: Mapping[str, str]) -> None:
 
 
 def _run_spawned_rank(folder: RunFolder) -> None:
-    """Train as one of several processes, and report an error to torchelastic."""
+    """Train as one of several processes, and report an error to the process that started them."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     from harness.training.run import train_run

@@ -30,11 +30,11 @@ def run_ranks(count: int, name: str, start: Callable[[Mapping[str, str]], Proces
 
     Raises:
         ChildFailedError: a rank failed.
+        Stopped: this process got a stop signal.
     """
     import torch.distributed as dist
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-    # not a TemporaryDirectory: a forked rank would remove it at its exit
     folder = Path(tempfile.mkdtemp(prefix="ranks-"))
     replies = [folder / f"{rank}.json" for rank in range(count)]
     ranks: list[Process] = []

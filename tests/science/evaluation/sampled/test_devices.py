@@ -114,7 +114,7 @@ def test_a_tensor_that_is_left_on_the_cpu_is_found(
             report.evaluate(one, [claim])
 
 
-def test_the_pretended_gpu_raises_where_cuda_does() -> None:
+def test_the_fake_gpu_raises_where_cuda_does() -> None:
     with FakeGPU():
         a, b = torch.ones(3, device="cuda"), torch.ones(3)
         assert a.device.type == (a[:2] + 1).device.type == b.to(a).device.type == "cuda"
