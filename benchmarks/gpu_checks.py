@@ -18,6 +18,7 @@ import torch
 from bench import environment
 from gpu_runs import FLOAT32, Skipped, common_overrides, graph_override, new_folder, train
 
+from cvae.evaluation.device import full_float32
 from harness.config.paths import ROOT
 from harness.contract.errors import TERMINATED
 from harness.run_folder.loading import load_checkpoint
@@ -64,11 +65,10 @@ def verdict(passed: bool, shown: str) -> dict[str, Any]:
 
 def losses(options: Namespace) -> dict[str, Any]:
     """Compare the losses of the first steps with those on the CPU, in float32 without TF32."""
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
     overrides = [*_EVERY_STEP, f"trainer.max_steps={STEPS}", "trainer.limit_val_batches=1"]
     overrides += graph_override(False)
-    here = train(options, "losses", overrides)
+    with full_float32():
+        here = train(options, "losses", overrides)
     on_cpu = train(options, "losses-cpu", ["device=cpu", *overrides])
     difference = relative_difference(read_losses(on_cpu), read_losses(here))
     return {

@@ -1,10 +1,13 @@
 """Replayed steps equal eager steps, checked on a CPU with tests/replay.py."""
 
+import functools
 import logging
+import random
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -13,7 +16,7 @@ from torch import Tensor
 from cvae.lightning_module import VAEModule
 from harness.contract.errors import Stopped
 from harness.run_folder.folder import RunFolder
-from harness.training import captured_step
+from harness.training import captured_step, optimization
 from harness.training.build import Parts, build
 from harness.training.captured_step import CapturedStep
 from harness.training.resume import LastCheckpoint
@@ -31,6 +34,63 @@ class BranchingModule(VAEModule):
         return loss if self.trainer.global_step < 3 else 2 * loss
 
 
+class LookingUpModule(VAEModule):
+    """Looks the epoch up in a set."""
+
+    def training_step(self, batch: Any, batch_idx: int | Tensor) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return 2 * loss if self.current_epoch in {1, 3} else loss
+
+
+class DrawingModule(VAEModule):
+    """Draws a number in Python."""
+
+    def training_step(self, batch: Any, batch_idx: int | Tensor) -> Tensor:
+        return float(np.random.rand()) * super().training_step(batch, batch_idx)
+
+
+class RebindingModule(VAEModule):
+    """Replaces a tensor in each step."""
+
+    baseline: Tensor | float = 1.0
+
+    def training_step(self, batch: Any, batch_idx: int | Tensor) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.baseline = 0.9 * self.baseline + 0.001 * loss.detach()
+        return loss * self.baseline
+
+
+class LoggingModule(VAEModule):
+    """Logs in its training step."""
+
+    def training_step(self, batch: Any, batch_idx: int | Tensor) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+
+class BetaByEpoch(Callback):
+    """Changes a plain value of the model between epochs."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.model.beta = 1.0 + trainer.current_epoch // 3
+
+
+class FreezeEncoder(Callback):
+    """Stops training the encoder after a few epochs."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.model.network.encoder.requires_grad_(trainer.current_epoch < 3)
+
+
+class RateByStep(Callback):
+    """Writes the learning rate, as a warm-up by hand does."""
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = 0.001 * (1 + trainer.global_step % 5)
+
+
 class StopAt(Callback):
     """Requests a stop after a step, as a signal does."""
 
@@ -41,15 +101,6 @@ class StopAt(Callback):
         if trainer.global_step == self.step:
             last = next(c for c in trainer.callbacks if isinstance(c, LastCheckpoint))
             last._store_signal(signal.SIGTERM, None)
-
-
-class LoggingModule(VAEModule):
-    """Logs in its training step."""
-
-    def training_step(self, batch: Any, batch_idx: int | Tensor) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        self.log("loss", loss)
-        return loss
 
 
 @pytest.fixture
@@ -68,6 +119,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[replay.Graph]:
     monkeypatch.setattr(captured_step, "recording_to", replay.recording_to)
     monkeypatch.setattr(captured_step, "raise_on_synchronization", replay.raise_on_synchronization)
     monkeypatch.setattr(contract, "_HOST", "none of these")
+    # the shape checks of the tests draw numbers
+    monkeypatch.setattr(random, "getstate", lambda: None)
+    monkeypatch.setattr(random, "setstate", lambda state: None)
     return made
 
 
@@ -120,6 +174,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         ("model.warmup_steps=17",),
         ("optimizer=sgd", "scheduler=step", "trainer.gradient_clip_algorithm=value"),
         ("model=autoencoder", "monitor=val/reconstruction", "data.num_workers=1"),
+        ("scheduler=constant", f"+callbacks.rate._target_={__name__}.RateByStep"),
     ],
 )
 def test_replayed_steps_equal_eager_steps(
@@ -156,9 +211,35 @@ def test_a_resumed_run_replays_the_same_steps(
     assert_equal(resumed, whole)
 
 
-@pytest.mark.parametrize("module", [BranchingModule, LoggingModule])
+@pytest.mark.parametrize("name", ["BetaByEpoch", "FreezeEncoder"])
+def test_a_change_of_the_model_is_recorded_again(
+    name: str,
+    graphs: list[replay.Graph],
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    change = f"+callbacks.change._target_={__name__}.{name}"
+    replayed = train_weights(tmp_path / "replayed", data_dir, change)
+    assert len(graphs) == 2  # of full batches, before and after the change
+    assert all(graph.num_replays > 5 for graph in graphs)
+    monkeypatch.setattr(captured_step, "_MAX_GRAPHS", 0)
+    assert_equal(replayed, train_weights(tmp_path / "eager", data_dir, change))
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (BranchingModule, "synchronizing"),
+        (LookingUpModule, "looked up"),
+        (DrawingModule, "random generator"),
+        (RebindingModule, "changes baseline"),
+        (LoggingModule, "logs loss"),
+    ],
+)
 def test_a_step_that_cannot_be_replayed_stays_eager(
     module: type,
+    reason: str,
     graphs: list[replay.Graph],
     data_dir: Path,
     tmp_path: Path,
@@ -170,10 +251,40 @@ def test_a_step_that_cannot_be_replayed_stays_eager(
         weights = train_weights(tmp_path / "captured", data_dir, target)
     warnings = [r.message for r in caplog.records if "without a CUDA graph" in r.message]
     assert len(warnings) == 1
-    assert "synchronizing" in warnings[0] or "logs loss" in warnings[0]
+    assert reason in warnings[0]
     assert graphs == []
-    monkeypatch.setattr(captured_step, "_MAX_GRAPHS", 0)
-    assert_equal(weights, train_weights(tmp_path / "eager", data_dir, target))
+    # the first steps had a learning rate in float32
+    monkeypatch.setattr(optimization, "can_record", lambda module: False)
+    eager = train_weights(tmp_path / "eager", data_dir, target)
+    assert weights.keys() == eager.keys()
+    for name, value in eager.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_schedule_of_momentum_is_not_replayed(
+    graphs: list[replay.Graph], data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = build_run(tmp_path / "run", data_dir)
+    parts.module._make_scheduler = functools.partial(
+        torch.optim.lr_scheduler.OneCycleLR, max_lr=0.01
+    )
+    with caplog.at_level(logging.WARNING):
+        train(*parts, test=False)
+    assert "betas has changed" in caplog.text
+    assert graphs == []
+
+
+def test_a_second_fit_takes_the_steps_of_its_own_optimizer(
+    graphs: list[replay.Graph], data_dir: Path, tmp_path: Path
+) -> None:
+    module, data, trainer = build_run(tmp_path / "run", data_dir, "callbacks.ema=null")
+    train(module, data, trainer, test=False)
+    before = [p.detach().clone() for p in module.parameters()]
+    trainer.fit_loop.max_epochs = 8  # type: ignore[attr-defined]
+    module.train()
+    trainer.fit(module, datamodule=data)
+    assert all(not torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
+    assert trainer.global_step == 8 * 7
 
 
 def test_an_optimizer_that_counts_steps_on_the_cpu_is_not_captured(
@@ -183,8 +294,9 @@ def test_an_optimizer_that_counts_steps_on_the_cpu_is_not_captured(
     module: Any = torch.nn.Linear(1, 1)
     module.device = torch.device("cpu")
     for optimizer, reason in (
-        (torch.optim.Adagrad([weight]), "Adagrad counts on the CPU"),
-        (torch.optim.SGD([weight], lr=0.1), ""),
+        (torch.optim.Adagrad([weight]), "Adagrad keeps values on the CPU"),
+        (torch.optim.SGD([weight], lr=0.1), "SGD keeps values on the CPU"),
+        (torch.optim.SGD([weight], lr=0.1, fused=True), ""),
         (torch.optim.Adam([weight]), ""),
     ):
         step = CapturedStep(lambda batch, batch_idx: {}, module, optimizer)

@@ -32,6 +32,8 @@ train.main()
 PROBE = """
 import json, logging, os, random, signal, sys, warnings
 import lightning, numpy, torch
+from wandb.sdk.artifacts.artifact import Artifact
+from wandb.sdk.data_types._private import MEDIA_TMP
 
 class Probe(lightning.Callback):
     def __init__(self, path):
@@ -55,6 +57,7 @@ class Probe(lightning.Callback):
             "handlers": [type(h).__name__ for h in logging.getLogger().handlers],
             "input": os.readlink("/proc/self/fd/0"),
             "environment": dict(os.environ),
+            "wandb": [os.path.isdir(folder.name) for folder in (MEDIA_TMP, Artifact._TMP_DIR)],
             "marked": hasattr(torch, "marked") or "MARKED" in os.environ,
             "rank zero": lightning.pytorch.utilities.rank_zero_only.rank,
         }
@@ -72,8 +75,8 @@ def archive(sweep: Path, data_dir: Path, *more: str) -> list[Path]:
     probe = ["+callbacks.probe._target_=probe.Probe"]
     probe += ["+callbacks.probe.path=${run_dir}/probe.json", f"hydra.sweep.dir={sweep}"]
     paths = os.pathsep.join([str(ROOT / "src"), str(sweep.parent)])
-    words = ["-m", "seed=1,2", *tiny(data_dir), *SHORT, *probe, *more]
-    done = run_fork(script, words, {"PYTHONPATH": paths}, libraries=("hydra",))
+    overrides = ["-m", "seed=1,2", *tiny(data_dir), *SHORT, *probe, *more]
+    done = run_fork(script, overrides, {"PYTHONPATH": paths}, libraries=("hydra",))
     assert done.returncode == 0, done.stdout + done.stderr
     return [sweep / "0", sweep / "1"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 
 from cvae.lightning_module import VAEModule
 from harness.run_folder.folder import RunFolder
@@ -49,6 +49,15 @@ def test_a_hook_of_a_callback_is_called_in_every_step(
     trainer.callbacks.append(callback)  # type: ignore[attr-defined]
     train(module, data, trainer, test=False)
     assert len(calls) == trainer.global_step == 7
+
+
+def test_a_hook_of_an_instance_is_called(data_dir: Path, tmp_path: Path) -> None:
+    calls: list[str] = []
+    callback = LambdaCallback(on_before_optimizer_step=lambda *args: calls.append("called"))
+    module, data, trainer = build_run(tmp_path, data_dir)
+    trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+    train(module, data, trainer, test=False)
+    assert len(calls) == trainer.global_step
 
 
 def test_a_hook_of_the_module_is_called_in_every_step(

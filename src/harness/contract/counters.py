@@ -5,7 +5,18 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import lightning
+import torch
 from torch import Tensor
+
+
+class Counter(Tensor):
+    """A tensor that is no key of a dict or member of a set, where its value would not count."""
+
+    # results are plain tensors
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __hash__(self) -> int:
+        raise TypeError("a counter of a recorded step cannot be looked up in a dict or a set")
 
 
 class Counters(NamedTuple):
@@ -14,6 +25,18 @@ class Counters(NamedTuple):
     step: Tensor
     epoch: Tensor
     batch: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Counters":
+        """Return counters of 0 on a device."""
+        zeros = torch.zeros(3, dtype=torch.int64, device=device)
+        return cls(*(zero.as_subclass(Counter) for zero in zeros))
+
+    def set(self, module: lightning.LightningModule, batch_idx: int) -> None:
+        """Set the counters to those of a module, without waiting for the device."""
+        self.step.fill_(module.global_step)
+        self.epoch.fill_(module.current_epoch)
+        self.batch.fill_(batch_idx)
 
 
 class _CountedTrainer:

@@ -218,10 +218,6 @@ class ExactModule(CountedModule):
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for state in checkpoint["optimizer_states"]:
-            for group in state["param_groups"]:  # as on a CPU, because the run may resume there
-                group["lr"] = float(group["lr"])
-                group.update({"capturable": False} if "capturable" in group else {})
         checkpoint["config"] = self.config
         checkpoint["provenance"] = self.provenance
         checkpoint[f"{self.items}_seen"] = self.items_seen
@@ -290,6 +286,7 @@ class ExactModule(CountedModule):
         sums = torch.stack((*values.values(), count)).detach().sum(dim=1)
         if self._window is None:
             self._window = torch.zeros_like(sums)
+        self._window = self._window.to(sums.device)  # a checkpoint is loaded to the CPU
         self._window.add_(sums)  # in place, because a replayed step adds to the same memory
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -147,7 +147,8 @@ def _run_job(
     while os.getppid() == first_fork:
         time.sleep(0.001)
     is_adopted = str(os.getppid()) == os.environ[PARENT_VARIABLE]
-    connection.send(str(os.getpid()).encode() if is_adopted else b"")
+    with contextlib.suppress(OSError):  # the sweep may have ended
+        connection.send(str(os.getpid()).encode() if is_adopted else b"")
     connection.close()
     if not is_adopted:
         return
@@ -158,6 +159,9 @@ def _run_job(
     sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
     os.environ.update(request["variables"])
     os.sched_setaffinity(0, request["cores"])
+    from harness.tracking.wandb import make_temporary_folders  # late: it imports torch
+
+    make_temporary_folders()
     sys.argv = [str(Path(run_process.__code__.co_filename)), request["run_dir"]]
     run_process(request["run_dir"], fork_ranks=True)
 

@@ -1,5 +1,6 @@
 """Weights & Biases, as an optional copy of the metrics: a failure of W&B never ends a run."""
 
+import atexit
 import contextlib
 import io
 import logging
@@ -78,6 +79,18 @@ def import_for_runs() -> None:
     with contextlib.suppress(Exception):  # the runs report it
         _import_wandb()
         import wandb.sdk.launch  # noqa: F401
+
+
+def make_temporary_folders() -> None:
+    """Make temporary folders of W&B for this fork; the parent removes those that it shares."""
+    if "wandb" not in sys.modules:
+        return
+    from wandb.sdk.artifacts.artifact import Artifact
+    from wandb.sdk.data_types._private import MEDIA_TMP
+
+    for folder in (MEDIA_TMP, Artifact._TMP_DIR):
+        atexit.unregister(folder.cleanup)  # the fork would remove the folder of all others
+        folder.__init__("wandb")  # type: ignore[misc] # other modules hold the object
 
 
 def _one_line(error: Exception) -> str:

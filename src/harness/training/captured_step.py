@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from harness.contract.counters import Counters
 from harness.contract.module import ExactModule
+from harness.training.step_state import Snapshot, StepState, what_changed
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ Outputs = dict[str, Any]  # the loss, and what else training_step returned
 Step = Callable[[Any, int | Tensor], Outputs]  # takes the arguments of training_step
 
 _NUM_EAGER = 2  # steps before a recording, in which libraries and the optimizer allocate memory
+_MAX_SHAPES = 20  # of batches
 _MAX_GRAPHS = 2  # full batches, and the smaller last batch of an epoch
 DEVICE = "cuda"  # type of the devices that have graphs
 
@@ -38,12 +40,17 @@ class Recording(NamedTuple):
     num_items: int
 
 
+class NotRecordableError(Exception):
+    """A graph of the step would not repeat the step; the message is the reason."""
+
+
 class CapturedStep:
     """Takes optimizer steps by replaying a CUDA graph.
 
     For each batch shape, two steps run eagerly. The third reads its counters as tensors, and a
     synchronization is an error. The fourth is recorded, and it and all later ones are replayed. If
-    the third fails, all steps stay eager, because a graph would repeat the value that Python read.
+    the third fails or changes Python values, all steps stay eager, because a graph would not repeat
+    what Python does.
 
     Args:
         step: takes one eager optimizer step with the arguments of ``training_step``.
@@ -54,107 +61,200 @@ class CapturedStep:
     def __init__(self, step: Step, module: ExactModule, optimizer: Optimizer) -> None:
         self._step = step
         self._module = module
-        self._counters = Counters(*torch.zeros(3, dtype=torch.int64, device=module.device))
+        self._counters = Counters.on(module.device)
+        self._optimizer = DeviceSettings(optimizer, module.device)
         self._recordings: dict[Any, Recording] = {}
         self._num_seen: dict[Any, int] = {}
+        self._state: StepState | None = None  # at the recordings
         self.reason = ""  # why steps stay eager
-        if _is_capturable(optimizer):
-            move_state_to_device(optimizer, module.device)
-        else:
-            self._stay_eager(f"{type(optimizer).__name__} counts on the CPU")
+        if not is_recordable(optimizer):
+            self._stay_eager(f"{type(optimizer).__name__} keeps values on the CPU")
 
     def __call__(self, batch: Any, batch_idx: int) -> Outputs:
         """Take a step, and return the loss and what else the training step returned."""
-        if self.reason:
-            return self._step(batch, batch_idx)
+        if not self.reason:
+            try:
+                return self._take(batch, batch_idx)
+            except NotRecordableError as reason:
+                self._stay_eager(str(reason))
+        return self._step(batch, batch_idx)
+
+    def _take(self, batch: Any, batch_idx: int) -> Outputs:
         leaves, structure = pytree.tree_flatten(batch)
-        key = (structure, *map(_describe, leaves))
+        key = (structure, *(_describe(leaf, self._module.device) for leaf in leaves))
+        self._check_state(batch_idx)
+        self._optimizer.update()
         recording = self._recordings.get(key)
-        if recording is None:
-            if len(self._recordings) == _MAX_GRAPHS:
-                return self._step(batch, batch_idx)
-            self._num_seen[key] = seen = self._num_seen.get(key, 0) + 1
-            if seen <= _NUM_EAGER:
-                return self._step(batch, batch_idx)
-            self._set_counters(batch_idx)
-            if seen == _NUM_EAGER + 1:
-                return self._rehearse(batch, batch_idx)
-            recording = self._recordings[key] = self._record(leaves, structure)
-        else:
-            self._set_counters(batch_idx)
+        if recording is not None:
+            self._counters.set(self._module, batch_idx)
             for memory, leaf in zip(recording.inputs, leaves, strict=True):
                 if isinstance(memory, Tensor):
                     memory.copy_(leaf)
             self._module.items_seen += recording.num_items
+            return self._replay(recording)
+        self._num_seen[key] = seen = self._num_seen.get(key, 0) + 1
+        if len(self._num_seen) > _MAX_SHAPES:
+            raise NotRecordableError(f"batches have more than {_MAX_SHAPES} shapes")
+        if seen <= _NUM_EAGER or len(self._recordings) == _MAX_GRAPHS:
+            with self._optimizer.on_device():
+                return self._step(batch, batch_idx)
+        self._counters.set(self._module, batch_idx)
+        if seen == _NUM_EAGER + 1:
+            return self._rehearse(batch)
+        self._recordings[key] = recording = self._record(leaves, structure)
+        return self._replay(recording)
+
+    def _replay(self, recording: Recording) -> Outputs:
         recording.graph.replay()
-        return recording.outputs
+        # copies, because the next replay writes to the same memory
+        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in recording.outputs.items()}
 
-    def _set_counters(self, batch_idx: int) -> None:
-        module = self._module
-        values = (module.global_step, module.current_epoch, batch_idx)
-        for counter, value in zip(self._counters, values, strict=True):
-            counter.fill_(value)
+    def _rehearse(self, batch: Any) -> Outputs:
+        """Take a step that reads the counters.
 
-    def _rehearse(self, batch: Any, batch_idx: int) -> Outputs:
-        """Take a step that reads the counters; on an error, take it again without."""
-        module = self._module
-        before = module.items_seen, module._window
-        window = None if module._window is None else module._window.clone()
+        Raises:
+            NotRecordableError: a graph would not repeat the step, which is undone.
+        """
+        before = Snapshot(self._module, self._optimizer.state)
         try:
-            with module.counters_as_tensors(self._counters), raise_on_synchronization():
-                return self._step(batch, self._counters.batch)
-        except RuntimeError as error:
-            self._stay_eager(" ".join(str(error).split())[:200])
-        module.items_seen, module._window = before
-        if module._window is not None and window is not None:
-            module._window.copy_(window)
-        return self._step(batch, batch_idx)
+            with self._as_recorded(), raise_on_synchronization():
+                outputs = self._step(batch, self._counters.batch)
+        except Exception as error:  # an error of the step itself will be raised again
+            before.restore()
+            raise NotRecordableError(" ".join(str(error).split())[:200]) from error
+        if (change := before.change()) is not None:
+            before.restore()
+            raise NotRecordableError(f"the training step changes {change}")
+        return outputs
 
     def _record(self, leaves: list[Any], structure: Any) -> Recording:
         """Record a step without taking it."""
         inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         graph, before = new_graph(), self._module.items_seen
-        with self._module.counters_as_tensors(self._counters), recording_to(graph):
-            outputs = self._step(pytree.tree_unflatten(inputs, structure), self._counters.batch)
+        try:
+            with self._as_recorded(), recording_to(graph):
+                outputs = self._step(pytree.tree_unflatten(inputs, structure), self._counters.batch)
+        except Exception as error:
+            self._module.items_seen = before
+            raise NotRecordableError(" ".join(str(error).split())[:200]) from error
+        self._state = StepState(self._module)
         return Recording(graph, inputs, outputs, self._module.items_seen - before)
+
+    @contextmanager
+    def _as_recorded(self) -> Iterator[None]:
+        with self._module.counters_as_tensors(self._counters), self._optimizer.on_device():
+            yield
+
+    def _check_state(self, batch_idx: int) -> None:
+        """Drop the recordings if the module has changed; looks at the start of each epoch."""
+        if batch_idx == 0 and self._state is not None and self._state.change() is not None:
+            self._recordings.clear()
+            self._num_seen.clear()
+            self._state = None
 
     def _stay_eager(self, reason: str) -> None:
         self.reason = reason
+        self._recordings.clear()
+        self._optimizer.release()
         log.warning(
-            "cuda_graph=true: steps run without a graph (%s); to hide this, cuda_graph=false",
-            reason,
+            "steps run without a CUDA graph (%s); to hide this, set cuda_graph=false", reason
         )
 
 
-def _describe(leaf: Any) -> Any:
-    """Return what must be equal for a graph to take this part of a batch."""
-    return (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+def _describe(leaf: Any, device: torch.device) -> Any:
+    """Return what must be equal for a graph to take this part of a batch.
+
+    Raises:
+        NotRecordableError: a graph cannot read it.
+    """
+    if isinstance(leaf, Tensor):
+        if leaf.device != device:
+            raise NotRecordableError(f"a batch has a tensor on the device {leaf.device}")
+        return (leaf.shape, leaf.dtype)
+    if not isinstance(leaf, int | float | str | None):
+        raise NotRecordableError(f"a batch has a {type(leaf).__name__}")
+    return leaf
 
 
-def _is_capturable(optimizer: Optimizer) -> bool:
+def is_recordable(optimizer: Optimizer) -> bool:
     """Return whether an optimizer keeps its step count on the device, or has none."""
-    return type(optimizer) is SGD or all("capturable" in g for g in optimizer.param_groups)
+    groups = optimizer.param_groups
+    is_fused_sgd = type(optimizer) is torch.optim.SGD and all(g.get("fused") for g in groups)
+    return is_fused_sgd or all("capturable" in g for g in groups)
 
 
-def move_state_to_device(optimizer: Optimizer, device: torch.device) -> None:
-    """Keep learning rate and step count in memory of the device, where a graph reads them."""
-    for group in optimizer.param_groups:
-        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
-        if "capturable" in group:
-            group["capturable"] = device.type == "cuda"
-    for state in optimizer.state.values():
-        if isinstance(state.get("step"), Tensor):
-            state["step"] = state["step"].to(device)
+class DeviceSettings:
+    """Settings of an optimizer as a graph needs them, only while a step is taken.
+
+    Between steps, schedules and callbacks find the learning rate as they left it.
+
+    Args:
+        optimizer: the optimizer.
+        device: device of its parameters.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+        self._groups = optimizer.param_groups
+        self.state = optimizer.state
+        self._rates = [torch.zeros((), device=device) for _ in self._groups]
+        self._others = self._fixed()
+        self._device = device
+
+    def _fixed(self) -> list[dict[str, Any]]:
+        return [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self._groups]
+
+    def update(self) -> None:
+        """Copy the learning rate to the device.
+
+        Raises:
+            NotRecordableError: another setting has changed.
+        """
+        if (change := what_changed(self._others, self._fixed())) is not None:
+            raise NotRecordableError(f"the optimizer's {change} has changed")
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            rate.fill_(group["lr"])
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Keep learning rate and step count on the device within this block."""
+        before = [group["lr"] for group in self._groups]
+        for state in self.state.values():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].to(self._device)
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            group["lr"] = rate
+            if "capturable" in group:
+                group["capturable"] = self._device.type == "cuda"
+        try:
+            yield
+        finally:
+            for group, rate, other in zip(self._groups, before, self._others, strict=True):
+                group["lr"] = rate
+                group.update({k: v for k, v in other.items() if k == "capturable"})
+
+    def release(self) -> None:
+        """Move the step count to where eager steps expect it."""
+        for group in self._groups:
+            if not group.get("fused") and not group.get("capturable"):
+                for parameter in group["params"]:
+                    if isinstance(step := self.state.get(parameter, {}).get("step"), Tensor):
+                        self.state[parameter]["step"] = step.cpu()
 
 
 def new_graph() -> Any:
     return torch.cuda.CUDAGraph()
 
 
-def recording_to(graph: Any) -> Any:
-    """Return a context in which operators are recorded instead of run."""
-    # thread_local: the thread that pins memory for data workers may call CUDA meanwhile
-    return torch.cuda.graph(graph, capture_error_mode="thread_local")
+@contextmanager
+def recording_to(graph: Any) -> Iterator[None]:
+    """Record operators instead of running them."""
+    stream = torch.cuda.current_stream()
+    try:
+        # thread_local: the thread that pins memory for data workers may call CUDA meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            yield
+    finally:
+        torch.cuda.set_stream(stream)  # torch leaves its own if the recording fails
 
 
 @contextmanager

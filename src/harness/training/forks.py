@@ -35,7 +35,10 @@ class Fork:
     def poll(self) -> int | None:
         """Return its exit code, negative for a signal, or None while it runs."""
         if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # SIGCHLD is ignored, so the code is lost
+                pid, status = self.pid, 0
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
@@ -85,10 +88,15 @@ def can_fork() -> bool:
     """
     if sys.platform != "linux":
         return False
-    if len(os.listdir(_TASKS)) == 1:  # noqa: PTH208 - counts names
-        return True
-    Fork(fork(lambda: None)).wait()
-    return len(os.listdir(_TASKS)) == 1  # noqa: PTH208
+    try:
+        if len(os.listdir(_TASKS)) == 1:  # noqa: PTH208 - counts names
+            return True
+        if not (pid := os.fork()):
+            os._exit(0)
+        Fork(pid).wait()
+        return len(os.listdir(_TASKS)) == 1  # noqa: PTH208
+    except OSError:
+        return False
 
 
 def fork(body: Callable[[], object]) -> int:
@@ -98,13 +106,18 @@ def fork(body: Callable[[], object]) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # else the fork would write the buffered text again
-    if pid := os.fork():
-        return pid
-    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-        finalizer.atexit = False  # temporary folders are the parent's, which removes them
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # a signal that arrives before the handlers are reset would run those of the parent
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        if pid := os.fork():
+            return pid
+        for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+            finalizer.atexit = False  # temporary folders are the parent's, which removes them
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     if numpy := sys.modules.get("numpy"):  # Python's own random numbers are reseeded already
         numpy.random.seed()
     return run_and_exit(body)

@@ -216,8 +216,11 @@ def _become_rank(folder: RunFolder, environment: Mapping[str, str]) -> None:
     """Train as a rank, in a fork of the process that launches the run."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+    from harness.tracking.wandb import make_temporary_folders
+
     os.setpgid(0, 0)
     os.environ.update(environment)
+    make_temporary_folders()
     # Lightning reads the variable on import
     rank_zero_only.rank = int(environment["RANK"])  # type: ignore[attr-defined]
     run_process(str(folder.path), is_rank=True)

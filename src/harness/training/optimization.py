@@ -45,14 +45,20 @@ class LeanOptimization(_AutomaticOptimization):
     def __init__(self, trainer: lightning.Trainer, cuda_graph: bool = True) -> None:
         super().__init__(trainer)
         self._cuda_graph = cuda_graph
+        self.forget_steps()
+
+    def forget_steps(self) -> None:
+        """Release recorded steps and their memory; a later fit records its own."""
+        self._optimizer: Optimizer | None = None
         self._take_step: Any = None
-        self._is_lean: bool | None = None
+        self._is_lean = False
 
     def run(
         self, optimizer: Optimizer, batch_idx: int, kwargs: "OrderedDict[str, Any]"
     ) -> dict[str, Any]:
         trainer = self.trainer
-        if self._is_lean is None:
+        if optimizer is not self._optimizer:
+            self._optimizer = optimizer
             self._is_lean = can_skip_hooks(trainer, optimizer) and len(kwargs) == 2
             self._take_step = partial(take_step, trainer, optimizer)
             if self._is_lean and self._cuda_graph and can_record(trainer.lightning_module):
@@ -99,13 +105,10 @@ def can_record(module: Any) -> bool:
 def can_skip_hooks(trainer: lightning.Trainer, optimizer: Optimizer) -> bool:
     """Return whether the calls that a lean step leaves out would have no effect."""
     module, plugin = trainer.lightning_module, trainer.precision_plugin
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
     overridden = [
-        *(getattr(type(module), n) is not getattr(lightning.LightningModule, n) for n in _METHODS),
-        *(
-            getattr(type(callback), name) is not getattr(Callback, name)
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
-            for name in _HOOKS
-        ),
+        *(_is_overridden(module, name, lightning.LightningModule) for name in _METHODS),
+        *(_is_overridden(callback, name, Callback) for callback in callbacks for name in _HOOKS),
     ]
     return (
         isinstance(module, ExactModule)
@@ -117,3 +120,9 @@ def can_skip_hooks(trainer: lightning.Trainer, optimizer: Optimizer) -> bool:
         and type(optimizer).__module__.startswith("torch.optim.")
         and not isinstance(optimizer, torch.optim.LBFGS)
     )
+
+
+def _is_overridden(instance: Any, method: str, base: type) -> bool:
+    """Return whether a class or an instance has another method than the base class."""
+    found = getattr(instance, method)
+    return getattr(found, "__func__", found) is not getattr(base, method)

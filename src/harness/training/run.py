@@ -75,9 +75,10 @@ def train(
     module.fit_statistics(datamodule)
     # convert now: Lightning does so only after EMA and checkpoints have set float32 weights
     trainer.precision_plugin.convert_module(module)
-    loop = trainer.fit_loop.epoch_loop
-    loop.automatic_optimization = LeanOptimization(trainer, cuda_graph)
+    steps = LeanOptimization(trainer, cuda_graph)
+    trainer.fit_loop.epoch_loop.automatic_optimization = steps
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
+    steps.forget_steps()
     if (best := best_checkpoint(trainer)) is not None:
         reader = trainer.strategy.checkpoint_io  # the plugin that wrote the file
         checkpoint = reader.load_checkpoint(best, weights_only=True)
