@@ -23,6 +23,7 @@ from harness.training.resume import LastCheckpoint
 from harness.training.run import train
 from tests import replay
 from tests.conftest import tiny
+from tests.harness.test_speed import READS, Counts
 from tests.project.test_conf import compose
 
 
@@ -74,6 +75,19 @@ class BetaByEpoch(Callback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         pl_module.model.beta = 1.0 + trainer.current_epoch // 3
+
+
+class CountOperators(Callback):
+    """Counts the operators of a full step, from the start of a batch to the start of the next."""
+
+    def __init__(self) -> None:
+        self.mode = Counts()
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 21:
+            self.mode.__enter__()
+        elif trainer.global_step == 22:
+            self.mode.__exit__(None, None, None)
 
 
 class FreezeEncoder(Callback):
@@ -209,6 +223,18 @@ def test_a_resumed_run_replays_the_same_steps(
     assert len(graphs) > num_graphs
     del whole["logged"], resumed["logged"]
     assert_equal(resumed, whole)
+
+
+def test_a_replayed_step_launches_few_operators(
+    graphs: list[replay.Graph], data_dir: Path, tmp_path: Path
+) -> None:
+    """Among them are those of the next batch; eager steps have some 470 (test_speed.py)."""
+    parts, counter = build_run(tmp_path / "run", data_dir), CountOperators()
+    parts.trainer.callbacks.append(counter)  # type: ignore[attr-defined]
+    train(*parts, test=False)
+    assert graphs[0].num_replays > 20
+    assert 40 < sum(counter.mode.calls.values()) < 90
+    assert counter.mode.calls[READS] == 0
 
 
 @pytest.mark.parametrize("name", ["BetaByEpoch", "FreezeEncoder"])
