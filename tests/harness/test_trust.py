@@ -447,7 +447,7 @@ def test_rerun_trains_in_the_moved_folder(
     """Not in the folder that the config of a moved or foreign sweep names."""
     started: list[Any] = []
     monkeypatch.setattr(
-        jobs, "run_jobs", lambda dirs, _: started.extend(map(reading.load_config, dirs))
+        jobs, "run_jobs", lambda dirs, *_, **__: started.extend(map(reading.load_config, dirs))
     )
     reading.update_summary(folder, status="interrupted")
     with pytest.raises(RunFailed):

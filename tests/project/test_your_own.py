@@ -234,8 +234,8 @@ def test_evaluation_and_benchmarks_can_be_deleted(tmp_path: Path) -> None:
     for name in ("src/cvae/evaluation", "tests/science/evaluation"):
         shutil.rmtree(project / name)
     of_evaluation = ("src/evaluate.py", "conf/evaluate.yaml", "conf/hydra/help/evaluate.yaml")
-    tests = ("tests/project/test_benchmarks.py", "tests/project/test_evaluate.py")
-    for name in (*of_evaluation, *tests):
+    tests = ("test_benchmarks.py", "test_gpu_benchmark.py", "test_evaluate.py")
+    for name in (*of_evaluation, *(f"tests/project/{test}" for test in tests)):
         (project / name).unlink(missing_ok=True)
     modules = [
         ".".join(path.relative_to(project / "src").with_suffix("").parts)

@@ -35,6 +35,7 @@ OF_THE_TEMPLATE = (
 )
 BESIDES_THE_CORE = (
     *("benchmarks/*", "docs/tables.py", "tests/project/test_benchmarks.py"),
+    "tests/project/test_gpu_benchmark.py",
     *("docs/article-in-code.md", "docs/pictures.py", "docs/diagram.py"),
     "tests/project/test_article.py",
     # claims about samples and latents; those about likelihood stay

@@ -35,7 +35,6 @@ from harness.run_folder.loading import find_weights
 from harness.run_folder.reading import holds_run
 from harness.run_folder.resuming import find_run_to_resume
 from harness.sweeps import jobs as sweeps
-from harness.sweeps.launcher import start_fork_server
 from harness.training.processes import check_shared_memory
 from harness.training.ranks import Ranks, check_one_node, connect_ranks, is_rank_zero, started_ranks
 
@@ -107,7 +106,6 @@ class TrainChecks(Callback):
             _pin_sweep_dir(config)
             overrides = _sweep_overrides(config)
             if sweeps.is_search(config.hydra.sweeper._target_):
-                start_fork_server(config)
                 self._check_jobs(config, _sample_jobs(overrides))
                 return
             for override in overrides:
@@ -117,8 +115,6 @@ class TrainChecks(Callback):
                         "list the values instead, key=1,2"
                     )
             (jobs,) = BasicSweeper.split_arguments(overrides, None)
-            if len(jobs) > 1:
-                start_fork_server(config)  # it imports torch while the jobs are composed
             run_dirs: dict[Path, tuple[DictConfig, list[str]]] = {}
             composed_jobs = self._check_jobs(config, jobs, num_parallel)
             for job, composed in zip(jobs, composed_jobs, strict=True):
