@@ -25,17 +25,14 @@ def job_environment(config: DictConfig) -> dict[str, str]:
     return {str(name): str(value) for name, value in variables.items()}
 
 
-def start_fork_server(config: DictConfig) -> ForkServer | None:
-    """Return the fork server of a sweep, which the first call starts; None for other launchers.
+def start_fork_server(config: DictConfig) -> ForkServer:
+    """Return the fork server of a sweep, which the first call starts.
 
     Args:
         config: the config of the sweep.
     """
-    launcher = config.hydra.launcher
-    if not str(launcher._target_).endswith(LocalLauncher.__name__):
-        return None
     environment = tuple(sorted(job_environment(config).items()))
-    return fork_server(Path(config.hydra.sweep.dir), launcher.num_jobs, environment)
+    return fork_server(Path(config.hydra.sweep.dir), config.hydra.launcher.num_jobs, environment)
 
 
 class LocalLauncher(Launcher):

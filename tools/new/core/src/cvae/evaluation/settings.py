@@ -1,4 +1,4 @@
-"""Names of the claims that evaluate.py measures. Imports no torch."""
+"""Settings of evaluate.py: names of claims and of devices. Imports no torch."""
 
 from typing import Literal
 
@@ -6,5 +6,7 @@ Claim = Literal[
     "bound",
     "generative_classifier",
 ]
+
+Accelerator = Literal["auto", "cpu", "gpu"]
 
 QUICK: tuple[Claim, ...] = ("bound",)  # claims=quick
