@@ -53,7 +53,7 @@ doctor: ## print the facts that a bug report needs
 
 PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-test: .venv/.installed ## run the tests that need no extras; 6 min
+test: .venv/.installed ## run the tests that need no extras; 9 min
 	$(PYTEST) -m "not engines and not long" $(ARGS)
 
 test-fast: .venv/.installed ## test the science only, without whole runs; under a minute
