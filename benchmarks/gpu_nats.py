@@ -36,7 +36,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
         f"{summary['train_seconds']:.0f} s of steps at {summary['images_per_second']:,.0f} images/s"
     )
     nats = [f"{name} {metrics[name]:.2f}" for name in _SCORES if name in metrics]
-    shown = ", ".join([f"{summary['seconds']:.0f} s, of which {speed}", *nats])
+    shown = ", ".join([f"{summary['seconds']:.0f} s in all, {speed}", *nats])
     return {"shown": shown, **{key: summary[key] for key in _SPEED}, "metrics": metrics}
 
 

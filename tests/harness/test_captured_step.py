@@ -15,16 +15,14 @@ from torch import Tensor
 
 from cvae.lightning_module import VAEModule
 from harness.contract.errors import Stopped
-from harness.run_folder.folder import RunFolder
 from harness.training import captured_step, optimization
-from harness.training.build import Parts, build
+from harness.training.build import Parts
 from harness.training.captured_step import CapturedStep
 from harness.training.resume import LastCheckpoint
 from harness.training.run import train
 from tests import replay
-from tests.conftest import tiny
+from tests.harness import test_optimization
 from tests.harness.test_speed import READS, Counts
-from tests.project.test_conf import compose
 
 
 class BranchingModule(VAEModule):
@@ -140,15 +138,10 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[replay.Graph]:
 
 
 def build_run(folder: Path, data_dir: Path, *overrides: str) -> Parts:
-    settings = [*tiny(data_dir), "device=cpu", "trainer.max_epochs=6", "logger=csv", "test=false"]
-    settings += ["callbacks.figures=null", "monitor=val/elbo"]
-    settings += ["trainer.log_every_n_steps=4", "trainer.gradient_clip_val=20"]
-    cfg = compose(*settings, *overrides)
-    folder.mkdir()
-    cfg.run_dir = str(folder)
-    run = RunFolder(folder)
-    run.config = cfg
-    return build(run)
+    settings = ("trainer.log_every_n_steps=4", "trainer.gradient_clip_val=20")
+    return test_optimization.build_run(
+        folder, data_dir, "trainer.max_epochs=6", *settings, *overrides
+    )
 
 
 def train_weights(

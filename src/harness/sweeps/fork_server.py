@@ -100,14 +100,6 @@ class ForkServer:
         stop([self._process], signal.SIGTERM, _EXIT_TIMEOUT)
 
 
-@functools.cache
-def fork_server(
-    sweep_dir: Path, num_parallel: int, environment: tuple[tuple[str, str], ...]
-) -> ForkServer:
-    """Return the fork server with these arguments; the first call starts it."""
-    return ForkServer(sweep_dir, num_parallel, dict(environment))
-
-
 @contextlib.contextmanager
 def _adopting_orphans() -> Iterator[None]:
     """Adopt descendants whose parents end within this block."""

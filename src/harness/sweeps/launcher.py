@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from harness.run_folder.folder import RunFolder
 from harness.sweeps import jobs
-from harness.sweeps.fork_server import ForkServer, fork_server
+from harness.sweeps.fork_server import ForkServer
 
 
 def job_environment(config: DictConfig) -> dict[str, str]:
@@ -25,16 +25,6 @@ def job_environment(config: DictConfig) -> dict[str, str]:
     return {str(name): str(value) for name, value in variables.items()}
 
 
-def start_fork_server(config: DictConfig) -> ForkServer:
-    """Return the fork server of a sweep, which the first call starts.
-
-    Args:
-        config: the config of the sweep.
-    """
-    environment = tuple(sorted(job_environment(config).items()))
-    return fork_server(Path(config.hydra.sweep.dir), config.hydra.launcher.num_jobs, environment)
-
-
 class LocalLauncher(Launcher):
     """Runs jobs in their own processes on this machine, a few at a time.
 
@@ -44,6 +34,7 @@ class LocalLauncher(Launcher):
 
     def __init__(self, num_jobs: int = 1) -> None:
         self.num_jobs = num_jobs
+        self._server: ForkServer | None = None  # of all jobs, also those of later calls
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -56,13 +47,14 @@ class LocalLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         setup_globals()
         of_search = jobs.is_search(self.config.hydra.sweeper._target_)
-        server = None
-        if of_search or len(job_overrides) > 1:
-            server = start_fork_server(self.config)
+        environment = job_environment(self.config)
+        if self._server is None and (of_search or len(job_overrides) > 1):
+            sweep_dir = Path(self.config.hydra.sweep.dir)
+            self._server = ForkServer(sweep_dir, self.num_jobs, environment)
         returns = [self._archive(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
         run_dirs = [job.return_value for job in returns]
         try:
-            values = jobs.run_jobs(run_dirs, self.num_jobs, job_environment(self.config), server)
+            values = jobs.run_jobs(run_dirs, self.num_jobs, environment, self._server)
         except (KeyboardInterrupt, SystemExit):
             jobs.print_report(Path(self.config.hydra.sweep.dir), of_search)
             if of_search:
