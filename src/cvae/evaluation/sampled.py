@@ -10,13 +10,21 @@ from torch import Tensor
 
 from cvae import noise
 from cvae.evaluation.claim import Metric, Metrics, NotApplicable
-from cvae.evaluation.morphology import FACTORS, Factor
 from cvae.evaluation.oracle import Oracle, Prediction
 from cvae.evaluation.subject import Subject
+from cvae.morphology import FACTORS, Values
 from cvae.types import Condition, Image, Latent, Split
 from harness.contract import seeds
 
 _SEED = 0  # not the run's seed, so that all runs are evaluated with the same noise
+
+
+class Factor(NamedTuple):
+    """A factor of style for every image, in pixels or degrees; nan without ink."""
+
+    test: Values
+    reference: Values  # of training images
+    samples: Values  # of decoder means
 
 
 class Samples(NamedTuple):

@@ -4,17 +4,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image as PILImage
 from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
-from cvae import figures
+from cvae import directions, figures
+from cvae.directions import label_means
 from cvae.evaluation.claim import Metric, Metrics, bootstrap_error
-from cvae.evaluation.morphology import FACTORS, Values
 from cvae.evaluation.probes import Points
 from cvae.evaluation.sampled import SampledSubject
 from cvae.evaluation.subject import check_label
+from cvae.morphology import FACTORS, Values
 from cvae.types import Latent
 
 _EXTENT, _STEPS = 2.5, 11  # standard deviations of the prior to either side, and points
@@ -87,14 +87,6 @@ def fit_ridges(subject: SampledSubject) -> dict[str, FactorRidge]:
     return fits
 
 
-def label_means(values: Values, labels: NDArray[np.int64], num_classes: int) -> Values:
-    """Return the mean value of every label; the overall mean for a label without values."""
-    means = np.repeat(values.mean(axis=0, keepdims=True), num_classes, axis=0)
-    for c in np.unique(labels):
-        means[c] = values[labels == c].mean(axis=0)
-    return means
-
-
 def mean_correlation(by_label: Values) -> float:
     """Return the mean Pearson correlation over pairs of rows, without constant rows."""
     if by_label.shape[1] < 2:
@@ -111,8 +103,7 @@ def traverse(z: Points, direction: Points) -> Points:
     The 11 rows of a z are adjacent.
     """
     steps = torch.linspace(-_EXTENT, _EXTENT, _STEPS, device=z.device)
-    rest = z - (z @ direction.T) * direction
-    return (rest[:, None] + steps[:, None] * direction).flatten(0, 1)
+    return directions.traverse(z, direction[0], steps).flatten(0, 1)
 
 
 def traversals(subject: SampledSubject) -> dict[str, PILImage.Image]:

@@ -11,10 +11,11 @@ from skimage.transform import AffineTransform, warp
 from torch import Tensor
 
 from cvae.evaluation import style
-from cvae.evaluation.morphology import Factor, slant, thickness
 from cvae.evaluation.oracle import Oracle
+from cvae.evaluation.sampled import Factor
 from cvae.evaluation.subject import Posterior
 from cvae.models import CVAE
+from cvae.morphology import slant, thickness
 from tests.science.evaluation.known import TEST, TRAIN, normal
 from tests.science.evaluation.sampled.subjects import subject
 

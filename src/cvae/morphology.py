@@ -1,7 +1,6 @@
 """Stroke thickness and slant of digits, as in Morpho-MNIST (Castro et al. 2019)."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
@@ -16,14 +15,6 @@ _SCALE = 4  # upsampling, to measure fractions of a pixel
 _THRESHOLD = 0.5  # grey level above which a pixel is ink
 
 Values = NDArray[np.float64]
-
-
-class Factor(NamedTuple):
-    """A factor of style for every image, in pixels or degrees; nan without ink."""
-
-    test: Values
-    reference: Values  # of training images
-    samples: Values  # of decoder means
 
 
 def thickness(images: Image) -> Values:

@@ -1,0 +1,151 @@
+"""Directions in the latent space: of stroke thickness, of slant, and of largest variance."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cvae.conditions import OneHot
+from cvae.models import VAE, Autoencoder
+from cvae.types import Batch, Image, Latent
+
+_EXTENT = 3.0  # standard deviations to either side
+_MAX_IMAGES = 500  # to measure: about 1 ms each
+_RIDGE = 1.0  # penalty on the squared coefficients, as in the claim about style
+
+Values = NDArray[np.float64]
+Point = Float[Tensor, " latent_dim"]
+Factors = Mapping[str, Callable[[Image], Values]]  # measures of images, by name
+
+
+class Direction(NamedTuple):
+    """A direction in the latent space, and the range of it to show."""
+
+    name: str  # thickness, slant, component 1, ...
+    vector: Point  # of unit length
+    low: float  # smallest and largest value along the vector
+    high: float
+    share: float | None = None  # of the variance, for a principal component
+
+
+def traverse(
+    z: Latent, vector: Point, values: Float[Tensor, " steps"]
+) -> Float[Tensor, "batch steps latent_dim"]:
+    """Return every z with its component along a unit vector set to each of the values.
+
+    Example::
+
+        first = principal_directions(model, batch, count=1)[0]
+        values = torch.linspace(first.low, first.high, 11)
+        z = traverse(center(model, batch), first.vector, values)  # (1, 11, latent_dim)
+    """
+    direction = vector[None]
+    rest = z - (z @ direction.T) * direction
+    return rest[:, None] + values[:, None] * direction
+
+
+@torch.no_grad()
+def embed(model: Autoencoder, batch: Batch) -> Latent:
+    """Return the latent point of every image of a batch, whose y an unconditional model ignores."""
+    return model.embed(batch.x, batch.y if model.conditional else None)
+
+
+def center(model: Autoencoder, batch: Batch) -> Latent:
+    """Return the point from which to traverse, (1, latent_dim).
+
+    It is the mean of the prior, 0, for a VAE, and the mean code for a plain autoencoder.
+    """
+    z = embed(model, batch)
+    return torch.zeros_like(z[:1]) if isinstance(model, VAE) else z.mean(dim=0, keepdim=True)
+
+
+@torch.no_grad()
+def style_directions(model: Autoencoder, batch: Batch, factors: Factors) -> list[Direction]:
+    """Return the direction in which each factor of style rises, within a label.
+
+    It is that of a ridge regression from the latent points to the factor, both centered per label.
+    The factor is measured on the reconstructions of at most 500 images.
+
+    Example::
+
+        from cvae.morphology import FACTORS
+
+        thickness, slant = style_directions(model, batch, FACTORS)
+
+    Args:
+        batch: held-out images.
+        factors: functions that measure images, such as :data:`cvae.morphology.FACTORS`.
+
+    Returns:
+        One direction per factor, without factors that do not vary. Empty for color images and for
+        conditions other than one label.
+    """
+    if model.image_shape[0] != 1 or not isinstance(model.condition, OneHot):
+        return []
+    count = min(_MAX_IMAGES, len(batch.x))
+    first = Batch(batch.x[:count], batch.y[:count], batch.indices[:count], count)
+    latent = embed(model, first)
+    images = model.decode(latent, first.y if model.conditional else None).mean
+    labels = (first.y if first.y.ndim == 1 else first.y.argmax(dim=1)).cpu().numpy()
+    points = latent.double().cpu().numpy()
+    directions = []
+    for name, measure in factors.items():
+        values = measure(images)
+        known = ~np.isnan(values)
+        if not known.any():
+            continue
+        vector = _ridge_coefficients(points[known], values[known], labels[known])
+        if (length := np.linalg.norm(vector)) > 0:
+            directions.append(_direction(model, name, vector / length, latent))
+    return directions
+
+
+def _ridge_coefficients(points: Values, values: Values, labels: NDArray[np.int64]) -> Values:
+    """Return the coefficients of the ridge regression, with everything centered per label."""
+    num_classes = int(labels.max()) + 1
+    x = points - label_means(points, labels, num_classes)[labels]
+    v = values - label_means(values, labels, num_classes)[labels]
+    penalty = _RIDGE * np.eye(x.shape[1])
+    return np.asarray(np.linalg.solve(x.T @ x + penalty, x.T @ v), dtype=np.float64)
+
+
+def label_means(values: Values, labels: NDArray[np.int64], num_classes: int) -> Values:
+    """Return the mean value of every label; the overall mean for a label without values."""
+    means = np.repeat(values.mean(axis=0, keepdims=True), num_classes, axis=0)
+    for c in np.unique(labels):
+        means[c] = values[labels == c].mean(axis=0)
+    return means
+
+
+def principal_directions(model: Autoencoder, batch: Batch, count: int) -> list[Direction]:
+    """Return the principal components of the latent points, in order of their variance.
+
+    The sign makes the largest coordinate of each vector positive.
+
+    Args:
+        batch: held-out images.
+        count: number of components; fewer are returned if the points have fewer.
+    """
+    latent = embed(model, batch)
+    points = latent.double().cpu().numpy()
+    _, lengths, vectors = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
+    shares = lengths**2 / max((lengths**2).sum(), np.finfo(np.float64).tiny)
+    directions = []
+    for i, vector in enumerate(vectors[: min(count, len(points) - 1)]):
+        sign = np.sign(vector[np.abs(vector).argmax()])
+        shown = _direction(model, f"component {i + 1}", sign * vector, latent)
+        directions.append(shown._replace(share=float(shares[i])))
+    return directions
+
+
+def _direction(model: Autoencoder, name: str, vector: Values, latent: Latent) -> Direction:
+    unit = torch.from_numpy(vector).to(latent)
+    if isinstance(model, VAE):
+        return Direction(name, unit, -_EXTENT, _EXTENT)
+    along = latent @ unit
+    middle, spread = float(along.mean()), float(along.std(correction=0))
+    return Direction(name, unit, middle - _EXTENT * spread, middle + _EXTENT * spread)

@@ -1,0 +1,131 @@
+"""Tests that directions of the latent space change what their names say."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from cvae import directions
+from cvae.conditions import Attributes
+from cvae.models import CVAE, VAE, Autoencoder
+from cvae.morphology import FACTORS
+from cvae.networks import MLP
+from cvae.types import Batch
+
+MIDDLE = 14
+
+
+def network(**given: Any) -> MLP:
+    return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
+
+
+def bars(values: torch.Tensor) -> torch.Tensor:
+    """Return upright bars, (n, 1, 28, 28): width from the first column, shear from the second."""
+    rows, columns = torch.arange(28.0)[:, None], torch.arange(28.0)[None]
+    width = (4 + values[:, 0, None, None]).clamp(1, 9)
+    shift = 0.25 * values[:, 1, None, None] * (MIDDLE - rows)
+    inside = width / 2 + 0.5 - (columns - MIDDLE - shift).abs()
+    is_within = (rows > 4) & (rows < 24)
+    return (inside.clamp(0, 1) * is_within)[:, None]
+
+
+class Bars(CVAE):
+    """Model whose latent turns width and shear by 30 degrees, with an offset for the label."""
+
+    rotation = torch.tensor([[0.866, 0.5], [-0.5, 0.866]])
+
+    def embed(self, x: Any, y: Any = None) -> torch.Tensor:
+        return x[:, 0, 0, :2] @ self.rotation
+
+    def decode(self, z: Any, y: Any = None) -> Any:
+        class Means:
+            mean = bars(z @ self.rotation.T)
+
+        return Means()
+
+
+def batch(count: int, seed: int = 0) -> Batch:
+    """Return images whose first two pixels are the width and the shear to draw."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 1, 28, 28, generator=generator)
+    return Batch(x, torch.eye(10)[torch.arange(count) % 10], torch.arange(count), count)
+
+
+def test_style_directions_change_the_factor_of_their_name_only() -> None:
+    model = Bars(network, 2)
+    thickness, slant = directions.style_directions(model, batch(300), FACTORS)
+    assert (thickness.name, slant.name) == ("thickness", "slant")
+    torch.testing.assert_close(thickness.vector, Bars.rotation[0], atol=0.1, rtol=0)
+    torch.testing.assert_close(slant.vector, Bars.rotation[1], atol=0.1, rtol=0)
+    steps = torch.linspace(-2, 2, 5)
+    for direction in (thickness, slant):
+        assert (direction.low, direction.high, direction.share) == (-3.0, 3.0, None)
+        points = directions.traverse(torch.zeros(1, 2), direction.vector, steps)[0]
+        measured = FACTORS[direction.name](model.decode(points).mean)
+        assert (np.diff(measured) > 0.3).all()
+
+
+def test_labels_do_not_shift_a_direction() -> None:
+    """The coefficients are those of scikit-learn after centering, with 100 more per label."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    points = generator.normal(size=(200, 3)) + labels[:, None]
+    values = points @ [1.0, -2.0, 0.5] + 100.0 * labels + generator.normal(size=200)
+    found = directions._ridge_coefficients(points, values, labels)
+    x = points - directions.label_means(points, labels, 4)[labels]
+    v = values - directions.label_means(values, labels, 4)[labels]
+    assert found == pytest.approx(Ridge(alpha=1.0).fit(x, v).coef_)
+    assert found == pytest.approx([1.0, -2.0, 0.5], abs=0.25)
+
+
+def test_a_factor_that_is_constant_or_undefined_has_no_direction() -> None:
+    factors = {
+        "constant": lambda images: np.ones(len(images)),
+        "undefined": lambda images: np.full(len(images), np.nan),
+        "mean": lambda images: images.mean((1, 2, 3)).double().numpy(),
+    }
+    found = directions.style_directions(Bars(network, 2), batch(60), factors)
+    assert [direction.name for direction in found] == ["mean"]
+
+
+def test_color_and_other_conditions_have_no_style_directions() -> None:
+    color = VAE(network, 2, image_shape=(3, 28, 28))
+    colored = batch(20)._replace(x=batch(20).x.repeat(1, 3, 1, 1))
+    assert directions.style_directions(color, colored, FACTORS) == []
+    model = VAE(network, 2, condition=Attributes({"label": 10}))
+    assert directions.style_directions(model, batch(20), FACTORS) == []
+
+
+class Codes(Autoencoder):
+    """Autoencoder whose codes are the first pixels, scaled and shifted."""
+
+    def embed(self, x: Any, y: Any = None) -> torch.Tensor:
+        return x[:, 0, 0, : self.latent_dim] * torch.tensor([1.0, 5.0, 2.0]) + 10
+
+
+def test_principal_directions_are_ordered_orthogonal_and_of_unit_length() -> None:
+    given = batch(4000)
+    found = directions.principal_directions(Codes(network, 3), given, count=3)
+    assert [direction.name for direction in found] == [f"component {i}" for i in (1, 2, 3)]
+    vectors = torch.stack([direction.vector for direction in found])
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(3))
+    expected = torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])
+    torch.testing.assert_close(vectors, expected, atol=0.05, rtol=0)
+    shares = [direction.share for direction in found]
+    assert shares == pytest.approx([25 / 30, 4 / 30, 1 / 30], abs=0.02)
+    assert [found[0].low, found[0].high] == pytest.approx([10 - 15, 10 + 15], abs=0.8)
+    assert directions.center(Codes(network, 3), given)[0].tolist() == pytest.approx(
+        [10] * 3, abs=0.3
+    )
+
+
+def test_few_images_have_fewer_components() -> None:
+    model = Codes(network, 3)
+    assert len(directions.principal_directions(model, batch(2), count=3)) == 1
+    assert directions.principal_directions(model, batch(1), count=3) == []
+
+
+def test_the_center_of_a_vae_is_the_mean_of_its_prior() -> None:
+    assert directions.center(VAE(network, 4), batch(5)).tolist() == [[0.0] * 4]
