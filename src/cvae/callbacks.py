@@ -96,15 +96,17 @@ class Figures(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._draw(trainer, pl_module)
+            self._draw(trainer, pl_module, at_end=False)
 
     def on_test_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        self._draw(trainer, pl_module)
+        self._draw(trainer, pl_module, at_end=True)
 
     @rank_zero_only
-    def _draw(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def _draw(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, at_end: bool
+    ) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, MNISTDataModule) or not isinstance(module, VAEModule):
             raise TypeError(
@@ -117,7 +119,8 @@ class Figures(Callback):
         weight = module.model.output_bias
         examples, many = (b._replace(x=b.x.to(weight), y=b.y.to(weight)) for b in batches)
         self.folder.mkdir(parents=True, exist_ok=True)
-        shown = figures.draw(module.model, examples, many, data.classes, data.class_names)
+        names = data.class_names
+        shown = figures.draw(module.model, examples, many, data.classes, names, at_end)
         for name, picture in shown.items():
             with files.atomic_write(self.folder / f"{name}.png") as file:
                 picture.save(file, format="PNG", optimize=True)

@@ -13,7 +13,7 @@ from cvae.conditions import OneHot
 from cvae.models import VAE, Autoencoder
 from cvae.types import Batch, Image, Latent
 
-_EXTENT = 3.0  # standard deviations to either side
+EXTENT = 3.0  # standard deviations to either side
 _MAX_IMAGES = 500  # to measure: about 1 ms each
 _RIDGE = 1.0  # penalty on the squared coefficients, as in the claim about style
 
@@ -31,6 +31,10 @@ class Direction(NamedTuple):
     high: float
     share: float | None = None  # of the variance, for a principal component
 
+    def values(self, count: int) -> Float[Tensor, " count"]:
+        """Return values along the vector from low to high, equally spaced."""
+        return torch.linspace(self.low, self.high, count).to(self.vector)
+
 
 def traverse(
     z: Latent, vector: Point, values: Float[Tensor, " steps"]
@@ -40,8 +44,7 @@ def traverse(
     Example::
 
         first = principal_directions(model, batch, count=1)[0]
-        values = torch.linspace(first.low, first.high, 11)
-        z = traverse(center(model, batch), first.vector, values)  # (1, 11, latent_dim)
+        z = traverse(center(model, batch), first.vector, first.values(11))  # (1, 11, latent_dim)
     """
     direction = vector[None]
     rest = z - (z @ direction.T) * direction
@@ -142,10 +145,23 @@ def principal_directions(model: Autoencoder, batch: Batch, count: int) -> list[D
     return directions
 
 
+def coordinate_directions(model: Autoencoder, batch: Batch, count: int) -> list[Direction]:
+    """Return the latent dimensions that vary most over the images of a batch: z5, ...
+
+    Args:
+        batch: held-out images.
+        count: number of dimensions, at most.
+    """
+    latent = embed(model, batch)
+    order = latent.std(dim=0, correction=0).argsort(descending=True)[:count]
+    axes = np.eye(model.latent_dim)
+    return [_direction(model, f"z{i}", axes[i], latent) for i in order.tolist()]
+
+
 def _direction(model: Autoencoder, name: str, vector: Values, latent: Latent) -> Direction:
     unit = torch.from_numpy(vector).to(latent)
     if isinstance(model, VAE):
-        return Direction(name, unit, -_EXTENT, _EXTENT)
+        return Direction(name, unit, -EXTENT, EXTENT)
     along = latent @ unit
     middle, spread = float(along.mean()), float(along.std(correction=0))
-    return Direction(name, unit, middle - _EXTENT * spread, middle + _EXTENT * spread)
+    return Direction(name, unit, middle - EXTENT * spread, middle + EXTENT * spread)

@@ -5,97 +5,30 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from PIL import Image as PILImage
-from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
-from cvae import noise
+from cvae import directions, noise
 from cvae.conditions import OneHot
 from cvae.given_pixels import Quadrants
-from cvae.models import Autoencoder
+from cvae.image_grid import SCALE, Names, Tiles, join_panels
+from cvae.image_grid import class_labels as class_labels
+from cvae.image_grid import image_grid as image_grid
+from cvae.image_grid import shorten_name as shorten_name
+from cvae.models import VAE, Autoencoder
 from cvae.types import Batch, Image, Latent
 
 _FIGURE_SEED = 0
-_SCALE = 2  # screen pixels for each pixel of a digit
-_GAP = 2  # screen pixels between digits
-_FONT_SIZE = 13
 _MAX_PANELS = 10  # of the latent plane
+_PANEL_COLUMNS = 8  # digits across a panel; five panels are 1,280 pixels wide
+_PANEL_FONT_SIZE = 20  # readable where a page shows the figure at half its size
 _PLANE_EXTENT = 2.5  # standard deviations of the prior to either side
-_INK, _PAPER, _BETWEEN = "#000000", "#ffffff", "#808080"  # of text, page and gaps
-_MAX_NAME = 12  # characters of a class name
-
-Tiles = Float[Tensor, "rows columns channels height width"]
-Names = Sequence[str] | None  # of the classes
-
-
-def image_grid(
-    tiles: Tiles,
-    row_labels: Sequence[str] = (),
-    column_labels: Sequence[str] = (),
-    title: str = "",
-    scale: int = _SCALE,
-    num_blank: int = 0,
-    on_baseline: bool = False,
-) -> PILImage.Image:
-    """Draw a labelled grid of grey or color images in [0, 1].
-
-    Args:
-        num_blank: tiles at the end of the last row to leave blank.
-        on_baseline: whether to align column labels at their baseline, for words.
-    """
-    font = ImageFont.load_default(_FONT_SIZE)
-    rows, columns, channels, height, width = tiles.shape
-    cell_width, cell_height = width * scale + _GAP, height * scale + _GAP
-    left = 8 + max((round(font.getlength(text)) + 6 for text in row_labels), default=0)
-    top = 6 + (_FONT_SIZE + 8) * (bool(title) + bool(column_labels))
-    title_width = round(font.getlength(title)) + 16
-    size = (
-        max(left + columns * cell_width + _GAP + 8, title_width),
-        top + rows * cell_height + _GAP + 8,
-    )
-    page = PILImage.new("L" if channels == 1 else "RGB", size, _PAPER)
-    draw = ImageDraw.Draw(page)
-    right, bottom = left + columns * cell_width + _GAP - 1, top + rows * cell_height + _GAP - 1
-    draw.rectangle((left, top, right, bottom), fill=_BETWEEN)
-    pixels = (tiles.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-    arrays = (pixels[:, :, 0] if channels == 1 else pixels.movedim(2, 4)).numpy()
-    for i in range(rows):
-        for j in range(columns):
-            tile = PILImage.fromarray(arrays[i, j]).resize((width * scale, height * scale), 0)
-            page.paste(tile, (left + _GAP + j * cell_width, top + _GAP + i * cell_height))
-    if num_blank:
-        x, y = right + 1 - num_blank * cell_width, bottom + 1 - cell_height
-        draw.rectangle((x, y, right, bottom), fill=_PAPER)
-    if title:
-        draw.text((8, 5), title, fill=_INK, font=font)
-    for i, text in enumerate(row_labels):
-        y = top + _GAP + i * cell_height + height * scale // 2
-        draw.text((left - 6, y), text, fill=_INK, font=font, anchor="rm")
-    for j, text in enumerate(column_labels):
-        x = left + _GAP + j * cell_width + width * scale // 2
-        draw.text((x, top - 4), text, fill=_INK, font=font, anchor="ms" if on_baseline else "mb")
-    return page
+_PLANE_POINTS = 13  # font size of the latent plane
+_LEGEND_ROWS = 12
 
 
 def _tiles(images: Image, columns: int) -> Tiles:
     return images.unflatten(0, (-1, columns))
-
-
-def shorten_name(name: str, width: float = float("inf")) -> str:
-    """Return a name of at most 12 characters, and at most ``width`` screen pixels."""
-    font = ImageFont.load_default(_FONT_SIZE)
-    shown = name.encode("utf-8", "replace").decode("utf-8")  # file names may hold invalid text
-    is_cut = len(shown) > _MAX_NAME
-    shown = shown[: _MAX_NAME - 1] if is_cut else shown
-    while len(shown) > 1 and font.getlength(shown + "…" * is_cut) > width:
-        shown, is_cut = shown[:-1], True
-    return shown + "…" * is_cut
-
-
-def class_labels(classes: Sequence[int], names: Names, width: float = float("inf")) -> list[str]:
-    """Return the texts that label these classes: their names if there are any, or the numbers."""
-    return [str(c) if names is None else shorten_name(names[c], width) for c in classes]
 
 
 def _select_labels(model: Autoencoder, classes: Sequence[int] | None) -> list[int]:
@@ -162,7 +95,7 @@ def style_transfer(
     y = _one_hot_labels(model, shown * len(z))
     images = model.sample(y=y, z=z.repeat_interleave(len(shown), dim=0))
     tiles = torch.cat((batch.x[:, None], _tiles(images, len(shown))), dim=1)
-    labels = class_labels(shown, names, batch.x.shape[3] * _SCALE)  # as wide as a column
+    labels = class_labels(shown, names, batch.x.shape[3] * SCALE)  # as wide as a column
     title = "Row: one test digit. Column: its z decoded with this label."
     labels = ["test", *labels]
     return image_grid(tiles, (), labels, title, on_baseline=names is not None)
@@ -222,76 +155,114 @@ def traversals(
     columns: int = 11,
     classes: Sequence[int] | None = None,
     names: Names = None,
+    styles: Sequence[directions.Direction] = (),
 ) -> PILImage.Image:
-    """Draw one latent dimension per row, from -2.5 to 2.5, for those that vary most over images."""
-    spread = model.embed(batch.x, batch.y if model.conditional else None).std(dim=0)
-    dims = spread.argsort(descending=True)[:num_rows]
-    steps = torch.linspace(-_PLANE_EXTENT, _PLANE_EXTENT, columns, device=spread.device)
-    z = torch.zeros(len(dims), columns, model.latent_dim, device=spread.device)
-    z[torch.arange(len(dims)), :, dims] = steps
+    """Draw one direction of the latent space per row, from -3 to 3 standard deviations.
+
+    Args:
+        num_rows: latent dimensions to show, at most: those that vary most over images.
+        styles: directions to show in the first rows.
+    """
+    shown = [*styles, *directions.coordinate_directions(model, batch, num_rows)]
+    z = directions.center(model, batch)
+    rows = [directions.traverse(z, d.vector, d.values(columns))[0] for d in shown]
     y, of_label = None, ""
     if isinstance(model.condition, OneHot) and model.conditional:
-        shown = _select_labels(model, classes)[:4][-1]
-        y = _one_hot_labels(model, [shown] * len(dims) * columns)
-        of_label = f" Label {class_labels([shown], names)[0]}."
+        label = _select_labels(model, classes)[:4][-1]
+        y = _one_hot_labels(model, [label] * len(shown) * columns)
+        of_label = f" Label {class_labels([label], names)[0]}."
     elif model.conditional:
-        y = batch.y[:1].expand(len(dims) * columns, -1)
+        y = batch.y[:1].expand(len(shown) * columns, -1)
         of_label = " Condition of the first test image."
-    images = model.sample(y=y, z=z.flatten(0, 1))
+    images = model.sample(y=y, z=torch.cat(rows))
+    deviations = torch.linspace(-directions.EXTENT, directions.EXTENT, columns).round(decimals=1)
+    unit = "s.d. of N(0, I)" if isinstance(model, VAE) else "s.d. of the codes"
     return image_grid(
         _tiles(images, columns),
-        [f"z{d}" for d in dims.tolist()],
-        [f"{s:.1f}" for s in steps.tolist()],
-        title=f"Row: one latent dimension, the others at 0. Column: its value.{of_label}",
+        [direction.name for direction in shown],
+        [f"{value + 0.0:.1f}" for value in deviations.tolist()],
+        title=f"Row: one direction of z, the rest at its mean. Column: {unit}.{of_label}",
     )
 
 
 def latent_plane(
     model: Autoencoder, batch: Batch, name: str = "", names: Names = None
 ) -> PILImage.Image:
-    """Draw the posterior means of a two-dimensional latent, colored by label.
+    """Draw the latent points of test images, colored by label.
+
+    A latent of two dimensions is drawn as it is, one of more dimensions on its first two principal
+    components, one of one dimension against the label.
 
     Args:
         name: name of the model, for the title.
         names: names of all classes, for the legend.
     """
-    from matplotlib.figure import Figure  # imported here: only this figure needs it
+    import matplotlib as mpl  # imported here: only this figure needs it
+    from matplotlib.figure import Figure
 
-    z = model.embed(batch.x, batch.y if model.conditional else None).cpu()
-    figure = Figure(figsize=(5.6, 5), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
     name_of_part, part = next(iter(model.condition.parts.items()))
-    labels = part.of(batch.y) if batch.y.ndim == 2 else batch.y
-    color_map = "viridis" if part.kind == "continuous" else "tab10"
-    colors = axes.scatter(z[:, 0], z[:, 1], c=labels.cpu(), s=5, cmap=color_map)
-    if part.kind == "continuous":
-        figure.colorbar(colors, label=name_of_part)
-    else:
-        handles, texts = colors.legend_elements(num=None)  # type: ignore[arg-type]
-        if names is not None and name_of_part == "label":
-            texts = class_labels(labels.unique().tolist(), names)
-        figure.legend(handles, texts, title=name_of_part, loc="outside right center")
-    title = "Test images in the latent plane" + (f", {name}" if name else "")
-    extent = 1.05 * max(1.0, float(z.abs().max()))
-    limits = (-extent, extent)  # square, so that two figures align side by side
-    axes.set(xlabel="$z_0$", ylabel="$z_1$", title=title, xlim=limits, ylim=limits)
-    axes.set_box_aspect(1)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
+    labels = (part.of(batch.y) if batch.y.ndim == 2 else batch.y).cpu()
+    z, axis_labels, title = _project(model, batch)
+    if z.shape[1] == 1:
+        z, axis_labels = torch.stack((z[:, 0], labels.to(z)), dim=1), (*axis_labels, name_of_part)
+    is_continuous = part.kind == "continuous"
+    classes = [] if is_continuous else labels.unique().tolist()
+    colors = "viridis" if is_continuous else "tab10" if part.size <= 10 else "turbo"
+    with mpl.rc_context({"font.size": _PLANE_POINTS}):
+        figure = Figure(figsize=(5.9, 5), dpi=110, layout="constrained")
+        axes = figure.add_subplot()
+        points = axes.scatter(z[:, 0], z[:, 1], c=labels, s=7, cmap=colors)
+        if is_continuous:
+            figure.colorbar(points, label=name_of_part)
+        else:
+            handles, texts = points.legend_elements(num=None)  # type: ignore[arg-type]
+            if names is not None and name_of_part == "label":
+                texts = class_labels(classes, names)
+            figure.legend(
+                handles,
+                texts,
+                title=name_of_part,
+                loc="outside right center",
+                ncols=-(-len(texts) // _LEGEND_ROWS),
+                handletextpad=0.1,
+            )
+        axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
+        axes.set_title(title + (f", {name}" if name else ""))
+        if model.latent_dim > 1:
+            extent = 1.05 * max(1.0, float(z.abs().max()))
+            limits = (-extent, extent)  # square, so that two figures align side by side
+            axes.set(xlim=limits, ylim=limits)
+        axes.set_box_aspect(1)
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
     return PILImage.open(content).convert("RGB")
+
+
+def _project(model: Autoencoder, batch: Batch) -> tuple[Latent, tuple[str, ...], str]:
+    """Return points of at most two dimensions, the labels of their axes, and a title."""
+    z = directions.embed(model, batch)
+    if model.latent_dim <= 2:
+        where = "along z" if model.latent_dim == 1 else "in the latent plane"
+        return z.cpu(), ("$z_0$", "$z_1$")[: model.latent_dim], f"Test images {where}"
+    found = directions.principal_directions(model, batch, count=2)
+    plane = (z - z.mean(dim=0)) @ torch.stack([direction.vector for direction in found], dim=1)
+    labels = tuple(f"{d.name} ({100 * (d.share or 0.0):.0f}% of variance)" for d in found)
+    return plane.cpu(), labels, "PCA of the latents of test images"
 
 
 def manifold(
     model: Autoencoder,
-    columns: int = 12,
+    columns: int = _PANEL_COLUMNS,
     classes: Sequence[int] | None = None,
     names: Names = None,
 ) -> PILImage.Image:
     """Draw the decoded plane of a two-dimensional latent, once per label if conditional."""
     steps = torch.linspace(-_PLANE_EXTENT, _PLANE_EXTENT, columns, device=model.output_bias.device)
     z = torch.cartesian_prod(-steps, steps).flip(1)  # largest z1 in the first row
+    extent = f"from -{_PLANE_EXTENT} to {_PLANE_EXTENT}"
+    title = f"Decoded latent plane. Right: z0 {extent}. Up: z1 {extent}."
     if not model.conditional:
-        return image_grid(_tiles(model.sample(z=z), columns), title="Decoded latent plane")
+        return image_grid(_tiles(model.sample(z=z), columns), title=title)
     if isinstance(model.condition, OneHot):
         shown = _select_labels(model, classes)
         titles = [f"label {c}" if names is None else shorten_name(names[c]) for c in shown]
@@ -300,17 +271,10 @@ def manifold(
         conditions = model.condition.examples(_MAX_PANELS).to(z)
         titles = [f"condition {i + 1}" for i in range(len(conditions))]
     panels = []
-    for title, y in zip(titles, conditions, strict=True):
+    for text, y in zip(titles, conditions, strict=True):
         tiles = _tiles(model.sample(y=y.expand(len(z), -1), z=z), columns)
-        panels.append(image_grid(tiles, title=title, scale=1))
-    width, height = panels[0].size
-    across = 5
-    page = PILImage.new(
-        panels[0].mode, (across * width, -(-len(panels) // across) * height), _PAPER
-    )
-    for i, panel in enumerate(panels):
-        page.paste(panel, (i % across * width, i // across * height))
-    return page
+        panels.append(image_grid(tiles, title=text, scale=1, font_size=_PANEL_FONT_SIZE))
+    return join_panels(panels, title, _PANEL_FONT_SIZE)
 
 
 @torch.no_grad()
@@ -320,6 +284,7 @@ def draw(
     many: Batch,
     classes: Sequence[int] | None = None,
     names: Names = None,
+    at_end: bool = True,
 ) -> dict[str, PILImage.Image]:
     """Return all figures that apply to the model, by name.
 
@@ -328,6 +293,8 @@ def draw(
         many: more test images, for the traversals and the latent plane.
         classes: labels that have training images; None for all.
         names: names of all classes, to show instead of their numbers.
+        at_end: whether to add what takes a second or two: the directions of thickness and slant,
+            and the plane of a latent that does not have two dimensions.
     """
     was_training = model.training
     model.eval()
@@ -342,9 +309,18 @@ def draw(
         pictures["style_transfer"] = style_transfer(model, examples, classes, names)
     else:
         pictures["samples"] = random_samples(model)
-    pictures["traversals"] = traversals(model, many, classes=classes, names=names)
-    if model.latent_dim == 2 and not isinstance(model.condition, Quadrants):
+    styles = _find_styles(model, many) if at_end else []
+    pictures["traversals"] = traversals(model, many, 10, 11, classes, names, styles)
+    has_labels = not isinstance(model.condition, Quadrants)
+    if has_labels and len(many.x) > 2 and (at_end or model.latent_dim == 2):
         pictures["latent_plane"] = latent_plane(model, many, names=names)
+    if has_labels and model.latent_dim == 2:
         pictures["manifold"] = manifold(model, classes=classes, names=names)
     model.train(was_training)
     return pictures
+
+
+def _find_styles(model: Autoencoder, batch: Batch) -> list[directions.Direction]:
+    from cvae.morphology import FACTORS  # imported here: scikit-image takes half a second
+
+    return directions.style_directions(model, batch, FACTORS)

@@ -31,7 +31,7 @@ SCIENCE_LAYERS = (
     ("types", "versions", "digits", "npz", "attributes_csv", "image_files", "pixel_map"),
     ("settings",),
     ("noise", "networks", "likelihoods", "conditions", "priors", "penalties"),
-    ("given_pixels", "pixel_distribution", "morphology"),
+    ("given_pixels", "pixel_distribution", "morphology", "image_grid"),
     ("augmentation", "models"),
     ("image_set", "bounds", "trial", "directions"),
     ("figures",),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
-from cvae import figures, sampling
+from cvae import directions, figures, image_grid, sampling
 from cvae.models import CVAE, VAE, Autoencoder
 from cvae.networks import MLP
 from cvae.types import Batch
@@ -105,16 +105,18 @@ def test_samples_are_saved_as_bytes_with_channels_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "latent_dim"), [(Autoencoder, 3), (VAE, 2), (CVAE, 2), (CVAE, 12)]
+    ("kind", "latent_dim"), [(Autoencoder, 3), (VAE, 1), (VAE, 2), (CVAE, 2), (CVAE, 12)]
 )
 def test_each_model_has_the_figures_that_apply(kind: type[Autoencoder], latent_dim: int) -> None:
     torch.manual_seed(0)
     model = kind(network, latent_dim)
     pictures = figures.draw(model, batch(), batch(40))
-    expected = {"reconstructions", "traversals"}
+    expected = {"reconstructions", "traversals", "latent_plane"}
     expected |= {"label_grid", "style_transfer"} if model.conditional else {"samples"}
-    expected |= {"latent_plane", "manifold"} if latent_dim == 2 else set()
+    expected |= {"manifold"} if latent_dim == 2 else set()
     assert set(pictures) == expected
+    slow = set() if latent_dim == 2 else {"latent_plane"}
+    assert set(figures.draw(model, batch(), batch(40), at_end=False)) == expected - slow
     assert all(min(picture.size) > 60 for picture in pictures.values())
     assert model.training  # the mode is restored
 
@@ -137,6 +139,23 @@ def test_labels_without_training_images_are_not_shown(latent_dim: int) -> None:
     assert some["style_transfer"].width < every["style_transfer"].width
     if latent_dim == 2:
         assert some["manifold"].height < every["manifold"].height
+
+
+@pytest.mark.parametrize(
+    ("count", "across"), [(1, 1), (2, 2), (5, 5), (6, 3), (7, 4), (8, 4), (10, 5), (26, 3)]
+)
+def test_panels_leave_few_gaps(count: int, across: int) -> None:
+    panels = [PILImage.new("L", (40, 30), value) for value in range(count)]
+    page = image_grid.join_panels(panels, "")
+    assert page.size == (40 * across, 25 + 30 * -(-count // across))
+    last = page.getpixel(((count - 1) % across * 40, page.height - 1))
+    assert last == count - 1
+
+
+def test_the_planes_of_all_labels_are_readable_at_700_pixels() -> None:
+    page = figures.manifold(CVAE(network, 2))
+    assert page.width <= 1400
+    assert figures._PANEL_FONT_SIZE * 700 / page.width >= 10
 
 
 class LabelAndLatentBars(CVAE):
@@ -194,3 +213,39 @@ def test_every_run_has_the_same_z() -> None:
     one, two = (figures.fixed_latents(CVAE(network, 5), 6) for _ in range(2))
     assert torch.equal(one, two)
     assert torch.equal(figures.fixed_latents(CVAE(network, 5), 3), one[:3])
+
+
+class Offset(CVAE):
+    """Model whose image is brighter where the first latent dimension is larger."""
+
+    def embed(self, x: Any, y: Any = None) -> torch.Tensor:
+        return x.flatten(1)[:, : self.latent_dim] + 4 * torch.tensor([0.0, 1.0, 0.0])
+
+    @torch.no_grad()
+    def sample(self, y: Any = None, z: Any = None, **_: Any) -> torch.Tensor:
+        return torch.sigmoid(1 + z[:, :1, None, None]).expand(-1, 1, 28, 28)
+
+
+def test_each_row_of_the_traversals_follows_one_direction() -> None:
+    """The second style direction is the first dimension, from -3 to 3."""
+    model = Offset(network, 3)
+    axes = torch.eye(3)
+    styles = [directions.Direction(n, v, -3.0, 3.0) for n, v in (("a", axes[2]), ("b", axes[0]))]
+    page = figures.traversals(model, batch(), num_rows=0, columns=5, styles=styles)
+    left, top = corner(page)
+    shown = [[int(tile(page, i, j, left, top)[9, 9]) for j in range(5)] for i in range(2)]
+    expected = 255 * torch.sigmoid(1 + torch.linspace(-3, 3, 5))
+    assert shown == [[186] * 5, [round(value) for value in expected.tolist()]]
+
+
+def test_the_latent_plane_shows_the_two_components_of_largest_variance() -> None:
+    """Images that differ in the third dimension only are a line of points across the plane."""
+    model = Offset(network, 3)
+    given = batch(30)._replace(x=torch.zeros(30, 1, 28, 28))
+    given.x[:, 0, 0, 2] = torch.linspace(-1, 1, 30)
+    points, labels, title = figures._project(model, given)
+    torch.testing.assert_close(points[:, 0], torch.linspace(-1, 1, 30))
+    assert points[:, 1].abs().max() < 1e-6
+    assert labels == ("component 1 (100% of variance)", "component 2 (0% of variance)")
+    assert "PCA" in title
+    assert figures._project(CVAE(network, 2), given)[1] == ("$z_0$", "$z_1$")
