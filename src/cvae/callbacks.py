@@ -14,11 +14,15 @@ from cvae import figures
 from cvae.data import MNISTDataModule
 from cvae.lightning_module import VAEModule
 from harness.contract import files
+from harness.contract.curves import draw_curves
 from harness.contract.pictures import log_picture
 from harness.contract.sampler import Rows
 from harness.contract.settings import Count, Fraction, Name, Natural
 
 log = logging.getLogger(__name__)
+
+_TERMS = ("elbo", "elbo_density", "reconstruction", "reconstruction_density", "kl", "penalty")
+_UNITS = dict.fromkeys(_TERMS, "nats per image")  # of the curves, in the order of their panels
 
 
 class EMA(WeightAveraging):
@@ -83,12 +87,18 @@ class Figures(Callback):
         folder: folder of the PNG files; new figures replace earlier ones.
         every_n_epochs: epochs between figures during training; 0 for figures only at the end.
         num_test_images: test images for the latent plane and the traversals.
+        metrics_file: metrics.csv of the run, to draw its curves at the end; None for no curves.
     """
 
     def __init__(
-        self, folder: Name | Path, every_n_epochs: Natural = 10, num_test_images: Count = 2000
+        self,
+        folder: Name | Path,
+        every_n_epochs: Natural = 10,
+        num_test_images: Count = 2000,
+        metrics_file: Name | Path | None = None,
     ) -> None:
         self.folder = Path(folder)
+        self.metrics_file = None if metrics_file is None else Path(metrics_file)
         self.every_n_epochs = every_n_epochs
         self.num_test_images = num_test_images
 
@@ -121,6 +131,9 @@ class Figures(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         names = data.class_names
         shown = figures.draw(module.model, examples, many, data.classes, names, at_end)
+        if at_end and self.metrics_file is not None:
+            curves = draw_curves(self.metrics_file, _UNITS)
+            shown |= {} if curves is None else {"curves": figures.to_picture(curves)}
         for name, picture in shown.items():
             with files.atomic_write(self.folder / f"{name}.png") as file:
                 picture.save(file, format="PNG", optimize=True)

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image as PILImage
@@ -17,6 +18,9 @@ from cvae.image_grid import image_grid as image_grid
 from cvae.image_grid import shorten_name as shorten_name
 from cvae.models import VAE, Autoencoder
 from cvae.types import Batch, Image, Latent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FIGURE_SEED = 0
 _MAX_PANELS = 10  # of the latent plane
@@ -233,8 +237,13 @@ def latent_plane(
             limits = (-extent, extent)  # square, so that two figures align side by side
             axes.set(xlim=limits, ylim=limits)
         axes.set_box_aspect(1)
-        content = io.BytesIO()
-        figure.savefig(content, format="png")
+        return to_picture(figure)
+
+
+def to_picture(figure: "Figure") -> PILImage.Image:
+    """Return a figure of Matplotlib as a picture."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
     return PILImage.open(content).convert("RGB")
 
 

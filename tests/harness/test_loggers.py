@@ -83,7 +83,8 @@ def test_the_offline_file_holds_config_metrics_and_pictures(finished_run: Path) 
     assert steps == list(range(1, 15))
     assert all({"epoch", "images_seen"} <= row.keys() for row in history if "val/elbo" in row)
     pictures = {k.partition(".")[0] for row in history for k in row if k.startswith("figures/")}
-    names = ("label_grid", "reconstructions", "style_transfer", "traversals")
+    names = ["label_grid", "reconstructions", "style_transfer", "traversals"]
+    names += ["latent_plane", "curves"]
     log = (finished_run / "train.log").read_text()
     assert pictures == {f"figures/{name}" for name in names}, log
     files = [

@@ -292,7 +292,8 @@ def test_files_of_a_finished_run(finished_run: Path) -> None:
     there = {p.relative_to(finished_run).as_posix() for p in finished_run.rglob("*") if p.is_file()}
     expected = {"config.yaml", "summary.json", "metrics.csv", "train.log"}
     expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/overrides.yaml"}
-    pictures = ("reconstructions", "label_grid", "style_transfer", "traversals")
+    pictures = ["reconstructions", "label_grid", "style_transfer", "traversals"]
+    pictures += ["latent_plane", "curves"]
     expected |= {f"figures/{name}.png" for name in pictures}
     assert expected <= there
     assert any(name.startswith("wandb/offline-run") for name in there)
