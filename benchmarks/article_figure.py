@@ -1,13 +1,31 @@
 """Figure that compares the autoencoder, the VAE and the CVAE of the article."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont
 
 from cvae import figures
+from cvae.image_grid import Tiles, image_grid
 from cvae.models import Autoencoder
 from cvae.types import Batch
+
+FONT_SIZE = 20  # screen pixels; readable where a page shows the figure at half its size
+_MARGIN = 8  # screen pixels, as those around a grid
+_TITLE = FONT_SIZE + 12
+_GUTTER = 84  # between the two columns of blocks; holds the test images of the style transfer
+
+
+class Block(NamedTuple):
+    """A grid of images below its title, and images to its left."""
+
+    title: str
+    tiles: Tiles
+    row_labels: Sequence[str] = ()
+    column_labels: Sequence[str] = ()
+    beside: Tiles | None = None
 
 
 @torch.no_grad()
@@ -17,7 +35,7 @@ def draw_systems(
     examples: Batch,
     many: Batch,
 ) -> PILImage.Image:
-    """Draw all systems on one page.
+    """Draw all systems on one page of two columns.
 
     Shows reconstructions and decoded samples of N(0, I) of every system, label grid and style
     transfer of those that take a label, and the latent planes.
@@ -26,35 +44,89 @@ def draw_systems(
         models: models by the name to show.
         planes: models with a two-dimensional latent, by name.
         examples: one test image of each class.
-        many: more test images, for the planes.
+        many: more test images, for the planes and to compare samples with.
     """
-    reconstructed, random = [examples.x], []
+    count = len(examples.x)
+    reconstructed, random = [examples.x], [many.x[:count]]
     for model in models.values():
         y = examples.y if model.conditional else None
-        z = figures.fixed_latents(model, len(examples.x))
         reconstructed.append(model.reconstruct(examples.x, y))
-        random.append(model.decode(z, y).mean)
-    titles = ("Reconstructions", "Decoded samples of N(0, I)")
-    first = [
-        figures.image_grid(torch.stack(reconstructed), ("test image", *models), title=titles[0]),
-        figures.image_grid(torch.stack(random), list(models), title=titles[1]),
+        random.append(model.decode(figures.fixed_latents(model, count), y).mean)
+    rows = [
+        (
+            Block("Reconstructions", torch.stack(reconstructed), ["test images", *models]),
+            Block("Decoded samples of N(0, I)", torch.stack(random)),
+        )
     ]
-    rows = [first]
-    for model in models.values():
-        if model.conditional:
-            rows.append([figures.label_grid(model), figures.style_transfer(model, examples)])
-    if planes:
-        rows.append([figures.latent_plane(m, many, name) for name, m in planes.items()])
-    return _stack([_stack(row, across=True) for row in rows])
+    rows += [_controls(name, m, examples) for name, m in models.items() if m.conditional]
+    page = _stack([_draw_blocks(row) for row in rows])
+    if not planes:
+        return page
+    pictures = [figures.latent_plane(model, many, name) for name, model in planes.items()]
+    return _stack([page, _spread(pictures, page.width)])
 
 
-def _stack(pages: Sequence[PILImage.Image], across: bool = False) -> PILImage.Image:
-    """Join pictures vertically, or horizontally if ``across``."""
-    widths, heights = [p.width for p in pages], [p.height for p in pages]
-    size = (sum(widths), max(heights)) if across else (max(widths), sum(heights))
-    page = PILImage.new("RGB", size, "white")
-    at = 0
+def _controls(name: str, model: Autoencoder, examples: Batch) -> tuple[Block, Block]:
+    """Return label grid and style transfer of a model that takes a label."""
+    count = len(examples.x)
+    labels = torch.arange(count)
+    z = figures.fixed_latents(model, count)
+    grid = model.sample(y=labels.repeat_interleave(count), z=z.repeat(count, 1))
+    styles = model.embed(examples.x, examples.y).repeat_interleave(count, dim=0)
+    transferred = model.sample(y=labels.repeat(count), z=styles)
+    texts = [str(c) for c in range(count)]
+    return (
+        Block(
+            f"{name}. Row: requested label. Column: one latent z.",
+            grid.unflatten(0, (count, count)),
+            texts,
+            [f"z {c + 1}" for c in range(count)],
+        ),
+        Block(
+            f"{name}. Row: z of the test image, with each label.",
+            transferred.unflatten(0, (count, count)),
+            (),
+            texts,
+            examples.x[:, None],
+        ),
+    )
+
+
+def _draw_blocks(blocks: Sequence[Block]) -> PILImage.Image:
+    """Draw blocks next to each other; the grids of two such rows align."""
+    font = ImageFont.load_default(FONT_SIZE)
+    label_width = round(font.getlength("autoencoder")) + 12
+    pictures = [
+        image_grid(b.tiles, b.row_labels, b.column_labels, font_size=FONT_SIZE) for b in blocks
+    ]
+    bare = image_grid(blocks[0].tiles).width - 2 * _MARGIN
+    width = 2 * _MARGIN + label_width + len(blocks) * bare + (len(blocks) - 1) * _GUTTER
+    page = PILImage.new("RGB", (width, _TITLE + max(p.height for p in pictures)), "white")
+    draw = ImageDraw.Draw(page)
+    for place, (block, picture) in enumerate(zip(blocks, pictures, strict=True)):
+        left = _MARGIN + label_width + place * (bare + _GUTTER)  # of the grid
+        page.paste(picture, (left + bare + _MARGIN - picture.width, _TITLE))
+        if block.beside is not None:
+            beside = image_grid(block.beside, (), ["test"], font_size=FONT_SIZE)
+            page.paste(beside, (left - beside.width, _TITLE))
+        draw.text((left, _MARGIN), block.title, fill="black", font=font)
+    return page
+
+
+def _spread(pictures: Sequence[PILImage.Image], width: int) -> PILImage.Image:
+    """Center each picture in an equal share of the width."""
+    page = PILImage.new("RGB", (width, max(p.height for p in pictures)), "white")
+    share = width // len(pictures)
+    for place, picture in enumerate(pictures):
+        page.paste(picture, (place * share + (share - picture.width) // 2, 0))
+    return page
+
+
+def _stack(pages: Sequence[PILImage.Image]) -> PILImage.Image:
+    """Join pictures vertically."""
+    page = PILImage.new("RGB", (max(p.width for p in pages), sum(p.height for p in pages)), "white")
+    top = 0
     for picture in pages:
-        page.paste(picture.convert("RGB"), (at, 0) if across else (0, at))
-        at += picture.width if across else picture.height
+        page.paste(picture, (0, top))
+        top += picture.height
     return page
