@@ -7,7 +7,7 @@ from harness.config import paths
 from harness.contract import files
 from harness.contract.errors import ConfigError
 from harness.contract.settings import Name, Names
-from harness.reports import comparison, run_results
+from harness.reports import comparison, comparison_plot, run_results
 
 
 @entry_point("compare")
@@ -42,7 +42,8 @@ def main(
         tables["csv"] = comparison.to_csv(groups, columns)
         for suffix, text in tables.items():
             files.write_text(path.with_name(f"{path.name}.{suffix}"), text)
-        comparison.save_plot(groups, columns, path.with_name(f"{path.name}.png"))
+        picture = path.with_name(f"{path.name}.png")
+        comparison_plot.save_plot(groups, columns, picture, lower_is_better)
     except OSError as error:
         raise files.output_error(path, error) from None
     finally:

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -324,6 +325,22 @@ def test_suggested_commands_are_quoted_for_the_shell(finished_run: Path) -> None
     lines = [line for line in RunFolder(finished_run).next_steps().splitlines() if "python" in line]
     for line in lines:
         assert f"run={finished_run}" in shlex.split(line)
+
+
+def test_the_end_of_a_training_names_its_pictures(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copy(finished_run / "config.yaml", tmp_path)
+    folder = tmp_path / "figures"
+    assert "pictures" not in RunFolder(tmp_path).next_steps()
+    folder.mkdir()
+    names = ["a_grid", "curves", *(f"samples_of_attribute_{i}" for i in range(5))]
+    for name in names:
+        (folder / f"{name}.png").touch()
+    lines = RunFolder(tmp_path).next_steps().splitlines()
+    start = lines.index(f"pictures: {folder}") + 1
+    shown = lines[start : lines.index("next:")]
+    assert max(len(line) for line in shown) <= 80
+    assert len(shown) == 2
+    assert [name.strip() for name in " ".join(shown).split(",")] == names
 
 
 def lacks() -> Iterator[Exception]:

@@ -1,6 +1,7 @@
 """Comparison of runs from their folders."""
 
 import csv
+import itertools
 import json
 import shlex
 import subprocess
@@ -10,11 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 from harness.config import paths
 from harness.contract.errors import ConfigError
-from harness.reports import comparison, run_results
+from harness.reports import comparison, comparison_plot, run_results
 from harness.sweeps import jobs
 from tests.conftest import clean_environment, run_light, run_script
 from tests.tally import Promise, Survived
@@ -164,6 +166,72 @@ def test_compare_needs_no_torch(folder: Path, tmp_path: Path) -> None:
     }
     with Image.open(folder / "out/table.png") as picture:
         assert min(picture.size) > 100
+
+
+def group(title: str, nlls: list[float]) -> comparison.Group:
+    """Return a group of runs with these values of test/nll_k50, and an accuracy of 0.5."""
+    metrics = [{"test/nll_k50": nll, "test/accuracy": 0.5} for nll in nlls]
+    units = {"test/nll_k50": "nats", "test/accuracy": "%"}
+    runs = [run_results.Run(Path(f"{i}"), {}, i, m, units) for i, m in enumerate(metrics)]
+    return comparison.make_group(title, runs)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that gets every figure that is saved."""
+    figures: list[Any] = []
+    save = Figure.savefig
+
+    def savefig(figure: Figure, *arguments: Any, **named: Any) -> None:
+        figures.append(figure)
+        save(figure, *arguments, **named)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+def test_the_plot_says_which_direction_is_better(tmp_path: Path, drawn: list[Any]) -> None:
+    groups = [group("a", [80.0]), group("b", [81.0])]
+    names = ["test/nll_k50", "test/accuracy"]
+    comparison_plot.save_plot(groups, names, tmp_path / "x.png", ["nll"])
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert titles == [
+        "test/nll_k50, nats\n← lower is better",
+        "test/accuracy, %\nhigher is better →",
+    ]
+    assert not drawn[0].legends  # one kind of marker
+    groups = [group("a", [80.0, 80.5]), group("b", [81.0])]
+    comparison_plot.save_plot(groups, names, tmp_path / "x.png", ["nll"])
+    (legend,) = drawn[1].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["mean ± s.d.", "one run"]
+
+
+@pytest.mark.parametrize("count", [2, 20])
+def test_names_in_the_plot_are_not_cut_and_do_not_overlap(
+    count: int, tmp_path: Path, drawn: list[Any]
+) -> None:
+    titles = [
+        f"Model latent_dim={i} weight_decay=0.0001 a_long_name={i:030d}" for i in range(count)
+    ]
+    groups = [group(title, [80.0 + i]) for i, title in enumerate(titles)]
+    comparison_plot.save_plot(groups, ["test/nll_k50", "test/accuracy"], tmp_path / "x.png")
+    figure = drawn[0]
+    texts = [text for text in figure.axes[0].get_yticklabels() if text.get_text()]
+    assert len(texts) == count
+    boxes = sorted((text.get_window_extent() for text in texts), key=lambda box: -box.y0)
+    assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))
+    assert min(box.x0 for box in boxes) >= 0
+    assert max(box.x1 for box in boxes) < figure.axes[0].get_window_extent().x0
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.width < 1300
+
+
+def test_names_that_are_equal_after_a_cut_are_shown_whole() -> None:
+    names = [" ".join(["word"] * 40) + end for end in (" a", " b")]
+    cut = comparison_plot.wrap_names([group(names[0], [1.0]), group("other", [1.0])])
+    assert cut[0].endswith(" …\n(n=1)")
+    whole = comparison_plot.wrap_names([group(name, [1.0]) for name in names])
+    assert [name.split()[-2] for name in whole] == ["a", "b"]
 
 
 BRACKETS = "[vae] runs=1/channels=[8,16]"

@@ -15,11 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from cvae.models import CVAE, VAE, Autoencoder
 from cvae.networks import MLP
+from cvae.types import Batch
 from harness.contract import files
 from harness.contract.errors import ConfigError, RunFailed
 from harness.run_folder import reading
@@ -29,6 +32,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import alternatives
 import article
+import article_figure
 import jobs
 
 
@@ -59,6 +63,29 @@ def trained(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 # the models of the article
+
+
+def test_the_figure_of_the_article_is_an_aligned_grid_with_readable_text() -> None:
+    """The grids of both rows start and end in the same columns, and 700 pixels show the text."""
+    torch.manual_seed(0)
+    network = partial(MLP, hidden_dim=8, encoder_blocks=1, decoder_blocks=1)
+    models = {"autoencoder": Autoencoder(network, 2), "vae": VAE(network, 2)}
+    models["cvae"] = CVAE(network, 2)
+    x = torch.rand(20, 1, 28, 28).round()
+    many = Batch(x, torch.eye(10)[torch.arange(20) % 10], torch.arange(20), 20)
+    examples = Batch(x[:10], many.y[:10], torch.arange(10), 10)
+    page = article_figure.draw_systems(models, {}, examples, many)
+    assert page.width <= 1400
+    assert article_figure.FONT_SIZE * 700 / page.width >= 10
+    gaps = np.array(page.convert("L")) == 128  # between images
+    per_line = gaps[:, 200:600].all(axis=1)  # the lines between the rows of the left grids
+    first, last = np.flatnonzero(per_line)[[0, -1]]
+    above, below = np.flatnonzero(gaps[first]), np.flatnonzero(gaps[last])
+    left = above[above < 750]
+    right = above[above > 750]
+    assert len(left) == len(right) == 10 * 58 + 2
+    assert set(above) <= set(below)  # which also has the test images beside the right grid
+    assert len(below) == len(above) + 60
 
 
 def test_the_jobs_of_the_article() -> None:

@@ -1,4 +1,4 @@
-"""Compares runs, without torch: groups by differing settings, means over seeds, tables, a plot."""
+"""Compares runs, without torch: groups by differing settings, means over seeds, tables."""
 
 import csv
 import io
@@ -8,11 +8,9 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config.keys import nearest_key
-from harness.contract import files
 from harness.contract.errors import ConfigError
 from harness.contract.terminal import encodable
 from harness.reports.run_results import Broken, Run, printable
@@ -132,6 +130,19 @@ def check_metrics(names: Sequence[str], known: Sequence[str], key: str) -> None:
             raise ConfigError(f"{key}={name}: no run has this metric; {hint}")
 
 
+def is_lower_better(
+    groups: Sequence[Group], metric: str, lower_is_better: Sequence[str] = ()
+) -> bool:
+    """Return whether a metric matches one of the patterns or selected a run by its minimum.
+
+    Args:
+        lower_is_better: regular expressions of metrics where lower is better.
+    """
+    minimized = {run.minimized for group in groups for run in group.runs}
+    quantity = metric.rpartition("/")[2]
+    return any(re.search(p, metric) for p in lower_is_better) or quantity in minimized
+
+
 def sort_groups(
     groups: Sequence[Group], metric: str, lower_is_better: Sequence[str] = ()
 ) -> list[Group]:
@@ -140,11 +151,7 @@ def sort_groups(
     Args:
         lower_is_better: regular expressions of metrics where lower is better.
     """
-    minimized = {run.minimized for group in groups for run in group.runs}
-    is_low = (
-        any(re.search(p, metric) for p in lower_is_better) or metric.rpartition("/")[2] in minimized
-    )
-    sign = 1 if is_low else -1
+    sign = 1 if is_lower_better(groups, metric, lower_is_better) else -1
 
     def order(group: Group) -> tuple[bool, float]:
         stat = group.statistics.get(metric)
@@ -158,8 +165,8 @@ def format_cell(group: Group, metric: str) -> str:
     stat = group.statistics.get(metric)
     if stat is None:
         return ""
-    unit = _unit(group, metric)
-    scale, sign = _scale(unit)
+    unit = unit_of(group, metric)
+    scale, sign = scale_of(unit)
     size = abs(stat.mean * scale)
     decimals = 2 if sign or unit == "nats" or size >= 10 else 3 if size >= 0.1 else 4
     text = f"{stat.mean * scale:.{decimals}f}"
@@ -191,25 +198,26 @@ def format_difference(groups: Sequence[Group], metric: str) -> str:
     stat = paired_difference(groups, metric)
     if stat is None:
         return ""
-    unit = _unit(groups[0], metric)
+    unit = unit_of(groups[0], metric)
     assert stat.std is not None
-    scale, sign = _scale(unit)
+    scale, sign = scale_of(unit)
     decimals = 2 if sign or unit == "nats" or stat.std >= 0.1 else 3 if stat.std >= 0.01 else 4
     return f"{scale * stat.mean:+.{decimals}f} ± {scale * stat.std:.{decimals}f}{sign}"
 
 
-def _scale(unit: Any) -> tuple[int, str]:
+def scale_of(unit: Any) -> tuple[int, str]:
     """Return the factor and the suffix with which to show values of a unit."""
     return (100, "%") if unit == "%" else (1, "")
 
 
-def _unit(group: Group, metric: str) -> str:
+def unit_of(group: Group, metric: str) -> str:
+    """Return the unit of a metric, from the evaluation of the runs; empty if unknown."""
     return next((run.units[metric] for run in group.runs if metric in run.units), "")
 
 
 def format_target(metric: Mapping[str, Any]) -> str:
     """Return the target of a metric in evaluation.json as text; empty if it has none."""
-    scale, sign = _scale(metric.get("unit"))
+    scale, sign = scale_of(metric.get("unit"))
     decimals = 1 if sign else 2
     bounds = {"≥": metric.get("at_least"), "≤": metric.get("at_most")}
     return ", ".join(f"{k} {scale * v:.{decimals}f}" for k, v in bounds.items() if v is not None)
@@ -219,7 +227,7 @@ def format_floor(metric: Mapping[str, Any]) -> str:
     """Return the value of a metric on real data as text; empty if unknown."""
     if (floor := metric.get("floor")) is None:
         return ""
-    scale, sign = _scale(metric.get("unit"))
+    scale, sign = scale_of(metric.get("unit"))
     return f"{scale * floor:.{2 if sign else 3}f}{sign}"
 
 
@@ -272,36 +280,6 @@ def to_csv(groups: Sequence[Group], metrics: Sequence[str]) -> str:
                 [group.title, name, stat.num_runs, repr(stat.mean), std, values, seeds, folders]
             )
     return out.getvalue()
-
-
-def save_plot(groups: Sequence[Group], metrics: Sequence[str], path: Path) -> None:
-    """Save a PNG with one panel per metric: mean ± s.d. of each group, and its runs as dots."""
-    from matplotlib.figure import Figure  # late, because the tables do not need it
-
-    shown = list(metrics)[:6]
-    figure = Figure(
-        figsize=(2 + 2.6 * len(shown), 1.4 + 0.4 * len(groups)), dpi=110, layout="constrained"
-    )
-    all_axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    titles = [f"{g.title} (n={len(g.runs)})" for g in groups]
-    for axes, metric in zip(all_axes, shown, strict=True):
-        for row, group in enumerate(groups):
-            if (stat := group.statistics.get(metric)) is None:
-                continue
-            scale, _ = _scale(_unit(group, metric))
-            width = scale * (stat.std or 0.0)
-            axes.errorbar(scale * stat.mean, row, xerr=width, fmt="o", color="C0", capsize=4)
-            dots = [scale * r.metrics[metric] for r in group.runs if metric in r.metrics]
-            axes.plot(dots, [row + 0.15] * len(dots), ".", color="C1", markersize=4)
-        signs = {sign for group in groups if (sign := _scale(_unit(group, metric))[1])}
-        axes.set_title(", ".join([metric, *signs]), fontsize=8)
-        axes.locator_params(axis="x", nbins=4)
-        axes.tick_params(labelsize=7)
-        axes.grid(axis="x", alpha=0.3)
-    all_axes[0].set_yticks(range(len(groups)), titles)
-    all_axes[0].set_ylim(len(groups) - 0.5, -0.5)
-    with files.atomic_write(path) as file:
-        figure.savefig(file, format="png")
 
 
 def print_table(

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -217,8 +218,10 @@ class RunFolder:
             if (ROOT / "src" / f"{script}.py").is_file()
         ]
         lines = ["", f"run folder: {display_path(self.path)}"]
-        if any((self.path / "figures").glob("*.png")):
+        if names := sorted(path.stem for path in (self.path / "figures").glob("*.png")):
             lines.append(f"pictures: {display_path(self.path / 'figures')}")
+            wrapped = textwrap.fill(", ".join(names), 78, break_long_words=False)
+            lines.append(textwrap.indent(wrapped, "  "))
         return "\n".join([*lines, *(["next:", *commands] if commands else [])])
 
 
