@@ -77,6 +77,8 @@ class EMA(WeightAveraging):
 class Figures(Callback):
     """Save the figures of :mod:`cvae.figures` in a folder and log them.
 
+    At the end, a run also gets the curves of the metrics.csv that is next to the folder.
+
     List it before :class:`EMA`, so that it draws with the averaged weights.
 
     Example, in conf/callbacks/::
@@ -87,18 +89,12 @@ class Figures(Callback):
         folder: folder of the PNG files; new figures replace earlier ones.
         every_n_epochs: epochs between figures during training; 0 for figures only at the end.
         num_test_images: test images for the latent plane and the traversals.
-        metrics_file: metrics.csv of the run, to draw its curves at the end; None for no curves.
     """
 
     def __init__(
-        self,
-        folder: Name | Path,
-        every_n_epochs: Natural = 10,
-        num_test_images: Count = 2000,
-        metrics_file: Name | Path | None = None,
+        self, folder: Name | Path, every_n_epochs: Natural = 10, num_test_images: Count = 2000
     ) -> None:
         self.folder = Path(folder)
-        self.metrics_file = None if metrics_file is None else Path(metrics_file)
         self.every_n_epochs = every_n_epochs
         self.num_test_images = num_test_images
 
@@ -131,9 +127,8 @@ class Figures(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         names = data.class_names
         shown = figures.draw(module.model, examples, many, data.classes, names, at_end)
-        if at_end and self.metrics_file is not None:
-            curves = draw_curves(self.metrics_file, _UNITS)
-            shown |= {} if curves is None else {"curves": figures.to_picture(curves)}
+        if at_end and (curves := draw_curves(self.folder.parent / "metrics.csv", _UNITS)):
+            shown["curves"] = figures.to_picture(curves)
         for name, picture in shown.items():
             with files.atomic_write(self.folder / f"{name}.png") as file:
                 picture.save(file, format="PNG", optimize=True)
