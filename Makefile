@@ -1,7 +1,9 @@
 # Each target installs what it needs. ARGS passes overrides: make train ARGS="model.latent_dim=8"
 PYTHON ?= python3
 ARGS ?=
-RUN := .venv/bin/python
+# make pretrained takes a run folder as RUN=
+RUN_FOLDER := $(if $(filter command,$(firstword $(origin RUN))),$(RUN),logs/latest)
+override RUN := .venv/bin/python
 # import this checkout, even if another one is installed in the environment
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 
@@ -125,4 +127,4 @@ docs: .venv/.docs ## build the site from docs/ into site/; a broken link fails
 docs-serve: .venv/.docs ## show the site at localhost:8000 while you edit docs/
 	$(ZENSICAL) serve
 
--include benchmarks/targets.mk tools/new.mk
+-include benchmarks/targets.mk tools/new.mk tools/pretrained.mk

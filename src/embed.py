@@ -7,7 +7,6 @@ from harness.command_line.entry_point import entry_point
 from harness.config.paths import display_path
 from harness.contract.settings import Name, Trust
 from harness.run_folder import loading
-from harness.run_folder.reading import BEST
 from harness.run_folder.trust import resolve_inside
 
 
@@ -22,7 +21,7 @@ def main(
     from cvae.models import Autoencoder
 
     model, archived = loading.load_model(checkpoint, trust, Autoencoder)
-    name = split if checkpoint == run_dir / BEST else f"{split}-{checkpoint.stem}"
+    name = "-".join(filter(None, (split, loading.checkpoint_suffix(run_dir, checkpoint))))
     path = Path(output) if output else resolve_inside(run_dir, f"latents/{name}.npz")
     save(embed(model, loading.load_data(archived, trust), split), path)
     print(display_path(path))

@@ -6,7 +6,7 @@ from harness.command_line.entry_point import entry_point
 from harness.config.paths import display_path
 from harness.contract.files import atomic_write_files, file_digest
 from harness.contract.settings import Name, Trust
-from harness.run_folder import loading, reading
+from harness.run_folder import loading, published, reading
 from harness.run_folder.trust import resolve_inside
 
 
@@ -20,11 +20,14 @@ def main(run: Name, trust: Trust, output: Name | None) -> None:
 
     model, archived = loading.load_model(checkpoint, trust, Autoencoder)
     folder = Path(output) if output else resolve_inside(run_dir, "export")
-    config, evaluation = reading.to_plain(archived), reading.read_evaluation(run_dir)
+    summary = reading.read_summary(run_dir)
+    config = published.portable_config(reading.to_plain(archived), summary)
+    # an exported folder may hold its own evaluation
+    evaluation = reading.read_evaluation(run_dir) or reading.read_evaluation(checkpoint.parent)
     is_current = evaluation.get("checkpoint_digest") == file_digest(checkpoint)
     metrics = evaluation["metrics"] if is_current else {}
-    summary = reading.read_summary(run_dir)
-    if reading.relative_name(run_dir, checkpoint) != summary.get("checkpoint"):
+    summary |= config["training"]
+    if checkpoint != (run_dir / str(summary.get("checkpoint"))).resolve():
         summary.pop("metrics", None)  # they are of another checkpoint
     with atomic_write_files(folder) as temporary:
         export.save_model(model, config, temporary)

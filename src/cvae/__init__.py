@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cvae.lightning_module import VAEModule
     from cvae.models import Autoencoder
 
-__all__ = ["load_run", "train"]
+__all__ = ["load_pretrained", "load_run", "train"]
 
 
 def load_run(path: str | Path, trusted: str | Sequence[str] | None = None) -> "Autoencoder":
@@ -31,6 +31,20 @@ def load_run(path: str | Path, trusted: str | Sequence[str] | None = None) -> "A
     from harness.run_folder import loading  # imported late: models do not need the harness
 
     return loading.load_run(path, trusted)
+
+
+def load_pretrained() -> "Autoencoder":
+    """Load the model in the folder ``pretrained/`` of this project, on the CPU.
+
+    Example::
+
+        model = load_pretrained()
+        images = model.sample(y=7, num_samples=10)  # (10, 1, 28, 28), in [0, 1]
+
+    Raises:
+        ConfigError: the project has no such folder, or its files are damaged.
+    """
+    return load_run(Path(__file__).resolve().parents[2] / "pretrained")
 
 
 def train(

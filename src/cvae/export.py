@@ -42,10 +42,10 @@ def load(folder: str | Path, trusted: str | Sequence[str] | None = None) -> Auto
 
 
 def save_model(model: Autoencoder, config: Mapping[str, Any], folder: Path) -> None:
-    """Save the weights and the model part of a run's config, without the training penalty."""
+    """Save the weights and the config of a run, without the training penalty."""
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith("penalty.")}
     described = {key: node for key, node in config["model"].items() if key != "penalty"}
-    exported.save(weights, described, folder)
+    exported.save(weights, {**config, "model": described}, folder)
 
 
 class DecoderMeans(nn.Module):

@@ -16,6 +16,7 @@ from cvae.networks import MLP, Conv
 from cvae.priors import Flow
 from harness.contract import files
 from harness.contract.errors import ConfigError
+from harness.contract.exported import write_digests
 from harness.run_folder import loading, reading
 from tests.conftest import ROOT, clean_environment, run_script, tiny
 
@@ -167,6 +168,10 @@ def test_a_damaged_or_hostile_folder_is_rejected(
             export.load(copy)
         return str(caught.value)
 
+    def replace(copy: Path, change: Callable[[Path], object]) -> None:
+        change(copy)
+        write_digests(copy, ("config.json", "model.safetensors"))
+
     def hostile(copy: Path) -> None:
         config = json.loads((copy / "config.json").read_text())
         config["model"]["network"] = {"_target_": "os.system", "command": "touch /tmp/owned"}
@@ -174,10 +179,17 @@ def test_a_damaged_or_hostile_folder_is_rejected(
 
     weights = "model.safetensors"
     assert "no exported model" in load_error(lambda c: (c / weights).unlink())
-    assert "no exported model" in load_error(lambda c: (c / weights).write_bytes(b"PK" * 50))
-    assert "format" in load_error(lambda c: (c / "config.json").write_text("{}"))
-    assert "os.system" in load_error(hostile)
+    assert "damaged" in load_error(lambda c: (c / weights).write_bytes(b"PK" * 50))
+    assert "no exported model" in load_error(
+        lambda c: replace(c, lambda f: (f / weights).write_bytes(b"PK" * 50))
+    )
+    assert "format" in load_error(
+        lambda c: replace(c, lambda f: (f / "config.json").write_text("{}"))
+    )
+    assert "os.system" in load_error(lambda c: replace(c, hostile))
     other = {"output_bias": torch.zeros(3)}
     from safetensors.torch import save_file
 
-    assert "do not fit the model" in load_error(lambda c: save_file(other, c / weights))
+    assert "do not fit the model" in load_error(
+        lambda c: replace(c, lambda f: save_file(other, f / weights))
+    )

@@ -24,7 +24,7 @@ _MAX_WIDTH = 600  # characters of a line
 _EXTRAS = {
     **{"optuna": "search", "submitit": "submitit", "ray": "ray", "wandb_workspaces": "wandb"},
     "zuko": "flows",
-    **dict.fromkeys(("safetensors", "onnxruntime", "onnxscript", "huggingface_hub"), "export"),
+    **dict.fromkeys(("onnxruntime", "onnxscript", "huggingface_hub"), "export"),
 }
 _ONE_LINE_ERRORS = (
     *(HydraException, OmegaConfBaseException, ImportError),

@@ -1,26 +1,49 @@
-"""Export of a model as two files, its weights and its config, which load without Lightning."""
+"""Exported folders: the weights of a model and the config of its run, without pickle.
 
-from collections.abc import Mapping
+``model.safetensors`` holds the weights, ``config.json`` the config, and ``SHA256SUMS`` the digests
+of the files, which ``sha256sum --check`` reads too.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.contract.files import write_json
+from harness.contract.files import write_json, write_text
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT = 1  # increase it when older code could misread the files
+CONFIG, WEIGHTS, DIGESTS = "config.json", "model.safetensors", "SHA256SUMS"
+FORMAT = 2  # increase it when older code could misread the files; 1 had no digests and no data
 
 
-def save(weights: Mapping[str, Any], model: Mapping[str, Any], folder: Path) -> None:
-    """Write ``model.safetensors`` and ``config.json`` (extra "export").
+def save(
+    weights: Mapping[str, Any], config: Mapping[str, Any], folder: Path, half: bool = False
+) -> None:
+    """Write ``model.safetensors``, ``config.json`` and ``SHA256SUMS``.
 
     Args:
         weights: the ``state_dict`` of the model.
-        model: the node of the config that the model is built from.
+        config: the config of the run, without paths of this machine.
         folder: an existing folder to write into.
+        half: store weights as float16, in half the bytes; loading returns float32.
     """
     from safetensors.torch import save_file
 
     # clones, because layers may share a weight
-    whole = {name: value.clone().contiguous() for name, value in weights.items()}
+    whole = {
+        name: (value.half() if half and value.is_floating_point() else value).clone().contiguous()
+        for name, value in weights.items()
+    }
     save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / CONFIG, {"format": FORMAT, "model": model})
+    write_json(folder / CONFIG, {"format": FORMAT, **config})
+    write_digests(folder, (CONFIG, WEIGHTS))
+
+
+def write_digests(folder: Path, names: Sequence[str]) -> None:
+    """Write the SHA-256 of these files of a folder to ``SHA256SUMS``."""
+    lines = (f"{sha256((folder / name).read_bytes())}  {name}\n" for name in names)
+    write_text(folder / DIGESTS, "".join(lines))
+
+
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()

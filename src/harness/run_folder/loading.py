@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from harness.config.instantiation import explain_hydra_error, instantiate
 from harness.config.paths import ROOT, expand_home, path_exists
 from harness.contract import exported
 from harness.contract.errors import ConfigError
-from harness.run_folder import trust
+from harness.run_folder import published, trust
 from harness.run_folder.reading import BEST, CONFIG, LAST, data_dir, plain_config, read_summary
 
 
@@ -49,8 +48,10 @@ def load_data(cfg: DictConfig, trusted: trust.Trust = None) -> Any:
     """Return the data module of a config that was read from a run folder.
 
     Raises:
-        ConfigError: the config names code that is not trusted.
+        ConfigError: the config names code that is not trusted, or no data.
     """
+    if "data" not in cfg:
+        raise ConfigError("data: the config of this export names no data; export the run again")
     cfg = copy.deepcopy(cfg)
     if "data_dir" in cfg.data:
         cfg.data.data_dir = data_dir(cfg)
@@ -84,7 +85,8 @@ def _best_checkpoint(run_dir: Path, typed: str | Path) -> Path | None:
 def find_run(path: str | Path) -> tuple[Path, Path]:
     """Return the run folder and the checkpoint of a path to either of them.
 
-    A relative path starts at the current directory, or else at the project root.
+    A relative path starts at the current directory, or else at the project root. For an exported
+    folder, such as pretrained/, return ``logs/NAME`` for outputs, and its file of weights.
 
     Raises:
         ConfigError: there is no such run, or no checkpoint in it.
@@ -95,6 +97,9 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
         hint = "; train first, or name a folder under logs/" if given.name == "latest" else ""
         raise ConfigError(f"run={path}: no such folder or checkpoint{hint}")
     given = given.resolve()
+    folder = given.parent if given.name == exported.WEIGHTS else given
+    if published.is_exported(folder):
+        return published.output_dir(folder), folder / exported.WEIGHTS
     if given.is_dir():
         checkpoint = _best_checkpoint(given, path)
         if checkpoint is None:
@@ -125,15 +130,25 @@ def find_weights(path: str | Path) -> Path:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint after checking its digest; reads no pickled objects.
 
+    Of an exported folder, ``path`` is the file of weights.
+
     Raises:
         ConfigError: the file is damaged, or not a checkpoint of this project.
     """
     from harness.run_folder import checkpoints
 
     try:
+        if path.name == exported.WEIGHTS:
+            return published.load(path.parent)
         return checkpoints.load(path)
     except ConfigError as error:
         raise ConfigError(f"run={error}") from None
+
+
+def checkpoint_suffix(run_dir: Path, checkpoint: Path) -> str:
+    """Return a suffix for names of outputs: the checkpoint's stem, or '' for the best one."""
+    is_only = checkpoint.name == exported.WEIGHTS
+    return "" if is_only or checkpoint == run_dir / BEST else checkpoint.stem
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,23 +174,7 @@ def load_run(path: str | Path, trusted: trust.Trust = None) -> Any:
     Raises:
         ConfigError: the path holds no model, or one that names code which is not trusted.
     """
-    if (expand_home(path) / exported.CONFIG).is_file():
-        return _load_exported(expand_home(path), trusted)
     return load_model(find_run(path)[1], trusted)[0]
-
-
-def _load_exported(folder: Path, trusted: trust.Trust) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        config = json.loads(trust.read_text(folder, exported.CONFIG))
-        weights = load_file(folder / exported.WEIGHTS)
-    except (OSError, ValueError, RecursionError, SafetensorError, ConfigError) as error:
-        raise ConfigError(f"{folder}: no exported model ({error})") from None
-    if not isinstance(config, dict) or config.get("format") != exported.FORMAT:
-        raise ConfigError(f"{folder / exported.CONFIG}: not of format {exported.FORMAT}")
-    return build_model(config, weights, str(folder), trusted)[0]
 
 
 def load_model(
@@ -192,7 +191,9 @@ def load_model(
     """
     where = f"run={checkpoint_path}"
     checkpoint = load_checkpoint(checkpoint_path)
-    cfg = plain_config(checkpoint["config"], f"{where}: its config")
+    cfg = checkpoint["config"]
+    if checkpoint_path.name != exported.WEIGHTS:  # an earlier export holds the model alone
+        cfg = plain_config(cfg, f"{where}: its config")
     model, cfg = build_model(cfg, model_weights(checkpoint), where, trusted)
     if kind is not None and not isinstance(model, kind):
         raise ConfigError(f"{where}: its model is a {type(model).__name__}, not a {kind.__name__}")

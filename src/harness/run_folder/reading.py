@@ -123,16 +123,18 @@ def plain_config(content: Any, where: str, parts: Sequence[str] = _OF_A_RUN) -> 
 def data_dir(cfg: DictConfig) -> str:
     """Return the data folder of a run, or data/ of this project if the data are not there."""
     content = to_plain(cfg)
-    if science.of_config(content).has_data(content["data"]):
-        return str(cfg.data.data_dir)
-    given = cfg.data.data_dir
-    log.warning(
-        "data.data_dir=%s does not contain %s; using %s",
-        given,
-        cfg.data.get("name", "data"),
-        ROOT / "data",
-    )
-    return str(ROOT / "data")
+    given = ROOT / cfg.data.data_dir  # relative in an exported folder
+    default = ROOT / "data"
+    if science.of_config(content).has_data({**content["data"], "data_dir": str(given)}):
+        return str(given)
+    if given != default:
+        log.warning(
+            "data.data_dir=%s does not contain %s; using %s",
+            given,
+            cfg.data.get("name", "data"),
+            default,
+        )
+    return str(default)
 
 
 def relative_name(run_dir: Path, path: Path) -> str:
@@ -196,5 +198,6 @@ def update_evaluation(
     same = all(before.get(key) == value for key, value in measured_on.items())
     parts = {k: {**(before.get(k, {}) if same else {}), **v} for k, v in results.items()}
     now = datetime.now().astimezone().isoformat(timespec="seconds")
+    run_dir.mkdir(parents=True, exist_ok=True)  # that of an exported folder may not exist
     write_json(run_dir / EVALUATION, {**measured_on, "evaluated": now, **parts})
     return run_dir / EVALUATION

@@ -10,6 +10,7 @@ from harness.config import changes
 from harness.config.paths import ROOT, display_path, expand_home
 from harness.contract.errors import ConfigError
 from harness.run_folder.folder import RunFolder
+from harness.run_folder.published import is_exported
 from harness.run_folder.reading import (
     LAST,
     METRICS,
@@ -34,6 +35,11 @@ def find_run_to_resume(path: str) -> Path:
         run_dir = expand_home(path)
         if not run_dir.is_dir():
             raise ConfigError(f"resume={path}: no such folder")
+        if is_exported(run_dir):
+            raise ConfigError(
+                f"resume={path}: an exported model has no training state; to start from its "
+                f"weights, use weights={path}"
+            )
         load_config(run_dir)
         return run_dir.resolve()
     summaries = {p.parent: read_summary(p.parent) for p in (ROOT / "logs").rglob(SUMMARY)}

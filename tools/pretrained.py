@@ -1,0 +1,181 @@
+"""Make the folder ``pretrained/`` from a finished run: ``make pretrained RUN=logs/latest``.
+
+Stores the best weights as float16, measures the stored weights with evaluate.py, and writes a model
+card with the measured values, and digests of all files.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cvae.evaluation.claim import Metric
+from cvae.models import Autoencoder
+from harness.config.paths import ROOT, display_path
+from harness.contract import exported
+from harness.contract.errors import ConfigError, RunFailed
+from harness.contract.files import atomic_write_files, write_json, write_text
+from harness.run_folder import loading, published, reading
+
+CARD = "README.md"
+FILES = (CARD, exported.CONFIG, reading.EVALUATION, exported.WEIGHTS)
+_DIGITS = {"%": 2, "nats": 2, "bits": 4, "dims": 0}  # of values; 3 for others
+_MARKS = {"met": "met", "near": "within two s.e.", "missed": "not met"}
+
+
+def make(run: str, folder: Path, arguments: Sequence[str] = ()) -> None:
+    """Write weights, config, measured values, card and digests into a folder.
+
+    Args:
+        run: the run folder or checkpoint.
+        folder: the folder to write; its other files stay.
+        arguments: settings of evaluate.py.
+
+    Raises:
+        ConfigError: there is no such run.
+        RunFailed: the evaluation failed; the folder is unchanged.
+    """
+    run_dir, checkpoint = loading.find_run(run)
+    model, archived = loading.load_model(checkpoint, kind=Autoencoder)
+    config = published.portable_config(reading.to_plain(archived), reading.read_summary(run_dir))
+    (ROOT / "logs").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "logs", prefix=".pretrained-") as temporary:
+        new = Path(temporary) / folder.name
+        new.mkdir()
+        exported.save(model.state_dict(), config, new, half=True)
+        write_json(new / reading.EVALUATION, evaluate(new, arguments))
+        write_text(new / CARD, card(config, reading.read_evaluation(new)))
+        exported.write_digests(new, FILES)
+        with atomic_write_files(folder) as replacing:
+            for name in (*FILES, exported.DIGESTS):
+                shutil.copyfile(new / name, replacing / name)
+
+
+def evaluate(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run evaluate.py on an exported folder and return its results."""
+    script = str(ROOT / "src" / "evaluate.py")
+    command = [sys.executable, script, f"run='{folder}'", "figures=false", *arguments]
+    if subprocess.run(command, check=False).returncode:
+        raise RunFailed("evaluate.py failed: no file was changed")
+    return reading.read_evaluation(published.output_dir(folder))
+
+
+def card(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """Return the model card: use, measured values, training and limits.
+
+    Args:
+        config: the published config.
+        evaluation: content of evaluation.json.
+    """
+    model, training = config["model"], config["training"]
+    kind, data = model["_target_"].rpartition(".")[2], config["data"]["name"]
+    is_conditional = kind == "CVAE"
+    label, y = (" label=7", "y=7, ") if is_conditional else ("", "")
+    rows = "\n".join(map(_row, evaluation["metrics"].items()))
+    minutes = sum(evaluation["seconds"].values()) / 60
+    averaged = ", exponential moving average" if config.get("callbacks", {}).get("ema") else ""
+    return f"""---
+license: mit
+library_name: pytorch
+pipeline_tag: unconditional-image-generation
+datasets: [{data.lower()}]
+tags: [{kind.lower()}, {data.lower()}]
+---
+
+# {config["name"]}
+
+{kind} on {data}: {training["num_parameters"]:,} parameters, {model["latent_dim"]} latent \
+dimensions. The weights are stored as float16 and loaded as float32.
+
+## Use
+
+```bash
+python src/generate.py run=pretrained{label} num_samples=16   # a picture
+python src/evaluate.py run=pretrained                       # the table below
+python src/train.py weights=pretrained                      # start from these weights
+```
+
+```python
+from cvae import load_pretrained
+
+model = load_pretrained()
+images = model.sample({y}num_samples=10)  # pixel means in [0, 1]
+```
+
+Commands write to `logs/pretrained/` and leave this folder as it is.
+
+## Measured
+
+| metric | value ± s.e. | target | real data |
+|---|---|---|---|
+{rows}
+
+The stored weights on the test images of {data}, \
+{evaluation["num_generated"]:,} samples per label. Standard errors are over images or samples. \
+Target: of the default model. Real data: the value of real images, or chance. The evaluation took \
+{minutes:.0f} minutes. [Metrics](../docs/reference/metrics.md) explains the rows; \
+`evaluation.json` has all digits.
+
+## Training
+
+{training["epochs"]} epochs, {training["images_seen"]:,} images, \
+{training["train_seconds"] / 60:.0f} minutes on {training["device"]}, precision \
+{training["precision"]}, seed {config["seed"]}{averaged}. \
+`config.json` holds all settings, the versions of libraries and the commit.
+
+## Files
+
+`sha256sum --check SHA256SUMS` checks the files; loading checks the weights and the config. \
+`make pretrained RUN=logs/latest` makes this folder again from a run.
+
+## Limits
+
+The model generates images like those of {data} only. It was selected by the bound on validation \
+images, from one run.
+"""
+
+
+def _row(item: tuple[str, Mapping[str, Any]]) -> str:
+    """Return the row of a metric in evaluation.json."""
+    name, entry = item
+    if "value" not in entry:  # not finite
+        return f"| `{name}` | | | |"
+    metric = Metric(**{key: value for key, value in entry.items() if key != "claim"})
+    digits = _DIGITS.get(metric.unit, 3)
+    unit = f" {metric.unit}" if metric.unit in ("%", "nats", "bits") else ""
+
+    def shown(value: float, digits: int = digits) -> str:
+        return f"{metric.scale * value:.{digits}f}"
+
+    error = "" if metric.standard_error is None else f" ± {shown(metric.standard_error)}"
+    floor = "" if metric.floor is None else f"{shown(metric.floor)}{unit}"
+    return f"| `{name}` | {shown(metric.value)}{error}{unit} | {_target(metric)} | {floor} |"
+
+
+def _target(metric: Metric) -> str:
+    digits = 1 if metric.unit == "%" else 2
+    bounds = (("≥", metric.at_least), ("≤", metric.at_most))
+    shown = [f"{sign} {metric.scale * b:.{digits}f}" for sign, b in bounds if b is not None]
+    return f"{', '.join(shown)}: {_MARKS[metric.status or 'met']}" if shown else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--run", default="logs/latest", help="run folder or checkpoint")
+    add("--output", type=Path, default=ROOT / "pretrained", help="folder to write")
+    add("arguments", nargs="*", metavar="KEY=VALUE", help="settings of evaluate.py")
+    typed = parser.parse_args()
+    try:
+        make(typed.run, typed.output.resolve(), typed.arguments)
+    except (ConfigError, RunFailed) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(display_path(typed.output.resolve()))
+
+
+if __name__ == "__main__":
+    main()
