@@ -11,7 +11,6 @@ from harness.config.paths import path_exists
 from harness.contract.errors import ConfigError
 from harness.contract.settings import Name, Natural, Trust, Weight
 from harness.run_folder import loading
-from harness.run_folder.reading import BEST
 from harness.run_folder.trust import resolve_inside
 
 
@@ -21,32 +20,32 @@ def main(
     trust: Trust,
     label: Literal["all"] | Natural | Annotated[list[Natural], MinLen(1)] | None,
     condition: dict[Name, float | list[float]] | None,
-    num_samples: Annotated[int, Interval(ge=1, le=10_000)],
+    num_samples: Annotated[int, Interval(ge=1, le=10_000)] | None,
     seed: Annotated[int, Interval(ge=0, le=9223372036854775807)],
     temperature: Weight,
     sample_pixels: bool,
     npy: bool,
+    film: bool,
+    morph: Natural | list[Natural] | None,
     output: Name | None,
 ) -> None:
-    """Sample images from a trained model into a PNG, and a .npy file if requested."""
+    """Sample images from a trained model into a PNG or a film; write a .npy file if requested."""
     if isinstance(label, list) and len(set(label)) < len(label):
         raise ConfigError(f"label={label}: must have no duplicates")
     run_dir, checkpoint = loading.find_run(run)
 
+    from cvae.generation import Request
     from cvae.models import Autoencoder
-    from cvae.sampling import file_name, generate, requested_rows, save
 
-    model, _ = loading.load_model(checkpoint, trust, Autoencoder)
-    if isinstance(label, list) and len(label) == 1:
-        label = label[0]
-    rows = requested_rows(model, label, condition)
-    settings = (num_samples, seed, temperature, sample_pixels)
-    images = generate(model, rows, *settings)
-    other = "" if checkpoint == run_dir / BEST else checkpoint.stem
-    name = file_name(label, condition, *settings, other)
+    settings = (num_samples, seed, temperature, sample_pixels, npy, film, morph)
+    request = Request(label, condition, *settings)
+    model, archived = loading.load_model(checkpoint, trust, Autoencoder)
+    request = request.for_model(model)
+    name = request.file_name(loading.checkpoint_suffix(run_dir, checkpoint))
     picture = Path(output) if output else resolve_inside(run_dir, f"generated/{name}")
     existing = [path for path in (picture, picture.with_suffix(".npy")) if path_exists(path)]
-    for path in save(images, picture, [row.name for row in rows], npy=npy):
+    data = loading.load_data(archived, trust) if morph is not None else None
+    for path in request.save(model, data, picture):
         print(path)
         if output and path in existing:
             print(f"{path}: replaced", file=sys.stderr)

@@ -11,7 +11,7 @@ from tests import PACKAGE, shapes  # noqa: F401 - named below
 
 TENSOR_ROOMS = (
     *("noise", "augmentation", "data"),
-    *("networks", "models", "figures", "sampling"),
+    *("networks", "models", "figures", "sampling", "films"),
 )
 # before any module of the project is imported
 install_import_hook([f"{PACKAGE}.{room}" for room in TENSOR_ROOMS], "tests.shapes.typechecker")

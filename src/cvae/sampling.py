@@ -1,6 +1,5 @@
 """Sample images from a trained model and save them."""
 
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +14,10 @@ from cvae.conditions import Labels, OneHot
 from cvae.figures import image_grid
 from cvae.given_pixels import Quadrants
 from cvae.models import Autoencoder
+from cvae.types import Image, Latent
 from harness.contract.errors import ConfigError
 from harness.contract.files import output_error
 
-_DEFAULT_NUM_SAMPLES = 16  # the default, omitted from file names
-_MAX_NAME = 100  # characters of the condition in a file name
 _MAX_COLUMNS = 10  # in the picture of a single label
 
 Samples = Float[Tensor, "num_rows num_samples channels height width"]
@@ -32,6 +30,15 @@ class Row(NamedTuple):
 
     name: str  # text next to its row of samples; empty for a model without labels
     y: Labels | None
+
+
+class Grid(NamedTuple):
+    """Arguments of :func:`cvae.figures.image_grid`."""
+
+    tiles: Samples
+    row_labels: Sequence[str]
+    title: str = ""
+    num_blank: int = 0
 
 
 def requested_rows(
@@ -124,35 +131,36 @@ def generate(
     return torch.stack(images)
 
 
-def file_name(
-    label: Label,
-    condition: Mapping[str, Values] | None,
-    num_samples: int,
-    seed: int,
-    temperature: float = 1.0,
-    sample_pixels: bool = False,
-    checkpoint: str = "",
-) -> str:
-    """Return a file name that differs whenever the picture does.
+def decode_rows(
+    model: Autoencoder, rows: Sequence[Row], z: Latent, seed: int, sample_pixels: bool = False
+) -> Samples:
+    """Return images decoded from the same z for every row.
 
     Args:
-        checkpoint: name of the checkpoint if it is not best.ckpt.
+        rows: the requested conditions, from :func:`requested_rows`.
+        seed: seed of sampled pixels.
     """
-    labels = "none" if label is None else str(label)
-    if isinstance(label, list):
-        labels = "-".join(map(str, label))
-    parts = [f"label-{labels}"]
-    if condition is not None:
-        parts = [f"{k}-{str(v).strip('[]').replace(', ', '_')}" for k, v in condition.items()]
-    if len("-".join(parts)) > _MAX_NAME:
-        digest = hashlib.sha256("-".join(parts).encode()).hexdigest()[:8]
-        parts = ["-".join(parts)[:_MAX_NAME], digest]
-    parts += [f"seed-{seed}"]
-    parts += [f"samples-{num_samples}"] if num_samples != _DEFAULT_NUM_SAMPLES else []
-    parts += [f"temperature-{temperature}"] if temperature != 1 else []
-    parts += ["sampled"] if sample_pixels else []
-    parts += [checkpoint] if checkpoint else []
-    return "-".join(parts) + ".png"
+    images = [
+        model.sample(
+            row.y,
+            z=z,
+            sample_pixels=sample_pixels,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for row in rows
+    ]
+    return torch.stack(images)
+
+
+def wrap_row(images: Image, name: str) -> Grid:
+    """Return the images of one condition in rows of about equal length, titled by its name."""
+    count = len(images)
+    rows = -(-count // _MAX_COLUMNS)
+    columns = -(-count // rows)
+    num_blank = rows * columns - count
+    blank = images.new_zeros(num_blank, *images.shape[1:])
+    tiles = torch.cat((images, blank)).unflatten(0, (rows, columns))
+    return Grid(tiles, (), f"label {name}" if name.isdecimal() else name, num_blank)
 
 
 def save(images: Samples, output: Path, names: Sequence[str], npy: bool = False) -> list[Path]:
@@ -162,20 +170,13 @@ def save(images: Samples, output: Path, names: Sequence[str], npy: bool = False)
     """
     if output.suffix == ".npy":
         raise ConfigError(f"output={output}: must be a PNG; npy=true saves the array next to it")
-    tiles, title, num_blank = images, "", 0
-    if len(images) == 1:  # wrap into rows of about equal length
-        only = names[0]
-        names, title = [], f"label {only}" if only.isdecimal() else only
-        count = images.shape[1]
-        rows = -(-count // _MAX_COLUMNS)
-        columns = -(-count // rows)
-        num_blank = rows * columns - count
-        blank = images.new_zeros(num_blank, *images.shape[2:])
-        tiles = torch.cat((images[0], blank)).unflatten(0, (rows, columns))
+    grid = Grid(images, names)
+    if len(images) == 1:
+        grid = wrap_row(images[0], names[0])
     written = [output]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        page = image_grid(tiles, names, title=title, num_blank=num_blank)
+        page = image_grid(**grid._asdict())
         page.save(output, format="PNG", optimize=True)
         if npy:
             pixels = (images.flatten(0, 1).clamp(0, 1) * 255).round().to(torch.uint8).cpu()

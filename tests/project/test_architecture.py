@@ -37,8 +37,8 @@ SCIENCE_LAYERS = (
     ("figures",),
     ("data",),
     ("lightning_module", "sampling", "image_folder", "coloured_mnist", "rotated_mnist"),
-    ("callbacks", "embedding", "evaluation"),
-    ("export",),
+    ("callbacks", "embedding", "evaluation", "films"),
+    ("export", "generation"),
 )
 OF_THE_MACHINERY = {
     *("hydra", "omegaconf", "wandb", "subprocess", "multiprocessing", "signal"),

@@ -79,8 +79,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("trained") / "a copy"
     (copy / "logs").mkdir(parents=True)
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("src", "conf"):
-        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+    for name in ("src", "conf", "pretrained"):
+        if (ROOT / name).is_dir():  # a new project has no pretrained/
+            shutil.copytree(ROOT / name, copy / name, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", copy)
     if (raw := ROOT / "data" / "MNIST" / "raw").is_dir():
         (copy / "data" / "MNIST").mkdir(parents=True)
