@@ -20,15 +20,13 @@ def main(run: Name, trust: Trust, output: Name | None) -> None:
 
     model, archived = loading.load_model(checkpoint, trust, Autoencoder)
     folder = Path(output) if output else resolve_inside(run_dir, "export")
-    summary = reading.read_summary(run_dir)
+    summary = reading.read_checkpoint_summary(run_dir, checkpoint)
     config = published.portable_config(reading.to_plain(archived), summary)
+    summary = {**config["training"], "metrics": {}, **summary}
     # an exported folder may hold its own evaluation
     evaluation = reading.read_evaluation(run_dir) or reading.read_evaluation(checkpoint.parent)
     is_current = evaluation.get("checkpoint_digest") == file_digest(checkpoint)
     metrics = evaluation["metrics"] if is_current else {}
-    summary |= config["training"]
-    if checkpoint != (run_dir / str(summary.get("checkpoint"))).resolve():
-        summary.pop("metrics", None)  # they are of another checkpoint
     with atomic_write_files(folder) as temporary:
         export.save_model(model, config, temporary)
         differences = export.save_decoder(model, temporary)

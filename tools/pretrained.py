@@ -41,7 +41,8 @@ def make(run: str, folder: Path, arguments: Sequence[str] = ()) -> None:
     """
     run_dir, checkpoint = loading.find_run(run)
     model, archived = loading.load_model(checkpoint, kind=Autoencoder)
-    config = published.portable_config(reading.to_plain(archived), reading.read_summary(run_dir))
+    summary = reading.read_checkpoint_summary(run_dir, checkpoint)
+    config = published.portable_config(reading.to_plain(archived), summary)
     (ROOT / "logs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "logs", prefix=".pretrained-") as temporary:
         new = Path(temporary) / folder.name
@@ -75,9 +76,16 @@ def card(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     kind, data = model["_target_"].rpartition(".")[2], config["data"]["name"]
     is_conditional = kind == "CVAE"
     label, y = (" label=7", "y=7, ") if is_conditional else ("", "")
+    generate = f"python src/generate.py run=pretrained{label}"
+    trained_elbo = training.get("metrics", {}).get("test/elbo")
+    measured_elbo = evaluation["metrics"].get("test/elbo", {}).get("value")
+    rounding = ""
+    if trained_elbo is not None and measured_elbo is not None:
+        change = measured_elbo - trained_elbo
+        rounding = f" Rounding to float16 changed `test/elbo` by {change:+.4f} nats."
     rows = "\n".join(map(_row, evaluation["metrics"].items()))
     minutes = sum(evaluation["seconds"].values()) / 60
-    averaged = ", exponential moving average" if config.get("callbacks", {}).get("ema") else ""
+    averaged = ", an exponential moving average" if config.get("callbacks", {}).get("ema") else ""
     return f"""---
 license: mit
 library_name: pytorch
@@ -94,9 +102,9 @@ dimensions. The weights are stored as float16 and loaded as float32.
 ## Use
 
 ```bash
-python src/generate.py run=pretrained{label} num_samples=16   # a picture
-python src/evaluate.py run=pretrained                       # the table below
-python src/train.py weights=pretrained                      # start from these weights
+{generate:<46}# a picture of samples
+{"python src/evaluate.py run=pretrained":<46}# the table below
+{"python src/train.py weights=pretrained":<46}# start from these weights
 ```
 
 ```python
@@ -118,13 +126,14 @@ The stored weights on the test images of {data}, \
 {evaluation["num_generated"]:,} samples per label. Standard errors are over images or samples. \
 Target: of the default model. Real data: the value of real images, or chance. The evaluation took \
 {minutes:.0f} minutes. [Metrics](../docs/reference/metrics.md) explains the rows; \
-`evaluation.json` has all digits.
+`evaluation.json` has all digits.{rounding}
 
 ## Training
 
 {training["epochs"]} epochs, {training["images_seen"]:,} images, \
 {training["train_seconds"] / 60:.0f} minutes on {training["device"]}, precision \
-{training["precision"]}, seed {config["seed"]}{averaged}. \
+{training["precision"]}, seed {config["seed"]}. The weights are those at the best \
+`{config["monitor"]}`{averaged}. \
 `config.json` holds all settings, the versions of libraries and the commit.
 
 ## Files
@@ -134,8 +143,7 @@ Target: of the default model. Real data: the value of real images, or chance. Th
 
 ## Limits
 
-The model generates images like those of {data} only. It was selected by the bound on validation \
-images, from one run.
+The model generates images like those of {data} only. The values are those of one run.
 """
 
 

@@ -20,10 +20,8 @@ _SETTINGS = (  # of a run, to publish
     *("name", "seed", "monitor", "mode", "module", "data", "model"),
     *("optimizer", "scheduler", "trainer", "callbacks"),
 )
-_TRAINING = (  # entries of summary.json, to publish
-    *("epochs", "steps", "images_seen", "train_seconds", "device", "devices", "precision"),
-    *("num_parameters", "git_commit", "versions", "metrics"),
-)
+# entries of summary.json to publish, besides numbers
+_FACTS = ("device", "precision", "git_commit", "versions", "metrics")
 _DIGEST_LINE = re.compile(r"([0-9a-f]{64}) [ *](\S+)")
 _IN_A_RUN = "export"  # where export.py writes by default
 
@@ -62,7 +60,11 @@ def portable_config(config: Mapping[str, Any], summary: Mapping[str, Any]) -> di
         return next((Path(node).relative_to(p).as_posix() for p in inside), Path(node).name)
 
     settings = {key: shorten(config[key]) for key in _SETTINGS if key in config}
-    training = {key: summary[key] for key in _TRAINING if key in summary}
+    training = {
+        key: value
+        for key, value in summary.items()
+        if key in _FACTS or isinstance(value, int | float)
+    }
     return {**settings, "training": training or dict(config.get("training") or {})}
 
 

@@ -40,6 +40,14 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     return summary if isinstance(summary, dict) else {}
 
 
+def read_checkpoint_summary(run_dir: Path, checkpoint: Path) -> dict[str, Any]:
+    """Return the content of summary.json, without metrics if they are of another checkpoint."""
+    summary = read_summary(run_dir)
+    if checkpoint.resolve() != (run_dir / str(summary.get("checkpoint"))).resolve():
+        summary.pop("metrics", None)
+    return summary
+
+
 def update_summary(run_dir: Path, **entries: Any) -> dict[str, Any]:
     """Add entries to summary.json, atomically, and return its new content."""
     summary = {**read_summary(run_dir), **entries}
