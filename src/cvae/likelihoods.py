@@ -92,7 +92,7 @@ class LikelihoodFactory(Protocol):
 
 def _aligned(x: Image, parameters: Tensor) -> Tensor:
     """Return x with a dimension of size 1 for every dimension of samples, as a view."""
-    return x.view(len(x), *[1] * (parameters.ndim - 5), *x.shape[1:])
+    return x.view(x.shape[0], *[1] * (parameters.ndim - 5), *x.shape[1:])
 
 
 def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -244,14 +244,14 @@ class ZukoFlow(nn.Module):
 
     def to_base(self, z: Latent, y: Condition | None) -> tuple[Latent, Nats]:
         with torch.autocast(z.device.type, enabled=False):
-            if not len(z):  # flows of zuko fail on an empty batch
+            if z.shape[0] == 0:  # flows of zuko fail on an empty batch
                 return z, z.new_zeros(0)
             w, log_det = self._distribution(y).transform.call_and_ladj(z)
             return w, log_det
 
     def from_base(self, w: Latent, y: Condition | None) -> Latent:
         with torch.autocast(w.device.type, enabled=False):
-            if not len(w):
+            if w.shape[0] == 0:
                 return w
             z: Latent = self._distribution(y).transform.inv(w)
             return z

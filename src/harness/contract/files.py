@@ -84,7 +84,7 @@ def file_digest(path: Path) -> str:
 def atomic_write_files(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder, whose files replace those of ``folder`` at the end.
 
-    Links in ``folder`` are replaced and not followed.
+    Folders in it are merged in the same way. Links in ``folder`` are replaced and not followed.
 
     Raises:
         ConfigError: ``folder`` cannot be written to.
@@ -93,8 +93,20 @@ def atomic_write_files(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as temporary:
             yield Path(temporary)
-            for path in sorted(Path(temporary).iterdir()):
-                path.chmod(0o644)
-                os.replace(path, folder / path.name)
+            _replace_files(Path(temporary), folder)
     except OSError as error:
         raise output_error(folder, error) from None
+
+
+def _replace_files(source: Path, target: Path) -> None:
+    """Move all files of a folder, and of the folders in it, into another folder."""
+    for path in sorted(source.iterdir()):
+        replaced = target / path.name
+        if path.is_dir():
+            if replaced.is_symlink():
+                replaced.unlink()
+            replaced.mkdir(exist_ok=True)
+            _replace_files(path, replaced)
+        else:
+            path.chmod(0o644)
+            os.replace(path, replaced)

@@ -1,0 +1,163 @@
+"""Description of a model for the explorer page: ``model.json``."""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cvae import noise
+from cvae.coloured_mnist import ColouredMNISTDataModule
+from cvae.conditions import Part
+from cvae.data import MNISTDataModule
+from cvae.directions import Direction, principal_directions, style_directions
+from cvae.image_set import ImageSet
+from cvae.models import VAE, Autoencoder
+from cvae.morphology import FACTORS
+from cvae.rotated_mnist import RotatedMNISTDataModule
+from cvae.types import Batch, Latent
+from harness.contract.sampler import Rows
+
+FORMAT = 1
+_MAX_IMAGES = 1000  # to measure ranges
+_MAX_EXAMPLES, _EXAMPLES_PER_CLASS = 20, 2
+_NUM_COMPONENTS = 6
+_EXTENT = 3.0  # standard deviations to either side
+_SEED = 0  # of the stored noise
+
+
+@torch.no_grad()
+def describe(model: Autoencoder, data: MNISTDataModule, name: str) -> dict[str, Any]:
+    """Return all that the page needs to know of a model, as JSON values.
+
+    Args:
+        data: the data of the run, after ``setup``. Only its validation images are used.
+        name: name of the run.
+    """
+    assert data.validation is not None, "call setup() first"
+    held_out = data.validation
+    batch = _rows(held_out, torch.arange(min(_MAX_IMAGES, len(held_out))))
+    latent = model.embed(batch.x, batch.y if model.conditional else None)
+    is_binary = data.binarization == "dynamic"
+    is_of_digits = has_centered_digits(data)
+    directions = style_directions(model, batch, FACTORS) if is_of_digits else []
+    directions += principal_directions(model, batch, _NUM_COMPONENTS)
+    color = "grey" if model.image_shape[0] == 1 else "color"
+    return {
+        "format": FORMAT,
+        "name": name,
+        "kind": type(model).__name__,
+        "data": data.dataset,
+        "image_shape": list(model.image_shape),
+        "latent_dim": model.latent_dim,
+        "pixels": "binary" if is_binary else color,
+        "centered": is_of_digits,
+        "has_prior": isinstance(model, VAE),
+        "has_bound": isinstance(model, VAE),
+        "parts": list(_describe_parts(model, data.class_names)),
+        "condition_size": model.condition.size if model.conditional else 0,
+        "directions": [_describe_direction(direction) for direction in directions],
+        "dimensions": list(_describe_dimensions(model, latent)),
+        "eps": _stored_normal(model.latent_dim),
+        "thresholds": _stored_uniform(model.output_bias[0].numel()) if is_binary else None,
+        "examples": list(_describe_examples(model, held_out, data.class_names)),
+    }
+
+
+def has_centered_digits(data: MNISTDataModule) -> bool:
+    """Return whether images are 28 x 28 pixels with a centered character, as in MNIST."""
+    if isinstance(data, ColouredMNISTDataModule | RotatedMNISTDataModule):
+        return True
+    return type(data) is MNISTDataModule and data.dataset != "FashionMNIST"
+
+
+def _rows(images: ImageSet, index: Tensor) -> Batch:
+    return images[Rows(0, index, len(index))]
+
+
+def _describe_parts(model: Autoencoder, class_names: list[str] | None) -> Iterator[dict[str, Any]]:
+    if not model.conditional:
+        return
+    for name, part in model.condition.parts.items():
+        fact: dict[str, Any] = {"name": name, **part._asdict()}
+        if part.kind == "categorical":
+            fact["names"] = _names(name, part, class_names)
+        else:
+            start = part.start
+            fact["low"], fact["high"] = (
+                float(bound[start]) for bound in (model.condition.low, model.condition.high)
+            )
+        yield fact
+
+
+def _names(name: str, part: Part, class_names: list[str] | None) -> list[str]:
+    """Return the names of the classes of a part; numbers if the data have no names."""
+    if name == "label" and class_names is not None:
+        return list(class_names)
+    return [str(number) for number in range(part.size)]
+
+
+def _describe_direction(direction: Direction) -> dict[str, Any]:
+    return {**direction._asdict(), "vector": direction.vector.float().tolist()}
+
+
+def _describe_dimensions(model: Autoencoder, latent: Latent) -> Iterator[dict[str, float]]:
+    """Yield the spread of every dimension over held-out images, and the range to show.
+
+    The range is that of the prior N(0, I), or of the codes of a plain autoencoder.
+    """
+    means, spreads = latent.mean(dim=0).tolist(), latent.std(dim=0, correction=0).tolist()
+    for mean, spread in zip(means, spreads, strict=True):
+        middle, unit = (0.0, 1.0) if isinstance(model, VAE) else (mean, spread)
+        low, high = middle - _EXTENT * unit, middle + _EXTENT * unit
+        yield {"spread": spread, "low": low, "high": high}
+
+
+def _stored_normal(count: int) -> list[float]:
+    """Return the samples of N(0, I) that the page takes as eps in every bound."""
+    index = torch.zeros(1, dtype=torch.long)
+    eps = noise.standard_normal(index, (count,), seed=_SEED, stream=noise.Stream.POSTERIOR)
+    return eps[0].tolist()
+
+
+def _stored_uniform(count: int) -> list[float]:
+    """Return the uniform samples in (0, 1) above which a grey pixel is 1."""
+    index = torch.zeros(1, dtype=torch.long)
+    bits = noise.random_bits(index, count, seed=_SEED, stream=noise.Stream.BINARIZATION)
+    odd = ((bits[0] >> 41) & (2**23 - 1)) * 2 + 1  # 24 bits, which float32 holds exactly
+    return (odd.double() * 2.0**-24).tolist()
+
+
+def _describe_examples(
+    model: Autoencoder, images: ImageSet, class_names: list[str] | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the first held-out images of each class."""
+    firsts = [
+        torch.nonzero(images.labels == c)[:_EXAMPLES_PER_CLASS, 0] for c in images.labels.unique()
+    ]
+    ranked = [index[k : k + 1] for k in range(_EXAMPLES_PER_CLASS) for index in firsts]
+    index = torch.cat(ranked)[:_MAX_EXAMPLES]
+    batch = _rows(images, index)
+    y = batch.y if model.conditional else None
+    latent = model.embed(batch.x, y)
+    for i, label in enumerate(images.labels[index].tolist()):
+        text = f"label {class_names[label] if class_names else label}"
+        yield {
+            "pixels": base64.b64encode(images.pixels[index[i]].numpy().tobytes()).decode(),
+            "y": [] if y is None else y[i].tolist(),
+            "latent": latent[i].tolist(),
+            "text": text if y is None else _text_of(model, y[i : i + 1], class_names),
+        }
+
+
+def _text_of(model: Autoencoder, y: Tensor, class_names: list[str] | None) -> str:
+    """Return the values of one row of y as text, such as "label 3, angle -12.0"."""
+    values = []
+    for name, part in model.condition.parts.items():
+        value = part.of(y)[0].item()
+        is_class = part.kind == "categorical"
+        values.append(
+            f"{name} {_names(name, part, class_names)[int(value)] if is_class else f'{value:.3g}'}"
+        )
+    return ", ".join(values)

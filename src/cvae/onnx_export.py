@@ -1,0 +1,189 @@
+"""Export of the parts of a model as ONNX files, for onnxruntime in any language and in browsers.
+
+``encoder.onnx`` maps images to latents, ``decoder.onnx`` maps latents to pixel means. With
+``likelihood.onnx`` they give the bound on log p(x | y) of one sample z, in nats per image:
+
+.. math:: \\log p(x \\mid z, y) + \\log p(z \\mid y) - \\log q(z \\mid x, y), \\quad
+    z = \\mu + \\sigma \\epsilon
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cvae.models import VAE, Autoencoder
+from cvae.types import Condition, Image, Latent, Nats, Parameters
+from harness.contract.errors import ConfigError
+
+ENCODER, DECODER, LIKELIHOOD = "encoder.onnx", "decoder.onnx", "likelihood.onnx"
+_TOLERANCE = 1e-4  # difference between runtimes, relative to the largest value if above 1
+_TRACED_ROWS = 3
+_CHECKED_ROWS = 64
+
+
+class Encoder(nn.Module):
+    """Encoder of a plain autoencoder."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Image) -> Latent:
+        return self.model.embed(x)
+
+
+class VariationalEncoder(nn.Module):
+    """Encoder of a VAE, with all terms of the bound but log p(x | z, y)."""
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Image, y: Condition | None, eps: Latent) -> tuple[Latent, Latent, Nats]:
+        """Return the latent of the posterior mean, the latent w of z, and the log-ratio at z.
+
+        The log-ratio is log p(z | y) - log q(z | x, y) at ``z = mean + std * eps``.
+        """
+        c = None if y is None else self.model.condition(y)
+        mean, log_std = self.model.posterior(x, y)
+        w, log_det = self.model.prior.to_base(mean + log_std.exp() * eps, c)
+        log_ratio = 0.5 * (eps**2 - w**2).sum(-1) + log_det + log_std.sum(-1)
+        return self.model.prior.to_base(mean, c)[0], w, log_ratio
+
+
+class Decoder(nn.Module):
+    """Decoder that returns the pixel means, in [0, 1], and the parameters of the likelihood."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latent: Latent, y: Condition | None = None) -> tuple[Image, Parameters]:
+        pixels = self.model.decode(latent, y)
+        return pixels.mean, pixels.parameters
+
+
+class PixelLogProb(nn.Module):
+    """Log-likelihood log p(x | z, y) of each image, in nats."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, parameters: Parameters, x: Image) -> Nats:
+        return self.model._log_prob(x, parameters)
+
+
+class _Part(NamedTuple):
+    """A part of a model, with the names of its inputs and outputs."""
+
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def _parts(model: Autoencoder) -> dict[str, _Part]:
+    y = ("y",) if model.conditional else ()
+    parts = {DECODER: _Part(Decoder(model), ("latent", *y), ("mean", "parameters"))}
+    if not isinstance(model, VAE):
+        return {ENCODER: _Part(Encoder(model), ("x",), ("latent",)), **parts}
+    encoder = _Part(
+        VariationalEncoder(model), ("x", *y, "eps"), ("latent", "sample", "log_ratio")
+    )
+    likelihood = _Part(PixelLogProb(model), ("parameters", "x"), ("log_prob",))
+    return {ENCODER: encoder, **parts, LIKELIHOOD: likelihood}
+
+
+def example_inputs(model: Autoencoder, count: int) -> dict[str, Tensor]:
+    """Return random inputs of all parts by name, with ``count`` rows each."""
+    generator = torch.Generator().manual_seed(0)
+    highest = (model.likelihood.num_levels or 256) - 1
+    x = torch.rand(count, *model.image_shape, generator=generator)
+    latent, eps = torch.randn(2, count, model.latent_dim, generator=generator)
+    inputs = {"x": (x * highest).round() / highest, "latent": latent, "eps": eps}
+    if model.conditional:
+        inputs["y"] = model.condition.examples(count)
+    with torch.no_grad():
+        decoded = model.decode(latent, inputs.get("y"))
+    return {**inputs, "parameters": decoded.parameters}
+
+
+@torch.no_grad()
+def save_onnx(model: Autoencoder, folder: Path) -> dict[str, float]:
+    """Save the parts of a model as ONNX, with a dynamic batch size.
+
+    Returns:
+        For each file, the largest difference of an output from PyTorch, relative to the largest
+        value of that output if it is above 1.
+
+    Raises:
+        ConfigError: a part cannot be exported, or a difference exceeds 1e-4.
+    """
+    model = model.eval()
+    differences = {}
+    for name, part in _parts(model).items():
+        _save_part(model, part, folder / name)
+        rows = (1, _CHECKED_ROWS)
+        differences[name] = max(_max_difference(model, part, folder / name, n) for n in rows)
+    return differences
+
+
+def _save_part(model: Autoencoder, part: _Part, path: Path) -> None:
+    batch = torch.export.Dim("batch")
+    examples = example_inputs(model, _TRACED_ROWS)
+    arguments = _arguments(model, part, examples)
+    shapes = tuple(None if argument is None else {0: batch} for argument in arguments)
+    with warnings.catch_warnings():  # torch.onnx warns of its own deprecations
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(part.module.eval(), arguments, dynamic_shapes=shapes)
+            for node in program.graph.nodes:
+                node.meta.pop("stack_trace", None)  # it names the source files of this machine
+            torch.onnx.export(
+                program,
+                (),
+                path,
+                input_names=list(part.inputs),
+                output_names=list(part.outputs),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # tracing a user's network may fail in any way
+            reason = " ".join(str(error).split())[:160]
+            raise ConfigError(f"the {path.stem} cannot be exported ({reason})") from error
+
+
+def _arguments(
+    model: Autoencoder, part: _Part, inputs: Mapping[str, Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Return the positional arguments of a part, with None for y of an unconditional VAE."""
+    arguments: list[Tensor | None] = [inputs[name] for name in part.inputs]
+    if isinstance(part.module, VariationalEncoder) and not model.conditional:
+        arguments.insert(1, None)
+    return tuple(arguments)
+
+
+def _max_difference(model: Autoencoder, part: _Part, path: Path, count: int) -> float:
+    import onnxruntime
+
+    inputs = example_inputs(model, count)
+    expected = part.module(*_arguments(model, part, inputs))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    actual = session.run(None, {name: inputs[name].numpy() for name in part.inputs})
+    largest = 0.0
+    for name, ours, theirs in zip(
+        part.outputs, expected if isinstance(expected, tuple) else (expected,), actual, strict=True
+    ):
+        scale = max(1.0, float(ours.abs().max()))
+        difference = float((torch.from_numpy(theirs) - ours).abs().max()) / scale
+        if not difference <= _TOLERANCE:
+            raise ConfigError(
+                f"{path.name}: {name} differs from PyTorch by {difference:.1e}, above 1e-4"
+            )
+        largest = max(largest, difference)
+    return largest
