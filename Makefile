@@ -10,7 +10,7 @@ export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 CHECK_PYTHON = $(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python %d.%d: this project needs Python 3.11 to 3.13; make PYTHON=python3.13 ..." % sys.version_info[:2])'
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-locked train leet doctor test test-fast test-engines test-faults test-next lint format lock clean schemas docs docs-serve
+.PHONY: help install install-locked train demo leet doctor test test-fast test-engines test-faults test-next lint format lock clean schemas docs docs-serve
 
 ##@ Use
 help: ## list the targets
@@ -27,7 +27,7 @@ install: .venv/.installed ## create .venv with pinned versions; 3 GB to download
 	@touch $@
 
 .venv/.extras: .venv/.installed
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[search,flows,submitit,ray,wandb,export]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[search,flows,submitit,ray,wandb,export]' --group browser
 	@touch $@
 
 LOCKS := locks/linux-x86_64-cp311
@@ -42,6 +42,14 @@ install-locked: ## the same with all extras, by the digests in locks/
 
 train: .venv/.installed ## train the default CVAE; 5 min (ARGS=experiment=quick: 20 s)
 	$(RUN) src/train.py $(ARGS)
+
+.venv/.explore: .venv/.installed
+	extra=$$(command -v npm > /dev/null && echo export || echo explore) && \
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[$$extra]"
+	@touch $@
+
+demo: .venv/.explore ## draw a digit in the browser, with a pretrained model
+	$(RUN) src/explore.py run=pretrained $(ARGS)
 
 leet: .venv/.installed ## browse the W&B files of all runs in logs/ in a terminal
 	@links=$$(mktemp -d) && trap 'rm -r "$$links"' EXIT && \
@@ -104,7 +112,7 @@ format: .venv/.installed ## format the code
 
 lock: .venv/.installed ## pin all packages by digest, for Python 3.11 on Linux x86-64
 	$(REPORT) setuptools | $(RUN) locks/lock.py > $(LOCKS)-build.txt
-	$(REPORT) --editable '.[search,flows,submitit,ray,wandb,export]' --group dev | $(RUN) locks/lock.py > $(LOCKS).txt
+	$(REPORT) --editable '.[search,flows,submitit,ray,wandb,explore]' --group dev --group browser | $(RUN) locks/lock.py > $(LOCKS).txt
 
 clean: ## remove environments and caches, but no runs or data
 	rm -rf .venv .venv-next .cache site .pytest_cache .ruff_cache .mypy_cache src/*.egg-info

@@ -12,10 +12,10 @@ from harness.run_folder.trust import resolve_inside
 
 @entry_point("export")
 def main(run: Name, trust: Trust, output: Name | None) -> None:
-    """Write weights, config, the decoder for other runtimes, and a model card."""
+    """Write weights, config, the parts of the model for other runtimes, and a model card."""
     run_dir, checkpoint = loading.find_run(run)
 
-    from cvae import export
+    from cvae import export, onnx_export
     from cvae.models import Autoencoder
 
     model, archived = loading.load_model(checkpoint, trust, Autoencoder)
@@ -29,7 +29,8 @@ def main(run: Name, trust: Trust, output: Name | None) -> None:
     metrics = evaluation["metrics"] if is_current else {}
     with atomic_write_files(folder) as temporary:
         export.save_model(model, config, temporary)
-        differences = export.save_decoder(model, temporary)
+        differences = onnx_export.save_onnx(model, temporary)
+        differences |= export.save_program(model, temporary)
         export.save_card(model, config, summary, metrics, temporary)
     for name, difference in differences.items():
         print(f"{name}: within {difference:.1e} of PyTorch")

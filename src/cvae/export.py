@@ -1,30 +1,29 @@
 """Export of a trained model for other tools (extra "export").
 
 ``model.safetensors`` and ``config.json`` hold the model and load without Lightning.
-``decoder.onnx`` and ``decoder.pt2`` (torch.export) hold the decoder for other runtimes.
+``encoder.onnx``, ``decoder.onnx`` and ``likelihood.onnx`` hold its parts for other runtimes, and
+``decoder.pt2`` holds the decoder for torch.export.
 ``README.md`` is a model card for the Hugging Face Hub.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from cvae import load_run
+from cvae import load_run, onnx_export
 from cvae.conditions import OneHot
-from cvae.models import Autoencoder
+from cvae.models import VAE, Autoencoder
+from cvae.onnx_export import CHECKED_ROWS, TRACED_ROWS, example_inputs, trace
 from cvae.types import Condition, Image, Latent
 from harness.contract import exported
 from harness.contract.errors import ConfigError
 
 CARD = "README.md"
-DECODERS = ("decoder.onnx", "decoder.pt2")
-_TOLERANCE = 1e-5  # difference of a pixel mean between runtimes
-_CHECKED_ROWS = 64
+PROGRAM = "decoder.pt2"
+_TOLERANCE = 1e-5  # difference of a pixel mean of the exported program
 
 
 def load(folder: str | Path, trusted: str | Sequence[str] | None = None) -> Autoencoder:
@@ -59,64 +58,74 @@ class DecoderMeans(nn.Module):
         return self.model.decode(latent, y).mean
 
 
-def save_decoder(model: Autoencoder, folder: Path) -> dict[str, float]:
-    """Save the decoder as ONNX and as a torch.export program, with a dynamic batch size.
+@torch.no_grad()
+def save_program(model: Autoencoder, folder: Path) -> dict[str, float]:
+    """Save the decoder as a torch.export program, with a dynamic batch size.
 
     Returns:
-        For each file, the largest difference of a pixel mean from PyTorch.
+        The largest difference of a pixel mean from PyTorch, by file.
 
     Raises:
         ConfigError: the difference exceeds 1e-5, or the decoder cannot be exported.
     """
-    import onnxruntime
-
     decoder = DecoderMeans(model).eval()
-    names = ["latent", "y"][: 2 if model.conditional else 1]
-    batch = torch.export.Dim("batch")
-    onnx_path, program_path = (folder / name for name in DECODERS)
-    with warnings.catch_warnings():  # both libraries warn of their own deprecations
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.export.export(
-                decoder, _example_inputs(model, 3), dynamic_shapes=[{0: batch} for _ in names]
-            )
-            for node in program.graph.nodes:
-                node.meta.pop("stack_trace", None)  # it names the source files of this machine
-            torch.export.save(program, program_path)
-            torch.onnx.export(
-                program,
-                (),
-                onnx_path,
-                input_names=names,
-                output_names=["mean"],
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        except Exception as error:  # tracing a user's network may fail in any way
-            reason = " ".join(str(error).split())[:160]
-            raise ConfigError(f"the decoder cannot be exported ({reason})") from error
-        session = onnxruntime.InferenceSession(onnx_path, providers=["CPUExecutionProvider"])
-        exported_program = torch.export.load(program_path).module()
-    rows = _example_inputs(model, _CHECKED_ROWS)
-    expected = decoder(*rows).detach()
-    (from_onnx,) = session.run(None, {k: v.numpy() for k, v in zip(names, rows, strict=True)})
-    means_by_file = {
-        DECODERS[0]: torch.from_numpy(from_onnx),
-        DECODERS[1]: exported_program(*rows).detach(),
-    }
-    max_differences = {
-        name: float((means - expected).abs().max()) for name, means in means_by_file.items()
-    }
-    for name, difference in max_differences.items():
-        if not difference <= _TOLERANCE:
-            raise ConfigError(f"{name}: differs from PyTorch by {difference:.1e}, above 1e-5")
-    return max_differences
+    path = folder / PROGRAM
+    program = trace(decoder, _decoder_inputs(model, TRACED_ROWS), "decoder")
+    torch.export.save(program, path)
+    rows = _decoder_inputs(model, CHECKED_ROWS)
+    loaded = torch.export.load(path).module()
+    difference = float((loaded(*rows) - decoder(*rows)).abs().max())
+    if not difference <= _TOLERANCE:
+        raise ConfigError(f"{PROGRAM}: differs from PyTorch by {difference:.1e}, above 1e-5")
+    return {PROGRAM: difference}
 
 
-def _example_inputs(model: Autoencoder, count: int) -> tuple[Float[Tensor, "batch _"], ...]:
-    latent = torch.randn(count, model.latent_dim, generator=torch.Generator().manual_seed(0))
-    return (latent, model.condition.examples(count)) if model.conditional else (latent,)
+def _decoder_inputs(model: Autoencoder, count: int) -> tuple[Tensor, ...]:
+    inputs = example_inputs(model, count)
+    return (inputs["latent"], inputs["y"]) if model.conditional else (inputs["latent"],)
+
+
+def _describe_files(model: Autoencoder) -> str:
+    """Return what the files of the parts take and return, as Markdown."""
+    signatures = onnx_export.signatures(model)
+    signatures[PROGRAM] = (signatures[onnx_export.DECODER][0], ("mean",))
+    rows = [
+        f"| `{name}` | {_code(inputs)} | {_code(outputs)} |"
+        for name, (inputs, outputs) in signatures.items()
+    ]
+    used = {name for inputs, outputs in signatures.values() for name in (*inputs, *outputs)}
+    is_binary = model.likelihood.num_levels == 2
+    meanings = {
+        "x": f"image, {'binary pixels' if is_binary else 'pixels in [0, 1]'}",
+        "y": "one-hot label",
+        "eps": "sample of N(0, I)",
+        "latent": "code",
+        "mean": "pixel means, in [0, 1]",
+        "parameters": "parameters of the likelihood for each pixel",
+    }
+    if model.conditional and not isinstance(model.condition, OneHot):
+        parts = ", ".join(f"{name}: {part.size}" for name, part in model.condition.parts.items())
+        meanings["y"] = f"columns of {parts}"
+    if isinstance(model, VAE):
+        given_y, after_x = ("|y", ",y") if model.conditional else ("", "")
+        meanings |= {
+            "latent": "sample of N(0, I), or for an image that of the posterior mean",
+            "sample": "latent of z = mean + std * eps, sampled from the posterior",
+            "log_ratio": f"log p(z{given_y}) - log q(z|x{after_x}) at this z, in nats",
+            "log_prob": f"log p(x|z{after_x}) in nats; with `parameters` decoded from `sample`, "
+            f"`log_prob + log_ratio` is a bound on log p(x{given_y})",
+        }
+    described = [f"- `{name}`: {text}" for name, text in meanings.items() if name in used]
+    return "\n".join(
+        [
+            *("| file | takes | returns |", "|---|---|---|", *rows, ""),
+            *("Arrays are float32, with one row per image:", "", *described),
+        ]
+    )
+
+
+def _code(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def save_card(
@@ -179,14 +188,9 @@ def save_card(
     )
     num_parameters = sum(p.numel() for p in exported_parameters)
     arguments = "num_samples=10"
-    inputs = f"`latent` ({'samples of N(0, I)' if kind != 'Autoencoder' else 'codes'})"
-    if model.conditional and isinstance(model.condition, OneHot):
-        arguments = f"y={min(7, model.num_classes - 1)}, {arguments}"
-        inputs = f"{inputs} and `y` (one-hot labels)"
-    elif model.conditional:
-        arguments = f"y=y, {arguments}"
-        parts = ", ".join(f"{name}: {part.size}" for name, part in model.condition.parts.items())
-        inputs = f"{inputs} and `y` (columns of {parts})"
+    if model.conditional:
+        is_label = isinstance(model.condition, OneHot)
+        arguments = f"y={min(7, model.num_classes - 1) if is_label else 'y'}, {arguments}"
     text = f"""---
 {card_data.to_yaml()}
 ---
@@ -203,7 +207,7 @@ model = load(".")  # this folder
 images = model.sample({arguments})  # (10, {model.image_shape[0]}, height, width), means in [0, 1]
 ```
 
-`decoder.onnx` and `decoder.pt2` take {inputs} and return the pixel means.
+{_describe_files(model)}
 
 ## Metrics
 

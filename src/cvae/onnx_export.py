@@ -8,7 +8,8 @@
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,8 @@ from harness.contract.errors import ConfigError
 
 ENCODER, DECODER, LIKELIHOOD = "encoder.onnx", "decoder.onnx", "likelihood.onnx"
 _TOLERANCE = 1e-4  # difference between runtimes, relative to the largest value if above 1
-_TRACED_ROWS = 3
-_CHECKED_ROWS = 64
+TRACED_ROWS = 3
+CHECKED_ROWS = 64
 
 
 class Encoder(nn.Module):
@@ -32,8 +33,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Image) -> Latent:
-        return self.model.embed(x)
+    def forward(self, x: Image, y: Condition | None = None) -> Latent:
+        return self.model.embed(x, y)
 
 
 class VariationalEncoder(nn.Module):
@@ -56,7 +57,7 @@ class VariationalEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder that returns the pixel means, in [0, 1], and the parameters of the likelihood."""
+    """Decoder, with the pixel means in [0, 1] and the parameters of the likelihood."""
 
     def __init__(self, model: Autoencoder) -> None:
         super().__init__()
@@ -90,16 +91,19 @@ def _parts(model: Autoencoder) -> dict[str, _Part]:
     y = ("y",) if model.conditional else ()
     parts = {DECODER: _Part(Decoder(model), ("latent", *y), ("mean", "parameters"))}
     if not isinstance(model, VAE):
-        return {ENCODER: _Part(Encoder(model), ("x",), ("latent",)), **parts}
-    encoder = _Part(
-        VariationalEncoder(model), ("x", *y, "eps"), ("latent", "sample", "log_ratio")
-    )
+        return {ENCODER: _Part(Encoder(model), ("x", *y), ("latent",)), **parts}
+    encoder = _Part(VariationalEncoder(model), ("x", *y, "eps"), ("latent", "sample", "log_ratio"))
     likelihood = _Part(PixelLogProb(model), ("parameters", "x"), ("log_prob",))
     return {ENCODER: encoder, **parts, LIKELIHOOD: likelihood}
 
 
+def signatures(model: Autoencoder) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return the names of inputs and outputs of each file."""
+    return {name: (part.inputs, part.outputs) for name, part in _parts(model).items()}
+
+
 def example_inputs(model: Autoencoder, count: int) -> dict[str, Tensor]:
-    """Return random inputs of all parts by name, with ``count`` rows each."""
+    """Return inputs of all parts by name: random images, latents and noise, and possible y."""
     generator = torch.Generator().manual_seed(0)
     highest = (model.likelihood.num_levels or 256) - 1
     x = torch.rand(count, *model.image_shape, generator=generator)
@@ -127,22 +131,40 @@ def save_onnx(model: Autoencoder, folder: Path) -> dict[str, float]:
     differences = {}
     for name, part in _parts(model).items():
         _save_part(model, part, folder / name)
-        rows = (1, _CHECKED_ROWS)
+        rows = (1, CHECKED_ROWS)
         differences[name] = max(_max_difference(model, part, folder / name, n) for n in rows)
     return differences
 
 
-def _save_part(model: Autoencoder, part: _Part, path: Path) -> None:
+def trace(
+    module: nn.Module, arguments: tuple[Tensor | None, ...], name: str
+) -> torch.export.ExportedProgram:
+    """Return a module as a torch.export program, with a dynamic batch size.
+
+    Args:
+        arguments: example arguments, with a few rows each; None for an absent one.
+        name: what the module is, for the message.
+
+    Raises:
+        ConfigError: the module cannot be exported.
+    """
     batch = torch.export.Dim("batch")
-    examples = example_inputs(model, _TRACED_ROWS)
-    arguments = _arguments(model, part, examples)
     shapes = tuple(None if argument is None else {0: batch} for argument in arguments)
-    with warnings.catch_warnings():  # torch.onnx warns of its own deprecations
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.export.export(part.module.eval(), arguments, dynamic_shapes=shapes)
-            for node in program.graph.nodes:
-                node.meta.pop("stack_trace", None)  # it names the source files of this machine
+    try:
+        with _ignore_warnings():
+            program = torch.export.export(module.eval(), arguments, dynamic_shapes=shapes)
+    except Exception as error:  # tracing a user's network may fail in any way
+        raise _export_error(name, error) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names the source files of this machine
+    return program
+
+
+def _save_part(model: Autoencoder, part: _Part, path: Path) -> None:
+    arguments = _arguments(model, part, example_inputs(model, TRACED_ROWS))
+    program = trace(part.module, arguments, path.stem)
+    try:
+        with _ignore_warnings():
             torch.onnx.export(
                 program,
                 (),
@@ -153,9 +175,21 @@ def _save_part(model: Autoencoder, part: _Part, path: Path) -> None:
                 external_data=False,
                 verbose=False,
             )
-        except Exception as error:  # tracing a user's network may fail in any way
-            reason = " ".join(str(error).split())[:160]
-            raise ConfigError(f"the {path.stem} cannot be exported ({reason})") from error
+    except Exception as error:  # an operation may have no counterpart in ONNX
+        raise _export_error(path.stem, error) from error
+
+
+@contextmanager
+def _ignore_warnings() -> Iterator[None]:
+    """Ignore warnings of libraries about their own deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _export_error(name: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())[:160]
+    return ConfigError(f"the {name} cannot be exported ({reason})")
 
 
 def _arguments(

@@ -38,8 +38,8 @@ from harness.training.outcome import record_outcome
 from tests.conftest import ROOT, clean_environment, run_fresh, run_light, run_script, tiny
 from tests.tally import Promise, Survived
 
-ENTRY_POINTS = ["train", "generate", "evaluate", "embed", "compare", "export", "dashboard"]
-ENTRY_POINTS = [name for name in ENTRY_POINTS if (ROOT / "src" / f"{name}.py").is_file()]
+SCRIPTS = ("train", "generate", "evaluate", "embed", "compare", "export", "explore", "dashboard")
+ENTRY_POINTS = [name for name in SCRIPTS if (ROOT / "src" / f"{name}.py").is_file()]
 
 
 @pytest.fixture(scope="session")

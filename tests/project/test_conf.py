@@ -296,7 +296,9 @@ def test_your_own_class_may_have_any_argument() -> None:
     assert problems_of(*mine, "model.network.encoder_blocks=-3") == []
 
 
-@pytest.mark.parametrize("entry_point", ["generate", "embed", "compare", "export", "dashboard"])
+@pytest.mark.parametrize(
+    "entry_point", ["generate", "embed", "compare", "export", "explore", "dashboard"]
+)
 def test_the_other_entry_points_compose(entry_point: str) -> None:
     assert validate(plain(compose(config=entry_point)), entry_point) == []
 

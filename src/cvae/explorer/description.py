@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cvae import noise
 from cvae.coloured_mnist import ColouredMNISTDataModule
-from cvae.conditions import Part
+from cvae.conditions import Attributes, Part
 from cvae.data import MNISTDataModule
 from cvae.directions import Direction, principal_directions, style_directions
 from cvae.image_set import ImageSet
@@ -83,11 +83,8 @@ def _describe_parts(model: Autoencoder, class_names: list[str] | None) -> Iterat
         fact: dict[str, Any] = {"name": name, **part._asdict()}
         if part.kind == "categorical":
             fact["names"] = _names(name, part, class_names)
-        else:
-            start = part.start
-            fact["low"], fact["high"] = (
-                float(bound[start]) for bound in (model.condition.low, model.condition.high)
-            )
+        elif isinstance(model.condition, Attributes):
+            fact["low"], fact["high"] = model.condition.range(name)
         yield fact
 
 
