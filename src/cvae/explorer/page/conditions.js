@@ -1,0 +1,110 @@
+// The condition y: of the drawing ("given", for the encoder) and of the tiles ("wanted").
+import { addSlider, element, fillSelect } from "./controls.js";
+
+const NUM_VALUES = 10; // tiles of a continuous part
+
+/** Return the middle of a continuous part, or its first class. */
+function start({ kind, low, high }) {
+  return kind === "categorical" ? 0 : (low + high) / 2;
+}
+
+export class Conditions {
+  /** @param model the loaded model; its first categorical part gets a tile for each class. */
+  constructor(model) {
+    const { parts } = model;
+    this.model = model;
+    this.tilePart = parts.find(({ kind }) => kind === "categorical") ?? parts[0] ?? null;
+    this.others = parts.filter((part) => part !== this.tilePart);
+    this.given = Object.fromEntries(parts.map((part) => [part.name, start(part)]));
+    this.wanted = { ...this.given };
+    this.setters = { given: {}, wanted: {} };
+    this.values = [null]; // of the tile part, for each tile
+    this.texts = [""];
+    if (this.tilePart?.kind === "categorical") {
+      this.values = this.tilePart.names.map((_, i) => i);
+      this.texts = this.tilePart.names;
+    } else if (this.tilePart) {
+      const { low, high } = this.tilePart;
+      const at = (i) => low + (i * (high - low)) / (NUM_VALUES - 1);
+      this.values = Array.from({ length: NUM_VALUES }, (_, i) => at(i));
+      this.texts = this.values.map((value) => Number(value.toPrecision(3)).toString());
+    }
+  }
+
+  get isLabelled() {
+    return this.tilePart?.kind === "categorical";
+  }
+
+  /** Whether the model estimates the label of a drawing. */
+  get canGuess() {
+    return this.isLabelled && this.model.facts.has_bound;
+  }
+
+  #forTiles(settings) {
+    if (!this.tilePart) {
+      return [];
+    }
+    const { name } = this.tilePart;
+    return this.values.map((value) => this.model.condition({ ...settings, [name]: value }));
+  }
+
+  /** Return y of each tile. */
+  ofTiles() {
+    return this.#forTiles(this.wanted);
+  }
+
+  /** Return y of the drawing for each label that it may have. */
+  ofGuesses() {
+    return this.#forTiles(this.given);
+  }
+
+  /** Return y of the drawing; none for a model without conditions. */
+  ofDrawing() {
+    return this.tilePart ? [this.model.condition(this.given)] : [];
+  }
+
+  /** Set the parts of the drawing, and of the tiles too, from a condition vector. */
+  readGiven(y) {
+    for (const { name, kind, start: first, size } of this.model.parts) {
+      const columns = Array.from(y.slice(first, first + size));
+      const value = kind === "categorical" ? columns.indexOf(Math.max(...columns)) : columns[0];
+      this.given[name] = this.wanted[name] = value;
+    }
+    this.refresh();
+  }
+
+  /** Show the values in the controls. */
+  refresh() {
+    for (const role of ["given", "wanted"]) {
+      for (const [name, set] of Object.entries(this.setters[role])) {
+        set(this[role][name]);
+      }
+    }
+  }
+
+  /**
+   * Add a control for each part that has no tiles.
+   * @param role "given" or "wanted"
+   * @param suffix text behind the name of the part
+   */
+  addControls(parent, role, suffix, onChange) {
+    const parts = role === "given" && !this.isLabelled ? this.model.parts : this.others;
+    for (const part of parts) {
+      const text = `${part.name}${suffix}`;
+      const change = (value) => {
+        this[role][part.name] = value;
+        onChange();
+      };
+      if (part.kind === "continuous") {
+        this.setters[role][part.name] = addSlider(parent, { text, ...part }, change);
+        continue;
+      }
+      const select = element("select");
+      fillSelect(select, part.names);
+      select.addEventListener("change", () => change(Number(select.value)));
+      parent.append(element("div", { className: "row" }, element("label", {}, `${text} `, select)));
+      this.setters[role][part.name] = (value) => (select.value = String(value));
+    }
+    this.refresh();
+  }
+}

@@ -1,0 +1,122 @@
+// Parts of the page that are made of the model: sliders, selections, tiles, examples, bars.
+import { paint } from "./pixels.js";
+
+/** Return a new element with these properties and children. */
+export function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+let numSliders = 0;
+
+/** Set a slider and the text of its value. */
+export function setSlider(input, output, value, unit = "") {
+  input.value = value;
+  const rounded = Number(value.toFixed(input.max - input.min < 20 ? 1 : 0)) + 0; // no -0
+  output.textContent = `${input.max - input.min < 20 ? rounded.toFixed(1) : rounded}${unit}`;
+  input.setAttribute("aria-valuetext", output.textContent);
+}
+
+/**
+ * Add a labelled slider.
+ * @returns a function that sets its value without calling onInput.
+ */
+export function addSlider(parent, { text, low, high, unit = "" }, onInput) {
+  const id = `slider-${numSliders++}`;
+  const input = element("input", { id, type: "range", min: low, max: high, step: "any" });
+  const output = element("output");
+  output.setAttribute("for", id);
+  makeSteps(input);
+  input.addEventListener("input", () => {
+    const value = input.valueAsNumber;
+    setSlider(input, output, value, unit);
+    onInput(value);
+  });
+  const label = element("label", { htmlFor: id, textContent: text });
+  parent.append(element("div", { className: "slider" }, label, input, output));
+  return (value) => setSlider(input, output, value, unit);
+}
+
+/** Let the arrow keys move a slider of any value by a hundredth of its range. */
+export function makeSteps(input) {
+  const signs = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 };
+  input.step = "any"; // so that it shows the exact value of z
+  input.addEventListener("keydown", (event) => {
+    if (event.key in signs) {
+      input.value = input.valueAsNumber + (signs[event.key] * (input.max - input.min)) / 100;
+      input.dispatchEvent(new Event("input"));
+      event.preventDefault();
+    }
+  });
+}
+
+/** Fill a selection with texts; the value of each option is its position. */
+export function fillSelect(select, texts) {
+  select.replaceChildren(
+    ...texts.map((text, i) => element("option", { value: String(i), textContent: text })),
+  );
+}
+
+/**
+ * Add a button with a picture for each text.
+ * @returns a canvas for each.
+ */
+export function addTiles(parent, texts, describe, onChoose) {
+  return texts.map((text, i) => {
+    const canvas = element("canvas");
+    const caption = element("span", { textContent: text });
+    const button = element("button", { type: "button", className: "tile" }, canvas, caption);
+    button.setAttribute("aria-label", describe(text));
+    button.addEventListener("click", () => onChoose(i));
+    parent.append(button);
+    return canvas;
+  });
+}
+
+/** Mark one of the buttons of addTiles. */
+export function markTile(parent, chosen) {
+  [...parent.children].forEach((button, i) => button.setAttribute("aria-pressed", i === chosen));
+}
+
+/** Add the held-out images of the model as buttons. */
+export function addExamples(parent, examples, shape, onChoose) {
+  const texts = examples.map(({ text }) => text);
+  const canvases = addTiles(parent, texts, (text) => `Held-out image, ${text}`, onChoose);
+  canvases.forEach((canvas, i) => paint(canvas, examples[i].image, shape));
+}
+
+/** Return the softmax of log probabilities. */
+export function softmax(values) {
+  const largest = Math.max(...values);
+  const powers = values.map((value) => Math.exp(value - largest));
+  const sum = powers.reduce((a, b) => a + b, 0);
+  return powers.map((value) => value / sum);
+}
+
+/** Show the probability of each label as a bar. */
+export function showBars(list, texts, bounds) {
+  if (list.children.length !== texts.length) {
+    list.replaceChildren(
+      ...texts.map((text) =>
+        element(
+          "li",
+          {},
+          element("span", { className: "name", textContent: text }),
+          element("span", { className: "bar" }, element("span")),
+          element("span", { className: "percent" }),
+        ),
+      ),
+    );
+  }
+  const shares = softmax(bounds);
+  const best = bounds.indexOf(Math.max(...bounds));
+  shares.forEach((share, i) => {
+    const row = list.children[i];
+    const [, bar, percent] = row.children;
+    row.classList.toggle("best", i === best);
+    row.title = `bound on log p(x|y): ${bounds[i].toFixed(1)} nats`;
+    bar.firstChild.style.width = `${100 * share}%`;
+    percent.textContent = `${(100 * share).toFixed(0)} %`;
+  });
+}

@@ -1,0 +1,265 @@
+// The drawing area: strokes of a pen, and the image that the encoder takes of them.
+
+import { onGrid } from "./link.js";
+
+const SIDE = 280; // canvas pixels of the longer side
+const FINE = 8; // subpixels to a side of an image pixel, for anti-aliasing
+const BOX = 20 / 28; // MNIST scales digits to fit 20 of 28 pixels
+const MAX_SCALE = 4; // a dot is not blown up to a disc
+const STEP = 0.03; // of an arrow key, as a share of the longer side
+const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+export class Drawing {
+  /**
+   * @param canvas the drawing area
+   * @param facts contents of model.json
+   * @param onChange called after each change of the strokes
+   */
+  constructor(canvas, facts, onChange) {
+    const [channels, height, width] = facts.image_shape;
+    Object.assign(this, { canvas, facts, onChange, channels, height, width });
+    const longer = Math.max(height, width);
+    canvas.width = Math.round((SIDE * width) / longer);
+    canvas.height = Math.round((SIDE * height) / longer);
+    this.aspect = [width / longer, height / longer]; // strokes are in units of the longer side
+    this.strokes = []; // each {pen, ink, points: [x, y, x, y, ...]}
+    this.pen = 0.085;
+    this.ink = "#ffffff";
+    this.paper = "#000000";
+    this.background = null; // a canvas shown until the first stroke
+    this.cursor = null; // of the keyboard, [x, y]
+    this.isDown = false;
+    canvas.addEventListener("pointerdown", (event) => this.#press(event));
+    canvas.addEventListener("pointermove", (event) => this.#move(event));
+    for (const name of ["pointerup", "pointercancel"]) {
+      canvas.addEventListener(name, () => (this.isDown = false));
+    }
+    canvas.addEventListener("keydown", (event) => this.#type(event));
+    canvas.addEventListener("blur", () => this.#hideCursor());
+    this.show();
+  }
+
+  /** Replace the strokes, for example by those of a link. */
+  restore({ strokes, paper }) {
+    Object.assign(this, { strokes, paper, background: null });
+    this.show();
+  }
+
+  clear() {
+    Object.assign(this, { strokes: [], background: null });
+    this.#changed();
+  }
+
+  undo() {
+    this.strokes.pop();
+    this.#changed();
+  }
+
+  /** Show an image under the pen; the next stroke replaces it. */
+  showImage(canvas) {
+    Object.assign(this, { strokes: [], background: canvas });
+    this.show();
+  }
+
+  setPaper(color) {
+    this.paper = color;
+    this.#changed();
+  }
+
+  get isEmpty() {
+    return this.strokes.length === 0;
+  }
+
+  #changed() {
+    this.show();
+    this.onChange();
+  }
+
+  #point(event) {
+    const box = this.canvas.getBoundingClientRect();
+    return [
+      onGrid(((event.clientX - box.left) / box.width) * this.aspect[0]),
+      onGrid(((event.clientY - box.top) / box.height) * this.aspect[1]),
+    ];
+  }
+
+  #start(point) {
+    this.background = null;
+    this.strokes.push({ pen: this.pen, ink: this.ink, points: [...point] });
+    this.#changed();
+  }
+
+  #extend(point) {
+    this.strokes.at(-1).points.push(...point);
+  }
+
+  #press(event) {
+    if (event.button !== 0) {
+      return;
+    }
+    this.canvas.setPointerCapture?.(event.pointerId);
+    this.#hideCursor();
+    this.isDown = true;
+    this.#start(this.#point(event));
+  }
+
+  #move(event) {
+    if (!this.isDown) {
+      return;
+    }
+    const events = event.getCoalescedEvents?.() ?? [];
+    for (const one of events.length ? events : [event]) {
+      this.#extend(this.#point(one));
+    }
+    this.#changed();
+  }
+
+  #hideCursor() {
+    if (this.cursor) {
+      this.cursor = null;
+      this.isDown = false;
+      this.show();
+    }
+  }
+
+  #type(event) {
+    if (event.key === "Delete" || event.key === "Backspace") {
+      this.clear();
+    } else if (event.key === " " && this.cursor) {
+      this.isDown = !this.isDown;
+      if (this.isDown) {
+        this.#start(this.cursor);
+      }
+    } else if (event.key in KEYS) {
+      const [dx, dy] = KEYS[event.key];
+      const [x, y] = this.cursor ?? this.aspect.map((size) => size / 2);
+      const limit = (value, size) => onGrid(Math.min(size, Math.max(0, value)));
+      this.cursor = [limit(x + dx * STEP, this.aspect[0]), limit(y + dy * STEP, this.aspect[1])];
+      if (this.isDown) {
+        this.#extend(this.cursor);
+        this.#changed();
+      }
+    } else {
+      return;
+    }
+    event.preventDefault();
+    this.show();
+  }
+
+  /** Redraw the canvas. */
+  show() {
+    const { canvas } = this;
+    const context = canvas.getContext("2d");
+    const scale = canvas.width / this.aspect[0];
+    context.fillStyle = this.paper;
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    if (this.background && this.isEmpty) {
+      context.imageSmoothingEnabled = false;
+      context.drawImage(this.background, 0, 0, canvas.width, canvas.height);
+    }
+    drawStrokes(context, this.strokes, { scale, x: 0, y: 0 });
+    if (this.cursor) {
+      context.strokeStyle = this.isDown ? "#ff8c00" : "#4aa3ff";
+      context.lineWidth = 2;
+      context.beginPath();
+      context.arc(this.cursor[0] * scale, this.cursor[1] * scale, 7, 0, 2 * Math.PI);
+      context.stroke();
+    }
+  }
+
+  /** Return the image that the encoder takes, in [0, 1], binarized if the model is of binary pixels. */
+  toImage() {
+    const image = this.#toGrey();
+    const { thresholds, pixels } = this.facts;
+    if (pixels === "binary") {
+      return image.map((grey, i) => (grey > thresholds[i] ? 1 : 0));
+    }
+    return image;
+  }
+
+  /**
+   * Return the anti-aliased image. Drawings for a model of digits are placed as in MNIST: scaled to
+   * fit 20 of 28 pixels, then moved so that the center of mass is the center of the image.
+   */
+  #toGrey() {
+    const { height, width } = this;
+    const longer = Math.max(height, width);
+    const page = document.createElement("canvas");
+    [page.width, page.height] = [width * FINE, height * FINE];
+    const context = page.getContext("2d", { willReadFrequently: true });
+    const draw = (place) => {
+      context.fillStyle = this.paper;
+      context.fillRect(0, 0, page.width, page.height);
+      drawStrokes(context, this.strokes, place);
+      return context.getImageData(0, 0, page.width, page.height).data;
+    };
+    if (!this.facts.centered || this.isEmpty) {
+      return average(draw({ scale: longer * FINE, x: 0, y: 0 }), this.channels, height, width);
+    }
+    const place = fitBox(this.strokes, page, longer * FINE);
+    const mass = centerOfMass(draw(place), page);
+    place.x += page.width / 2 - mass.x;
+    place.y += page.height / 2 - mass.y;
+    return average(draw(place), this.channels, height, width);
+  }
+}
+
+function drawStrokes(context, strokes, { scale, x, y }) {
+  context.lineCap = context.lineJoin = "round";
+  for (const { pen, ink, points } of strokes) {
+    context.strokeStyle = ink;
+    context.lineWidth = pen * scale;
+    context.beginPath();
+    context.moveTo(points[0] * scale + x, points[1] * scale + y);
+    for (let i = 0; i < points.length; i += 2) {
+      context.lineTo(points[i] * scale + x, points[i + 1] * scale + y);
+    }
+    context.stroke();
+  }
+}
+
+/** Return the scale and shift that fit the strokes into the box of MNIST, in the page's center. */
+function fitBox(strokes, page, longer) {
+  let [left, top, right, bottom] = [Infinity, Infinity, -Infinity, -Infinity];
+  for (const { pen, points } of strokes) {
+    for (let i = 0; i < points.length; i += 2) {
+      left = Math.min(left, points[i] - pen / 2);
+      right = Math.max(right, points[i] + pen / 2);
+      top = Math.min(top, points[i + 1] - pen / 2);
+      bottom = Math.max(bottom, points[i + 1] + pen / 2);
+    }
+  }
+  const scale = Math.min(MAX_SCALE, BOX / Math.max(right - left, bottom - top)) * longer;
+  const x = page.width / 2 - (scale * (left + right)) / 2;
+  const y = page.height / 2 - (scale * (top + bottom)) / 2;
+  return { scale, x, y };
+}
+
+/** Return the center of the ink: of what differs from the paper, the color of the corner. */
+function centerOfMass(data, { width, height }) {
+  let [mass, x, y] = [0, 0, 0];
+  for (let i = 0; i < width * height; i++) {
+    let weight = 0;
+    for (let c = 0; c < 3; c++) {
+      weight += Math.abs(data[4 * i + c] - data[c]);
+    }
+    mass += weight;
+    x += weight * ((i % width) + 0.5);
+    y += weight * (Math.floor(i / width) + 0.5);
+  }
+  return mass ? { x: x / mass, y: y / mass } : { x: width / 2, y: height / 2 };
+}
+
+/** Return the mean over the subpixels of each pixel, in steps of 1/255. */
+function average(data, channels, height, width) {
+  const image = new Float32Array(channels * height * width);
+  for (let row = 0; row < height * FINE; row++) {
+    for (let column = 0; column < width * FINE; column++) {
+      const pixel = Math.floor(row / FINE) * width + Math.floor(column / FINE);
+      for (let c = 0; c < channels; c++) {
+        image[c * height * width + pixel] += data[4 * (row * width * FINE + column) + c];
+      }
+    }
+  }
+  return image.map((sum) => Math.round(sum / FINE ** 2) / 255);
+}

@@ -1,0 +1,286 @@
+// State of the page and the updates that follow a change. The view shows it.
+import { Conditions } from "./conditions.js";
+import { allDirections, between, moveInPlane, moveTo } from "./latent.js";
+import { packFloats, packStrokes, unpackFloats, unpackStrokes } from "./link.js";
+import { decodePixels } from "./pixels.js";
+
+const PLANE_DELAY = 120; // ms without a change before the plane is decoded again
+
+export class Explorer {
+  constructor(model) {
+    const { facts } = model;
+    this.model = model;
+    this.conditions = new Conditions(model);
+    this.directions = allDirections(facts);
+    this.examples = facts.examples.map((one) => ({ ...one, image: decodePixels(one.pixels) }));
+    this.example = null; // position of the chosen example; null for a drawing
+    this.x = null; // what the encoder takes
+    this.label = null; // of the drawing, chosen by the user; null for the guess
+    this.bounds = null; // one for each label, in nats
+    this.z = new Float32Array(facts.latent_dim);
+    this.encoded = this.z; // z of the drawing or example, before changes
+    this.noise = null; // what z is the temperature times; null if z comes from an image
+    this.temperature = 1;
+    this.chosen = 0; // tile whose label the plane shows
+    this.images = []; // of the tiles
+    this.ends = { a: null, b: null }; // styles to morph between
+    this.share = 0; // of the way from a to b
+    this.axes = [0, Math.min(1, this.directions.all.length - 1)]; // positions in directions.all
+    this.dimension = 0; // position in directions.single
+    this.pending = { encode: false, decode: false, plane: false };
+    this.running = null;
+    this.queue = Promise.resolve(); // a network runs one call at a time
+  }
+
+  // ---- updates
+
+  /** Ask for an update; changes until the next frame share one. */
+  update(...steps) {
+    steps.forEach((step) => (this.pending[step] = true));
+    this.running ??= this.#run();
+    return this.running;
+  }
+
+  async #run() {
+    try {
+      while (this.pending.encode || this.pending.decode || this.pending.plane) {
+        await new Promise(requestAnimationFrame);
+        await this.inTurn(() => this.#step());
+      }
+    } finally {
+      this.running = null;
+    }
+  }
+
+  /** Call a function when the networks are free. */
+  inTurn(call) {
+    const result = this.queue.then(call);
+    this.queue = result.catch(() => {});
+    return result;
+  }
+
+  async #step() {
+    const begun = performance.now();
+    if (this.pending.encode) {
+      this.pending.encode = false;
+      await this.#encode();
+    }
+    if (this.pending.decode) {
+      this.pending.decode = false;
+      const ys = this.conditions.ofTiles();
+      const latents = this.conditions.values.map(() => this.z);
+      this.images = await this.model.decode(latents, ys);
+      this.view.showStyle();
+      this.decodedAt = performance.now();
+      this.milliseconds = this.decodedAt - begun;
+    } else if (this.pending.plane && performance.now() - this.decodedAt > PLANE_DELAY) {
+      this.pending.plane = false;
+      const points = this.view.plane.centers().map((at) => this.#pointInPlane(at));
+      this.view.showPlane(await this.#decodeChosen(points));
+    }
+  }
+
+  /** Encode the drawing or example with its label: the chosen one, or the guess. */
+  async #encode() {
+    const { model, conditions } = this;
+    this.x = this.example === null ? this.view.drawing.toImage() : this.examples[this.example].image;
+    if (conditions.canGuess) {
+      const ys = conditions.ofGuesses();
+      const codes = await model.encode(this.x, ys);
+      this.bounds = await model.bounds(this.x, ys, codes);
+      const label = this.label ?? this.guess;
+      conditions.given[conditions.tilePart.name] = label;
+      this.encoded = codes.latents[label];
+    } else {
+      if (conditions.isLabelled) {
+        conditions.given[conditions.tilePart.name] = this.label ?? 0;
+      }
+      [this.encoded] = (await model.encode(this.x, conditions.ofDrawing())).latents;
+    }
+    if (conditions.isLabelled) {
+      this.chosen = conditions.given[conditions.tilePart.name];
+    }
+    this.z = this.encoded;
+    this.noise = null;
+    this.view.showInput();
+  }
+
+  /** Position of the label with the largest bound; null before an image is encoded. */
+  get guess() {
+    return this.bounds && this.bounds.indexOf(Math.max(...this.bounds));
+  }
+
+  /** Decode latents with the condition of the chosen tile. */
+  #decodeChosen(latents) {
+    const y = this.conditions.ofTiles()[this.chosen];
+    return this.model.decode(latents, latents.map(() => y));
+  }
+
+  #pointInPlane(at) {
+    const [across, up] = this.axes.map((i) => this.directions.all[i].vector);
+    return moveInPlane(this.z, across, up, at);
+  }
+
+  // ---- changes by the user
+
+  drawn() {
+    if (this.view.drawing.isEmpty) {
+      return; // z stays
+    }
+    if (this.example !== null) {
+      this.label = null;
+    }
+    this.example = null;
+    this.update("encode", "decode", "plane");
+  }
+
+  chooseExample(index) {
+    const { conditions } = this;
+    this.example = index;
+    conditions.readGiven(Float32Array.from(this.examples[index].y));
+    this.label = conditions.isLabelled ? conditions.given[conditions.tilePart.name] : null;
+    this.view.showExample();
+    return this.update("encode", "decode", "plane");
+  }
+
+  /** Choose the label of the drawing; null for the guess. */
+  chooseLabel(label) {
+    this.label = label;
+    this.encodeAgain();
+  }
+
+  encodeAgain() {
+    if (this.x) {
+      this.update("encode", "decode", "plane");
+    }
+  }
+
+  chooseTile(index) {
+    this.chosen = index;
+    this.update("decode", "plane");
+    return this.showEnds();
+  }
+
+  #setStyle(z, ...steps) {
+    this.z = z;
+    this.noise = null;
+    this.update("decode", ...steps);
+  }
+
+  moveAlong({ vector }, coordinate) {
+    this.#setStyle(moveTo(this.z, vector, coordinate), "plane");
+  }
+
+  moveInPlane(at) {
+    this.#setStyle(this.#pointInPlane(at));
+  }
+
+  backToImage() {
+    this.#setStyle(this.encoded, "plane");
+  }
+
+  /** Set z to noise from N(0, I) times the temperature. */
+  sample(noise) {
+    this.noise = noise;
+    this.z = noise.map((value) => value * this.temperature);
+    this.update("decode", "plane");
+  }
+
+  setTemperature(temperature) {
+    this.temperature = temperature;
+    if (this.noise) {
+      this.sample(this.noise);
+    }
+  }
+
+  /** Keep z as one end of the morph. */
+  keep(end) {
+    this.ends[end] = this.z;
+    this.update("decode");
+    return this.showEnds();
+  }
+
+  async showEnds() {
+    for (const [end, z] of Object.entries(this.ends)) {
+      if (z) {
+        const [image] = await this.inTurn(() => this.#decodeChosen([z]));
+        this.view.showEnd(end, image);
+      }
+    }
+  }
+
+  morph(share) {
+    this.share = share;
+    this.#setStyle(between(this.ends.a, this.ends.b, share), "plane");
+  }
+
+  // ---- links
+
+  /** Return all that a link restores, as plain data. */
+  snapshot() {
+    const pack = (z) => z && packFloats(z);
+    const { given, wanted } = this.conditions;
+    const { strokes, paper } = this.view.drawing;
+    const { example, label, chosen, temperature, axes, dimension, share } = this;
+    return {
+      z: pack(this.z),
+      noise: pack(this.noise),
+      a: pack(this.ends.a),
+      b: pack(this.ends.b),
+      strokes: packStrokes(strokes),
+      paper,
+      given,
+      wanted,
+      ...{ example, label, chosen, temperature, axes, dimension, share },
+    };
+  }
+
+  /** Restore a snapshot; return whether it fits this model. */
+  async restore(snapshot) {
+    const unpack = (text) => text && unpackFloats(text);
+    const { conditions } = this;
+    try {
+      const latents = ["z", "noise", "a", "b"].map((name) => unpack(snapshot[name]));
+      if (latents.some((one) => one && one.length !== this.z.length) || !latents[0]) {
+        return false;
+      }
+      const [z, noise, a, b] = latents;
+      const { example, label, chosen, temperature, axes, dimension, share } = snapshot;
+      const strokes = unpackStrokes(snapshot.strokes);
+      if (example !== null) {
+        await this.chooseExample(example);
+      }
+      Object.assign(this, { label, temperature, axes, dimension, share, ends: { a, b } });
+      Object.assign(conditions.given, snapshot.given);
+      if (strokes.length) {
+        this.example = null;
+        this.view.drawing.restore({ strokes, paper: snapshot.paper });
+        await this.update("encode");
+      }
+      Object.assign(conditions.given, snapshot.given);
+      Object.assign(conditions.wanted, snapshot.wanted);
+      Object.assign(this, { z, noise, chosen });
+      this.view.showSettings();
+      await this.update("decode", "plane");
+      await this.showEnds();
+      return true;
+    } catch (error) {
+      console.warn("the link does not fit this page", error);
+      return false;
+    }
+  }
+
+  /** Return what the page shows, as plain numbers. */
+  state() {
+    const { tilePart, given } = this.conditions;
+    return {
+      latent: Array.from(this.z),
+      pixels: this.x && Array.from(this.x),
+      guess: this.guess,
+      bounds: this.bounds,
+      label: tilePart ? given[tilePart.name] : null,
+      images: this.images.map((image) => Array.from(image)),
+      milliseconds: this.milliseconds ?? null,
+    };
+  }
+}

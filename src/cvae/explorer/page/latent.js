@@ -1,0 +1,57 @@
+// Arithmetic on points z of the latent space and on directions, which are unit vectors.
+
+export function dot(a, b) {
+  return a.reduce((sum, value, i) => sum + value * b[i], 0);
+}
+
+/** Return a + scale * b. */
+export function add(a, b, scale = 1) {
+  return Float32Array.from(a, (value, i) => value + scale * b[i]);
+}
+
+/** Return the point at a share of the way from a to b. */
+export function between(a, b, share) {
+  return Float32Array.from(a, (value, i) => (1 - share) * value + share * b[i]);
+}
+
+/** Move z along a direction until its coordinate there is the given one. */
+export function moveTo(z, direction, coordinate) {
+  return add(z, direction, coordinate - dot(z, direction));
+}
+
+/** Move z in the plane of two directions until its coordinates there are the given ones. */
+export function moveInPlane(z, across, up, [x, y]) {
+  const cosine = dot(across, up);
+  const determinant = 1 - cosine ** 2;
+  const [dx, dy] = [x - dot(z, across), y - dot(z, up)];
+  if (determinant < 1e-3) {
+    return add(z, across, dx); // almost the same direction
+  }
+  const moved = add(z, across, (dx - cosine * dy) / determinant);
+  return add(moved, up, (dy - cosine * dx) / determinant);
+}
+
+/** Return samples of N(0, I). */
+export function standardNormal(size) {
+  return Float32Array.from({ length: size }, () => {
+    const radius = Math.sqrt(-2 * Math.log(1 - Math.random()));
+    return radius * Math.cos(2 * Math.PI * Math.random());
+  });
+}
+
+/** Return the directions to offer: named ones of model.json, then one for each dimension of z. */
+export function allDirections({ directions, dimensions, latent_dim: size }) {
+  const named = directions.map(({ name, vector, low, high, share }) => ({
+    text: share == null ? name : `${name} (${Math.round(100 * share)} %)`,
+    vector: Float32Array.from(vector),
+    low,
+    high,
+  }));
+  const single = dimensions.map(({ spread, low, high }, i) => {
+    const vector = new Float32Array(size);
+    vector[i] = 1;
+    return { text: `z${i}, s.d. ${spread.toFixed(2)}`, vector, low, high, spread };
+  });
+  single.sort((a, b) => b.spread - a.spread); // those that encode most come first
+  return { named, single, all: [...named, ...single] };
+}

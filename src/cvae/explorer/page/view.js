@@ -1,0 +1,261 @@
+// The page as a person sees it: builds the controls for a model, and shows the explorer's state.
+import {
+  addExamples,
+  addSlider,
+  addTiles,
+  fillSelect,
+  makeSteps,
+  markTile,
+  setSlider,
+  showBars,
+  softmax,
+} from "./controls.js";
+import { Drawing } from "./drawing.js";
+import { dot, standardNormal } from "./latent.js";
+import { decodeState, encodeState } from "./link.js";
+import { paint, savePicture, toCanvas } from "./pixels.js";
+import { Plane } from "./plane.js";
+import { explain } from "./texts.js";
+
+const LINK_DELAY = 300; // ms before the address shows a change
+
+const $ = (id) => document.getElementById(id);
+const on = (id, event, action) => $(id).addEventListener(event, action);
+
+export class View {
+  constructor(explorer) {
+    this.explorer = explorer;
+    explorer.view = this;
+    const { facts } = explorer.model;
+    this.unit = facts.has_prior ? " s.d." : "";
+    this.#write(explain(facts, explorer.conditions));
+    this.#connectDrawing(facts);
+    this.#connectConditions();
+    this.#connectStyle();
+    this.#connectSamples(facts);
+    this.#connectButtons(facts);
+    this.showSettings();
+  }
+
+  // ---- what it shows
+
+  showMessage(text) {
+    $("message").textContent = text;
+  }
+
+  /** Show the encoder's input and the guess. */
+  showInput() {
+    const { explorer } = this;
+    const { conditions, bounds, guess } = explorer;
+    paint($("input"), explorer.x, explorer.model.shape);
+    markTile($("examples"), explorer.example);
+    markTile($("tiles"), explorer.chosen);
+    this.#showLabel();
+    if (!bounds) {
+      return;
+    }
+    showBars($("guess"), conditions.texts, bounds);
+    const percent = Math.round(100 * softmax(bounds)[guess]);
+    $("guess-text").textContent =
+      `${conditions.texts[guess]}, ${percent} %: an estimate. Each bar is the bound on log p(x|y) ` +
+      "from one stored sample of z, as a probability.";
+    $("label").options[0].textContent = `as guessed (${conditions.texts[guess]})`;
+  }
+
+  showExample() {
+    const { explorer } = this;
+    const { image } = explorer.examples[explorer.example];
+    this.drawing.showImage(toCanvas(image, explorer.model.shape));
+  }
+
+  /** Show z and the tiles. */
+  showStyle() {
+    const { explorer } = this;
+    const { z, images, directions } = explorer;
+    images.forEach((image, i) => paint(this.tiles[i], image, explorer.model.shape));
+    this.setters.forEach((set, i) => set(dot(z, directions.named[i].vector)));
+    this.#showDimension();
+    this.plane.position = explorer.axes.map((i) => dot(z, directions.all[i].vector));
+    this.plane.show();
+    this.#scheduleLink();
+  }
+
+  showPlane(images) {
+    this.plane.showTiles(images, this.explorer.model.shape);
+  }
+
+  showEnd(end, image) {
+    const canvas = $(`picture-${end}`);
+    paint(canvas, image, this.explorer.model.shape);
+    canvas.setAttribute("aria-label", `Style ${end.toUpperCase()}`);
+    $("morph").disabled = !(this.explorer.ends.a && this.explorer.ends.b);
+  }
+
+  /** Show the settings, which a link may have changed. */
+  showSettings() {
+    const { explorer } = this;
+    explorer.conditions.refresh();
+    $("temperature").value = explorer.temperature;
+    $("temperature-value").textContent = explorer.temperature.toFixed(2);
+    ["axis-x", "axis-y"].forEach((id, i) => ($(id).value = String(explorer.axes[i])));
+    this.plane.axes = explorer.axes.map((i) => explorer.directions.all[i]);
+    $("dimension").value = String(explorer.dimension);
+    $("morph").value = explorer.share;
+    markTile($("tiles"), explorer.chosen);
+    this.#showLabel();
+    this.#showDimension();
+  }
+
+  #showLabel() {
+    const { label, conditions } = this.explorer;
+    $("label").value = label === null ? "0" : String(label + (conditions.canGuess ? 1 : 0));
+  }
+
+  #showDimension() {
+    const { z, directions, dimension } = this.explorer;
+    const { vector, low, high } = directions.single[dimension];
+    Object.assign($("dimension-value"), { min: low, max: high });
+    setSlider($("dimension-value"), $("dimension-output"), dot(z, vector), this.unit);
+  }
+
+  // ---- what it is made of
+
+  #write(texts) {
+    document.title = texts.title;
+    $("title").textContent = texts.title;
+    $("model-name").textContent = texts.model;
+    $("explanation").textContent = texts.explanation;
+    $("result-title").textContent = texts.result;
+    $("facts").textContent = texts.facts;
+  }
+
+  #connectDrawing(facts) {
+    const { explorer } = this;
+    this.drawing = new Drawing($("drawing"), facts, () => explorer.drawn());
+    const { drawing } = this;
+    on("undo", "click", () => drawing.undo());
+    on("clear", "click", () => drawing.clear());
+    $("pen").value = drawing.pen;
+    on("pen", "input", () => (drawing.pen = $("pen").valueAsNumber));
+    $("colors").hidden = facts.pixels !== "color";
+    on("ink", "input", () => (drawing.ink = $("ink").value));
+    on("paper", "input", () => drawing.setPaper($("paper").value));
+    addExamples($("examples"), explorer.examples, facts.image_shape, (i) =>
+      explorer.chooseExample(i),
+    );
+  }
+
+  #connectConditions() {
+    const { explorer } = this;
+    const { conditions } = explorer;
+    $("guess-block").hidden = !conditions.canGuess;
+    $("label-block").hidden = !conditions.isLabelled;
+    if (conditions.isLabelled) {
+      $("label-name").textContent = conditions.tilePart.name;
+      fillSelect($("label"), [...(conditions.canGuess ? ["as guessed"] : []), ...conditions.texts]);
+      on("label", "change", () => {
+        const index = Number($("label").value) - (conditions.canGuess ? 1 : 0);
+        explorer.chooseLabel(index < 0 ? null : index);
+      });
+    }
+    conditions.addControls($("given"), "given", " of the drawing", () => explorer.encodeAgain());
+    conditions.addControls($("wanted"), "wanted", "", () => explorer.update("decode", "plane"));
+    const describe = (text) =>
+      text ? `Show ${conditions.tilePart.name} ${text} in the plane` : "Decoded image";
+    this.tiles = addTiles($("tiles"), conditions.texts, describe, (i) => {
+      markTile($("tiles"), i);
+      explorer.chooseTile(i);
+    });
+    $("tiles").classList.toggle("single", this.tiles.length === 1);
+  }
+
+  #connectStyle() {
+    const { explorer } = this;
+    const { directions } = explorer;
+    this.setters = directions.named.map((direction) =>
+      addSlider($("directions"), { ...direction, unit: this.unit }, (value) =>
+        explorer.moveAlong(direction, value),
+      ),
+    );
+    fillSelect($("dimension"), directions.single.map(({ text }) => text));
+    on("dimension", "change", () => {
+      explorer.dimension = Number($("dimension").value);
+      this.#showDimension();
+      this.#scheduleLink();
+    });
+    makeSteps($("dimension-value"));
+    on("dimension-value", "input", () => {
+      explorer.moveAlong(directions.single[explorer.dimension], $("dimension-value").valueAsNumber);
+    });
+    this.plane = new Plane($("plane"), (at) => explorer.moveInPlane(at));
+    for (const id of ["axis-x", "axis-y"]) {
+      fillSelect($(id), directions.all.map(({ text }) => text));
+      on(id, "change", () => {
+        explorer.axes = [Number($("axis-x").value), Number($("axis-y").value)];
+        this.showSettings();
+        explorer.update("decode", "plane");
+      });
+    }
+  }
+
+  #connectSamples(facts) {
+    const { explorer } = this;
+    $("sample-block").hidden = !facts.has_prior;
+    on("sample", "click", () => explorer.sample(standardNormal(facts.latent_dim)));
+    on("temperature", "input", () => {
+      explorer.setTemperature($("temperature").valueAsNumber);
+      this.showSettings();
+      this.#scheduleLink();
+    });
+    on("keep-a", "click", () => explorer.keep("a"));
+    on("keep-b", "click", () => explorer.keep("b"));
+    on("morph", "input", () => explorer.morph($("morph").valueAsNumber));
+  }
+
+  #connectButtons(facts) {
+    const { explorer } = this;
+    on("reset", "click", () => explorer.backToImage());
+    on("save", "click", () => {
+      const { texts } = explorer.conditions;
+      const tiles = explorer.images.map((image, i) => ({ image, text: texts[i] }));
+      const input = explorer.noise ? null : explorer.x;
+      savePicture(input, tiles, facts.image_shape, facts.name);
+    });
+    on("copy", "click", () => this.#copyLink());
+    window.addEventListener("hashchange", () => this.restoreLink());
+  }
+
+  // ---- links
+
+  #scheduleLink() {
+    clearTimeout(this.linkTimer);
+    this.linkTimer = setTimeout(() => this.#writeLink(), LINK_DELAY);
+  }
+
+  #writeLink() {
+    clearTimeout(this.linkTimer);
+    this.hash = `#${encodeState(this.explorer.snapshot())}`;
+    history.replaceState(null, "", this.hash);
+  }
+
+  async #copyLink() {
+    this.#writeLink();
+    try {
+      await navigator.clipboard.writeText(location.href);
+      this.showMessage("Link copied.");
+    } catch {
+      this.showMessage("The address bar has the link: copy it from there.");
+    }
+  }
+
+  /** Restore the state of the address; return whether it has one that fits. */
+  async restoreLink() {
+    if (location.hash.length < 2 || location.hash === this.hash) {
+      return false;
+    }
+    const snapshot = decodeState(location.hash.slice(1));
+    const fits = snapshot !== null && (await this.explorer.restore(snapshot));
+    this.showMessage(fits ? "" : "This link does not fit the model: nothing was restored.");
+    return fits;
+  }
+}
