@@ -8,10 +8,10 @@
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,7 @@ def trace(
     batch = torch.export.Dim("batch")
     shapes = tuple(None if argument is None else {0: batch} for argument in arguments)
     try:
-        with _ignore_warnings():
+        with ignore_warnings():
             program = torch.export.export(module.eval(), arguments, dynamic_shapes=shapes)
     except Exception as error:  # tracing a user's network may fail in any way
         raise _export_error(name, error) from error
@@ -164,7 +164,7 @@ def _save_part(model: Autoencoder, part: _Part, path: Path) -> None:
     arguments = _arguments(model, part, example_inputs(model, TRACED_ROWS))
     program = trace(part.module, arguments, path.stem)
     try:
-        with _ignore_warnings():
+        with ignore_warnings():
             torch.onnx.export(
                 program,
                 (),
@@ -174,13 +174,21 @@ def _save_part(model: Autoencoder, part: _Part, path: Path) -> None:
                 dynamo=True,
                 external_data=False,
                 verbose=False,
+                custom_translation_table={torch.ops.aten.log_sigmoid.default: _log_sigmoid()},
             )
     except Exception as error:  # an operation may have no counterpart in ONNX
         raise _export_error(path.stem, error) from error
 
 
+def _log_sigmoid() -> Callable[[Any], Any]:
+    """Return log sigmoid in ONNX. The exporter's own is -inf for logits below -88."""
+    from onnxscript import opset18
+
+    return lambda x: opset18.Neg(opset18.Softplus(opset18.Neg(x)))
+
+
 @contextmanager
-def _ignore_warnings() -> Iterator[None]:
+def ignore_warnings() -> Iterator[None]:
     """Ignore warnings of libraries about their own deprecations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

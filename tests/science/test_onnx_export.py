@@ -96,6 +96,17 @@ def test_the_files_give_the_bound_and_the_images(make: Callable[..., VAE], tmp_p
         torch.testing.assert_close(decoded["mean"], image, rtol=0, atol=1e-4)
 
 
+def test_certain_pixels_have_finite_log_probabilities(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = build(partial(CVAE, perceptron))
+    with torch.no_grad():
+        model.output_bias.fill_(-150.0)  # sigmoid(-150) is 0 in float32
+    onnx_export.save_onnx(model, tmp_path)
+    parameters, x = torch.full((2, 1, *SHAPE), -150.0), torch.ones(2, *SHAPE)
+    (log_prob,) = run_file(tmp_path / "likelihood.onnx", parameters=parameters, x=x).values()
+    torch.testing.assert_close(log_prob, model.likelihood.log_prob(x, parameters))
+
+
 def test_a_plain_autoencoder_has_no_likelihood_file(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model = build(partial(Autoencoder, perceptron))
