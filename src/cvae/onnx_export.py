@@ -181,7 +181,7 @@ def _save_part(model: Autoencoder, part: _Part, path: Path) -> None:
 
 
 def _log_sigmoid() -> Callable[[Any], Any]:
-    """Return log sigmoid in ONNX. The exporter's own is -inf for logits below -88."""
+    """Return log sigmoid in ONNX. The exporter's own is -inf where sigmoid rounds to 0."""
     from onnxscript import opset18
 
     return lambda x: opset18.Neg(opset18.Softplus(opset18.Neg(x)))

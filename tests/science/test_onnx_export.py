@@ -89,6 +89,10 @@ def test_the_files_give_the_bound_and_the_images(make: Callable[..., VAE], tmp_p
         bound = scored["log_prob"] + encoded["log_ratio"]
         expected = model.log_weights(x, y.get("y"), eps[:, None])[:, 0]
         torch.testing.assert_close(bound, expected, rtol=1e-4, atol=1e-3)
+        saturated = 40 * parameters  # probabilities that round to 0 in float32
+        scored = run_file(tmp_path / "likelihood.onnx", parameters=saturated, x=x)
+        expected = model.likelihood.log_prob(x, saturated)
+        torch.testing.assert_close(scored["log_prob"], expected, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(
             encoded["latent"], model.embed(x, y.get("y")), rtol=1e-4, atol=1e-5
         )
