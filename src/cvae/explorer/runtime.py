@@ -7,6 +7,7 @@ package is installed without a checkout.
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +19,15 @@ from harness.contract.errors import ConfigError
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 LICENSES = ("LICENSE", "ThirdPartyNotices.txt")  # npm's package has none; Python's has both
 _LOCK = ("package.json", "package-lock.json")
-_INSTALL = ("ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--no-progress")
+_INSTALL = (
+    "ci",
+    "--omit=dev",
+    "--ignore-scripts",
+    "--no-audit",
+    "--no-fund",
+    "--no-progress",
+    "--fetch-retries=1",
+)
 
 
 def copy_runtime(folder: Path) -> None:
@@ -93,12 +102,14 @@ def _run_npm(project: Path) -> None:
         raise ConfigError(f"npm cannot be started ({error})") from None
     if done.returncode:
         raise ConfigError(
-            f"npm cannot install the runtime of the page: {_last_error(done.stdout + done.stderr)}"
+            f"npm cannot install the runtime of the page: {_reason(done.stdout + done.stderr)}"
         )
 
 
-def _last_error(output: str) -> str:
-    """Return the last error of npm that is not about its log file."""
-    lines = [line for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if "ERR" in line and "log of this run" not in line]
-    return (errors or lines or ["no output"])[-1].strip()
+def _reason(output: str) -> str:
+    """Return npm's first error that is not a code, such as "integrity checksum failed"."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = re.findall(
+        r"^npm (?:error|ERR!) (?!code|errno|syscall|path)(.+)", output, re.MULTILINE
+    )
+    return [*errors, *reversed(lines), "no output"][0][:200]
