@@ -15,9 +15,8 @@ export class Conditions {
     this.model = model;
     this.tilePart = parts.find(({ kind }) => kind === "categorical") ?? parts[0] ?? null;
     this.others = parts.filter((part) => part !== this.tilePart);
-    this.given = Object.fromEntries(parts.map((part) => [part.name, start(part)]));
-    this.wanted = { ...this.given };
     this.setters = { given: {}, wanted: {} };
+    this.reset();
     this.values = [null]; // of the tile part, for each tile
     this.texts = [""];
     if (this.tilePart?.kind === "categorical") {
@@ -70,6 +69,13 @@ export class Conditions {
       const value = kind === "categorical" ? columns.indexOf(Math.max(...columns)) : columns[0];
       this.given[name] = this.wanted[name] = value;
     }
+    this.refresh();
+  }
+
+  /** Set the parts of the drawing and of the tiles to their start. */
+  reset() {
+    this.given = Object.fromEntries(this.model.parts.map((part) => [part.name, start(part)]));
+    this.wanted = { ...this.given };
     this.refresh();
   }
 

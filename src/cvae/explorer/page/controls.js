@@ -65,9 +65,8 @@ export function fillSelect(select, texts) {
 export function addTiles(parent, texts, describe, onChoose) {
   return texts.map((text, i) => {
     const canvas = element("canvas");
-    const caption = element("span", { textContent: text });
-    const button = element("button", { type: "button", className: "tile" }, canvas, caption);
-    button.setAttribute("aria-label", describe(text));
+    const button = element("button", { type: "button", className: "tile" }, canvas, text);
+    button.setAttribute("aria-label", describe(text, i));
     button.addEventListener("click", () => onChoose(i));
     parent.append(button);
     return canvas;
@@ -81,9 +80,12 @@ export function markTile(parent, chosen) {
 
 /** Add the held-out images of the model as buttons. */
 export function addExamples(parent, examples, shape, onChoose) {
-  const texts = examples.map(({ text }) => text);
-  const canvases = addTiles(parent, texts, (text) => `Held-out image, ${text}`, onChoose);
-  canvases.forEach((canvas, i) => paint(canvas, examples[i].image, shape));
+  const describe = (_, i) => `Held-out image, ${examples[i].text}`;
+  const canvases = addTiles(parent, examples.map(() => ""), describe, onChoose);
+  canvases.forEach((canvas, i) => {
+    paint(canvas, examples[i].image, shape);
+    canvas.parentElement.title = examples[i].text;
+  });
 }
 
 /** Return the softmax of log probabilities. */

@@ -129,6 +129,7 @@ export class Explorer {
     }
     if (this.example !== null) {
       this.label = null;
+      this.conditions.reset(); // those of the example say nothing about the drawing
     }
     this.example = null;
     this.update("encode", "decode", "plane");
