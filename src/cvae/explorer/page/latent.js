@@ -9,9 +9,22 @@ export function add(a, b, scale = 1) {
   return Float32Array.from(a, (value, i) => value + scale * b[i]);
 }
 
-/** Return the point at a share of the way from a to b. */
+/**
+ * Return the point at a share of the way from a to b: spherical in direction, linear in length, as
+ * in generate.py morph=. On a straight line the middle would be shorter than a sample of N(0, I).
+ */
 export function between(a, b, share) {
-  return Float32Array.from(a, (value, i) => (1 - share) * value + share * b[i]);
+  const [from, to] = [Math.hypot(...a), Math.hypot(...b)];
+  const angle = Math.acos(Math.min(1, Math.max(-1, dot(a, b) / Math.max(from * to, 1e-12))));
+  if (from * to === 0 || Math.sin(angle) < 1e-3) {
+    return Float32Array.from(a, (value, i) => (1 - share) * value + share * b[i]);
+  }
+  const length = ((1 - share) * from + share * to) / Math.sin(angle);
+  const weights = [
+    (length * Math.sin((1 - share) * angle)) / from,
+    (length * Math.sin(share * angle)) / to,
+  ];
+  return Float32Array.from(a, (value, i) => weights[0] * value + weights[1] * b[i]);
 }
 
 /** Move z along a direction until its coordinate there is the given one. */
