@@ -35,6 +35,18 @@ export function decodePixels(text) {
   return Float32Array.from(bytes, (character) => character.charCodeAt(0) / 255);
 }
 
+/** Return the color of an image's first pixel, and the color that differs most from it. */
+export function colorsOf(image, [, height, width]) {
+  const size = height * width;
+  const at = (i) => [0, 1, 2].map((c) => image[c * size + i]);
+  const difference = (i) => at(i).reduce((sum, value, c) => sum + (value - image[c * size]) ** 2, 0);
+  const positions = Array.from({ length: size }, (_, i) => i);
+  const farthest = positions.reduce((a, b) => (difference(b) > difference(a) ? b : a));
+  const toText = (color) =>
+    `#${color.map((value) => Math.round(255 * value).toString(16).padStart(2, "0")).join("")}`;
+  return { paper: toText(at(0)), ink: toText(at(farthest)) };
+}
+
 /** Download the encoder's input and the labelled tiles as one PNG. */
 export function savePicture(input, tiles, shape, name) {
   const scale = Math.max(1, Math.round(112 / shape[1]));

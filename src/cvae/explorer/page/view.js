@@ -13,7 +13,7 @@ import {
 import { Drawing } from "./drawing.js";
 import { dot, standardNormal } from "./latent.js";
 import { decodeState, encodeState } from "./link.js";
-import { paint, savePicture, toCanvas } from "./pixels.js";
+import { colorsOf, paint, savePicture, toCanvas } from "./pixels.js";
 import { Plane } from "./plane.js";
 import { explain } from "./texts.js";
 
@@ -138,6 +138,11 @@ export class View {
     $("pen").value = drawing.pen;
     on("pen", "input", () => (drawing.pen = $("pen").valueAsNumber));
     $("colors").hidden = facts.pixels !== "color";
+    if (facts.pixels === "color" && explorer.examples.length) {
+      Object.assign(drawing, colorsOf(explorer.examples[0].image, facts.image_shape));
+      $("ink").value = drawing.ink;
+      $("paper").value = drawing.paper;
+    }
     on("ink", "input", () => (drawing.ink = $("ink").value));
     on("paper", "input", () => drawing.setPaper($("paper").value));
     addExamples($("examples"), explorer.examples, facts.image_shape, (i) =>
