@@ -1,0 +1,286 @@
+"""The explorer page in Chromium: it shows what PyTorch computes, and a person can use it.
+
+Skipped without Playwright or Chromium, except in CI.
+"""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import pytest
+import torch
+
+from cvae import load_run
+from cvae.data import MNISTDataModule
+from cvae.explorer import folder, server
+from cvae.models import VAE, Autoencoder
+from cvae.morphology import FACTORS
+from cvae.networks import MLP
+from tests.conftest import ROOT, run_script
+
+pytestmark = pytest.mark.engines
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    *("--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--no-first-run"),
+)
+THREE = [(0.3, 0.25), (0.5, 0.17), (0.68, 0.3), (0.48, 0.47)]  # shares of the drawing area
+THREE += [(0.7, 0.65), (0.5, 0.83), (0.28, 0.74)]
+WIDTHS = (360, 768, 1440)  # of a phone, a tablet and a computer
+
+
+def give_up(reason: str) -> NoReturn:
+    """Skip the test, or fail where CI has installed all that it needs."""
+    pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    raise AssertionError
+
+
+class Site(NamedTuple):
+    """A served page and the model that it runs."""
+
+    url: str
+    model: Any
+    facts: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        give_up("needs Playwright: pip install --group browser")
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
+        give_up("needs Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, Any], Site]]:
+    """Return a function that serves a folder until the tests end."""
+    running = []
+
+    def serve(page: Path, model: Any) -> Site:
+        server_of_page = server.bind(page, 0)
+        threading.Thread(target=server_of_page.serve_forever, args=(0.05,), daemon=True).start()
+        running.append(server_of_page)
+        facts = json.loads((page / "model" / "model.json").read_text())
+        return Site(f"http://127.0.0.1:{server_of_page.server_port}/", model, facts)
+
+    yield serve
+    for one in running:
+        one.shutdown()
+        one.server_close()
+
+
+@pytest.fixture(scope="module")
+def digits(
+    browser: Any,
+    host: Callable[[Path, Any], Site],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Site:
+    """Return the page of a model of MNIST: the pretrained one, or a quick run."""
+    place, run = tmp_path_factory.mktemp("explorer"), ROOT / "pretrained"
+    if not run.is_dir():
+        run = place / "run"
+        words = ("experiment=quick", "logger=csv", "callbacks.figures=null", f"hydra.run.dir={run}")
+        done = run_script("train", *words, timeout=500)
+        assert done.returncode == 0, done.stdout + done.stderr
+    page = place / "page"
+    done = run_script("explore", f"run={run}", f"output={page}", "serve=false", timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return host(page, load_run(run))
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[[str], Any]]:
+    """Return a function that opens an address in a tab, and waits until the page is ready.
+
+    At the end, no tab may have logged an error or loaded anything from another host.
+    """
+    context = browser.new_context(viewport={"width": 1440, "height": 1000})
+    context.set_default_timeout(20_000)  # ms
+    errors: list[str] = []
+    urls: list[str] = []
+
+    def open_tab(url: str) -> Any:
+        tab = context.new_page()
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        tab.on("request", lambda request: urls.append(request.url))
+        tab.goto(url)
+        tab.evaluate("window.explorer.ready")
+        return tab
+
+    yield open_tab
+    context.close()
+    assert errors == []
+    assert urls
+    assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in urls)
+
+
+def state(tab: Any) -> dict[str, Any]:
+    """Return the numbers that the page shows, after all updates."""
+    tab.evaluate("window.explorer.idle()")
+    return dict(tab.evaluate("window.explorer.state()"))
+
+
+def numbers(values: Any) -> torch.Tensor:
+    """Return numbers of the page, which writes 1.0 as 1, as a float tensor."""
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def draw(tab: Any, points: list[tuple[float, float]]) -> None:
+    """Draw a stroke with the mouse, through points in shares of the drawing area."""
+    box = tab.locator("#drawing").bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    tab.mouse.move(*places[0])
+    tab.mouse.down()
+    for place in places[1:]:
+        tab.mouse.move(*place, steps=4)
+    tab.mouse.up()
+
+
+def set_slider(slider: Any, value: float) -> None:
+    slider.evaluate(
+        "(input, value) => { input.value = value; input.dispatchEvent(new Event('input')); }", value
+    )
+
+
+def shown_images(tab: Any, shape: list[int]) -> torch.Tensor:
+    """Return the grey images on the canvases of the tiles."""
+    script = """all => all.map(c => Array.from(
+        c.getContext("2d").getImageData(0, 0, c.width, c.height).data.filter((_, i) => i % 4 == 0)
+    ))"""
+    pixels = tab.locator("#tiles canvas").evaluate_all(script)
+    return torch.tensor(pixels).float().view(-1, *shape) / 255
+
+
+def test_a_drawn_three_becomes_ten_digits(digits: Site, visit: Callable[[str], Any]) -> None:
+    model, shape = digits.model, digits.facts["image_shape"]
+    tab = visit(digits.url)
+    draw(tab, THREE)
+    now = state(tab)
+    x = numbers(now["pixels"]).view(1, *shape)
+    assert set(now["pixels"]) == {0, 1}
+    rows, columns = (x[0, 0] > 0).nonzero().float().mean(dim=0)
+    assert abs(rows - 13.5) < 1.5  # centered, as in MNIST
+    assert abs(columns - 13.5) < 1.5
+    eps = torch.tensor(digits.facts["eps"])
+    with torch.no_grad():
+        z = numbers([now["latent"]]).expand(10, -1)
+        images = model.sample(y=torch.arange(10), z=z)
+        bounds = model.log_weights(
+            x.expand(10, -1, -1, -1), torch.arange(10), eps.expand(10, 1, -1)
+        )[:, 0]
+        code = model.embed(x, now["guess"])
+    assert now["guess"] == int(bounds.argmax()) == 3
+    torch.testing.assert_close(numbers(now["bounds"]), bounds, rtol=1e-4, atol=0.01)
+    torch.testing.assert_close(z[:1], code, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(numbers(now["images"]).view(10, *shape), images, rtol=0, atol=1e-3)
+    torch.testing.assert_close(shown_images(tab, shape), images, rtol=0, atol=0.003)
+    assert "3," in tab.locator("#guess-text").inner_text()
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_slider_of_style_changes_what_it_names(
+    name: str, digits: Site, visit: Callable[[str], Any]
+) -> None:
+    tab = visit(digits.url)
+    draw(tab, THREE)
+    measured = []
+    for value in (-2, 0, 2):
+        set_slider(tab.get_by_label(name, exact=True), value)
+        state(tab)
+        measured.append(FACTORS[name](shown_images(tab, digits.facts["image_shape"])))
+    medians = np.nanmedian(measured, axis=1)
+    assert medians[0] < medians[1] < medians[2]
+
+
+def test_a_link_restores_the_drawing_and_the_style(
+    digits: Site, visit: Callable[[str], Any]
+) -> None:
+    tab = visit(digits.url)
+    draw(tab, THREE)
+    state(tab)
+    set_slider(tab.get_by_label("slant", exact=True), 1.5)
+    before = state(tab)
+    tab.wait_for_timeout(600)  # ms; the address follows
+    other = visit(tab.url)
+    after = state(other)
+    for key in ("latent", "pixels", "guess", "bounds", "label", "images"):
+        assert after[key] == before[key], key
+
+
+def test_the_keyboard_is_enough(digits: Site, visit: Callable[[str], Any]) -> None:
+    tab = visit(digits.url)
+    before = state(tab)
+    focused = "document.activeElement.id || document.activeElement.textContent"
+    while tab.evaluate(focused) != "drawing":
+        tab.keyboard.press("Tab")
+    for key in ("ArrowUp", *("ArrowUp",) * 6, "Space", *("ArrowDown",) * 14):
+        tab.keyboard.press(key)
+    drawn = state(tab)
+    assert drawn["pixels"] != before["pixels"]
+    assert drawn["guess"] == 1  # an upright stroke
+    slider = tab.get_by_label("thickness", exact=True).get_attribute("id")
+    for _ in range(200):
+        tab.keyboard.press("Tab")
+        if tab.evaluate(focused) == slider:
+            break
+    tab.keyboard.press("ArrowRight")
+    moved = np.array(state(tab)["latent"]) - np.array(drawn["latent"])
+    (thickness,) = [d for d in digits.facts["directions"] if d["name"] == "thickness"]
+    step = 0.01 * (thickness["high"] - thickness["low"])
+    assert moved == pytest.approx(step * np.array(thickness["vector"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_screens(
+    width: int, digits: Site, visit: Callable[[str], Any], tmp_path: Path
+) -> None:
+    tab = visit(digits.url)
+    tab.set_viewport_size({"width": width, "height": 900})
+    draw(tab, THREE)
+    state(tab)
+    tab.screenshot(path=tmp_path / f"{width}.png", full_page=True)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    sizes = tab.locator("button:visible, input:visible, select:visible").evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.right])"
+    )
+    assert sizes
+    assert all(0 <= left <= right <= width for left, right in sizes)
+
+
+@pytest.mark.parametrize("kind", [VAE, Autoencoder])
+def test_a_model_without_labels_shows_what_applies(
+    kind: type[Autoencoder],
+    data_dir: Path,
+    host: Callable[[Path, Any], Site],
+    visit: Callable[[str], Any],
+    tmp_path: Path,
+) -> None:
+    network = partial(MLP, hidden_dim=12, encoder_blocks=1, decoder_blocks=1)
+    model = kind(network, latent_dim=3).eval()
+    data = MNISTDataModule(data_dir, "KMNIST", validation_size=60)
+    folder.write_folder(model, data, "untrained", tmp_path)
+    tab = visit(host(tmp_path, model).url)
+    draw(tab, THREE)
+    now = state(tab)
+    x, z = numbers(now["pixels"]).view(1, 1, 28, 28), numbers([now["latent"]])
+    torch.testing.assert_close(z, model.embed(x).detach(), rtol=1e-4, atol=1e-4)
+    images = numbers(now["images"]).view(1, 1, 28, 28)
+    torch.testing.assert_close(images, model.sample(z=z), rtol=0, atol=1e-3)
+    assert now["guess"] is now["label"] is None
+    hidden = {name: tab.locator(f"#{name}").is_hidden() for name in ("guess-block", "label-block")}
+    assert all(hidden.values())
+    assert tab.locator("#sample-block").is_visible() is (kind is VAE)
