@@ -69,7 +69,7 @@ test: .venv/.installed ## run the tests that need no extras; 9 min
 test-fast: .venv/.installed ## test the science only, without whole runs; under a minute
 	$(PYTEST) -m "not engines and not long" $(ARGS) tests/science
 
-test-engines: .venv/.extras ## test launchers, search, export, benchmarks; 9 min
+test-engines: .venv/.extras ## test launchers, search, export, explorer, benchmarks; 9 min
 	$(PYTEST) -m "engines and not long" $(ARGS)
 
 LONG := $(RUN) -m pytest --numprocesses 2 --dist worksteal
