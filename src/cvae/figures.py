@@ -28,7 +28,8 @@ _PANEL_COLUMNS = 8  # digits across a panel; five panels are 1,280 pixels wide
 _PANEL_FONT_SIZE = 20  # readable where a page shows the figure at half its size
 _PLANE_EXTENT = 2.5  # standard deviations of the prior to either side
 _PLANE_POINTS = 13  # font size of the latent plane
-_LEGEND_ROWS = 12
+_SMALL_POINTS = 9  # font size of a legend of several columns
+_LEGEND_ROWS, _MAX_LEGEND = 12, 48  # rows of a column, and classes; more get a color bar
 
 
 def _tiles(images: Image, columns: int) -> Tiles:
@@ -209,27 +210,36 @@ def latent_plane(
     z, axis_labels, title = _project(model, batch)
     if z.shape[1] == 1:
         z, axis_labels = torch.stack((z[:, 0], labels.to(z)), dim=1), (*axis_labels, name_of_part)
-    is_continuous = part.kind == "continuous"
-    classes = [] if is_continuous else labels.unique().tolist()
-    colors = "viridis" if is_continuous else "tab10" if part.size <= 10 else "turbo"
+    classes = [] if part.kind == "continuous" else [int(c) for c in labels.unique()]
+    shown_names = names if name_of_part == "label" else None
+    texts = class_labels(classes, shown_names) if len(classes) <= _MAX_LEGEND else []
+    columns = -(-len(texts) // _LEGEND_ROWS)
+    size = _PLANE_POINTS if columns <= 1 else _SMALL_POINTS
+    # characters are 0.6 of the font size wide; a marker and its margins 0.55 inches
+    legend_width = columns * (0.55 + 0.6 * size / 72 * max(map(len, texts), default=0))
+    colors = "tab10" if texts and part.size <= 10 else "turbo" if classes else "viridis"
     with mpl.rc_context({"font.size": _PLANE_POINTS}):
-        figure = Figure(figsize=(5.9, 5), dpi=110, layout="constrained")
+        figure = Figure(figsize=(5.3 + legend_width, 4.6), dpi=110, layout="constrained")
         axes = figure.add_subplot()
         points = axes.scatter(z[:, 0], z[:, 1], c=labels, s=7, cmap=colors)
-        if is_continuous:
-            figure.colorbar(points, label=name_of_part)
-        else:
-            handles, texts = points.legend_elements(num=None)  # type: ignore[arg-type]
-            if names is not None and name_of_part == "label":
-                texts = class_labels(classes, names)
+        if texts:
+            handles, _ = points.legend_elements(num=None)  # type: ignore[arg-type]
             figure.legend(
                 handles,
                 texts,
                 title=name_of_part,
                 loc="outside right center",
-                ncols=-(-len(texts) // _LEGEND_ROWS),
+                ncols=columns,
+                fontsize=size,
                 handletextpad=0.1,
             )
+        else:
+            figure.colorbar(points, label=name_of_part)
+        if model.latent_dim == 1 and 0 < columns <= 1:
+            axes.set_yticks(classes, texts)
+        axes.locator_params(axis="x", nbins=5)
+        if model.latent_dim > 1:
+            axes.locator_params(axis="y", nbins=5)
         axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
         axes.set_title(title + (f", {name}" if name else ""))
         if model.latent_dim > 1:

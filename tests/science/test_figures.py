@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image as PILImage
 
 from cvae import directions, figures, image_grid, sampling
@@ -249,3 +250,27 @@ def test_the_latent_plane_shows_the_two_components_of_largest_variance() -> None
     assert labels == ("component 1 (100% of variance)", "component 2 (0% of variance)")
     assert "PCA" in title
     assert figures._project(CVAE(network, 2), given)[1] == ("$z_0$", "$z_1$")
+
+
+@pytest.mark.parametrize("num_classes", [2, 26, 60])
+def test_the_latent_plane_keeps_its_size_next_to_a_long_legend(
+    num_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    save = figures.to_picture
+
+    def to_picture(figure: Figure) -> PILImage.Image:
+        drawn.append(figure)
+        return save(figure)
+
+    monkeypatch.setattr(figures, "to_picture", to_picture)
+    model = VAE(network, 2, num_classes=num_classes)
+    y = torch.eye(num_classes)[torch.arange(120) % num_classes]
+    names = [f"a long name {c}" for c in range(num_classes)]
+    figures.latent_plane(model, batch(120)._replace(y=y), names=names)
+    (figure,) = drawn
+    axes = figure.axes[0]
+    assert axes.get_window_extent().width > 350
+    assert axes.yaxis.label.get_window_extent().x0 >= 0  # not cut
+    assert axes.title.get_window_extent().x0 >= 0
+    assert bool(figure.legends) == (num_classes <= 48)
