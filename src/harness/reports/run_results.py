@@ -17,14 +17,14 @@ from harness.contract.errors import ConfigError
 from harness.run_folder import trust
 from harness.run_folder.reading import (
     CONFIG,
-    EVALUATION,
     METRICS,
     SUMMARY,
     read_evaluation,
     read_summary,
 )
 
-_MARKERS = (CONFIG, SUMMARY, METRICS, EVALUATION, "checkpoints", ".hydra")  # marks of a run folder
+# marks of a run folder; not evaluation.json, which an exported folder has too
+_MARKERS = (CONFIG, SUMMARY, METRICS, "checkpoints", ".hydra")
 _IGNORED = re.compile(  # keys that do not affect results, in addition to the science's `free` keys
     r"(seed|name|run_dir|run_id|sweep|mode|smoke|data\.data_dir|data\.num_workers"
     r"|data\.eval_batch_size|logger|logger\..*|callbacks\.progress\..*|trainer\.(enable_\w+"
