@@ -84,7 +84,8 @@ def card(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
         change = measured_elbo - trained_elbo
         rounding = f" Rounding to float16 changed `test/elbo` by {change:+.4f} nats."
     rows = "\n".join(map(_row, evaluation["metrics"].items()))
-    minutes = sum(evaluation["seconds"].values()) / 60
+    missed = [name for name, entry in evaluation["metrics"].items() if _is_missed(entry)]
+    limits = f" Targets not met: {', '.join(f'`{name}`' for name in missed)}." if missed else ""
     averaged = ", an exponential moving average" if config.get("callbacks", {}).get("ema") else ""
     return f"""---
 license: mit
@@ -124,14 +125,13 @@ Commands write to `logs/pretrained/` and leave this folder as it is.
 
 The stored weights on the test images of {data}, \
 {evaluation["num_generated"]:,} samples per label. Standard errors are over images or samples. \
-Target: of the default model. Real data: the value of real images, or chance. The evaluation took \
-{minutes:.0f} minutes. [Metrics](../docs/reference/metrics.md) explains the rows; \
-`evaluation.json` has all digits.{rounding}
+Target: of the default model. Real data: the value of real images, or chance. \
+[Metrics](../docs/reference/metrics.md) explains the rows; `evaluation.json` has all \
+digits.{rounding}
 
 ## Training
 
-{training["epochs"]} epochs, {training["images_seen"]:,} images, \
-{training["train_seconds"] / 60:.0f} minutes on {training["device"]}, precision \
+{training["epochs"]} epochs, {training["images_seen"]:,} images, {training["device"]}, precision \
 {training["precision"]}, seed {config["seed"]}. The weights are those at the best \
 `{config["monitor"]}`{averaged}. \
 `config.json` holds all settings, the versions of libraries and the commit.
@@ -143,8 +143,16 @@ Target: of the default model. Real data: the value of real images, or chance. Th
 
 ## Limits
 
-The model generates images like those of {data} only. The values are those of one run.
+The model generates images like those of {data} only. The values are those of one run.{limits}
 """
+
+
+def _metric(entry: Mapping[str, Any]) -> Metric:
+    return Metric(**{key: value for key, value in entry.items() if key != "claim"})
+
+
+def _is_missed(entry: Mapping[str, Any]) -> bool:
+    return "value" in entry and _metric(entry).status == "missed"
 
 
 def _row(item: tuple[str, Mapping[str, Any]]) -> str:
@@ -152,7 +160,7 @@ def _row(item: tuple[str, Mapping[str, Any]]) -> str:
     name, entry = item
     if "value" not in entry:  # not finite
         return f"| `{name}` | | | |"
-    metric = Metric(**{key: value for key, value in entry.items() if key != "claim"})
+    metric = _metric(entry)
     digits = _DIGITS.get(metric.unit, 3)
     unit = f" {metric.unit}" if metric.unit in ("%", "nats", "bits") else ""
 

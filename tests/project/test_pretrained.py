@@ -92,7 +92,7 @@ def test_samples_are_the_requested_digits(model: Autoencoder, data: MNISTDataMod
 def test_a_run_cannot_resume_from_it() -> None:
     done = run_script("train", "resume=pretrained")
     assert done.returncode == 2
-    assert "use weights=pretrained" in done.stderr
+    assert f"use weights={FOLDER}" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
