@@ -38,7 +38,7 @@ install-locked: ## the same with all extras, by the digests in locks/
 	$(RUN) -m pip install --quiet --require-hashes --only-binary :all: -r $(LOCKS)-build.txt
 	$(RUN) -m pip install --quiet --require-hashes --no-build-isolation -r $(LOCKS).txt
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@touch .venv/.installed .venv/.extras
+	@touch .venv/.installed .venv/.extras .venv/.explore
 
 train: .venv/.installed ## train the default CVAE; 5 min (ARGS=experiment=quick: 20 s)
 	$(RUN) src/train.py $(ARGS)

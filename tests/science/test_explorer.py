@@ -23,6 +23,7 @@ from cvae.likelihoods import DiscretizedLogistic
 from cvae.models import CVAE, VAE, Autoencoder
 from cvae.networks import MLP
 from harness.contract.errors import ConfigError
+from harness.contract.files import atomic_write_files
 from harness.contract.sampler import Rows
 from tests.science.test_onnx_export import run_file
 
@@ -315,6 +316,47 @@ def test_only_this_machine_is_served(port: int) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.2", port))  # free, since the server does not listen on all addresses
     assert server.HOST == "127.0.0.1"
+
+
+def test_ctrl_c_ends_the_server_without_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    done = threading.Event()
+
+    def interrupt() -> None:
+        assert done.wait(10)
+        raise KeyboardInterrupt
+
+    def open_browser(url: str) -> None:
+        opened.append(url)
+        done.set()
+
+    running = server.bind(tmp_path, 0)
+    monkeypatch.setattr(running, "serve_forever", interrupt)
+    monkeypatch.setattr(server.webbrowser, "open", open_browser)  # type: ignore[attr-defined]
+    monkeypatch.setenv("DISPLAY", ":0")
+    server.serve(running, open_browser=True)
+    url = f"http://127.0.0.1:{running.server_port}/"
+    assert opened == [url]
+    assert capsys.readouterr().out.startswith(f"{url} ")
+    assert running.fileno() == -1  # closed
+
+
+def test_a_folder_that_is_written_again_follows_no_links(tmp_path: Path) -> None:
+    precious, output = tmp_path / "precious", tmp_path / "page"
+    (output / "model").mkdir(parents=True)
+    (output / "model" / "old.txt").write_text("old", encoding="utf-8")
+    precious.mkdir()
+    (output / "runtime").symlink_to(precious)
+    with atomic_write_files(output) as temporary:
+        for name in ("model", "runtime"):
+            (temporary / name).mkdir()
+            (temporary / name / "new.txt").write_text("new", encoding="utf-8")
+    assert list(precious.iterdir()) == []
+    assert not (output / "runtime").is_symlink()
+    written = {path.relative_to(output).as_posix() for path in output.rglob("*.txt")}
+    assert written == {"model/old.txt", "model/new.txt", "runtime/new.txt"}
 
 
 def test_a_busy_port_is_one_line(port: int, tmp_path: Path) -> None:
