@@ -115,7 +115,7 @@ lock: .venv/.installed ## pin all packages by digest, for Python 3.11 on Linux x
 	$(REPORT) --editable '.[search,flows,submitit,ray,wandb,explore]' --group dev --group browser | $(RUN) locks/lock.py > $(LOCKS).txt
 
 clean: ## remove environments and caches, but no runs or data
-	rm -rf .venv .venv-next .cache site .pytest_cache .ruff_cache .mypy_cache src/*.egg-info
+	rm -rf .venv .venv-next .cache .npm site .pytest_cache .ruff_cache .mypy_cache src/*.egg-info
 
 ##@ Docs
 schemas: .venv/.installed ## write the schemas for editors and the reference of settings

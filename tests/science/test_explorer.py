@@ -38,7 +38,7 @@ for name in {names}; do echo "content of $name" > node_modules/onnxruntime-web/d
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(runtime, "_cache_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr(runtime, "_cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
 
@@ -227,7 +227,7 @@ exit 1
         ConfigError, match=r"install the runtime of the page: network request failed$"
     ):
         runtime.copy_runtime(tmp_path / "page")
-    assert list((cache / "explorer").iterdir()) == []
+    assert list(cache.iterdir()) == []
     assert not (tmp_path / "page").exists()
 
 

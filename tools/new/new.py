@@ -51,7 +51,7 @@ BESIDES_THE_CORE = (
 )
 NOT_COPIED = (  # folders at the top, or anywhere, of a template without git
     *("data", "build", "dist", "site", "wandb", "lightning_logs", ".git", ".venv*"),
-    *("*__pycache__", "*.egg-info", "*_cache"),
+    *("*__pycache__", "*.egg-info", "*_cache", ".npm"),
 )
 
 

@@ -1,6 +1,6 @@
 """Runtime of the page: onnxruntime-web from npm, with the versions and digests of the lock file.
 
-npm installs it once per lock file, into ``.cache/`` of the project, or into the user's cache if the
+npm installs it once per lock file, into ``.npm/`` of the project, or into the user's cache if the
 package is installed without a checkout.
 """
 
@@ -34,18 +34,21 @@ def copy_runtime(folder: Path) -> None:
     """Copy the files of the runtime and their licenses into a new folder.
 
     Raises:
-        ConfigError: npm is missing or fails.
+        ConfigError: npm is missing or fails, or its files cannot be written.
     """
-    cached = _cache_root() / "explorer" / f"onnxruntime-web-{_lock_digest()}"
-    if not cached.is_dir():
-        _install(cached)
+    cached = _cache_folder() / f"onnxruntime-web-{_lock_digest()}"
+    try:
+        if not cached.is_dir():
+            _install(cached)
+    except OSError as error:
+        raise ConfigError(f"{cached}: cannot be written ({error.strerror})") from None
     shutil.copytree(cached, folder)
 
 
-def _cache_root() -> Path:
+def _cache_folder() -> Path:
     project = Path(__file__).resolve().parents[3]
     if (project / "pyproject.toml").is_file():
-        return project / ".cache"
+        return project / ".npm"  # zensical empties .cache
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / __name__.partition(".")[0]
 
