@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cvae.models import VAE, Autoencoder
+from cvae.priors import ZukoFlow
 from cvae.types import Condition, Image, Latent, Nats, Parameters
 from harness.contract.errors import ConfigError
 
@@ -24,6 +25,7 @@ ENCODER, DECODER, LIKELIHOOD = "encoder.onnx", "decoder.onnx", "likelihood.onnx"
 _TOLERANCE = 1e-4  # difference between runtimes, relative to the largest value if above 1
 TRACED_ROWS = 3
 CHECKED_ROWS = 64
+_MAX_PASSES = 8  # of an inverse: a minute of export with an NSF of three transforms
 
 
 class Encoder(nn.Module):
@@ -128,12 +130,23 @@ def save_onnx(model: Autoencoder, folder: Path) -> dict[str, float]:
         ConfigError: a part cannot be exported, or a difference exceeds 1e-4.
     """
     model = model.eval()
+    _check_passes(model)
     differences = {}
     for name, part in _parts(model).items():
         _save_part(model, part, folder / name)
         rows = (1, CHECKED_ROWS)
         differences[name] = max(_max_difference(model, part, folder / name, n) for n in rows)
     return differences
+
+
+def _check_passes(model: Autoencoder) -> None:
+    """Raise ConfigError for a flow of zuko whose unrolled inverse would take long to export."""
+    passes = max((getattr(module, "passes", 1) for module in model.modules()), default=1)
+    if isinstance(getattr(model, "prior", None), ZukoFlow) and passes > _MAX_PASSES:
+        raise ConfigError(
+            f"the prior cannot be exported: its inverse has {passes} passes, above {_MAX_PASSES}; "
+            "train with model/prior=flow, or with +model.prior.flow.passes=2 for couplings"
+        )
 
 
 def trace(

@@ -27,6 +27,7 @@ def attributes() -> Attributes:
 
 
 def zuko_flow(**sizes: int) -> priors.ZukoFlow:
+    """Return an autoregressive flow, whose inverse has one pass for each dimension."""
     flows = pytest.importorskip("zuko").flows
     flow = partial(flows.MAF, transforms=2, hidden_features=[8])
     return priors.ZukoFlow(**sizes, flow=flow, conditional=True)
@@ -118,6 +119,12 @@ def test_a_plain_autoencoder_has_no_likelihood_file(tmp_path: Path) -> None:
     x = torch.rand(2, *SHAPE)
     (code,) = run_file(tmp_path / "encoder.onnx", x=x).values()
     torch.testing.assert_close(code, model.embed(x).detach())
+
+
+def test_an_inverse_of_many_passes_is_rejected_with_one_line(tmp_path: Path) -> None:
+    model = CVAE(perceptron, latent_dim=9, image_shape=SHAPE, prior=zuko_flow)
+    with pytest.raises(ConfigError, match=r"its inverse has 9 passes, above 8; train with"):
+        onnx_export.save_onnx(model, tmp_path)
 
 
 class Branching(MLP):
