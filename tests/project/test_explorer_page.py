@@ -221,6 +221,39 @@ def test_a_link_restores_the_drawing_and_the_style(
         assert after[key] == before[key], key
 
 
+def test_a_link_restores_the_chosen_label_of_an_example(
+    digits: Site, visit: Callable[[str], Any]
+) -> None:
+    tab = visit(digits.url)
+    tab.get_by_role("button", name="Held-out image").nth(1).click()
+    tab.locator("#label").select_option(label="7")
+    before = state(tab)
+    tab.wait_for_timeout(600)  # ms; the address follows
+    other = visit(tab.url)
+    other.locator("#reset").click()  # to z of the example with this label
+    after = state(other)
+    assert after["label"] == before["label"] == 7
+    assert after["latent"] == before["latent"]
+
+
+def test_a_link_of_another_model_changes_nothing(digits: Site, visit: Callable[[str], Any]) -> None:
+    tab = visit(digits.url)
+    before = state(tab)
+    broken = """async () => {
+        const { decodeState, encodeState } = await import("./link.js");
+        const link = { ...decodeState(location.hash.slice(1)), example: 99 };
+        location.hash = encodeState(link);
+    }"""
+    tab.wait_for_timeout(600)  # ms; the address follows
+    tab.evaluate(broken)
+    tab.locator("#message:has-text('does not fit')").wait_for()
+    assert state(tab) == before
+    tab.locator("#label").select_option(label="7")  # encodes the example that was kept
+    after = state(tab)
+    assert after["pixels"] == before["pixels"]
+    assert after["label"] == 7
+
+
 def test_the_keyboard_is_enough(digits: Site, visit: Callable[[str], Any]) -> None:
     tab = visit(digits.url)
     before = state(tab)

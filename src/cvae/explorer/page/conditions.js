@@ -65,7 +65,7 @@ export class Conditions {
   /** Set the parts of the drawing, and of the tiles too, from a condition vector. */
   readGiven(y) {
     for (const { name, kind, start: first, size } of this.model.parts) {
-      const columns = Array.from(y.slice(first, first + size));
+      const columns = y.slice(first, first + size);
       const value = kind === "categorical" ? columns.indexOf(Math.max(...columns)) : columns[0];
       this.given[name] = this.wanted[name] = value;
     }

@@ -137,8 +137,8 @@ export class Explorer {
 
   chooseExample(index) {
     const { conditions } = this;
+    conditions.readGiven(this.examples[index].y);
     this.example = index;
-    conditions.readGiven(Float32Array.from(this.examples[index].y));
     this.label = conditions.isLabelled ? conditions.given[conditions.tilePart.name] : null;
     this.view.showExample();
     return this.update("encode", "decode", "plane");
@@ -248,17 +248,17 @@ export class Explorer {
       const [z, noise, a, b] = latents;
       const { example, label, chosen, temperature, axes, dimension, share } = snapshot;
       const strokes = unpackStrokes(snapshot.strokes);
-      if (example !== null) {
-        await this.chooseExample(example);
+      if (example === null) {
+        this.example = null;
+        this.view.drawing.restore({ strokes, paper: snapshot.paper });
+      } else {
+        this.chooseExample(example);
       }
       Object.assign(this, { label, temperature, axes, dimension, share, ends: { a, b } });
       Object.assign(conditions.given, snapshot.given);
-      if (strokes.length) {
-        this.example = null;
-        this.view.drawing.restore({ strokes, paper: snapshot.paper });
+      if (example !== null || strokes.length) {
         await this.update("encode");
       }
-      Object.assign(conditions.given, snapshot.given);
       Object.assign(conditions.wanted, snapshot.wanted);
       Object.assign(this, { z, noise, chosen });
       this.view.showSettings();

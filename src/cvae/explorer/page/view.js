@@ -95,6 +95,8 @@ export class View {
   showSettings() {
     const { explorer } = this;
     explorer.conditions.refresh();
+    $("ink").value = this.drawing.ink;
+    $("paper").value = this.drawing.paper;
     $("temperature").value = explorer.temperature;
     $("temperature-value").textContent = explorer.temperature.toFixed(2);
     ["axis-x", "axis-y"].forEach((id, i) => ($(id).value = String(explorer.axes[i])));
@@ -140,8 +142,6 @@ export class View {
     $("colors").hidden = facts.pixels !== "color";
     if (facts.pixels === "color" && explorer.examples.length) {
       Object.assign(drawing, colorsOf(explorer.examples[0].image, facts.image_shape));
-      $("ink").value = drawing.ink;
-      $("paper").value = drawing.paper;
     }
     on("ink", "input", () => (drawing.ink = $("ink").value));
     on("paper", "input", () => drawing.setPaper($("paper").value));
