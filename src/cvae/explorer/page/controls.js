@@ -13,8 +13,9 @@ let numSliders = 0;
 /** Set a slider and the text of its value. */
 export function setSlider(input, output, value, unit = "") {
   input.value = value;
-  const rounded = Number(value.toFixed(input.max - input.min < 20 ? 1 : 0)) + 0; // no -0
-  output.textContent = `${input.max - input.min < 20 ? rounded.toFixed(1) : rounded}${unit}`;
+  const decimals = input.max - input.min < 20 ? 1 : 0;
+  const rounded = Number(value.toFixed(decimals)) + 0; // 0 instead of -0
+  output.textContent = `${rounded.toFixed(decimals)}${unit}`;
   input.setAttribute("aria-valuetext", output.textContent);
 }
 
@@ -24,7 +25,7 @@ export function setSlider(input, output, value, unit = "") {
  */
 export function addSlider(parent, { text, low, high, unit = "" }, onInput) {
   const id = `slider-${numSliders++}`;
-  const input = element("input", { id, type: "range", min: low, max: high, step: "any" });
+  const input = element("input", { id, type: "range", min: low, max: high });
   const output = element("output");
   output.setAttribute("for", id);
   makeSteps(input);
@@ -38,10 +39,10 @@ export function addSlider(parent, { text, low, high, unit = "" }, onInput) {
   return (value) => setSlider(input, output, value, unit);
 }
 
-/** Let the arrow keys move a slider of any value by a hundredth of its range. */
+/** Let a slider take any value, and let the arrow keys move it by a hundredth of its range. */
 export function makeSteps(input) {
   const signs = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 };
-  input.step = "any"; // so that it shows the exact value of z
+  input.step = "any"; // steps would round the value of z
   input.addEventListener("keydown", (event) => {
     if (event.key in signs) {
       input.value = input.valueAsNumber + (signs[event.key] * (input.max - input.min)) / 100;

@@ -10,7 +10,7 @@ export function paint(canvas, image, [channels, height, width]) {
 }
 
 /** Convert an image to ImageData; grey images fill all three colors. */
-export function toImageData(image, [channels, height, width]) {
+function toImageData(image, [channels, height, width]) {
   const data = new ImageData(width, height);
   const size = height * width;
   for (let i = 0; i < size; i++) {
@@ -53,10 +53,10 @@ export function savePicture(input, tiles, shape, name) {
   const [width, height] = [shape[2] * scale, shape[1] * scale];
   const columns = Math.min(5, tiles.length);
   const rows = Math.ceil(tiles.length / columns);
-  const [gap, text] = [8, 24];
+  const [gap, captionHeight] = [8, 24];
   const page = document.createElement("canvas");
   page.width = gap + (width + gap) * (columns + 1) + gap;
-  page.height = gap + (height + text) * rows + gap;
+  page.height = gap + (height + captionHeight) * rows + gap;
   const context = page.getContext("2d");
   context.fillStyle = "#ffffff";
   context.fillRect(0, 0, page.width, page.height);
@@ -71,19 +71,16 @@ export function savePicture(input, tiles, shape, name) {
   if (input) {
     draw(input, "input", gap, gap);
   }
-  tiles.forEach(({ image, text: caption }, i) => {
+  tiles.forEach(({ image, text }, i) => {
     const column = 1 + (i % columns);
     const row = Math.floor(i / columns);
-    draw(image, caption, 2 * gap + column * (width + gap), gap + row * (height + text));
+    draw(image, text, 2 * gap + column * (width + gap), gap + row * (height + captionHeight));
   });
-  return new Promise((resolve) => {
-    page.toBlob((blob) => {
-      const link = document.createElement("a");
-      link.href = URL.createObjectURL(blob);
-      link.download = `${name}.png`;
-      link.click();
-      URL.revokeObjectURL(link.href);
-      resolve();
-    });
+  page.toBlob((blob) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = `${name}.png`;
+    link.click();
+    URL.revokeObjectURL(link.href);
   });
 }
