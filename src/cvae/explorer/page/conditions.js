@@ -1,15 +1,16 @@
-// The condition y: of the drawing ("given", for the encoder) and of the tiles ("wanted").
+// The conditions y: "given" for the drawing, which the encoder takes, and "wanted" for the tiles,
+// which the decoder takes.
 import { addSlider, element, fillSelect } from "./controls.js";
 
 const NUM_VALUES = 10; // tiles of a continuous part
 
-/** Return the middle of a continuous part, or its first class. */
-function start({ kind, low, high }) {
+/** Return the middle of the range of a continuous part, or the first class of a categorical one. */
+function initialValue({ kind, low, high }) {
   return kind === "categorical" ? 0 : (low + high) / 2;
 }
 
 export class Conditions {
-  /** @param model the loaded model; its first categorical part gets a tile for each class. */
+  /** @param model the loaded model. Its first categorical part gets a tile for each class. */
   constructor(model) {
     const { parts } = model;
     this.model = model;
@@ -17,7 +18,7 @@ export class Conditions {
     this.others = parts.filter((part) => part !== this.tilePart);
     this.setters = { given: {}, wanted: {} };
     this.reset();
-    this.values = [null]; // of the tile part, for each tile
+    this.values = [null]; // value of tilePart in each tile
     this.texts = [""];
     if (this.tilePart?.kind === "categorical") {
       this.values = this.tilePart.names.map((_, i) => i);
@@ -47,34 +48,35 @@ export class Conditions {
     return this.values.map((value) => this.model.condition({ ...settings, [name]: value }));
   }
 
-  /** Return y of each tile. */
+  /** Return one y for each tile. */
   ofTiles() {
     return this.#forTiles(this.wanted);
   }
 
-  /** Return y of the drawing for each label that it may have. */
+  /** Return one y for each label that the drawing may have. */
   ofGuesses() {
     return this.#forTiles(this.given);
   }
 
-  /** Return y of the drawing; none for a model without conditions. */
+  /** Return a list with y of the drawing; empty for a model without conditions. */
   ofDrawing() {
     return this.tilePart ? [this.model.condition(this.given)] : [];
   }
 
-  /** Set the parts of the drawing, and of the tiles too, from a condition vector. */
+  /** Set all parts, of the drawing and of the tiles, from a condition vector. */
   readGiven(y) {
-    for (const { name, kind, start: first, size } of this.model.parts) {
-      const columns = y.slice(first, first + size);
+    for (const { name, kind, start, size } of this.model.parts) {
+      const columns = y.slice(start, start + size);
       const value = kind === "categorical" ? columns.indexOf(Math.max(...columns)) : columns[0];
       this.given[name] = this.wanted[name] = value;
     }
     this.refresh();
   }
 
-  /** Set the parts of the drawing and of the tiles to their start. */
+  /** Set all parts, of the drawing and of the tiles, to their initial values. */
   reset() {
-    this.given = Object.fromEntries(this.model.parts.map((part) => [part.name, start(part)]));
+    const { parts } = this.model;
+    this.given = Object.fromEntries(parts.map((part) => [part.name, initialValue(part)]));
     this.wanted = { ...this.given };
     this.refresh();
   }
@@ -91,7 +93,7 @@ export class Conditions {
   /**
    * Add a control for each part that has no tiles.
    * @param role "given" or "wanted"
-   * @param suffix text behind the name of the part
+   * @param suffix text after the name of the part
    */
   addControls(parent, role, suffix, onChange) {
     const parts = role === "given" && !this.isLabelled ? this.model.parts : this.others;

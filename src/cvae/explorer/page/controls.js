@@ -1,4 +1,4 @@
-// Parts of the page that are made of the model: sliders, selections, tiles, examples, bars.
+// Controls that depend on the model: sliders, lists, tiles, examples and bars.
 import { paint } from "./pixels.js";
 
 /** Return a new element with these properties and children. */
@@ -52,7 +52,7 @@ export function makeSteps(input) {
   });
 }
 
-/** Fill a selection with texts; the value of each option is its position. */
+/** Fill a list with texts; the value of each option is its position. */
 export function fillSelect(select, texts) {
   select.replaceChildren(
     ...texts.map((text, i) => element("option", { value: String(i), textContent: text })),
@@ -60,8 +60,8 @@ export function fillSelect(select, texts) {
 }
 
 /**
- * Add a button with a picture for each text.
- * @returns a canvas for each.
+ * Add a button with a canvas for each text.
+ * @returns the canvases.
  */
 export function addTiles(parent, texts, describe, onChoose) {
   return texts.map((text, i) => {
@@ -74,7 +74,7 @@ export function addTiles(parent, texts, describe, onChoose) {
   });
 }
 
-/** Mark one of the buttons of addTiles. */
+/** Mark the chosen button of those that addTiles added. */
 export function markTile(parent, chosen) {
   [...parent.children].forEach((button, i) => button.setAttribute("aria-pressed", i === chosen));
 }

@@ -1,11 +1,10 @@
-// The drawing area: strokes of a pen, and the image that the encoder takes of them.
-
+// The drawing area: strokes of a pen, and their image, which the encoder takes.
 import { onGrid } from "./link.js";
 
-const SIDE = 280; // canvas pixels of the longer side
-const FINE = 8; // subpixels to a side of an image pixel, for anti-aliasing
+const SIDE = 280; // canvas pixels on the longer side
+const SUBPIXELS = 8; // along each side of an image pixel, for anti-aliasing
 const BOX = 20 / 28; // MNIST scales digits to fit 20 of 28 pixels
-const MAX_SCALE = 4; // a dot is not blown up to a disc
+const MAX_SCALE = 4; // keeps a dot small
 const STEP = 0.03; // of an arrow key, as a share of the longer side
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -13,7 +12,7 @@ export class Drawing {
   /**
    * @param canvas the drawing area
    * @param facts contents of model.json
-   * @param onChange called after each change of the strokes
+   * @param onChange called after each change of the strokes or the paper
    */
   constructor(canvas, facts, onChange) {
     const [channels, height, width] = facts.image_shape;
@@ -167,9 +166,9 @@ export class Drawing {
     }
   }
 
-  /** Return the image that the encoder takes, in [0, 1], binarized if the model is of binary pixels. */
+  /** Return the input of the encoder, in [0, 1]; binarized for a model of binary pixels. */
   toImage() {
-    const image = this.#toGrey();
+    const image = this.#render();
     const { thresholds, pixels } = this.facts;
     if (pixels === "binary") {
       return image.map((grey, i) => (grey > thresholds[i] ? 1 : 0));
@@ -178,14 +177,14 @@ export class Drawing {
   }
 
   /**
-   * Return the anti-aliased image. Drawings for a model of digits are placed as in MNIST: scaled to
-   * fit 20 of 28 pixels, then moved so that the center of mass is the center of the image.
+   * Return the anti-aliased image. For a model of digits, the drawing is placed as in MNIST: scaled
+   * to fit 20 of 28 pixels, then moved so that its center of mass is the center of the image.
    */
-  #toGrey() {
+  #render() {
     const { height, width } = this;
     const longer = Math.max(height, width);
     const page = document.createElement("canvas");
-    [page.width, page.height] = [width * FINE, height * FINE];
+    [page.width, page.height] = [width * SUBPIXELS, height * SUBPIXELS];
     const context = page.getContext("2d", { willReadFrequently: true });
     const draw = (place) => {
       context.fillStyle = this.paper;
@@ -194,9 +193,9 @@ export class Drawing {
       return context.getImageData(0, 0, page.width, page.height).data;
     };
     if (!this.facts.centered || this.isEmpty) {
-      return average(draw({ scale: longer * FINE, x: 0, y: 0 }), this.channels, height, width);
+      return average(draw({ scale: longer * SUBPIXELS, x: 0, y: 0 }), this.channels, height, width);
     }
-    const place = fitBox(this.strokes, page, longer * FINE);
+    const place = fitBox(this.strokes, page, longer * SUBPIXELS);
     const mass = centerOfMass(draw(place), page);
     place.x += page.width / 2 - mass.x;
     place.y += page.height / 2 - mass.y;
@@ -218,7 +217,7 @@ function drawStrokes(context, strokes, { scale, x, y }) {
   }
 }
 
-/** Return the scale and shift that fit the strokes into the box of MNIST, in the page's center. */
+/** Return the scale and shift that fit the strokes into the box of MNIST, in the image's center. */
 function fitBox(strokes, page, longer) {
   let [left, top, right, bottom] = [Infinity, Infinity, -Infinity, -Infinity];
   for (const { pen, points } of strokes) {
@@ -235,7 +234,7 @@ function fitBox(strokes, page, longer) {
   return { scale, x, y };
 }
 
-/** Return the center of the ink: of what differs from the paper, the color of the corner. */
+/** Return the center of mass of the ink. The first pixel has the color of the paper. */
 function centerOfMass(data, { width, height }) {
   let [mass, x, y] = [0, 0, 0];
   for (let i = 0; i < width * height; i++) {
@@ -253,13 +252,13 @@ function centerOfMass(data, { width, height }) {
 /** Return the mean over the subpixels of each pixel, in steps of 1/255. */
 function average(data, channels, height, width) {
   const image = new Float32Array(channels * height * width);
-  for (let row = 0; row < height * FINE; row++) {
-    for (let column = 0; column < width * FINE; column++) {
-      const pixel = Math.floor(row / FINE) * width + Math.floor(column / FINE);
+  for (let row = 0; row < height * SUBPIXELS; row++) {
+    for (let column = 0; column < width * SUBPIXELS; column++) {
+      const pixel = Math.floor(row / SUBPIXELS) * width + Math.floor(column / SUBPIXELS);
       for (let c = 0; c < channels; c++) {
-        image[c * height * width + pixel] += data[4 * (row * width * FINE + column) + c];
+        image[c * height * width + pixel] += data[4 * (row * width * SUBPIXELS + column) + c];
       }
     }
   }
-  return image.map((sum) => Math.round(sum / FINE ** 2) / 255);
+  return image.map((sum) => Math.round(sum / SUBPIXELS ** 2) / 255);
 }

@@ -1,4 +1,4 @@
-// State of the page and the updates that follow a change. The view shows it.
+// State of the page, and the updates after each change of it. The view shows the state.
 import { Conditions } from "./conditions.js";
 import { allDirections, between, moveInPlane, moveTo } from "./latent.js";
 import { packFloats, packStrokes, unpackFloats, unpackStrokes } from "./link.js";
@@ -14,12 +14,12 @@ export class Explorer {
     this.directions = allDirections(facts);
     this.examples = facts.examples.map((one) => ({ ...one, image: decodePixels(one.pixels) }));
     this.example = null; // position of the chosen example; null for a drawing
-    this.x = null; // what the encoder takes
+    this.x = null; // input of the encoder
     this.label = null; // of the drawing, chosen by the user; null for the guess
     this.bounds = null; // one for each label, in nats
     this.z = new Float32Array(facts.latent_dim);
     this.encoded = this.z; // z of the drawing or example, before changes
-    this.noise = null; // what z is the temperature times; null if z comes from an image
+    this.noise = null; // sample of N(0, I), of which z is a multiple; null if z is not sampled
     this.temperature = 1;
     this.chosen = 0; // tile whose label the plane shows
     this.images = []; // of the tiles
@@ -34,7 +34,7 @@ export class Explorer {
 
   // ---- updates
 
-  /** Ask for an update; changes until the next frame share one. */
+  /** Schedule an update. All changes before the next frame share one update. */
   update(...steps) {
     steps.forEach((step) => (this.pending[step] = true));
     this.running ??= this.#run();
@@ -83,7 +83,8 @@ export class Explorer {
   /** Encode the drawing or example with its label: the chosen one, or the guess. */
   async #encode() {
     const { model, conditions } = this;
-    this.x = this.example === null ? this.view.drawing.toImage() : this.examples[this.example].image;
+    const isDrawn = this.example === null;
+    this.x = isDrawn ? this.view.drawing.toImage() : this.examples[this.example].image;
     if (conditions.canGuess) {
       const ys = conditions.ofGuesses();
       const codes = await model.encode(this.x, ys);
@@ -125,7 +126,7 @@ export class Explorer {
 
   drawn() {
     if (this.view.drawing.isEmpty) {
-      return; // z stays
+      return; // keep z
     }
     if (this.example !== null) {
       this.label = null;
@@ -194,7 +195,7 @@ export class Explorer {
     }
   }
 
-  /** Keep z as one end of the morph. */
+  /** Store z as one end of the morph. */
   keep(end) {
     this.ends[end] = this.z;
     this.update("decode");
@@ -217,7 +218,7 @@ export class Explorer {
 
   // ---- links
 
-  /** Return all that a link restores, as plain data. */
+  /** Return the state that a link restores, as plain data. */
   snapshot() {
     const pack = (z) => z && packFloats(z);
     const { given, wanted } = this.conditions;

@@ -27,12 +27,12 @@ export function between(a, b, share) {
   return Float32Array.from(a, (value, i) => weights[0] * value + weights[1] * b[i]);
 }
 
-/** Move z along a direction until its coordinate there is the given one. */
+/** Return z moved along a direction to a coordinate. */
 export function moveTo(z, direction, coordinate) {
   return add(z, direction, coordinate - dot(z, direction));
 }
 
-/** Move z in the plane of two directions until its coordinates there are the given ones. */
+/** Return z moved in the plane of two directions to a pair of coordinates. */
 export function moveInPlane(z, across, up, [x, y]) {
   const cosine = dot(across, up);
   const determinant = 1 - cosine ** 2;
@@ -52,7 +52,7 @@ export function standardNormal(size) {
   });
 }
 
-/** Return the directions to offer: named ones of model.json, then one for each dimension of z. */
+/** Return the named directions of model.json, and one direction for each dimension of z. */
 export function allDirections({ directions, dimensions, latent_dim: size }) {
   const named = directions.map(({ name, vector, low, high, share }) => ({
     text: share == null ? name : `${name} (${Math.round(100 * share)} %)`,
@@ -65,6 +65,6 @@ export function allDirections({ directions, dimensions, latent_dim: size }) {
     vector[i] = 1;
     return { text: `z${i}, s.d. ${spread.toFixed(2)}`, vector, low, high, spread };
   });
-  single.sort((a, b) => b.spread - a.spread); // those that encode most come first
+  single.sort((a, b) => b.spread - a.spread); // dimensions that vary most come first
   return { named, single, all: [...named, ...single] };
 }

@@ -1,8 +1,8 @@
-// The state of the page in the part of its address after #, as base64 of JSON.
+// State of the page in the fragment of its address (after #), as base64 of JSON.
 
-const ACCURACY = 1000; // steps to a unit, for the points of strokes
+const ACCURACY = 1000; // grid points per unit, for the points of strokes
 
-/** Round a coordinate, so that a link restores exactly the points that were drawn. */
+/** Round a coordinate to the grid, so that a link restores the exact points. */
 export function onGrid(value) {
   return Math.round(value * ACCURACY) / ACCURACY;
 }
@@ -17,7 +17,7 @@ function fromBase64(text) {
   return Uint8Array.from(bytes, (character) => character.charCodeAt(0));
 }
 
-/** Return numbers as text that restores each float32 exactly. */
+/** Return the base64 of numbers as float32. */
 export function packFloats(values) {
   return toBase64(new Uint8Array(Float32Array.from(values).buffer));
 }
@@ -26,7 +26,7 @@ export function unpackFloats(text) {
   return new Float32Array(fromBase64(text).buffer);
 }
 
-/** Return strokes with points as differences of integers, which are short. */
+/** Return strokes with each point as the difference from the previous, to keep links short. */
 export function packStrokes(strokes) {
   return strokes.map(({ pen, ink, points }) => {
     const steps = points.map((value) => Math.round(value * ACCURACY));
@@ -42,12 +42,12 @@ export function unpackStrokes(packed) {
   });
 }
 
-/** Return the text after # for a state of plain data. */
+/** Return the fragment for a state of plain data. */
 export function encodeState(state) {
   return toBase64(new TextEncoder().encode(JSON.stringify(state)));
 }
 
-/** Return the state of a text after #; null if it holds none. */
+/** Return the state in a fragment; null if it is not valid. */
 export function decodeState(text) {
   try {
     return text ? JSON.parse(new TextDecoder().decode(fromBase64(text))) : null;

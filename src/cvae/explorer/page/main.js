@@ -26,7 +26,7 @@ const ready = main();
 window.addEventListener("unhandledrejection", ({ reason }) => {
   document.getElementById("message").textContent = `The page failed: ${reason?.message ?? reason}`;
 });
-// for tests, and for the console of the browser
+// for tests and for the browser's console
 window.explorer = {
   ready: ready.then(() => true),
   state: async () => (await ready).state(),

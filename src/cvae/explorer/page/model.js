@@ -61,7 +61,7 @@ export class Model {
   }
 
   #inputs(session, tensors) {
-    // the exporter drops an input that no output depends on
+    // the exporter removes inputs that no output depends on
     return Object.fromEntries(session.inputNames.map((name) => [name, tensors[name]]));
   }
 
@@ -71,7 +71,8 @@ export class Model {
 
   /**
    * Encode one image with several conditions.
-   * @returns the latent of each condition and, for a VAE, log p(z|y) - log q(z|x,y) at a sample.
+   * @returns for each condition the latent and, for a VAE, a sample of z and its
+   *   log p(z|y) - log q(z|x,y).
    */
   async encode(x, ys) {
     const count = Math.max(1, ys.length);

@@ -9,7 +9,7 @@ export function paint(canvas, image, [channels, height, width]) {
   canvas.getContext("2d").putImageData(toImageData(image, [channels, height, width]), 0, 0);
 }
 
-/** Convert an image to ImageData; grey images fill all three colors. */
+/** Return an image as ImageData; a grey image has three equal channels. */
 function toImageData(image, [channels, height, width]) {
   const data = new ImageData(width, height);
   const size = height * width;
@@ -22,14 +22,14 @@ function toImageData(image, [channels, height, width]) {
   return data;
 }
 
-/** Convert an image to a canvas of its own size, to scale it with drawImage. */
+/** Return an image as a canvas of its size, which drawImage can scale. */
 export function toCanvas(image, shape) {
   const canvas = document.createElement("canvas");
   paint(canvas, image, shape);
   return canvas;
 }
 
-/** Return an image of base64 bytes as numbers in [0, 1]. */
+/** Return an image, stored as base64 of bytes, as numbers in [0, 1]. */
 export function decodePixels(text) {
   const bytes = atob(text);
   return Float32Array.from(bytes, (character) => character.charCodeAt(0) / 255);
@@ -39,12 +39,13 @@ export function decodePixels(text) {
 export function colorsOf(image, [, height, width]) {
   const size = height * width;
   const at = (i) => [0, 1, 2].map((c) => image[c * size + i]);
-  const difference = (i) => at(i).reduce((sum, value, c) => sum + (value - image[c * size]) ** 2, 0);
+  const first = at(0);
+  const difference = (i) => at(i).reduce((sum, value, c) => sum + (value - first[c]) ** 2, 0);
   const positions = Array.from({ length: size }, (_, i) => i);
   const farthest = positions.reduce((a, b) => (difference(b) > difference(a) ? b : a));
   const toText = (color) =>
     `#${color.map((value) => Math.round(255 * value).toString(16).padStart(2, "0")).join("")}`;
-  return { paper: toText(at(0)), ink: toText(at(farthest)) };
+  return { paper: toText(first), ink: toText(at(farthest)) };
 }
 
 /** Download the encoder's input and the labelled tiles as one PNG. */

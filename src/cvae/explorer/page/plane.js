@@ -1,8 +1,8 @@
-// The plane of two directions: decoded images behind a ring that can be dragged.
+// Plane of two directions: a grid of decoded images, and a ring to drag at the position of z.
 import { toCanvas } from "./pixels.js";
 
 const SIDE = 308; // canvas pixels
-const TILES = 9; // along a side
+const TILES = 9; // on each side
 const STEP = 0.02; // of an arrow key, as a share of a side
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
@@ -66,7 +66,7 @@ export class Plane {
     ]);
   }
 
-  /** Show the decoded images of the centers. */
+  /** Show the images that are decoded at the centers. */
   showTiles(images, shape) {
     const context = this.tiles.getContext("2d");
     const size = SIDE / TILES;

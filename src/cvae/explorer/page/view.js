@@ -1,4 +1,4 @@
-// The page as a person sees it: builds the controls for a model, and shows the explorer's state.
+// View of the page: builds the controls for a model, and shows the explorer's state.
 import {
   addExamples,
   addSlider,
@@ -37,7 +37,7 @@ export class View {
     this.showSettings();
   }
 
-  // ---- what it shows
+  // ---- showing the state
 
   showMessage(text) {
     $("message").textContent = text;
@@ -57,8 +57,8 @@ export class View {
     showBars($("guess"), conditions.texts, bounds);
     const percent = Math.round(100 * softmax(bounds)[guess]);
     $("guess-text").textContent =
-      `${conditions.texts[guess]}, ${percent} %: an estimate. Each bar is the bound on log p(x|y) ` +
-      "from one stored sample of z, as a probability.";
+      `Most probable: ${conditions.texts[guess]} (${percent} %). The bars are the softmax of the ` +
+      "bounds on log p(x|y), each estimated from one stored sample of z.";
     $("label").options[0].textContent = `as guessed (${conditions.texts[guess]})`;
   }
 
@@ -91,7 +91,7 @@ export class View {
     $("morph").disabled = !(this.explorer.ends.a && this.explorer.ends.b);
   }
 
-  /** Show the settings, which a link may have changed. */
+  /** Show the settings in the controls, for example after a link changes them. */
   showSettings() {
     const { explorer } = this;
     explorer.conditions.refresh();
@@ -120,7 +120,7 @@ export class View {
     setSlider($("dimension-value"), $("dimension-output"), dot(z, vector), this.unit);
   }
 
-  // ---- what it is made of
+  // ---- building the controls
 
   #write(texts) {
     document.title = texts.title;
@@ -249,18 +249,18 @@ export class View {
       await navigator.clipboard.writeText(location.href);
       this.showMessage("Link copied.");
     } catch {
-      this.showMessage("The address bar has the link: copy it from there.");
+      this.showMessage("The browser did not copy the link: copy it from the address bar.");
     }
   }
 
-  /** Restore the state of the address; return whether it has one that fits. */
+  /** Restore the state in the address; return whether there is one and it fits the model. */
   async restoreLink() {
     if (location.hash.length < 2 || location.hash === this.hash) {
       return false;
     }
     const snapshot = decodeState(location.hash.slice(1));
     const fits = snapshot !== null && (await this.explorer.restore(snapshot));
-    this.showMessage(fits ? "" : "This link does not fit the model: nothing was restored.");
+    this.showMessage(fits ? "" : "This link does not fit the model: nothing is restored.");
     return fits;
   }
 }
