@@ -22,11 +22,11 @@ from harness.contract.sampler import Rows
 NUM_FRAMES = 60
 FRAME_MILLISECONDS = 66  # a film loops in 4 seconds
 _SCALE = 3  # screen pixels for each pixel of an image in a film
-_MAX_COLUMNS = 10  # of conditions next to each other
+_MAX_COLUMNS = 10  # conditions next to each other
 
 
 class Ends(NamedTuple):
-    """The two test images of a morph, with their z."""
+    """The two test images of a morph, and their z."""
 
     positions: tuple[int, int]
     labels: tuple[int, int]
@@ -35,8 +35,8 @@ class Ends(NamedTuple):
 
     @property
     def title(self) -> str:
-        (first, last), (one, other) = self.positions, self.labels
-        return f"From test image {first} (label {one}) to {last} (label {other})"
+        first, last = map("{} (label {})".format, self.positions, self.labels)
+        return f"From test image {first} to {last}"
 
 
 def closed_loop(
@@ -80,7 +80,7 @@ def interpolate(
 
 @torch.no_grad()
 def find_ends(model: Autoencoder, data: MNISTDataModule, positions: Sequence[int]) -> Ends:
-    """Return two test images with their z: the code, or the posterior mean given their own y.
+    """Return two test images and their z: the posterior mean given their own y, or the code.
 
     Raises:
         ConfigError: a position is not in the test set.
@@ -114,7 +114,7 @@ def draw_loops(
         rows: the requested conditions, from :func:`cvae.sampling.requested_rows`.
     """
     loops = closed_loop(num_loops, model.latent_dim, seed, temperature)
-    return [_page(decode_rows(model, rows, z, seed, sample_pixels), rows) for z in loops]
+    return [_draw_frame(decode_rows(model, rows, z, seed, sample_pixels), rows) for z in loops]
 
 
 def draw_morph(
@@ -124,7 +124,7 @@ def draw_morph(
     shares = 0.5 - 0.5 * (2 * math.pi / NUM_FRAMES * torch.arange(NUM_FRAMES)).cos()
     points = interpolate(ends.z[0], ends.z[1], shares)
     images = decode_rows(model, rows, points, seed, sample_pixels)
-    return [_page(images[:, i : i + 1], rows, ends) for i in range(NUM_FRAMES)]
+    return [_draw_frame(images[:, i : i + 1], rows, ends) for i in range(NUM_FRAMES)]
 
 
 def draw_strip(
@@ -146,14 +146,14 @@ def draw_strip(
     return image_grid(tiles, names, labels, f"{ends.title}. Column: share of the way.")
 
 
-def _page(images: Samples, rows: Sequence[Row], ends: Ends | None = None) -> PILImage.Image:
-    """Draw a frame: conditions side by side if they are few and have one image each."""
+def _draw_frame(images: Samples, rows: Sequence[Row], ends: Ends | None = None) -> PILImage.Image:
+    """Draw a frame: one row of all conditions if they are few and have one image each."""
     names = [row.name for row in rows]
     if len(rows) == 1 and ends is None:
         return image_grid(scale=_SCALE, **wrap_row(images[0], names[0])._asdict())
     width = images.shape[-1] * _SCALE
-    are_short = all(shorten_name(name, width) == name for name in names)
-    is_one_row = images.shape[1] == 1 and len(rows) <= _MAX_COLUMNS and are_short
+    names_fit = all(shorten_name(name, width) == name for name in names)
+    is_one_row = images.shape[1] == 1 and len(rows) <= _MAX_COLUMNS and names_fit
     tiles = images.transpose(0, 1) if is_one_row else images
     titles = names if is_one_row else [""] * tiles.shape[1]
     title = ""
@@ -164,31 +164,26 @@ def _page(images: Samples, rows: Sequence[Row], ends: Ends | None = None) -> PIL
     return image_grid(tiles, () if is_one_row else names, titles, title, scale=_SCALE)
 
 
-def save(frames: Sequence[PILImage.Image], output: Path, film: bool) -> None:
-    """Save a picture as PNG, or a film as an animated WebP without loss.
+def save_film(frames: Sequence[PILImage.Image], output: Path) -> None:
+    """Save a film as an animated WebP, without loss.
 
     Raises:
         ConfigError: the file cannot be written, or its name has the suffix of another format.
     """
-    if film and output.suffix != ".webp":
-        raise ConfigError(f"output={output}: must end in .webp, as it is a film")
-    if output.suffix in (".webp", ".npy") and not film:
-        raise ConfigError(f"output={output}: must be a PNG; film=true makes a film")
-    first, *others = (frame.convert("RGB") for frame in frames) if film else frames
+    if output.suffix != ".webp":
+        raise ConfigError(f"output={output}: a film must end in .webp")
+    first, *others = (frame.convert("RGB") for frame in frames)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(output) as file:
-            if film:
-                first.save(
-                    file,
-                    format="WEBP",
-                    save_all=True,
-                    append_images=others,
-                    duration=FRAME_MILLISECONDS,
-                    loop=0,
-                    lossless=True,
-                )
-            else:
-                first.save(file, format="PNG", optimize=True)
+            first.save(
+                file,
+                format="WEBP",
+                save_all=True,
+                append_images=others,
+                duration=FRAME_MILLISECONDS,
+                loop=0,
+                lossless=True,
+            )
     except OSError as error:
         raise output_error(output, error) from None

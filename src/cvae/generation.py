@@ -1,4 +1,4 @@
-"""What generate.py makes from its settings: samples, films and morphs."""
+"""Requests to generate.py: samples, films and morphs."""
 
 import dataclasses
 import hashlib
@@ -12,15 +12,15 @@ from cvae.models import Autoencoder
 from cvae.sampling import Label, Values
 from harness.contract.errors import ConfigError
 
-_NUM_SAMPLES = 16  # of a picture
-_NUM_STEPS = 11  # from one test image to the other
+_NUM_SAMPLES = 16  # default for each condition
+_NUM_COLUMNS = 11  # default of a strip from one test image to the other
 _MAX_LOOPS = 100  # for each condition of a film
 _MAX_NAME = 100  # characters of the condition in a file name
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """The settings of generate.py, which conf/generate.yaml describes.
+    """The settings of generate.py, as conf/generate.yaml describes them.
 
     Raises:
         ConfigError: two settings contradict each other.
@@ -50,12 +50,14 @@ class Request:
         if self.morph and self.film and count is not None:
             raise ConfigError(f"num_samples={count}: a film of morph= has one path; remove it")
         if self.morph and count == 1:
-            raise ConfigError("num_samples=1: must be at least 2, the columns of morph=")
+            raise ConfigError(
+                "num_samples=1: must be at least 2, because it counts the columns of morph="
+            )
         if self.film and count is not None and count > _MAX_LOOPS:
             raise ConfigError(f"num_samples={count}: must be at most {_MAX_LOOPS} in a film")
 
     def for_model(self, model: Autoencoder) -> "Request":
-        """Return the settings with the default label of a film or morph, which is all labels."""
+        """Return the request with label="all" if it is a film or morph without a label."""
         label = self.label
         if isinstance(label, list) and len(label) == 1:
             label = label[0]
@@ -65,10 +67,10 @@ class Request:
         return dataclasses.replace(self, label=label)
 
     def file_name(self, checkpoint: str = "") -> str:
-        """Return a file name that differs whenever the picture does.
+        """Return a file name that is different for each picture.
 
         Args:
-            checkpoint: name of the checkpoint if it is not best.ckpt.
+            checkpoint: name of the checkpoint, if it is not the best one.
         """
         label = "none" if self.label is None else str(self.label)
         if isinstance(self.label, list):
@@ -95,7 +97,7 @@ class Request:
         """Save the samples, film or morph, and return the written files.
 
         Args:
-            data: the data of the run; only a morph needs them.
+            data: the data of the run; only needed for a morph.
 
         Raises:
             ConfigError: the label or condition does not fit the model, a test image does not
@@ -106,18 +108,17 @@ class Request:
             assert data is not None
             ends = films.find_ends(model, data, self.morph)
             options = (self.seed, self.sample_pixels)
-            count = self.num_samples or _NUM_STEPS
-            frames = (
-                films.draw_morph(model, rows, ends, *options)
-                if self.film
-                else [films.draw_strip(model, rows, ends, count, *options)]
-            )
-            films.save(frames, output, self.film)
+            count = self.num_samples or _NUM_COLUMNS
+            if self.film:
+                films.save_film(films.draw_morph(model, rows, ends, *options), output)
+            else:
+                strip = films.draw_strip(model, rows, ends, count, *options)
+                sampling.save_picture(strip, output)
             return [output]
         count = self.num_samples or (1 if self.film and len(rows) > 1 else _NUM_SAMPLES)
         settings = (count, self.seed, self.temperature, self.sample_pixels)
         if self.film:
-            films.save(films.draw_loops(model, rows, *settings), output, film=True)
+            films.save_film(films.draw_loops(model, rows, *settings), output)
             return [output]
         images = sampling.generate(model, rows, *settings)
         return sampling.save(images, output, [row.name for row in rows], npy=self.npy)

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image as PILImage
 from torch import Tensor
 
 from cvae.conditions import Labels, OneHot
@@ -16,9 +17,10 @@ from cvae.given_pixels import Quadrants
 from cvae.models import Autoencoder
 from cvae.types import Image, Latent
 from harness.contract.errors import ConfigError
-from harness.contract.files import output_error
+from harness.contract.files import atomic_write, output_error
 
 _MAX_COLUMNS = 10  # in the picture of a single label
+_OTHER_FORMATS = {".npy": "npy=true saves the array next to it", ".webp": "film=true makes a film"}
 
 Samples = Float[Tensor, "num_rows num_samples channels height width"]
 Label = int | list[int] | Literal["all"] | None
@@ -167,22 +169,37 @@ def save(images: Samples, output: Path, names: Sequence[str], npy: bool = False)
     """Save a PNG with a row per requested condition and, if ``npy``, an array of unsigned bytes.
 
     The array is (N, height, width) for grey images, and (N, height, width, 3) for color images.
+
+    Raises:
+        ConfigError: a file cannot be written, or ``output`` has the suffix of another format.
     """
-    if output.suffix == ".npy":
-        raise ConfigError(f"output={output}: must be a PNG; npy=true saves the array next to it")
     grid = Grid(images, names)
     if len(images) == 1:
         grid = wrap_row(images[0], names[0])
-    written = [output]
+    save_picture(image_grid(**grid._asdict()), output)
+    if not npy:
+        return [output]
+    pixels = (images.flatten(0, 1).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    pixels = pixels[:, 0] if pixels.shape[1] == 1 else pixels.movedim(1, 3).contiguous()
+    array = output.with_suffix(".npy")
+    try:
+        np.save(array, pixels.numpy())
+    except OSError as error:
+        raise output_error(array, error) from None
+    return [output, array]
+
+
+def save_picture(picture: PILImage.Image, output: Path) -> None:
+    """Save a picture as PNG, in a folder that is created if it does not exist.
+
+    Raises:
+        ConfigError: the file cannot be written, or its name has the suffix of another format.
+    """
+    if hint := _OTHER_FORMATS.get(output.suffix):
+        raise ConfigError(f"output={output}: must be a PNG; {hint}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        page = image_grid(**grid._asdict())
-        page.save(output, format="PNG", optimize=True)
-        if npy:
-            pixels = (images.flatten(0, 1).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-            pixels = pixels[:, 0] if pixels.shape[1] == 1 else pixels.movedim(1, 3).contiguous()
-            np.save(output.with_suffix(".npy"), pixels.numpy())
-            written.append(output.with_suffix(".npy"))
+        with atomic_write(output) as file:
+            picture.save(file, format="PNG", optimize=True)
     except OSError as error:
         raise output_error(output, error) from None
-    return written

@@ -148,7 +148,7 @@ def test_a_morph_film_goes_there_and_back(data: MNISTDataModule, tmp_path: Path)
         ({"film": True, "npy": True}, "npy=true: a film has no array"),
         ({"film": True, "num_samples": 101}, "num_samples=101: must be at most 100"),
         ({"film": True, "label": 10}, "label=10: must be from 0 to 9"),
-        ({"film": True}, r"film.png: must end in .webp"),
+        ({"film": True}, r"film.png: a film must end in .webp"),
     ],
 )
 def test_settings_that_contradict_each_other_are_rejected(
@@ -160,4 +160,15 @@ def test_settings_that_contradict_each_other_are_rejected(
         Request(**{**defaults, **settings}).for_model(model).save(
             model, data, tmp_path / "film.png"
         )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("morph", [None, [0, 7]])
+def test_a_picture_is_not_saved_under_the_suffix_of_a_film(
+    morph: list[int] | None, data: MNISTDataModule, tmp_path: Path
+) -> None:
+    model = CVAE(network, latent_dim=2)
+    request = Request(3, None, None, seed=0, morph=morph)
+    with pytest.raises(ConfigError, match=r"x.webp: must be a PNG; film=true makes a film"):
+        request.save(model, data, tmp_path / "x.webp")
     assert list(tmp_path.iterdir()) == []
