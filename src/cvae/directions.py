@@ -1,4 +1,4 @@
-"""Directions in the latent space: of stroke thickness, of slant, and of largest variance."""
+"""Directions in the latent space: stroke thickness, slant, and those of largest variance."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -22,23 +22,23 @@ Factors = Mapping[str, Callable[[Image], Values]]  # measures of images, by name
 
 
 class Direction(NamedTuple):
-    """A direction in the latent space, and the range of it to show."""
+    """A direction in the latent space, and the range to show along it."""
 
     name: str  # thickness, slant, component 1, ...
     vector: Point  # of unit length
-    low: float  # smallest and largest value along the vector
-    high: float
+    low: float  # smallest coordinate along the vector
+    high: float  # largest coordinate
     share: float | None = None  # of the variance, for a principal component
 
     def values(self, count: int) -> Float[Tensor, " count"]:
-        """Return values along the vector from low to high, equally spaced."""
+        """Return equally spaced coordinates from low to high."""
         return torch.linspace(self.low, self.high, count).to(self.vector)
 
 
 def traverse(
     z: Latent, vector: Point, values: Float[Tensor, " steps"]
 ) -> Float[Tensor, "batch steps latent_dim"]:
-    """Return every z with its component along a unit vector set to each of the values.
+    """Return each z with its coordinate along a unit vector replaced by each of the values.
 
     Example::
 
@@ -52,14 +52,14 @@ def traverse(
 
 @torch.no_grad()
 def embed(model: Autoencoder, batch: Batch) -> Latent:
-    """Return the latent point of every image of a batch, whose y an unconditional model ignores."""
+    """Return the latent of each image in a batch. An unconditional model ignores its y."""
     return model.embed(batch.x, batch.y if model.conditional else None)
 
 
 def center(model: Autoencoder, batch: Batch) -> Latent:
-    """Return the point from which to traverse, (1, latent_dim).
+    """Return the starting point of traversals, (1, latent_dim).
 
-    It is the mean of the prior, 0, for a VAE, and the mean code for a plain autoencoder.
+    This is 0, the mean of the prior, for a VAE, and the mean code for a plain autoencoder.
     """
     z = embed(model, batch)
     return torch.zeros_like(z[:1]) if isinstance(model, VAE) else z.mean(dim=0, keepdim=True)
@@ -67,11 +67,11 @@ def center(model: Autoencoder, batch: Batch) -> Latent:
 
 @torch.no_grad()
 def style_directions(model: Autoencoder, batch: Batch, factors: Factors) -> list[Direction]:
-    """Return the direction in which each factor of style rises, within a label.
+    """Return the direction of increase of each factor of style, within a label.
 
-    It is the covariance of latent points and factor, both centered per label: the direction in
-    which z moves on average as the factor rises. Coefficients of a regression would be largest for
-    dimensions that hardly vary, which the decoder ignores. The factor is measured on the
+    This is the covariance of latents and factor, both centered per label: the direction in which z
+    moves on average as the factor increases. The coefficients of a regression would be largest for
+    dimensions that hardly vary, and the decoder ignores these. The factor is measured on the
     reconstructions of at most 500 images.
 
     Example::
@@ -85,16 +85,16 @@ def style_directions(model: Autoencoder, batch: Batch, factors: Factors) -> list
         factors: functions that measure images, such as :data:`cvae.morphology.FACTORS`.
 
     Returns:
-        One direction per factor, without factors that do not vary. Empty for color images and for
-        conditions other than one label.
+        One direction for each factor that varies. Empty for color images and for conditions
+        other than one label.
     """
     if model.image_shape[0] != 1 or not isinstance(model.condition, OneHot):
         return []
     count = min(_MAX_IMAGES, len(batch.x))
-    first = Batch(batch.x[:count], batch.y[:count], batch.indices[:count], count)
-    latent = embed(model, first)
-    images = model.decode(latent, first.y if model.conditional else None).mean
-    labels = (first.y if first.y.ndim == 1 else first.y.argmax(dim=1)).cpu().numpy()
+    subset = Batch(batch.x[:count], batch.y[:count], batch.indices[:count], count)
+    latent = embed(model, subset)
+    images = model.decode(latent, subset.y if model.conditional else None).mean
+    labels = (subset.y if subset.y.ndim == 1 else subset.y.argmax(dim=1)).cpu().numpy()
     points = latent.double().cpu().numpy()
     directions = []
     for name, measure in factors.items():
@@ -117,7 +117,7 @@ def _covariance(points: Values, values: Values, labels: NDArray[np.int64]) -> Va
 
 
 def label_means(values: Values, labels: NDArray[np.int64], num_classes: int) -> Values:
-    """Return the mean value of every label; the overall mean for a label without values."""
+    """Return the mean value of each label, or the overall mean for a label without values."""
     means = np.repeat(values.mean(axis=0, keepdims=True), num_classes, axis=0)
     for c in np.unique(labels):
         means[c] = values[labels == c].mean(axis=0)
@@ -125,13 +125,13 @@ def label_means(values: Values, labels: NDArray[np.int64], num_classes: int) -> 
 
 
 def principal_directions(model: Autoencoder, batch: Batch, count: int) -> list[Direction]:
-    """Return the principal components of the latent points, in order of their variance.
+    """Return the principal components of the latents, those of largest variance first.
 
-    The sign makes the largest coordinate of each vector positive.
+    The entry of largest magnitude in each vector is positive.
 
     Args:
         batch: held-out images.
-        count: number of components; fewer are returned if the points have fewer.
+        count: number of components, at most.
     """
     latent = embed(model, batch)
     points = latent.double().cpu().numpy()
@@ -140,13 +140,13 @@ def principal_directions(model: Autoencoder, batch: Batch, count: int) -> list[D
     directions = []
     for i, vector in enumerate(vectors[: min(count, len(points) - 1)]):
         sign = np.sign(vector[np.abs(vector).argmax()])
-        shown = _direction(model, f"component {i + 1}", sign * vector, latent)
-        directions.append(shown._replace(share=float(shares[i])))
+        direction = _direction(model, f"component {i + 1}", sign * vector, latent)
+        directions.append(direction._replace(share=float(shares[i])))
     return directions
 
 
 def coordinate_directions(model: Autoencoder, batch: Batch, count: int) -> list[Direction]:
-    """Return the latent dimensions that vary most over the images of a batch: z5, ...
+    """Return the dimensions of z that vary most over the images of a batch.
 
     Args:
         batch: held-out images.
@@ -160,8 +160,16 @@ def coordinate_directions(model: Autoencoder, batch: Batch, count: int) -> list[
 
 def _direction(model: Autoencoder, name: str, vector: Values, latent: Latent) -> Direction:
     unit = torch.from_numpy(vector).to(latent)
+    return Direction(name, unit, *shown_range(model, latent @ unit))
+
+
+def shown_range(model: Autoencoder, values: Float[Tensor, " batch"]) -> tuple[float, float]:
+    """Return the range of a coordinate of z to show: the mean ± three standard deviations.
+
+    Args:
+        values: the coordinate of each image. A VAE ignores it: its range is that of N(0, I).
+    """
     if isinstance(model, VAE):
-        return Direction(name, unit, -EXTENT, EXTENT)
-    along = latent @ unit
-    middle, spread = float(along.mean()), float(along.std(correction=0))
-    return Direction(name, unit, middle - EXTENT * spread, middle + EXTENT * spread)
+        return -EXTENT, EXTENT
+    middle, spread = float(values.mean()), float(values.std(correction=0))
+    return middle - EXTENT * spread, middle + EXTENT * spread

@@ -11,7 +11,13 @@ from cvae import noise
 from cvae.coloured_mnist import ColouredMNISTDataModule
 from cvae.conditions import Attributes, Part
 from cvae.data import MNISTDataModule
-from cvae.directions import Direction, principal_directions, style_directions
+from cvae.directions import (
+    Direction,
+    embed,
+    principal_directions,
+    shown_range,
+    style_directions,
+)
 from cvae.image_set import ImageSet
 from cvae.models import VAE, Autoencoder
 from cvae.morphology import FACTORS
@@ -23,13 +29,12 @@ FORMAT = 1
 _MAX_IMAGES = 1000  # to measure ranges
 _MAX_EXAMPLES, _EXAMPLES_PER_CLASS = 20, 2
 _NUM_COMPONENTS = 6
-_EXTENT = 3.0  # standard deviations to either side
 _SEED = 0  # of the stored noise
 
 
 @torch.no_grad()
 def describe(model: Autoencoder, data: MNISTDataModule, name: str) -> dict[str, Any]:
-    """Return all that the page needs to know of a model, as JSON values.
+    """Return the description of a model that the page reads, as JSON values.
 
     Args:
         data: the data of the run, after ``setup``. Only its validation images are used.
@@ -38,7 +43,7 @@ def describe(model: Autoencoder, data: MNISTDataModule, name: str) -> dict[str, 
     assert data.validation is not None, "call setup() first"
     held_out = data.validation
     batch = _rows(held_out, torch.arange(min(_MAX_IMAGES, len(held_out))))
-    latent = model.embed(batch.x, batch.y if model.conditional else None)
+    latent = embed(model, batch)
     is_binary = data.binarization == "dynamic"
     is_of_digits = has_centered_digits(data)
     directions = style_directions(model, batch, FACTORS) if is_of_digits else []
@@ -80,16 +85,16 @@ def _describe_parts(model: Autoencoder, class_names: list[str] | None) -> Iterat
     if not model.conditional:
         return
     for name, part in model.condition.parts.items():
-        fact: dict[str, Any] = {"name": name, **part._asdict()}
+        entry: dict[str, Any] = {"name": name, **part._asdict()}
         if part.kind == "categorical":
-            fact["names"] = _names(name, part, class_names)
+            entry["names"] = _names_of_classes(name, part, class_names)
         elif isinstance(model.condition, Attributes):
-            fact["low"], fact["high"] = model.condition.range(name)
-        yield fact
+            entry["low"], entry["high"] = model.condition.range(name)
+        yield entry
 
 
-def _names(name: str, part: Part, class_names: list[str] | None) -> list[str]:
-    """Return the names of the classes of a part; numbers if the data have no names."""
+def _names_of_classes(name: str, part: Part, class_names: list[str] | None) -> list[str]:
+    """Return the names of the classes of a part, or numbers if the data have no names."""
     if name == "label" and class_names is not None:
         return list(class_names)
     return [str(number) for number in range(part.size)]
@@ -100,29 +105,24 @@ def _describe_direction(direction: Direction) -> dict[str, Any]:
 
 
 def _describe_dimensions(model: Autoencoder, latent: Latent) -> Iterator[dict[str, float]]:
-    """Yield the spread of every dimension over held-out images, and the range to show.
-
-    The range is that of the prior N(0, I), or of the codes of a plain autoencoder.
-    """
-    means, spreads = latent.mean(dim=0).tolist(), latent.std(dim=0, correction=0).tolist()
-    for mean, spread in zip(means, spreads, strict=True):
-        middle, unit = (0.0, 1.0) if isinstance(model, VAE) else (mean, spread)
-        low, high = middle - _EXTENT * unit, middle + _EXTENT * unit
+    """Yield the standard deviation of each dimension over held-out images, and its range."""
+    for i, spread in enumerate(latent.std(dim=0, correction=0).tolist()):
+        low, high = shown_range(model, latent[:, i])
         yield {"spread": spread, "low": low, "high": high}
 
 
 def _stored_normal(count: int) -> list[float]:
-    """Return the samples of N(0, I) that the page takes as eps in every bound."""
+    """Return a sample of N(0, I), which the page uses as eps in each bound."""
     index = torch.zeros(1, dtype=torch.long)
     eps = noise.standard_normal(index, (count,), seed=_SEED, stream=noise.Stream.POSTERIOR)
     return eps[0].tolist()
 
 
 def _stored_uniform(count: int) -> list[float]:
-    """Return the uniform samples in (0, 1) above which a grey pixel is 1."""
+    """Return uniform samples in (0, 1), one per pixel: the thresholds that binarize a drawing."""
     index = torch.zeros(1, dtype=torch.long)
     bits = noise.random_bits(index, count, seed=_SEED, stream=noise.Stream.BINARIZATION)
-    odd = ((bits[0] >> 41) & (2**23 - 1)) * 2 + 1  # 24 bits, which float32 holds exactly
+    odd = ((bits[0] >> 41) & (2**23 - 1)) * 2 + 1  # 24 bits, exact in float32
     return (odd.double() * 2.0**-24).tolist()
 
 
@@ -137,24 +137,24 @@ def _describe_examples(
     index = torch.cat(ranked)[:_MAX_EXAMPLES]
     batch = _rows(images, index)
     y = batch.y if model.conditional else None
-    latent = model.embed(batch.x, y)
+    latent = embed(model, batch)
     for i, label in enumerate(images.labels[index].tolist()):
         text = f"label {class_names[label] if class_names else label}"
         yield {
             "pixels": base64.b64encode(images.pixels[index[i]].numpy().tobytes()).decode(),
             "y": [] if y is None else y[i].tolist(),
             "latent": latent[i].tolist(),
-            "text": text if y is None else _text_of(model, y[i : i + 1], class_names),
+            "text": text if y is None else _describe_condition(model, y[i : i + 1], class_names),
         }
 
 
-def _text_of(model: Autoencoder, y: Tensor, class_names: list[str] | None) -> str:
-    """Return the values of one row of y as text, such as "label 3, angle -12.0"."""
-    values = []
+def _describe_condition(model: Autoencoder, y: Tensor, class_names: list[str] | None) -> str:
+    """Return the values of one row of y as text, such as "label 3, angle -12"."""
+    texts = []
     for name, part in model.condition.parts.items():
         value = part.of(y)[0].item()
-        is_class = part.kind == "categorical"
-        values.append(
-            f"{name} {_names(name, part, class_names)[int(value)] if is_class else f'{value:.3g}'}"
-        )
-    return ", ".join(values)
+        if part.kind == "categorical":
+            texts.append(f"{name} {_names_of_classes(name, part, class_names)[int(value)]}")
+        else:
+            texts.append(f"{name} {value:.3g}")
+    return ", ".join(texts)
