@@ -22,7 +22,7 @@ from harness.contract.settings import Count, Fraction, Name, Natural
 log = logging.getLogger(__name__)
 
 _TERMS = ("elbo", "elbo_density", "reconstruction", "reconstruction_density", "kl", "penalty")
-_UNITS = dict.fromkeys(_TERMS, "nats per image")  # of the curves, in the order of their panels
+_UNITS = dict.fromkeys(_TERMS, "nats per image")  # of the curves; the panels have this order
 
 
 class EMA(WeightAveraging):
@@ -77,7 +77,7 @@ class EMA(WeightAveraging):
 class Figures(Callback):
     """Save the figures of :mod:`cvae.figures` in a folder and log them.
 
-    At the end, a run also gets the curves of the metrics.csv that is next to the folder.
+    After the test, it also draws ``curves.png`` from metrics.csv, which is next to the folder.
 
     List it before :class:`EMA`, so that it draws with the averaged weights.
 

@@ -87,7 +87,7 @@ def _decoder_inputs(model: Autoencoder, count: int) -> tuple[Tensor, ...]:
 
 
 def _describe_files(model: Autoencoder) -> str:
-    """Return what the files of the parts take and return, as Markdown."""
+    """Return a Markdown table of the inputs and outputs of the files, and their meanings."""
     signatures = onnx_export.signatures(model)
     signatures[PROGRAM] = (signatures[onnx_export.DECODER][0], ("mean",))
     rows = [

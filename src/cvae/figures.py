@@ -165,8 +165,8 @@ def traversals(
     """Draw one direction of the latent space per row, from -3 to 3 standard deviations.
 
     Args:
-        num_rows: latent dimensions to show, at most: those that vary most over images.
-        styles: directions to show in the first rows.
+        num_rows: number of latent dimensions, at most; those that vary most over images.
+        styles: directions of the first rows.
     """
     shown = [*styles, *directions.coordinate_directions(model, batch, num_rows)]
     z = directions.center(model, batch)
@@ -186,7 +186,7 @@ def traversals(
         _tiles(images, columns),
         [direction.name for direction in shown],
         [f"{value + 0.0:.1f}" for value in deviations.tolist()],
-        title=f"Row: one direction of z, the rest at its mean. Column: {unit}.{of_label}",
+        title=f"Row: one direction of z, the rest at its mean. Column: value in {unit}.{of_label}",
     )
 
 
@@ -195,8 +195,8 @@ def latent_plane(
 ) -> PILImage.Image:
     """Draw the latent points of test images, colored by label.
 
-    A latent of two dimensions is drawn as it is, one of more dimensions on its first two principal
-    components, one of one dimension against the label.
+    With more than two latent dimensions, the axes are the first two principal components. With one
+    dimension, the second axis is the label.
 
     Args:
         name: name of the model, for the title.
@@ -263,9 +263,9 @@ def _project(model: Autoencoder, batch: Batch) -> tuple[Latent, tuple[str, ...],
     if model.latent_dim <= 2:
         where = "along z" if model.latent_dim == 1 else "in the latent plane"
         return z.cpu(), ("$z_0$", "$z_1$")[: model.latent_dim], f"Test images {where}"
-    found = directions.principal_directions(model, batch, count=2)
-    plane = (z - z.mean(dim=0)) @ torch.stack([direction.vector for direction in found], dim=1)
-    labels = tuple(f"{d.name} ({100 * (d.share or 0.0):.0f}% of variance)" for d in found)
+    components = directions.principal_directions(model, batch, count=2)
+    plane = (z - z.mean(dim=0)) @ torch.stack([component.vector for component in components], dim=1)
+    labels = tuple(f"{c.name} ({100 * (c.share or 0.0):.0f}% of variance)" for c in components)
     return plane.cpu(), labels, "PCA of the latents of test images"
 
 
@@ -312,8 +312,8 @@ def draw(
         many: more test images, for the traversals and the latent plane.
         classes: labels that have training images; None for all.
         names: names of all classes, to show instead of their numbers.
-        at_end: whether to add what takes a second or two: the directions of thickness and slant,
-            and the plane of a latent that does not have two dimensions.
+        at_end: whether to draw what takes a second or two: the directions of thickness and slant
+            in the traversals, and the latent plane unless z has two dimensions.
     """
     was_training = model.training
     model.eval()

@@ -74,7 +74,7 @@ def image_grid(
 def join_panels(
     panels: Sequence[PILImage.Image], title: str, font_size: int = FONT_SIZE
 ) -> PILImage.Image:
-    """Return panels of one size on a page: five across, or fewer if that leaves fewer gaps."""
+    """Join panels of equal size, at most five in a row, with as few gaps as possible."""
     across = min((5, 4, 3), key=lambda n: -len(panels) % n) if len(panels) > 5 else len(panels)
     font, top = ImageFont.load_default(font_size), font_size + 12
     width, height = panels[0].size
@@ -99,5 +99,5 @@ def shorten_name(name: str, width: float = float("inf")) -> str:
 
 
 def class_labels(classes: Sequence[int], names: Names, width: float = float("inf")) -> list[str]:
-    """Return the texts that label these classes: their names if there are any, or the numbers."""
+    """Return the labels of classes: their names, or their numbers if there are no names."""
     return [str(c) if names is None else shorten_name(names[c], width) for c in classes]

@@ -1,7 +1,7 @@
 """Export of the parts of a model as ONNX files, for onnxruntime in any language and in browsers.
 
-``encoder.onnx`` maps images to latents, ``decoder.onnx`` maps latents to pixel means. With
-``likelihood.onnx`` they give the bound on log p(x | y) of one sample z, in nats per image:
+``encoder.onnx`` maps images to latents, and ``decoder.onnx`` maps latents to pixel means. Together
+with ``likelihood.onnx`` they give the bound on log p(x | y) from one sample z, in nats per image:
 
 .. math:: \\log p(x \\mid z, y) + \\log p(z \\mid y) - \\log q(z \\mid x, y), \\quad
     z = \\mu + \\sigma \\epsilon
@@ -40,16 +40,16 @@ class Encoder(nn.Module):
 
 
 class VariationalEncoder(nn.Module):
-    """Encoder of a VAE, with all terms of the bound but log p(x | z, y)."""
+    """Encoder of a VAE, with all terms of the bound except log p(x | z, y)."""
 
     def __init__(self, model: VAE) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Image, y: Condition | None, eps: Latent) -> tuple[Latent, Latent, Nats]:
-        """Return the latent of the posterior mean, the latent w of z, and the log-ratio at z.
+        """Return the latent of the posterior mean, the latent w of a sample z, and the log-ratio.
 
-        The log-ratio is log p(z | y) - log q(z | x, y) at ``z = mean + std * eps``.
+        The sample is ``z = mean + std * eps``; its log-ratio is log p(z | y) - log q(z | x, y).
         """
         c = None if y is None else self.model.condition(y)
         mean, log_std = self.model.posterior(x, y)
@@ -59,7 +59,7 @@ class VariationalEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder, with the pixel means in [0, 1] and the parameters of the likelihood."""
+    """Decoder that returns pixel means in [0, 1] and parameters of the likelihood."""
 
     def __init__(self, model: Autoencoder) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def signatures(model: Autoencoder) -> dict[str, tuple[tuple[str, ...], tuple[str
 
 
 def example_inputs(model: Autoencoder, count: int) -> dict[str, Tensor]:
-    """Return inputs of all parts by name: random images, latents and noise, and possible y."""
+    """Return example inputs of all parts by name: random images, latents, noise and valid y."""
     generator = torch.Generator().manual_seed(0)
     highest = (model.likelihood.num_levels or 256) - 1
     x = torch.rand(count, *model.image_shape, generator=generator)
@@ -156,7 +156,7 @@ def trace(
 
     Args:
         arguments: example arguments, with a few rows each; None for an absent one.
-        name: what the module is, for the message.
+        name: name of the module, for the error message.
 
     Raises:
         ConfigError: the module cannot be exported.
@@ -194,7 +194,7 @@ def _save_part(model: Autoencoder, part: _Part, path: Path) -> None:
 
 
 def _log_sigmoid() -> Callable[[Any], Any]:
-    """Return log sigmoid in ONNX. The exporter's own is -inf where sigmoid rounds to 0."""
+    """Return log sigmoid in ONNX. That of the exporter is -inf where sigmoid rounds to 0."""
     from onnxscript import opset18
 
     return lambda x: opset18.Neg(opset18.Softplus(opset18.Neg(x)))
@@ -202,7 +202,7 @@ def _log_sigmoid() -> Callable[[Any], Any]:
 
 @contextmanager
 def ignore_warnings() -> Iterator[None]:
-    """Ignore warnings of libraries about their own deprecations."""
+    """Ignore warnings, which are about deprecations inside the libraries."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -229,7 +229,8 @@ def _max_difference(model: Autoencoder, part: _Part, path: Path, count: int) -> 
     inputs = example_inputs(model, count)
     expected = part.module(*_arguments(model, part, inputs))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    used = [node.name for node in session.get_inputs()]  # not those that change no output
+    # the exporter removes inputs that no output depends on
+    used = [node.name for node in session.get_inputs()]
     actual = session.run(None, {name: inputs[name].numpy() for name in used})
     largest = 0.0
     for name, ours, theirs in zip(

@@ -16,7 +16,7 @@ from harness.contract.errors import ConfigError
 from harness.contract.files import atomic_write_files
 
 _PAGE = resources.files(__package__) / "page"
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # in the extra "explore"
 
 
 def check_supported(model: Autoencoder) -> None:
@@ -27,7 +27,7 @@ def check_supported(model: Autoencoder) -> None:
             "use a run with labels or attributes"
         )
     if not all(importlib.util.find_spec(name) for name in _PACKAGES):
-        raise ConfigError("this needs more packages: pip install -e '.[explore]'")
+        raise ConfigError("the page needs more packages: pip install -e '.[explore]'")
 
 
 def write_folder(model: Autoencoder, data: MNISTDataModule, name: str, folder: Path) -> int:
@@ -39,8 +39,8 @@ def write_folder(model: Autoencoder, data: MNISTDataModule, name: str, folder: P
         write_folder(model, data, "my run", Path("page"))
 
     Args:
-        data: the data of the run; this function sets it up. Examples and ranges come from its
-            validation images.
+        data: the data of the run, which this function sets up. Examples and ranges come from
+            its validation images.
         name: name of the run, shown on the page.
         folder: folder to write. Files of the same names are replaced.
 

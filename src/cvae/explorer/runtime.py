@@ -1,7 +1,7 @@
 """Runtime of the page: onnxruntime-web from npm, with the versions and digests of the lock file.
 
-npm installs it once per lock file, into ``.npm/`` of the project, or into the user's cache if the
-package is installed without a checkout.
+npm installs it once for each lock file: into ``.npm/`` of the project, or into the user's cache
+if the package is installed without a checkout.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from harness.contract.errors import ConfigError
 
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-LICENSES = ("LICENSE", "ThirdPartyNotices.txt")  # npm's package has none; Python's has both
+LICENSES = ("LICENSE", "ThirdPartyNotices.txt")  # from onnxruntime: the npm package lacks them
 _LOCK = ("package.json", "package-lock.json")
 _INSTALL = (
     "ci",
@@ -59,9 +59,9 @@ def _lock_digest() -> str:
 
 
 def _install(cached: Path) -> None:
-    """Install the packages in a temporary folder, and keep the files of the runtime.
+    """Install the packages in a temporary folder, and move the files of the runtime to the cache.
 
-    The last step is a rename, so an interrupted installation leaves nothing that is used later.
+    The move is a rename, so the cache never holds an interrupted installation.
     """
     cached.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".making-") as temporary:
@@ -76,7 +76,7 @@ def _install(cached: Path) -> None:
             shutil.copy(project / "node_modules" / "onnxruntime-web" / "dist" / name, kept)
         for name in LICENSES:
             (kept / name).write_bytes((resources.files("onnxruntime") / name).read_bytes())
-        if not cached.is_dir():  # another process may have been faster
+        if not cached.is_dir():  # unless another process was faster
             kept.rename(cached)
 
 
@@ -110,7 +110,7 @@ def _run_npm(project: Path) -> None:
 
 
 def _reason(output: str) -> str:
-    """Return npm's first error that is not a code, such as "integrity checksum failed"."""
+    """Return the first error message of npm, such as "network request failed"."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = re.findall(
         r"^npm (?:error|ERR!) (?!code|errno|syscall|path)(.+)", output, re.MULTILINE

@@ -29,10 +29,10 @@ _TYPES = {
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Serves the files of a folder: no listings, and no links that lead out of it."""
+    """Serves the files of a folder, without listings and without links that lead out of it."""
 
     protocol_version = "HTTP/1.1"
-    extensions_map = _TYPES  # not the machine's table, which may lack .mjs or .wasm
+    extensions_map = _TYPES  # the table of the system may lack .mjs or .wasm
 
     def send_head(self) -> Any:
         path, root = Path(self.translate_path(self.path)), Path(self.directory).resolve()
@@ -58,7 +58,7 @@ class _Server(ThreadingHTTPServer):
 
 
 def bind(folder: Path, port: int) -> ThreadingHTTPServer:
-    """Return a server of a folder, which need not exist yet, on 127.0.0.1.
+    """Return a server on 127.0.0.1 for a folder, which may be created later.
 
     Args:
         port: the port; 0 for a free one.
@@ -92,7 +92,7 @@ def serve(server: ThreadingHTTPServer, open_browser: bool) -> None:
 
 
 def _has_display() -> bool:
-    """Return whether a browser would have a window; one of the terminal would block."""
+    """Return whether a browser can open a window. A browser in the terminal would block."""
     if sys.platform in ("win32", "darwin"):
         return True
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

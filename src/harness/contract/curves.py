@@ -10,15 +10,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TRAIN, _VALIDATION = "train", "val"
-_STYLES: dict[
-    str, dict[str, Any]
-] = {  # told apart by the line and in grey print; blue and orange for the color-blind
+# blue and orange for color-blind readers, solid and dashed for grey print
+_STYLES: dict[str, dict[str, Any]] = {
     _TRAIN: {"color": "#0072b2", "linestyle": "-", "linewidth": 1.0},
     _VALIDATION: {"color": "#d55e00", "linestyle": "--", "linewidth": 1.8},
 }
 _RATE = "learning_rate"
 _MAX_PANELS = 9
-_START = 0.05  # share of the steps that does not set the range of the vertical axis
+_START = 0.05  # share of the first steps, which the vertical axis need not show
 
 Curve = list[tuple[int, float]]  # optimizer step and value
 
@@ -39,10 +38,10 @@ def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
 def select_panels(
     curves: Mapping[str, Mapping[str, Curve]], first: Iterable[str] = ()
 ) -> list[str]:
-    """Return the quantities to draw: those that are validated, and then the learning rate.
+    """Return the quantities to draw: those with validation values, then the learning rate.
 
     Args:
-        first: quantities of the first panels, in order; those without a curve are left out.
+        first: quantities of the first panels, in order; those without a curve are skipped.
     """
     validated = [name for name, of_split in curves.items() if _VALIDATION in of_split]
     names = validated or [name for name in curves if not name.endswith("_per_second")]
@@ -60,10 +59,10 @@ def draw_curves(path: Path, units: Mapping[str, str] | None = None) -> "Figure |
 
     Args:
         path: the metrics.csv of a run.
-        units: units of quantities, for the titles; these come first, in this order.
+        units: units by quantity, for the titles; these panels come first, in this order.
 
     Returns:
-        The figure; None without a curve.
+        The figure, or None if there are no curves.
     """
     curves, units = read_curves(path) if path.is_file() else {}, units or {}
     names = select_panels(curves, units)
@@ -75,14 +74,14 @@ def draw_curves(path: Path, units: Mapping[str, str] | None = None) -> "Figure |
     num_rows = -(-len(names) // 2)
     height = 0.9 + 2.2 * num_rows  # inches
     figure = Figure(figsize=(7.6, height), dpi=110)
-    # a fixed layout, because Matplotlib needs a second to find one
+    # fixed margins: the automatic layout of Matplotlib takes a second
     margins = {"left": 0.09, "right": 0.98, "bottom": 0.5 / height, "top": 1 - 0.65 / height}
     grid = figure.add_gridspec(num_rows, 2, hspace=0.35, wspace=0.25, **margins)
     splits = [s for s in _STYLES if any(s in curves[name] for name in names)]
-    place = len(names) % 2  # with an odd number, the first panel is as wide as two
+    shift = len(names) % 2  # with an odd number of panels, the first is as wide as two
     for number, name in enumerate(names):
-        is_wide = number == 0 and place == 1
-        position = grid[0, :] if is_wide else grid[(number + place) // 2, (number + place) % 2]
+        is_wide = number == 0 and shift == 1
+        position = grid[0, :] if is_wide else grid[divmod(number + shift, 2)]
         axes = figure.add_subplot(position)
         for split, curve in curves[name].items():
             steps, values = zip(*curve, strict=True)
@@ -105,7 +104,7 @@ def draw_curves(path: Path, units: Mapping[str, str] | None = None) -> "Figure |
 
 
 def _vertical_limits(curves: Iterable[Curve]) -> tuple[float, float] | None:
-    """Return the range of the finite values after the first steps; None to show all."""
+    """Return the range of the finite values after the first steps, or None to show all values."""
     points = [point for curve in curves for point in curve if math.isfinite(point[1])]
     last = max((step for step, _ in points), default=0)
     late = [value for step, value in points if step >= _START * last]

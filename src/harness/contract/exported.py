@@ -1,7 +1,7 @@
 """Exported folders: the weights of a model and the config of its run, without pickle.
 
 ``model.safetensors`` holds the weights, ``config.json`` the config, and ``SHA256SUMS`` the digests
-of the files, which ``sha256sum --check`` reads too.
+of the files, in the format of ``sha256sum --check``.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ def save(
         weights: the ``state_dict`` of the model.
         config: the config of the run, without paths of this machine.
         folder: an existing folder to write into.
-        half: store weights as float16, in half the bytes; loading returns float32.
+        half: store weights as float16; loading converts them to float32.
     """
     from safetensors.torch import save_file
 

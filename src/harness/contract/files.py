@@ -84,7 +84,7 @@ def file_digest(path: Path) -> str:
 def atomic_write_files(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder, whose files replace those of ``folder`` at the end.
 
-    Folders in it are merged in the same way. Links in ``folder`` are replaced and not followed.
+    Subfolders are merged in the same way. Links in ``folder`` are replaced and not followed.
 
     Raises:
         ConfigError: ``folder`` cannot be written to.
@@ -99,7 +99,7 @@ def atomic_write_files(folder: Path) -> Iterator[Path]:
 
 
 def _replace_files(source: Path, target: Path) -> None:
-    """Move all files of a folder, and of the folders in it, into another folder."""
+    """Move all files of a folder and its subfolders into another folder."""
     for path in sorted(source.iterdir()):
         replaced = target / path.name
         if path.is_dir():

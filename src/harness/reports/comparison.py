@@ -133,7 +133,7 @@ def check_metrics(names: Sequence[str], known: Sequence[str], key: str) -> None:
 def is_lower_better(
     groups: Sequence[Group], metric: str, lower_is_better: Sequence[str] = ()
 ) -> bool:
-    """Return whether a metric matches one of the patterns or selected a run by its minimum.
+    """Return whether a metric matches a pattern, or is minimized to select a checkpoint.
 
     Args:
         lower_is_better: regular expressions of metrics where lower is better.

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 _MAX_PANELS = 6
 _ACROSS = 3  # panels next to each other
-_NAME_WIDTH, _NAME_LINES = 44, 2  # characters of a line of a name, and lines
+_NAME_WIDTH, _NAME_LINES = 44, 2  # characters in a line of a name, and number of lines
 _PANEL_WIDTH, _LINE_HEIGHT = 2.7, 0.17  # inches
 _MEAN, _RUN = "#0072b2", "#d55e00"
 
 
 def wrap_names(groups: Sequence[Group]) -> list[str]:
-    """Return the names of groups in lines of 44 characters, with the number of runs.
+    """Return the names of groups in lines of at most 44 characters, with the number of runs.
 
-    Names are cut after two lines, unless that makes two of them equal.
+    Names are cut after two lines, unless two of them would then be equal.
     """
     names = [_wrap(group, _NAME_LINES) for group in groups]
     return names if len(set(names)) == len(names) else [_wrap(group, None) for group in groups]
@@ -43,7 +43,7 @@ def save_plot(
 ) -> None:
     """Save a PNG with the mean ± s.d. of each group, and the values of its runs.
 
-    It has a panel for each of the first six metrics; an arrow in its title points to better values.
+    Each of the first six metrics has a panel. The arrow in its title points to better values.
 
     Args:
         lower_is_better: regular expressions of metrics where lower is better.

@@ -23,7 +23,7 @@ from harness.run_folder.reading import (
     read_summary,
 )
 
-# marks of a run folder; not evaluation.json, which an exported folder has too
+# files of a run folder; evaluation.json can also be in an exported folder
 _MARKERS = (CONFIG, SUMMARY, METRICS, "checkpoints", ".hydra")
 _IGNORED = re.compile(  # keys that do not affect results, in addition to the science's `free` keys
     r"(seed|name|run_dir|run_id|sweep|mode|smoke|data\.data_dir|data\.num_workers"

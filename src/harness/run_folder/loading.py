@@ -86,7 +86,7 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
     """Return the run folder and the checkpoint of a path to either of them.
 
     A relative path starts at the current directory, or else at the project root. For an exported
-    folder, such as pretrained/, return ``logs/NAME`` for outputs, and its file of weights.
+    folder, such as pretrained/, return the folder for outputs, ``logs/NAME``, and the weights.
 
     Raises:
         ConfigError: there is no such run, or no checkpoint in it.
@@ -130,7 +130,7 @@ def find_weights(path: str | Path) -> Path:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint after checking its digest; reads no pickled objects.
 
-    Of an exported folder, ``path`` is the file of weights.
+    For an exported folder, ``path`` is its file of weights.
 
     Raises:
         ConfigError: the file is damaged, or not a checkpoint of this project.
@@ -146,9 +146,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def checkpoint_suffix(run_dir: Path, checkpoint: Path) -> str:
-    """Return a suffix for names of outputs: the checkpoint's stem, or '' for the best one."""
-    is_only = checkpoint.name == exported.WEIGHTS
-    return "" if is_only or checkpoint == run_dir / BEST else checkpoint.stem
+    """Return a suffix for names of outputs: the stem of the checkpoint, or '' for the best one."""
+    is_exported = checkpoint.name == exported.WEIGHTS
+    return "" if is_exported or checkpoint == run_dir / BEST else checkpoint.stem
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def load_model(
     where = f"run={checkpoint_path}"
     checkpoint = load_checkpoint(checkpoint_path)
     cfg = checkpoint["config"]
-    if checkpoint_path.name != exported.WEIGHTS:  # an earlier export holds the model alone
+    if checkpoint_path.name != exported.WEIGHTS:  # an export of format 1 has only the model
         cfg = plain_config(cfg, f"{where}: its config")
     model, cfg = build_model(cfg, model_weights(checkpoint), where, trusted)
     if kind is not None and not isinstance(model, kind):

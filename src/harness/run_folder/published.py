@@ -1,7 +1,7 @@
 """Reads exported folders, such as ``pretrained/``, after checking their digests.
 
-An exported folder is only read. What a command writes about its model goes to ``logs/NAME``, where
-NAME is the name of the folder.
+Commands do not write into an exported folder. Their outputs go to ``logs/NAME``, where NAME is the
+name of the folder.
 """
 
 import json
@@ -16,14 +16,14 @@ from harness.contract.errors import ConfigError
 from harness.run_folder import trust
 from harness.run_folder.reading import CONFIG as CONFIG_OF_RUN
 
-_SETTINGS = (  # of a run, to publish
+_SETTINGS = (  # published settings of a run
     *("name", "seed", "monitor", "mode", "module", "data", "model"),
     *("optimizer", "scheduler", "trainer", "callbacks"),
 )
-# entries of summary.json to publish, besides numbers
+# published entries of summary.json, in addition to numbers
 _FACTS = ("device", "precision", "git_commit", "versions", "metrics")
 _DIGEST_LINE = re.compile(r"([0-9a-f]{64}) [ *](\S+)")
-_IN_A_RUN = "export"  # where export.py writes by default
+_DEFAULT_NAME = "export"  # folder in a run where export.py writes
 
 
 def is_exported(folder: Path) -> bool:
@@ -33,15 +33,15 @@ def is_exported(folder: Path) -> bool:
 
 
 def output_dir(folder: Path) -> Path:
-    """Return the folder for what commands write about the model of an exported folder."""
-    of_run = f"{folder.parent.name}-" if folder.name == _IN_A_RUN else ""
-    return ROOT / "logs" / f"{of_run}{folder.name}"
+    """Return the folder for the outputs of commands that read an exported folder."""
+    prefix = f"{folder.parent.name}-" if folder.name == _DEFAULT_NAME else ""
+    return ROOT / "logs" / f"{prefix}{folder.name}"
 
 
 def portable_config(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of a run to publish, with facts about its training.
+    """Return the published config of a run, with facts about its training.
 
-    It has no settings of logging, and no absolute path.
+    It has no settings of loggers and no absolute paths.
 
     Args:
         config: the config of the run.
@@ -69,7 +69,7 @@ def portable_config(config: Mapping[str, Any], summary: Mapping[str, Any]) -> di
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Return the weights and the config of an exported folder, in the keys of a checkpoint.
+    """Return the weights and the config of an exported folder, with the keys of a checkpoint.
 
     Loading runs no code from the folder. Weights stored as float16 are converted to float32.
 
@@ -115,7 +115,7 @@ def _check_format(config: Any, folder: Path, has_digests: bool) -> None:
 
 
 def _read_digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file in ``SHA256SUMS``; empty without that file."""
+    """Return the SHA-256 of each file in ``SHA256SUMS``; empty if there is no such file."""
     path = trust.resolve_inside(folder, exported.DIGESTS)
     if not path.is_file():
         return {}
@@ -124,14 +124,14 @@ def _read_digests(folder: Path) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({type(error).__name__})") from None
     matches = [_DIGEST_LINE.fullmatch(line) for line in lines]
-    found = {match[2]: match[1] for match in matches if match}
-    if len(found) < len(lines) or not found:
+    digests = {match[2]: match[1] for match in matches if match}
+    if len(digests) < len(lines) or not digests:
         raise ConfigError(f"{path}: damaged, not a list of digests")
-    return found
+    return digests
 
 
 def _read_file(folder: Path, name: str, digests: Mapping[str, str]) -> bytes:
-    """Return the content of a file after checking its digest, if there are digests."""
+    """Return the content of a file, after checking its digest if there are digests."""
     path = trust.resolve_inside(folder, name)
     if not path.is_file():  # a pipe would block
         raise ConfigError(f"{folder}: no exported model ({name} is missing)")

@@ -41,7 +41,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def read_checkpoint_summary(run_dir: Path, checkpoint: Path) -> dict[str, Any]:
-    """Return the content of summary.json, without metrics if they are of another checkpoint."""
+    """Return the content of summary.json, without its metrics if another checkpoint has them."""
     summary = read_summary(run_dir)
     if checkpoint.resolve() != (run_dir / str(summary.get("checkpoint"))).resolve():
         summary.pop("metrics", None)
@@ -206,6 +206,6 @@ def update_evaluation(
     same = all(before.get(key) == value for key, value in measured_on.items())
     parts = {k: {**(before.get(k, {}) if same else {}), **v} for k, v in results.items()}
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    run_dir.mkdir(parents=True, exist_ok=True)  # that of an exported folder may not exist
+    run_dir.mkdir(parents=True, exist_ok=True)  # the outputs of an exported folder start here
     write_json(run_dir / EVALUATION, {**measured_on, "evaluated": now, **parts})
     return run_dir / EVALUATION
