@@ -1,5 +1,5 @@
 ##@ Use
 .PHONY: pretrained
 
-pretrained: .venv/.installed ## make pretrained/ from RUN=logs/latest, evaluated; 7 min
+pretrained: .venv/.installed ## create pretrained/ from RUN=logs/latest and evaluate it; 7 min
 	$(RUN) tools/pretrained.py --run "$(RUN_FOLDER)" $(ARGS)

@@ -1,7 +1,7 @@
 """Make the folder ``pretrained/`` from a finished run: ``make pretrained RUN=logs/latest``.
 
-Stores the best weights as float16, measures the stored weights with evaluate.py, and writes a model
-card with the measured values, and digests of all files.
+It stores the best weights as float16, evaluates the stored weights with evaluate.py, and writes a
+model card with the measured metrics, and the digests of all files.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from harness.run_folder import loading, published, reading
 
 CARD = "README.md"
 FILES = (CARD, exported.CONFIG, reading.EVALUATION, exported.WEIGHTS)
-_DIGITS = {"%": 2, "nats": 2, "bits": 4, "dims": 0}  # of values; 3 for others
+_DIGITS = {"%": 2, "nats": 2, "bits": 4, "dims": 0}  # decimals by unit; 3 for others
 _MARKS = {"met": "met", "near": "within two s.e.", "missed": "not met"}
 
 
@@ -86,7 +86,8 @@ def card(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     rows = "\n".join(map(_row, evaluation["metrics"].items()))
     missed = [name for name, entry in evaluation["metrics"].items() if _is_missed(entry)]
     limits = f" Targets not met: {', '.join(f'`{name}`' for name in missed)}." if missed else ""
-    averaged = ", an exponential moving average" if config.get("callbacks", {}).get("ema") else ""
+    is_averaged = config.get("callbacks", {}).get("ema")
+    weights = "an exponential moving average at" if is_averaged else "those at"
     return f"""---
 license: mit
 library_name: pytorch
@@ -115,7 +116,7 @@ model = load_pretrained()
 images = model.sample({y}num_samples=10)  # pixel means in [0, 1]
 ```
 
-Commands write to `logs/pretrained/` and leave this folder as it is.
+Commands write to `logs/pretrained/` and do not change this folder.
 
 ## Measured
 
@@ -123,23 +124,22 @@ Commands write to `logs/pretrained/` and leave this folder as it is.
 |---|---|---|---|
 {rows}
 
-The stored weights on the test images of {data}, \
+Measured with the stored weights on the test images of {data}, with \
 {evaluation["num_generated"]:,} samples per label. Standard errors are over images or samples. \
-Target: of the default model. Real data: the value of real images, or chance. \
-[Metrics](../docs/reference/metrics.md) explains the rows; `evaluation.json` has all \
-digits.{rounding}
+The targets are those of the default model. The last column is the value of real images, or of \
+chance. [Metrics](../docs/reference/metrics.md) explains each metric; `evaluation.json` has the \
+unrounded values.{rounding}
 
 ## Training
 
 {training["epochs"]} epochs, {training["images_seen"]:,} images, {training["device"]}, precision \
-{training["precision"]}, seed {config["seed"]}. The weights are those at the best \
-`{config["monitor"]}`{averaged}. \
-`config.json` holds all settings, the versions of libraries and the commit.
+{training["precision"]}, seed {config["seed"]}. The weights are {weights} the best \
+`{config["monitor"]}`. `config.json` holds all settings, the versions of libraries and the commit.
 
 ## Files
 
 `sha256sum --check SHA256SUMS` checks the files; loading checks the weights and the config. \
-`make pretrained RUN=logs/latest` makes this folder again from a run.
+`make pretrained RUN=logs/latest` creates this folder from a run.
 
 ## Limits
 
@@ -156,7 +156,7 @@ def _is_missed(entry: Mapping[str, Any]) -> bool:
 
 
 def _row(item: tuple[str, Mapping[str, Any]]) -> str:
-    """Return the row of a metric in evaluation.json."""
+    """Return the table row of a metric in evaluation.json."""
     name, entry = item
     if "value" not in entry:  # not finite
         return f"| `{name}` | | | |"
