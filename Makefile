@@ -1,7 +1,7 @@
 # Each target installs what it needs. ARGS passes overrides: make train ARGS="model.latent_dim=8"
 PYTHON ?= python3
 ARGS ?=
-# make pretrained takes a run folder as RUN=
+# RUN= on the command line is the run folder of make pretrained; below, RUN is the interpreter
 RUN_FOLDER := $(if $(filter command,$(firstword $(origin RUN))),$(RUN),logs/latest)
 override RUN := .venv/bin/python
 # import this checkout, even if another one is installed in the environment
@@ -48,7 +48,7 @@ train: .venv/.installed ## train the default CVAE; 5 min (ARGS=experiment=quick:
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[$$extra]"
 	@touch $@
 
-demo: .venv/.explore ## draw a digit in the browser, with a pretrained model
+demo: .venv/.explore ## draw a digit in the browser, with the pretrained model
 	$(RUN) src/explore.py run=pretrained $(ARGS)
 
 leet: .venv/.installed ## browse the W&B files of all runs in logs/ in a terminal
