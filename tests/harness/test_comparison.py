@@ -178,7 +178,7 @@ def group(title: str, nlls: list[float]) -> comparison.Group:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list that gets every figure that is saved."""
+    """Return a list to which each saved figure is added."""
     figures: list[Any] = []
     save = Figure.savefig
 

@@ -1,4 +1,4 @@
-"""Tests that curves hold the whole history of metrics.csv, in panels that can be read."""
+"""Tests that curves show the whole history of metrics.csv, in readable panels."""
 
 import io
 from pathlib import Path

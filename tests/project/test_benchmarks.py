@@ -66,7 +66,7 @@ def trained(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_the_figure_of_the_article_is_an_aligned_grid_with_readable_text() -> None:
-    """The grids of both rows start and end in the same columns, and 700 pixels show the text."""
+    """The grids of both rows have the same columns, and the text is readable at 700 pixels."""
     torch.manual_seed(0)
     network = partial(MLP, hidden_dim=8, encoder_blocks=1, decoder_blocks=1)
     models = {"autoencoder": Autoencoder(network, 2), "vae": VAE(network, 2)}

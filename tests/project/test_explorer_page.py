@@ -1,4 +1,4 @@
-"""The explorer page in Chromium: it shows what PyTorch computes, and a person can use it.
+"""Tests of the explorer page in Chromium: its numbers are those of PyTorch, its controls work.
 
 Skipped without Playwright or Chromium, except in CI.
 """
@@ -36,7 +36,7 @@ WIDTHS = (360, 768, 1440)  # of a phone, a tablet and a computer
 
 
 def give_up(reason: str) -> NoReturn:
-    """Skip the test, or fail where CI has installed all that it needs."""
+    """Skip the test, or fail it in CI, which installs all that it needs."""
     pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     raise AssertionError
 
@@ -135,7 +135,7 @@ def state(tab: Any) -> dict[str, Any]:
 
 
 def numbers(values: Any) -> torch.Tensor:
-    """Return numbers of the page, which writes 1.0 as 1, as a float tensor."""
+    """Return numbers of the page as a float tensor; JavaScript writes 1.0 as 1."""
     return torch.tensor(values, dtype=torch.float32)
 
 

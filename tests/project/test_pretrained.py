@@ -1,4 +1,4 @@
-"""The shipped model in ``pretrained/``: its files agree, and its stated values can be measured."""
+"""Tests of ``pretrained/``: its files agree, and measurements give the stated values."""
 
 import json
 import runpy
@@ -37,7 +37,7 @@ def model() -> Autoencoder:
 
 @pytest.fixture(scope="module")
 def data() -> MNISTDataModule:
-    """Return the data of the shipped model, set up."""
+    """Return the data of the pretrained model, after setup."""
     _, cfg = loading.load_model(FOLDER / exported.WEIGHTS)
     loaded: MNISTDataModule = loading.load_data(cfg)
     loaded.prepare_data()
@@ -78,15 +78,15 @@ def test_the_stated_elbo_is_measured_again(model: Autoencoder, data: MNISTDataMo
 
 
 def test_samples_are_the_requested_digits(model: Autoencoder, data: MNISTDataModule) -> None:
-    """By nearest neighbours of 10,000 training images, which read 95 % of real digits."""
+    """The classifier, nearest neighbors of 10,000 training images, has 95 % accuracy on digits."""
     train = data.splits()["train"]
     pixels = train.grey[:10_000].flatten(1).numpy() / 255
-    reader = KNeighborsClassifier(1).fit(pixels, train.labels[:10_000].numpy())
+    classifier = KNeighborsClassifier(1).fit(pixels, train.labels[:10_000].numpy())
     labels = torch.arange(10).repeat_interleave(30)
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(len(labels), model.latent_dim, generator=generator)
     samples = model.sample(y=labels, z=z).flatten(1).numpy()
-    assert (reader.predict(samples) == labels.numpy()).mean() > 0.95
+    assert (classifier.predict(samples) == labels.numpy()).mean() > 0.95
 
 
 def test_a_run_cannot_resume_from_it() -> None:

@@ -1,4 +1,4 @@
-"""Tests that directions of the latent space change what their names say."""
+"""Tests that each direction of the latent space changes the factor that names it."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def bars(values: torch.Tensor) -> torch.Tensor:
 
 
 class Bars(CVAE):
-    """Model whose latent turns width and shear by 30 degrees, with an offset for the label."""
+    """Model whose latent is width and shear, rotated by 30 degrees."""
 
     rotation = torch.tensor([[0.866, 0.5], [-0.5, 0.866]])
 

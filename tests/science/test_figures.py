@@ -240,7 +240,7 @@ def test_each_row_of_the_traversals_follows_one_direction() -> None:
 
 
 def test_the_latent_plane_shows_the_two_components_of_largest_variance() -> None:
-    """Images that differ in the third dimension only are a line of points across the plane."""
+    """Images that differ only in the third dimension are on a line along the first axis."""
     model = Offset(network, 3)
     given = batch(30)._replace(x=torch.zeros(30, 1, 28, 28))
     given.x[:, 0, 0, 2] = torch.linspace(-1, 1, 30)
