@@ -236,14 +236,17 @@ def test_a_link_restores_the_chosen_label_of_an_example(
     assert after["latent"] == before["latent"]
 
 
-def test_a_link_of_another_model_changes_nothing(digits: Site, visit: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize("change", ['{ model: "another" }', "{ example: 99 }"])
+def test_a_link_that_does_not_fit_changes_nothing(
+    change: str, digits: Site, visit: Callable[[str], Any]
+) -> None:
     tab = visit(digits.url)
     before = state(tab)
-    broken = """async () => {
-        const { decodeState, encodeState } = await import("./link.js");
-        const link = { ...decodeState(location.hash.slice(1)), example: 99 };
-        location.hash = encodeState(link);
-    }"""
+    broken = f"""async () => {{
+        const {{ decodeState, encodeState }} = await import("./link.js");
+        const link = decodeState(location.hash.slice(1));
+        location.hash = encodeState({{ ...link, ...{change} }});
+    }}"""
     tab.wait_for_timeout(600)  # ms; the address follows
     tab.evaluate(broken)
     tab.locator("#message:has-text('does not fit')").wait_for()

@@ -105,11 +105,6 @@ def test_the_folder_holds_a_page_for_a_model_of_labels(
     assert size == sum(path.stat().st_size for path in files.values())
     assert {"index.html", *(f"runtime/{name}" for name in runtime.FILES)} <= set(files)
     facts = json.loads(files["model/model.json"].read_text())
-    assert facts["files"] == {
-        name: path.stat().st_size
-        for name, path in files.items()
-        if name.startswith(("model/", "runtime/")) and name != "model/model.json"
-    }
     assert (facts["name"], facts["kind"], facts["data"]) == ("my run", "CVAE", "KMNIST")
     assert len(facts["examples"]) == 20
     for example in facts["examples"]:
@@ -119,7 +114,7 @@ def test_the_folder_holds_a_page_for_a_model_of_labels(
         assert set(pixels.tolist()) <= {0, 255}
         assert example["text"] == f"label {y.argmax()}"
         code = run_file(output / "model/encoder.onnx", x=x, y=y, eps=torch.tensor([facts["eps"]]))
-        torch.testing.assert_close(code["latent"], torch.tensor([example["latent"]]))
+        torch.testing.assert_close(code["latent"], model.embed(x, y).detach())
 
 
 def test_the_description_of_labels_and_binary_digits(data_dir: Path) -> None:
@@ -139,7 +134,7 @@ def test_the_description_of_labels_and_binary_digits(data_dir: Path) -> None:
     assert uniform.shape == (784,)
     assert 0 < uniform.min() < 0.05
     assert 0.95 < uniform.max() < 1
-    for numbers in (facts["eps"], uniform, facts["examples"][0]["latent"]):
+    for numbers in (facts["eps"], uniform):
         assert np.array_equal(np.float32(numbers), numbers)  # exact in float32
     assert data.validation is not None
     x, y, *_ = data.validation[Rows(0, torch.arange(60), 60)]

@@ -1,6 +1,7 @@
 """Description of a model for the explorer page: ``model.json``."""
 
 import base64
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,6 @@ from cvae.rotated_mnist import RotatedMNISTDataModule
 from cvae.types import Batch, Latent
 from harness.contract.sampler import Rows
 
-FORMAT = 1
 _MAX_IMAGES = 1000  # to measure ranges
 _MAX_EXAMPLES, _EXAMPLES_PER_CLASS = 20, 2
 _NUM_COMPONENTS = 6
@@ -50,8 +50,8 @@ def describe(model: Autoencoder, data: MNISTDataModule, name: str) -> dict[str, 
     directions += principal_directions(model, batch, _NUM_COMPONENTS)
     color = "grey" if model.image_shape[0] == 1 else "color"
     return {
-        "format": FORMAT,
         "name": name,
+        "digest": _digest(model),
         "kind": type(model).__name__,
         "data": data.dataset,
         "image_shape": list(model.image_shape),
@@ -75,6 +75,14 @@ def has_centered_digits(data: MNISTDataModule) -> bool:
     if isinstance(data, ColouredMNISTDataModule | RotatedMNISTDataModule):
         return True
     return type(data) is MNISTDataModule and data.dataset != "FashionMNIST"
+
+
+def _digest(model: Autoencoder) -> str:
+    """Return a fingerprint of the weights, by which a link names its model."""
+    content = hashlib.sha256()
+    for weights in model.state_dict().values():
+        content.update(weights.numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
 def _rows(images: ImageSet, index: Tensor) -> Batch:
@@ -137,13 +145,11 @@ def _describe_examples(
     index = torch.cat(ranked)[:_MAX_EXAMPLES]
     batch = _rows(images, index)
     y = batch.y if model.conditional else None
-    latent = embed(model, batch)
     for i, label in enumerate(images.labels[index].tolist()):
         text = f"label {class_names[label] if class_names else label}"
         yield {
             "pixels": base64.b64encode(images.pixels[index[i]].numpy().tobytes()).decode(),
             "y": [] if y is None else y[i].tolist(),
-            "latent": latent[i].tolist(),
             "text": text if y is None else _describe_condition(model, y[i : i + 1], class_names),
         }
 

@@ -52,18 +52,13 @@ def write_folder(model: Autoencoder, data: MNISTDataModule, name: str, folder: P
             are missing, or the folder cannot be written.
     """
     check_supported(model)
+    data.prepare_data()
     data.setup()
     with atomic_write_files(folder) as temporary:
         copy_runtime(temporary / "runtime")
         (temporary / "model").mkdir()
         save_onnx(model, temporary / "model")
-        files = {
-            f"{part}/{path.name}": path.stat().st_size
-            for part in ("model", "runtime")
-            for path in sorted((temporary / part).iterdir())
-        }
-        content = {**describe(model, data, name), "files": files}
-        text = json.dumps(content, allow_nan=False)
+        text = json.dumps(describe(model, data, name), allow_nan=False)
         (temporary / "model" / "model.json").write_text(text + "\n", encoding="utf-8")
         with resources.as_file(_PAGE) as page:
             shutil.copytree(page, temporary, dirs_exist_ok=True)

@@ -126,6 +126,8 @@ export class Explorer {
 
   drawn() {
     if (this.view.drawing.isEmpty) {
+      this.label = null; // of the next drawing: its guess
+      this.view.showSettings();
       return; // keep z
     }
     if (this.example !== null) {
@@ -225,6 +227,7 @@ export class Explorer {
     const { strokes, paper } = this.view.drawing;
     const { example, label, chosen, temperature, axes, dimension, share } = this;
     return {
+      model: this.model.facts.digest,
       z: pack(this.z),
       noise: pack(this.noise),
       a: pack(this.ends.a),
@@ -242,11 +245,10 @@ export class Explorer {
     const unpack = (text) => text && unpackFloats(text);
     const { conditions } = this;
     try {
-      const latents = ["z", "noise", "a", "b"].map((name) => unpack(snapshot[name]));
-      if (latents.some((one) => one && one.length !== this.z.length) || !latents[0]) {
+      if (snapshot.model !== this.model.facts.digest) {
         return false;
       }
-      const [z, noise, a, b] = latents;
+      const [z, noise, a, b] = ["z", "noise", "a", "b"].map((name) => unpack(snapshot[name]));
       const { example, label, chosen, temperature, axes, dimension, share } = snapshot;
       const strokes = unpackStrokes(snapshot.strokes);
       if (example === null) {
