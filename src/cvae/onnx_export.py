@@ -163,11 +163,18 @@ def trace(
     """
     batch = torch.export.Dim("batch")
     shapes = tuple(None if argument is None else {0: batch} for argument in arguments)
-    try:
-        with ignore_warnings():
-            program = torch.export.export(module.eval(), arguments, dynamic_shapes=shapes)
-    except Exception as error:  # tracing a user's network may fail in any way
-        raise _export_error(name, error) from error
+    errors = []
+    for strict in (False, True):  # strict tracing is slower, but len(x) stays dynamic
+        try:
+            with ignore_warnings():
+                program = torch.export.export(
+                    module.eval(), arguments, dynamic_shapes=shapes, strict=strict
+                )
+            break
+        except Exception as error:  # tracing a user's network may fail in any way
+            errors.append(error)
+    else:
+        raise _export_error(name, errors[0]) from errors[0]
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names the source files of this machine
     return program
