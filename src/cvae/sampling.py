@@ -64,7 +64,8 @@ def requested_rows(
     if not isinstance(model.condition, OneHot) and model.conditional:
         if label is not None or condition is None:
             names = ", ".join(f"{name}: ..." for name in model.condition.parts)
-            raise ConfigError(f"condition: this run needs condition='{{{names}}}', not label=")
+            instead = "" if label is None else ", not label="
+            raise ConfigError(f"condition: this run needs condition='{{{names}}}'{instead}")
         return _combinations(model, condition)
     if not model.conditional and (label is not None or condition is not None):
         given = f"condition={condition}" if label is None else f"label={label}"

@@ -188,7 +188,7 @@ def test_a_drawn_three_becomes_ten_digits(digits: Site, visit: Callable[[str], A
     torch.testing.assert_close(z[:1], code, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(numbers(now["images"]).view(10, *shape), images, rtol=0, atol=1e-3)
     torch.testing.assert_close(shown_images(tab, shape), images, rtol=0, atol=0.003)
-    assert "Most probable: 3 (" in tab.locator("#guess-text").inner_text()
+    assert "Guess: 3." in tab.locator("#guess-text").inner_text()
 
 
 @pytest.mark.parametrize("name", FACTORS)
@@ -255,6 +255,37 @@ def test_a_link_that_does_not_fit_changes_nothing(
     after = state(tab)
     assert after["pixels"] == before["pixels"]
     assert after["label"] == 7
+
+
+def test_marks_at_the_edge_and_with_one_click_count_as_they_look(
+    digits: Site, visit: Callable[[str], Any]
+) -> None:
+    tab = visit(digits.url)
+    tab.locator("#clear").click()
+    assert state(tab)["pixels"] is state(tab)["guess"] is None
+    tab.locator("#drawing").click()  # a dot
+    assert sum(state(tab)["pixels"]) > 4
+    tab.locator("#clear").click()
+    draw(tab, THREE)
+    draw(tab, [(0.5, 0.5), (0.5, 30.0)])  # far below the drawing area
+    box = numbers(state(tab)["pixels"]).view(28, 28).nonzero()
+    assert box.amin(dim=0)[0] <= 6  # the drawing still fills 20 of 28 rows
+    assert box.amax(dim=0)[0] >= 21
+
+
+def test_a_pen_that_is_down_survives_its_drawing(digits: Site, visit: Callable[[str], Any]) -> None:
+    tab = visit(digits.url)
+    area = tab.locator("#drawing")
+    area.focus()
+    for key in ("ArrowUp", "Space", "ArrowDown", "Delete", "ArrowDown"):
+        tab.keyboard.press(key)
+    assert state(tab)["pixels"] is None
+    for key in ("Space", "ArrowDown", "ArrowDown"):
+        tab.keyboard.press(key)
+    before = state(tab)["pixels"]
+    area.hover(position={"x": 20, "y": 20})  # no button is pressed
+    area.hover(position={"x": 90, "y": 90})
+    assert state(tab)["pixels"] == before
 
 
 def test_the_keyboard_is_enough(digits: Site, visit: Callable[[str], Any]) -> None:

@@ -10,10 +10,10 @@ export function element(name, properties = {}, ...children) {
 
 let numSliders = 0;
 
-/** Set a slider and the text of its value. */
-export function setSlider(input, output, value, unit = "") {
-  input.value = value;
-  const decimals = input.max - input.min < 20 ? 1 : 0;
+/** Set a slider and the text of its value. A value outside of the range extends it. */
+export function setSlider(input, output, value, { low, high, unit = "" }) {
+  Object.assign(input, { min: Math.min(low, value), max: Math.max(high, value), value });
+  const decimals = high - low < 20 ? 1 : 0;
   const rounded = Number(value.toFixed(decimals)) + 0; // 0 instead of -0
   output.textContent = `${rounded.toFixed(decimals)}${unit}`;
   input.setAttribute("aria-valuetext", output.textContent);
@@ -27,16 +27,17 @@ export function addSlider(parent, { text, low, high, unit = "" }, onInput) {
   const id = `slider-${numSliders++}`;
   const input = element("input", { id, type: "range", min: low, max: high });
   const output = element("output");
+  const range = { low, high, unit };
   output.setAttribute("for", id);
   makeSteps(input);
   input.addEventListener("input", () => {
     const value = input.valueAsNumber;
-    setSlider(input, output, value, unit);
+    setSlider(input, output, value, range);
     onInput(value);
   });
   const label = element("label", { htmlFor: id, textContent: text });
   parent.append(element("div", { className: "slider" }, label, input, output));
-  return (value) => setSlider(input, output, value, unit);
+  return (value) => setSlider(input, output, value, range);
 }
 
 /** Let a slider take any value, and let the arrow keys move it by a hundredth of its range. */
@@ -90,7 +91,7 @@ export function addExamples(parent, examples, shape, onChoose) {
 }
 
 /** Return the softmax of log probabilities. */
-export function softmax(values) {
+function softmax(values) {
   const largest = Math.max(...values);
   const powers = values.map((value) => Math.exp(value - largest));
   const sum = powers.reduce((a, b) => a + b, 0);
@@ -120,6 +121,6 @@ export function showBars(list, texts, bounds) {
     row.classList.toggle("best", i === best);
     row.title = `bound on log p(x|y): ${bounds[i].toFixed(1)} nats`;
     bar.firstChild.style.width = `${100 * share}%`;
-    percent.textContent = `${(100 * share).toFixed(0)} %`;
+    percent.textContent = share > 0.99 ? "> 99 %" : `${(100 * share).toFixed(0)} %`;
   });
 }

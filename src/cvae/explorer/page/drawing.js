@@ -27,11 +27,15 @@ export class Drawing {
     this.paper = "#000000";
     this.background = null; // a canvas shown until the first stroke
     this.cursor = null; // of the keyboard, [x, y]
-    this.isDown = false;
+    this.pressedBy = null; // "keyboard" or a pointer's id while the pen is down
     canvas.addEventListener("pointerdown", (event) => this.#press(event));
     canvas.addEventListener("pointermove", (event) => this.#move(event));
     for (const name of ["pointerup", "pointercancel"]) {
-      canvas.addEventListener(name, () => (this.isDown = false));
+      canvas.addEventListener(name, ({ pointerId }) => {
+        if (this.pressedBy === pointerId) {
+          this.pressedBy = null;
+        }
+      });
     }
     canvas.addEventListener("keydown", (event) => this.#type(event));
     canvas.addEventListener("blur", () => this.#hideCursor());
@@ -40,29 +44,36 @@ export class Drawing {
 
   /** Replace the strokes, for example by those of a link. */
   restore({ strokes, paper }) {
-    Object.assign(this, { strokes, paper, background: null });
+    this.#replace({ strokes, paper, background: null });
     this.show();
   }
 
   clear() {
-    Object.assign(this, { strokes: [], background: null });
+    this.#replace({ strokes: [], background: null });
     this.#changed();
   }
 
   undo() {
-    this.strokes.pop();
+    this.#replace({ strokes: this.strokes.slice(0, -1), background: null });
     this.#changed();
   }
 
   /** Show an image under the pen; the next stroke replaces it. */
   showImage(canvas) {
-    Object.assign(this, { strokes: [], background: canvas });
+    this.#replace({ strokes: [], background: canvas });
     this.show();
   }
 
   setPaper(color) {
     this.paper = color;
-    this.#changed();
+    this.show();
+    if (!this.isEmpty) {
+      this.onChange();
+    }
+  }
+
+  #replace(content) {
+    Object.assign(this, content, { pressedBy: null });
   }
 
   get isEmpty() {
@@ -76,10 +87,15 @@ export class Drawing {
 
   #point(event) {
     const box = this.canvas.getBoundingClientRect();
-    return [
-      onGrid(((event.clientX - box.left) / box.width) * this.aspect[0]),
-      onGrid(((event.clientY - box.top) / box.height) * this.aspect[1]),
-    ];
+    return this.#inside([
+      ((event.clientX - box.left) / box.width) * this.aspect[0],
+      ((event.clientY - box.top) / box.height) * this.aspect[1],
+    ]);
+  }
+
+  /** Return the nearest point of the drawing area. */
+  #inside(point) {
+    return point.map((value, i) => onGrid(Math.min(this.aspect[i], Math.max(0, value))));
   }
 
   #start(point) {
@@ -93,17 +109,17 @@ export class Drawing {
   }
 
   #press(event) {
-    if (event.button !== 0) {
-      return;
+    this.#hideCursor();
+    if (event.button !== 0 || this.pressedBy !== null) {
+      return; // another button, or a second finger
     }
     this.canvas.setPointerCapture?.(event.pointerId);
-    this.#hideCursor();
-    this.isDown = true;
+    this.pressedBy = event.pointerId;
     this.#start(this.#point(event));
   }
 
   #move(event) {
-    if (!this.isDown) {
+    if (this.pressedBy !== event.pointerId) {
       return;
     }
     const events = event.getCoalescedEvents?.() ?? [];
@@ -115,8 +131,7 @@ export class Drawing {
 
   #hideCursor() {
     if (this.cursor) {
-      this.cursor = null;
-      this.isDown = false;
+      Object.assign(this, { cursor: null, pressedBy: null });
       this.show();
     }
   }
@@ -125,16 +140,15 @@ export class Drawing {
     if (event.key === "Delete" || event.key === "Backspace") {
       this.clear();
     } else if (event.key === " " && this.cursor) {
-      this.isDown = !this.isDown;
-      if (this.isDown) {
+      this.pressedBy = this.pressedBy === null ? "keyboard" : null;
+      if (this.pressedBy) {
         this.#start(this.cursor);
       }
     } else if (event.key in KEYS) {
       const [dx, dy] = KEYS[event.key];
       const [x, y] = this.cursor ?? this.aspect.map((size) => size / 2);
-      const limit = (value, size) => onGrid(Math.min(size, Math.max(0, value)));
-      this.cursor = [limit(x + dx * STEP, this.aspect[0]), limit(y + dy * STEP, this.aspect[1])];
-      if (this.isDown) {
+      this.cursor = this.#inside([x + dx * STEP, y + dy * STEP]);
+      if (this.pressedBy === "keyboard") {
         this.#extend(this.cursor);
         this.#changed();
       }
@@ -158,7 +172,7 @@ export class Drawing {
     }
     drawStrokes(context, this.strokes, { scale, x: 0, y: 0 });
     if (this.cursor) {
-      context.strokeStyle = this.isDown ? "#ff8c00" : "#4aa3ff";
+      context.strokeStyle = this.pressedBy ? "#ff8c00" : "#4aa3ff";
       context.lineWidth = 2;
       context.beginPath();
       context.arc(this.cursor[0] * scale, this.cursor[1] * scale, 7, 0, 2 * Math.PI);
@@ -209,7 +223,7 @@ function drawStrokes(context, strokes, { scale, x, y }) {
     context.strokeStyle = ink;
     context.lineWidth = pen * scale;
     context.beginPath();
-    context.moveTo(points[0] * scale + x, points[1] * scale + y);
+    context.moveTo(points[0] * scale + x + 0.01, points[1] * scale + y); // a line of length 0 is not drawn
     for (let i = 0; i < points.length; i += 2) {
       context.lineTo(points[i] * scale + x, points[i + 1] * scale + y);
     }

@@ -1,7 +1,7 @@
 // State of the page, and the updates after each change of it. The view shows the state.
 import { Conditions } from "./conditions.js";
 import { allDirections, between, moveInPlane, moveTo } from "./latent.js";
-import { packFloats, packStrokes, unpackFloats, unpackStrokes } from "./link.js";
+import { checkSnapshot, packFloats, packStrokes } from "./link.js";
 import { decodePixels } from "./pixels.js";
 
 const PLANE_DELAY = 120; // ms without a change before the plane is decoded again
@@ -84,23 +84,28 @@ export class Explorer {
   async #encode() {
     const { model, conditions } = this;
     const isDrawn = this.example === null;
-    this.x = isDrawn ? this.view.drawing.toImage() : this.examples[this.example].image;
+    const x = isDrawn ? this.view.drawing.toImage() : this.examples[this.example].image;
+    this.x = x;
+    let [latents, bounds] = [null, null];
     if (conditions.canGuess) {
       const ys = conditions.ofGuesses();
-      const codes = await model.encode(this.x, ys);
-      this.bounds = await model.bounds(this.x, ys, codes);
-      const label = this.label ?? this.guess;
-      conditions.given[conditions.tilePart.name] = label;
-      this.encoded = codes.latents[label];
+      const codes = await model.encode(x, ys);
+      [latents, bounds] = [codes.latents, await model.bounds(x, ys, codes)];
     } else {
       if (conditions.isLabelled) {
         conditions.given[conditions.tilePart.name] = this.label ?? 0;
       }
-      [this.encoded] = (await model.encode(this.x, conditions.ofDrawing())).latents;
+      ({ latents } = await model.encode(x, conditions.ofDrawing()));
     }
+    if (this.x !== x) {
+      return; // the drawing was cleared meanwhile
+    }
+    this.bounds = bounds;
     if (conditions.isLabelled) {
-      this.chosen = conditions.given[conditions.tilePart.name];
+      const label = this.label ?? this.guess ?? 0;
+      conditions.given[conditions.tilePart.name] = this.chosen = label;
     }
+    this.encoded = latents[conditions.canGuess ? this.chosen : 0];
     this.z = this.encoded;
     this.noise = null;
     this.view.showInput();
@@ -125,17 +130,24 @@ export class Explorer {
   // ---- changes by the user
 
   drawn() {
-    if (this.view.drawing.isEmpty) {
-      this.label = null; // of the next drawing: its guess
-      this.view.showSettings();
-      return; // keep z
-    }
     if (this.example !== null) {
       this.label = null;
       this.conditions.reset(); // those of the example say nothing about the drawing
     }
     this.example = null;
-    this.update("encode", "decode", "plane");
+    if (this.view.drawing.isEmpty) {
+      this.#forgetImage();
+    } else {
+      this.update("encode", "decode", "plane");
+    }
+  }
+
+  /** Keep z without the image that it comes from. */
+  #forgetImage() {
+    Object.assign(this, { x: null, bounds: null, label: null });
+    this.pending.encode = false;
+    this.view.showInput();
+    this.update("decode"); // updates the link
   }
 
   chooseExample(index) {
@@ -180,7 +192,9 @@ export class Explorer {
   }
 
   backToImage() {
-    this.#setStyle(this.encoded, "plane");
+    if (this.x) {
+      this.#setStyle(this.encoded, "plane");
+    }
   }
 
   /** Set z to noise from N(0, I) times the temperature. */
@@ -240,38 +254,33 @@ export class Explorer {
     };
   }
 
-  /** Restore a snapshot; return whether it fits this model. */
+  /** Restore a snapshot; return false, without a change, if it does not fit this model. */
   async restore(snapshot) {
-    const unpack = (text) => text && unpackFloats(text);
     const { conditions } = this;
-    try {
-      if (snapshot.model !== this.model.facts.digest) {
-        return false;
-      }
-      const [z, noise, a, b] = ["z", "noise", "a", "b"].map((name) => unpack(snapshot[name]));
-      const { example, label, chosen, temperature, axes, dimension, share } = snapshot;
-      const strokes = unpackStrokes(snapshot.strokes);
-      if (example === null) {
-        this.example = null;
-        this.view.drawing.restore({ strokes, paper: snapshot.paper });
-      } else {
-        this.chooseExample(example);
-      }
-      Object.assign(this, { label, temperature, axes, dimension, share, ends: { a, b } });
-      Object.assign(conditions.given, snapshot.given);
-      if (example !== null || strokes.length) {
-        await this.update("encode");
-      }
-      Object.assign(conditions.wanted, snapshot.wanted);
-      Object.assign(this, { z, noise, chosen });
-      this.view.showSettings();
-      await this.update("decode", "plane");
-      await this.showEnds();
-      return true;
-    } catch (error) {
-      console.warn("the link does not fit this page", error);
+    const state = checkSnapshot(snapshot, this);
+    if (!state) {
       return false;
     }
+    const { example, strokes, paper, given, wanted, z, noise, chosen, ...settings } = state;
+    if (example === null) {
+      this.example = null;
+      this.view.drawing.restore({ strokes, paper });
+    } else {
+      this.chooseExample(example);
+    }
+    Object.assign(this, settings);
+    Object.assign(conditions.given, given);
+    if (example !== null || strokes.length) {
+      await this.update("encode");
+    } else {
+      this.#forgetImage();
+    }
+    Object.assign(conditions.wanted, wanted);
+    Object.assign(this, { z, noise, chosen });
+    this.view.showSettings();
+    await this.update("decode", "plane");
+    await this.showEnds();
+    return true;
   }
 
   /** Return what the page shows, as plain numbers. */

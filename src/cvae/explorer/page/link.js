@@ -22,7 +22,7 @@ export function packFloats(values) {
   return toBase64(new Uint8Array(Float32Array.from(values).buffer));
 }
 
-export function unpackFloats(text) {
+function unpackFloats(text) {
   return new Float32Array(fromBase64(text).buffer);
 }
 
@@ -34,7 +34,7 @@ export function packStrokes(strokes) {
   });
 }
 
-export function unpackStrokes(packed) {
+function unpackStrokes(packed) {
   return packed.map(([pen, ink, differences]) => {
     const steps = [];
     differences.forEach((value, i) => steps.push(i < 2 ? value : value + steps[i - 2]));
@@ -53,5 +53,46 @@ export function decodeState(text) {
     return text ? JSON.parse(new TextDecoder().decode(fromBase64(text))) : null;
   } catch {
     return null;
+  }
+}
+
+/** Return the state of a snapshot, with latents and strokes unpacked; null if it does not fit. */
+export function checkSnapshot(snapshot, { model, examples, conditions, directions }) {
+  const isIn = (value, low, high) => Number.isFinite(value) && value >= low && value <= high;
+  const isIndex = (value, count) => Number.isInteger(value) && isIn(value, 0, count - 1);
+  const size = model.facts.latent_dim;
+  const isLatent = (z) => z.length === size && z.every((value) => isIn(value, -100, 100));
+  const isColor = (text) => /^#[0-9a-f]{6}$/.test(text);
+  const areValues = (values) =>
+    model.parts.every(({ name, kind, size: count }) =>
+      kind === "categorical" ? isIndex(values[name], count) : Number.isFinite(values[name]),
+    );
+  try {
+    const latent = (name) => snapshot[name] && unpackFloats(snapshot[name]);
+    const { example, label, given, wanted, chosen, temperature, axes, dimension } = snapshot;
+    const [z, noise, a, b] = ["z", "noise", "a", "b"].map(latent);
+    const strokes = unpackStrokes(snapshot.strokes);
+    const fits =
+      snapshot.model === model.facts.digest &&
+      isLatent(z) &&
+      [noise, a, b].every((one) => one === null || isLatent(one)) &&
+      strokes.every(({ pen, ink, points }) => isIn(pen, 0, 1) && isColor(ink) && points.length > 1) &&
+      strokes.every(({ points }) => points.every((value) => isIn(value, 0, 1))) &&
+      isColor(snapshot.paper) &&
+      (example === null || isIndex(example, examples.length)) &&
+      (label === null || (conditions.isLabelled && isIndex(label, conditions.values.length))) &&
+      areValues(given) &&
+      areValues(wanted) &&
+      isIndex(chosen, conditions.values.length) &&
+      isIn(temperature, 0, 10) &&
+      axes.length === 2 &&
+      axes.every((axis) => isIndex(axis, directions.all.length)) &&
+      isIndex(dimension, directions.single.length) &&
+      isIn(snapshot.share, 0, 1);
+    const { paper, share } = snapshot;
+    const settings = { label, temperature, axes, dimension, share, ends: { a, b } };
+    return fits ? { example, strokes, paper, given, wanted, z, noise, chosen, ...settings } : null;
+  } catch {
+    return null; // a part is missing, or has another type
   }
 }

@@ -53,10 +53,11 @@ export function savePicture(input, tiles, shape, name) {
   const scale = Math.max(1, Math.round(112 / shape[1]));
   const [width, height] = [shape[2] * scale, shape[1] * scale];
   const columns = Math.min(5, tiles.length);
+  const first = input ? 1 : 0; // column of the first tile
   const rows = Math.ceil(tiles.length / columns);
   const [gap, captionHeight] = [8, 24];
   const page = document.createElement("canvas");
-  page.width = gap + (width + gap) * (columns + 1) + gap;
+  page.width = gap + (width + gap) * (columns + first) + gap;
   page.height = gap + (height + captionHeight) * rows + gap;
   const context = page.getContext("2d");
   context.fillStyle = "#ffffff";
@@ -73,7 +74,7 @@ export function savePicture(input, tiles, shape, name) {
     draw(input, "input", gap, gap);
   }
   tiles.forEach(({ image, text }, i) => {
-    const column = 1 + (i % columns);
+    const column = first + (i % columns);
     const row = Math.floor(i / columns);
     draw(image, text, 2 * gap + column * (width + gap), gap + row * (height + captionHeight));
   });

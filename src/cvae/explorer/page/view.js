@@ -8,7 +8,6 @@ import {
   markTile,
   setSlider,
   showBars,
-  softmax,
 } from "./controls.js";
 import { Drawing } from "./drawing.js";
 import { dot, standardNormal } from "./latent.js";
@@ -18,6 +17,7 @@ import { Plane } from "./plane.js";
 import { explain } from "./texts.js";
 
 const LINK_DELAY = 300; // ms before the address shows a change
+const MESSAGE_TIME = 8000; // ms
 
 const $ = (id) => document.getElementById(id);
 const on = (id, event, action) => $(id).addEventListener(event, action);
@@ -39,26 +39,40 @@ export class View {
 
   // ---- showing the state
 
+  /** Show a message for a while. */
   showMessage(text) {
     $("message").textContent = text;
+    clearTimeout(this.messageTimer);
+    this.messageTimer = setTimeout(() => ($("message").textContent = ""), MESSAGE_TIME);
   }
 
   /** Show the encoder's input and the guess. */
   showInput() {
     const { explorer } = this;
     const { conditions, bounds, guess } = explorer;
-    paint($("input"), explorer.x, explorer.model.shape);
+    const input = explorer.x ?? new Float32Array(explorer.model.shape.reduce((a, b) => a * b));
+    paint($("input"), input, explorer.model.shape);
     markTile($("examples"), explorer.example);
     markTile($("tiles"), explorer.chosen);
+    $("reset").disabled = !explorer.x;
     this.#showLabel();
+    if (!conditions.canGuess) {
+      return;
+    }
     if (!bounds) {
+      $("guess").replaceChildren();
+      $("guess-text").textContent = "Draw an image to see the guess.";
+      $("label").options[0].textContent = "as guessed";
       return;
     }
     showBars($("guess"), conditions.texts, bounds);
-    const percent = Math.round(100 * softmax(bounds)[guess]);
+    const others = bounds.map((bound, i) => (i === guess ? -Infinity : bound));
+    const second = others.indexOf(Math.max(...others));
+    const lead = `${(bounds[guess] - bounds[second]).toFixed(1)} nats`;
     $("guess-text").textContent =
-      `Most probable: ${conditions.texts[guess]} (${percent} %). The bars are the softmax of the ` +
-      "bounds on log p(x|y), each estimated from one stored sample of z.";
+      `Guess: ${conditions.texts[guess]}. Its bound on log p(x|y) is ${lead} above that of ` +
+      `${conditions.texts[second]}. The bars are the softmax of the bounds, each an estimate from ` +
+      "one stored sample of z.";
     $("label").options[0].textContent = `as guessed (${conditions.texts[guess]})`;
   }
 
@@ -85,10 +99,20 @@ export class View {
   }
 
   showEnd(end, image) {
-    const canvas = $(`picture-${end}`);
-    paint(canvas, image, this.explorer.model.shape);
-    canvas.setAttribute("aria-label", `Style ${end.toUpperCase()}`);
-    $("morph").disabled = !(this.explorer.ends.a && this.explorer.ends.b);
+    paint($(`picture-${end}`), image, this.explorer.model.shape);
+    this.#describeEnds();
+  }
+
+  #describeEnds() {
+    const { ends } = this.explorer;
+    for (const [end, z] of Object.entries(ends)) {
+      const canvas = $(`picture-${end}`);
+      canvas.setAttribute("aria-label", `Style ${end.toUpperCase()}${z ? "" : ": empty"}`);
+      if (!z) {
+        canvas.width = 0; // clears it
+      }
+    }
+    $("morph").disabled = !(ends.a && ends.b);
   }
 
   /** Show the settings in the controls, for example after a link changes them. */
@@ -103,6 +127,7 @@ export class View {
     this.plane.axes = explorer.axes.map((i) => explorer.directions.all[i]);
     $("dimension").value = String(explorer.dimension);
     $("morph").value = explorer.share;
+    this.#describeEnds();
     markTile($("tiles"), explorer.chosen);
     this.#showLabel();
     this.#showDimension();
@@ -116,8 +141,8 @@ export class View {
   #showDimension() {
     const { z, directions, dimension } = this.explorer;
     const { vector, low, high } = directions.single[dimension];
-    Object.assign($("dimension-value"), { min: low, max: high });
-    setSlider($("dimension-value"), $("dimension-output"), dot(z, vector), this.unit);
+    const range = { low, high, unit: this.unit };
+    setSlider($("dimension-value"), $("dimension-output"), dot(z, vector), range);
   }
 
   // ---- building the controls
