@@ -693,7 +693,7 @@ def test_a_run_fails_and_resumes_after_a_rank_dies_or_hangs(
     fault: signal.Signals, data_dir: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    more = [*FAST, "trainer.max_epochs=60", "trainer.devices=2", "callbacks.last.every_n_steps=5"]
+    more = [*FAST, "trainer.max_epochs=15", "trainer.devices=2", "callbacks.last.every_n_steps=5"]
     process = start(*tiny(data_dir), *more, "rank_timeout=5", f"hydra.run.dir={run_dir}")
     try:
         wait_for_rows(run_dir, 20)
