@@ -25,7 +25,7 @@ class Block(NamedTuple):
     tiles: Tiles
     row_labels: Sequence[str] = ()
     column_labels: Sequence[str] = ()
-    beside: Tiles | None = None
+    left_column: Tiles | None = None
 
 
 @torch.no_grad()
@@ -106,9 +106,9 @@ def _draw_blocks(blocks: Sequence[Block]) -> PILImage.Image:
     for place, (block, picture) in enumerate(zip(blocks, pictures, strict=True)):
         left = _MARGIN + label_width + place * (bare + _GUTTER)  # of the grid
         page.paste(picture, (left + bare + _MARGIN - picture.width, _TITLE))
-        if block.beside is not None:
-            beside = image_grid(block.beside, (), ["test"], font_size=FONT_SIZE)
-            page.paste(beside, (left - beside.width, _TITLE))
+        if block.left_column is not None:
+            column = image_grid(block.left_column, (), ["test"], font_size=FONT_SIZE)
+            page.paste(column, (left - column.width, _TITLE))
         draw.text((left, _MARGIN), block.title, fill="black", font=font)
     return page
 

@@ -42,7 +42,7 @@ class Ends(NamedTuple):
 def closed_loop(
     num_loops: int, latent_dim: int, seed: int, temperature: float = 1.0
 ) -> Float[Tensor, "num_frames num_loops latent_dim"]:
-    r"""Return z along closed loops, of which every point is a sample of N(0, temperature² I).
+    r"""Return z along closed loops. Each point is a sample of N(0, temperature² I).
 
     .. math:: z(t) = a \cos 2 \pi t + b \sin 2 \pi t, \quad a, b \sim N(0, temperature^2 I)
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -121,17 +121,9 @@ def generate(
     Args:
         rows: the requested conditions, from :func:`requested_rows`.
     """
-    images = [
-        model.sample(
-            row.y,
-            num_samples=num_samples,
-            temperature=temperature,
-            sample_pixels=sample_pixels,
-            generator=torch.Generator().manual_seed(seed),  # the same z for each row
-        )
-        for row in rows
-    ]
-    return torch.stack(images)
+    return _sample_rows(
+        model, rows, seed, sample_pixels, num_samples=num_samples, temperature=temperature
+    )
 
 
 def decode_rows(
@@ -143,12 +135,19 @@ def decode_rows(
         rows: the requested conditions, from :func:`requested_rows`.
         seed: seed of sampled pixels.
     """
+    return _sample_rows(model, rows, seed, sample_pixels, z=z)
+
+
+def _sample_rows(
+    model: Autoencoder, rows: Sequence[Row], seed: int, sample_pixels: bool, **arguments: Any
+) -> Samples:
+    """Call ``model.sample`` for each row with a generator of the same seed, so z is the same."""
     images = [
         model.sample(
             row.y,
-            z=z,
             sample_pixels=sample_pixels,
             generator=torch.Generator().manual_seed(seed),
+            **arguments,
         )
         for row in rows
     ]
