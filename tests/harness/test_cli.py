@@ -163,6 +163,15 @@ def test_bad_input_fails_with_a_clear_message(
     assert not run_dir.exists()
 
 
+@pytest.mark.parametrize("typed", ["name=12e4567", "data.condition=3"])
+def test_a_wrong_value_is_reported_once(typed: str, no_torch: str) -> None:
+    """Interpolations such as logger.wandb.name take the value of another setting."""
+    done = run_light("train", typed, PYTHONPATH=no_torch)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {typed}: must be ")
+
+
 @pytest.mark.parametrize(
     ("launcher", "extra"),
     [("slurm", "submitit"), ("submitit_local", "submitit"), ("ray_local", "ray")],

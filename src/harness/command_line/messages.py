@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -111,16 +111,20 @@ def raise_problems(
         overrides: those of the command line.
     """
     if problems:
+        keys = {problem.partition("=")[0] for problem in problems}
         lines = [
             _with_variable(config, _with_typed_value(problem, overrides))
             for problem in problems
-            if not _is_copy(config, problem.partition("=")[0])
+            if not _is_copy(config, problem.partition("=")[0], keys)
         ]
         raise ConfigError("\n".join(lines or problems))
 
 
-def _is_copy(config: Any, key: str) -> bool:
-    """Return whether a node above the key is an interpolation, as model.condition is."""
+def _is_copy(config: Any, key: str, wrong_keys: Container[str]) -> bool:
+    """Return whether an interpolation gives a setting the value of a wrong key.
+
+    The node of the setting may be an interpolation too, as model.condition is.
+    """
     node, names = config, key.split(".")
     for name in names[:-1]:
         if not OmegaConf.is_dict(node) or name not in node:
@@ -128,7 +132,10 @@ def _is_copy(config: Any, key: str) -> bool:
         if OmegaConf.is_interpolation(node, name):
             return True
         node = node[name]
-    return False
+    if not (OmegaConf.is_dict(node) and OmegaConf.is_interpolation(node, names[-1])):
+        return False
+    text = OmegaConf.to_container(node, resolve=False)[names[-1]]  # type: ignore[index, call-overload]
+    return any(name in wrong_keys for name in re.findall(r"[\w.]+", str(text)))
 
 
 def _with_typed_value(problem: str, overrides: Sequence[str]) -> str:
