@@ -123,6 +123,7 @@ BAD = [
     ("train", "callbacks.early_stopping.patience=3", ["it exists with callbacks=early_stopping"]),
     ("train", "model.condition.num_classes=3", ["has the value of data.condition.num_classes"]),
     ("train", "model.latent_dim=0", ["model.latent_dim=0", "from 1 to 65536"]),
+    ("train", "~optimizer.lr", ["optimizer.lr: missing", "a number above 0"]),
     ("train", "model.latent_dim=abc", ["model.latent_dim=abc", "an integer"]),
     ("train", "data.batch_size=0", ["data.batch_size=0", "from 1 to"]),
     ("train", "trainer.devices=1000", ["trainer.devices=1000", "this machine has"]),

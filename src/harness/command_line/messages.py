@@ -126,16 +126,17 @@ def _is_copy(config: Any, key: str, wrong_keys: Container[str]) -> bool:
     The node of the setting may be an interpolation too, as model.condition is.
     """
     node, names = config, key.split(".")
-    for name in names[:-1]:
+    for name in names:
         if not OmegaConf.is_dict(node) or name not in node:
             return False
         if OmegaConf.is_interpolation(node, name):
-            return True
+            break
         node = node[name]
-    if not (OmegaConf.is_dict(node) and OmegaConf.is_interpolation(node, names[-1])):
+    else:
         return False
-    text = OmegaConf.to_container(node, resolve=False)[names[-1]]  # type: ignore[index, call-overload]
-    return any(name in wrong_keys for name in re.findall(r"[\w.]+", str(text)))
+    text = OmegaConf.to_container(node, resolve=False)[name]
+    is_node = name != names[-1]
+    return is_node or any(other in wrong_keys for other in re.findall(r"[\w.]+", str(text)))
 
 
 def _with_typed_value(problem: str, overrides: Sequence[str]) -> str:
