@@ -125,18 +125,16 @@ def _is_copy(config: Any, key: str, wrong_keys: Container[str]) -> bool:
 
     The node of the setting may be an interpolation too, as model.condition is.
     """
-    node, names = config, key.split(".")
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    names = key.split(".")
     for name in names:
-        if not OmegaConf.is_dict(node) or name not in node:
+        if not isinstance(node, dict) or name not in node:
             return False
-        if OmegaConf.is_interpolation(node, name):
-            break
         node = node[name]
-    else:
-        return False
-    text = OmegaConf.to_container(node, resolve=False)[name]
-    is_node = name != names[-1]
-    return is_node or any(other in wrong_keys for other in re.findall(r"[\w.]+", str(text)))
+        if isinstance(node, str) and "${" in node:
+            is_parent = name != names[-1]
+            return is_parent or any(n in wrong_keys for n in re.findall(r"[\w.]+", node))
+    return False
 
 
 def _with_typed_value(problem: str, overrides: Sequence[str]) -> str:
