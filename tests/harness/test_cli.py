@@ -121,7 +121,7 @@ BAD = [
     ("train", "model.network.channels=[8]", ["model.network.channels", "model/network=conv"]),
     ("train", "model.defaults=1", ["there is no key model.defaults;"]),
     ("train", "callbacks.early_stopping.patience=3", ["it exists with callbacks=early_stopping"]),
-    ("train", "model.condition.num_classes=3", ["has the value of data.condition.num_classes"]),
+    ("train", "model.condition.num_classes=3", ["takes its value from data.condition.num_classes"]),
     ("train", "model.latent_dim=0", ["model.latent_dim=0", "from 1 to 65536"]),
     ("train", "~optimizer.lr", ["optimizer.lr: missing", "a number above 0"]),
     ("train", "model.latent_dim=abc", ["model.latent_dim=abc", "an integer"]),

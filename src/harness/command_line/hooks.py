@@ -90,7 +90,7 @@ class TrainChecks(Callback):
         return None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Validate the jobs of a sweep before the first starts; for a search, validate samples."""
+        """Validate the jobs of a sweep before the first one starts; of a search, sample jobs."""
         with _exit_on_error(config):
             if started_ranks() is not None:
                 raise ConfigError(
@@ -125,7 +125,10 @@ class TrainChecks(Callback):
                         f"{composed.hydra.sweep.dir}"
                     )
                 if run_dir in run_dirs:
-                    raise ConfigError(f"hydra.sweep.subdir: two jobs have the folder {run_dir}")
+                    raise ConfigError(
+                        f"hydra.sweep.subdir: two jobs have the folder {run_dir}; add "
+                        "${hydra.job.num} to it"
+                    )
                 run_dirs[run_dir] = (composed, job)
             sweep = Path(config.hydra.sweep.dir).name
             for run_dir, (composed, job) in run_dirs.items():
@@ -139,7 +142,8 @@ class TrainChecks(Callback):
         """Compose and validate the jobs of a sweep, and return their configs.
 
         Raises:
-            ConfigError: a job is invalid. The message names it, unless no job accepts the override.
+            ConfigError: a job is invalid. The message names the job, unless no job accepts the
+                override.
         """
         composed_jobs: list[DictConfig] = []
         for number, job in enumerate(jobs):
@@ -192,7 +196,7 @@ def _sweep_overrides(config: DictConfig) -> list[Override]:
 
 
 def _sample_jobs(overrides: list[Override]) -> list[list[str]]:
-    """Return one job of a search for each combination of groups, with one value per other key."""
+    """Return sample jobs of a search: each combination of groups, one value of each other key."""
     choices: dict[str, list[str]] = {}
     for override in overrides:
         key, value = override.get_key_element(), override.value()

@@ -75,7 +75,7 @@ def report_errors(
 
 
 def _drop_output() -> None:
-    """Discard the rest of the output; to flush it at exit would fail again."""
+    """Discard the rest of the output, because flushing it at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -103,7 +103,8 @@ def raise_problems(
 ) -> None:
     """Raise ConfigError if a config has problems.
 
-    A line shows the value as it was typed, or starts with the environment variable that set it.
+    Each line shows the value as the user typed it. If an environment variable set the value, the
+    line starts with its name.
 
     Args:
         problems: one line each, from :func:`harness.config.checks.validate`.
@@ -191,12 +192,12 @@ def explain_override_error(error: Exception, config_name: str, arguments: list[s
         key = match[1].split("@")[0]
         override = next((a for a in arguments if a.lstrip("+~").split("=")[0] == key), key)
         if key in groups():  # for example model/penalty with a model that has none
-            return f"{override}: the chosen options have no group {key}"
+            return f"{override}: the chosen options have no group {key}; remove this override"
         cfg = _compose_groups(config_name, arguments)
         keys = list(leaf_keys(cfg))
         end = ".".join(key.split(".")[-2:])
         if key in keys and (others := [k for k in keys if k != key and k.endswith(f".{end}")]):
-            return f"{override}: has the value of {others[0]}; set that instead"
+            return f"{override}: takes its value from {others[0]}; set that instead"
         from harness.config.checks import addable_keys  # late: --help needs no pydantic
 
         if key in addable_keys(cfg):

@@ -81,7 +81,7 @@ def _resolve_weights(argument: str, cwd: Path) -> str:
 
 
 def _find(path: str, cwd: Path) -> Path | None:
-    """Return a path relative to cwd or to the project, if there is such a file or folder."""
+    """Return the file or folder of a path relative to cwd or the project, or None."""
     places = (base / expand_home(path) for base in (cwd, ROOT))
     return next((place for place in places if path and path_exists(place)), None)
 
@@ -110,7 +110,7 @@ def rewrite_for_hydra(arguments: list[str]) -> list[str]:
 
 
 def defer_to_sweep_jobs(config_name: str, arguments: list[str]) -> list[str]:
-    """Rewrite the overrides of a sweep that only its jobs accept as ``key=choice(value)``.
+    """Rewrite overrides that only the jobs of a sweep accept, as ``key=choice(value)``.
 
     Hydra applies ``key=value`` to the config without the swept groups, where the key may not exist.
     It applies a choice only to the jobs.
