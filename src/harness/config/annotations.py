@@ -38,7 +38,7 @@ _NO_NODES = {"TypedDict", "NamedTuple"} | _SCALARS  # bases whose subclasses may
 
 @dataclass(frozen=True)
 class Factory:
-    """Marks an argument that is a ``_partial_`` node, which the code calls.
+    """Marker of an argument that is a ``_partial_`` node, which the code calls.
 
     Args:
         arguments: keyword-only arguments of the protocol's ``__call__``, which the code passes;
@@ -49,7 +49,7 @@ class Factory:
 
 
 def convert(node: ast.expr | None, scope: Module, depth: int = _MAX_DEPTH) -> Any:
-    """Return the type of an annotation, or Any if only an import could tell.
+    """Return the type of an annotation, or Any if it cannot be known without an import.
 
     A class whose instances are not plain values becomes a node of the config. A tuple accepts a
     list, and a path accepts text.
@@ -108,7 +108,7 @@ def _type_of_name(node: ast.expr, scope: Module, depth: int) -> Any:
 
 
 def _type_of_class(found: Definition, depth: int = _MAX_DEPTH) -> Any:
-    """Return a node of the config, unless a plain value can be an instance of the class."""
+    """Return Any if a plain value can be an instance of the class, else a node of the config."""
     assert isinstance(found.node, ast.ClassDef)
     names = {ast.unparse(base).rpartition(".")[2] for base in found.node.bases}
     if names & _NO_NODES or any(
@@ -122,7 +122,7 @@ def _type_of_class(found: Definition, depth: int = _MAX_DEPTH) -> Any:
 
 
 def _type_of_base(node: ast.expr, scope: Module, depth: int) -> Any:
-    """Return the type of a base class that has source, else a node of the config."""
+    """Return the type of a base class; a node of the config if it has no source."""
     found = sources.resolve(ast.unparse(node), scope) if isinstance(node, _NAMES) else None
     if isinstance(found, Definition) and isinstance(found.node, ast.ClassDef) and depth:
         return _type_of_class(found, depth - 1)

@@ -38,7 +38,7 @@ _FREE = (
 )
 _SCHEDULED = ("trainer.max_epochs",)  # the schedule may depend on it
 _COMMAND_KEYS = ("resume", "rerun", "trust")
-_REPEATED = ("mode",)  # the callbacks that use it repeat it
+_REPEATED = ("mode",)  # callbacks have a copy of the value
 _KEPT_KEYS = ("run_dir", "run_id", "sweep", "monitor", "mode", "name")  # keep archived values
 _WANDB_KEYS = ("project", "entity")  # a new run may take them from the environment
 
@@ -52,7 +52,7 @@ class Change(NamedTuple):
 
     @property
     def can_affect_schedule(self) -> bool:
-        """Whether the change can affect the learning-rate schedule."""
+        """True if the change can affect the learning-rate schedule."""
         return self.key in _SCHEDULED
 
     def __str__(self) -> str:
@@ -66,8 +66,8 @@ def apply_overrides(
 
     Args:
         archived: config of the run; changed in place.
-        composed: config that the command line gives for a new run.
-        overrides: those of the command line.
+        composed: config of a new run with the same command line.
+        overrides: overrides on the command line.
 
     Raises:
         ConfigError: an override would affect the training trajectory.

@@ -58,7 +58,8 @@ def passed_to(key: str, parent: Mapping[str, Any] | None = None) -> Passed:
 
     Args:
         key: dotted key of the node.
-        parent: node that contains it; its class annotates the arguments of a factory.
+        parent: node that contains this one. The annotations of its class give the arguments with
+            which the code calls a factory.
     """
     if parent is None:
         return _PASSED_BY_RUN.get(key, NOTHING)
@@ -78,7 +79,7 @@ class Arguments:
 
     Args:
         owner: name of the class or file, for messages.
-        parameters: by name.
+        parameters: the arguments, by name.
         takes_any: whether the class accepts other names as well.
         required: names that the config must set.
     """
@@ -90,7 +91,7 @@ class Arguments:
 
     @functools.cached_property
     def model(self) -> type[BaseModel]:
-        """The pydantic model, built when values are validated: a misspelt key needs none."""
+        """The pydantic model, built on first use, because checking names does not need it."""
         return schemas.model(self.owner.rpartition(".")[2], self.parameters)
 
 

@@ -59,8 +59,8 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
 def settings_to_validate(config: DictConfig) -> dict[str, Any]:
     """Return the settings of a run for validation, before the run starts.
 
-    ``run_dir``, ``run_id`` and ``name`` may be null until then. An interpolation of one, such as
-    ``${run_dir}``, is the text "None" here, because it is text in the run.
+    ``run_dir``, ``run_id`` and ``name`` may be null until then. Interpolations such as
+    ``${run_dir}`` become the text "None", because they are text once the run has started.
     """
     filled = without_hydra(config)
     given = {key: filled.get(key) for key in _FILLED_IN}

@@ -22,7 +22,7 @@ _HYDRA_KEYS: dict[str, Any] = {
     "defaults": {"type": "array", "description": "files that this one builds on"},
     "hydra": {"type": "object"},
     "_target_": {"type": "string", "description": "dotted name of the class or function"},
-    "_partial_": {"type": "boolean", "description": "true if the code adds arguments and calls it"},
+    "_partial_": {"type": "boolean", "description": "true for a factory, which the code calls"},
     "_args_": {"type": "array"},
     "_convert_": {"type": "string"},
     "_recursive_": {"type": "boolean"},

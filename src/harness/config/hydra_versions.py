@@ -1,4 +1,4 @@
-"""Calls that Hydra 1.3 and 1.4, or OmegaConf 2.3 and 2.4, want in different forms.
+"""Calls whose form differs between Hydra 1.3 and 1.4, or between OmegaConf 2.3 and 2.4.
 
 Hydra 1.4 warns of ``version_base``, of resolvers registered the old way, and of objects that it
 instantiates without an allow-list; 1.3 knows neither the new resolvers nor the allow-list.
@@ -36,7 +36,7 @@ def instantiate_options(node: Any) -> dict[str, Any]:
     """
     if not _HAS_ALLOW_LISTS:
         return {}
-    # reset: hydra.main allows more
+    # reset, because hydra.main allows all targets
     allowed = _utils.execution_whitelist(sorted(set(_targets(node))), reset=True)
     return {"_execution_whitelist_": allowed}
 

@@ -118,7 +118,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {"torch.optim": ("lr",)}
 
 
 def ranges(target: str) -> dict[str, Any]:
-    """Return the types of arguments that replace those of the annotations, by name."""
+    """Return types by argument name. They replace the types in the annotations."""
     module = target.rpartition(".")[0]
     return RANGES.get(module, {}) | RANGES.get(target, {})
 

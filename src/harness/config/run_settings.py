@@ -18,7 +18,7 @@ class Run:
         resume: run folder to resume, or "latest".
         rerun: sweep folder whose unfinished jobs are trained.
         trust: further packages whose code a resumed run may name.
-        rank_timeout: seconds that a process may fail to answer before the run ends.
+        rank_timeout: seconds without an answer from another rank after which the run ends.
         name: name of the run; None to derive it from the settings.
         monitor: validation metric that selects the best checkpoint; None for the science's default.
         mode: whether the highest or the lowest value of the monitored metric is best.

@@ -20,7 +20,7 @@ Config = Mapping[str, Any]
 
 
 class Science:
-    """The names of a module ``settings``, with the harness's default for each missing one.
+    """Settings of a science: the names in its module ``settings``, and defaults for missing ones.
 
     Args:
         module: the module ``settings`` of a science; None to use the defaults.
@@ -119,7 +119,7 @@ def _of_package(package: str) -> Science | None:
 
 
 def of_config(cfg: Config) -> Science:
-    """Return the science of a config, or the defaults if none of its classes has one."""
+    """Return the science of a config, or a science with the defaults if it has none."""
     for key in ("model", "module", "data"):
         node = cfg.get(key)
         target = node.get("_target_") if isinstance(node, Mapping) else None

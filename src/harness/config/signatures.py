@@ -13,7 +13,7 @@ from harness.config.keys import nearest_key
 from harness.config.sources import Definition
 
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()
-COMPUTED: Any = type("Computed", (), {"__repr__": lambda self: "COMPUTED"})()  # no literal
+COMPUTED: Any = type("Computed", (), {"__repr__": lambda self: "COMPUTED"})()  # not a literal
 
 
 class Parameter:

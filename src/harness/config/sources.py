@@ -59,7 +59,7 @@ class SourceError(Exception):
 
 @functools.cache
 def _spec(name: str) -> ModuleSpec | None:
-    """Return where a module is, asking the import system one level at a time."""
+    """Return the spec of a module, asking the import system for one level at a time."""
     parent, _, _ = name.rpartition(".")
     path: Sequence[str] | None = None
     if parent:
@@ -184,7 +184,7 @@ def missing_packages(name: str) -> list[str]:
 def definition(dotted: str, steps: int = _MAX_STEPS) -> Definition | str | None:
     """Return the definition of a dotted name, following imports; None if there is no such name.
 
-    A built-in, and a name of a module without source, is returned as its dotted name.
+    A built-in, or a name in a module without source, is returned as its dotted name.
 
     Raises:
         SourceError: a file on the way is not valid Python.
