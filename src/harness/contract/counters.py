@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Counter(Tensor):
-    """A tensor that is no key of a dict or member of a set, where its value would not count."""
+    """Tensor that cannot be a dict key or a set member: a lookup would ignore its value."""
 
     # results are plain tensors
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -20,7 +20,7 @@ class Counter(Tensor):
 
 
 class Counters(NamedTuple):
-    """Counters in memory of the device, each an integer of shape ()."""
+    """Counters of a step on the device, each an integer tensor of shape ()."""
 
     step: Tensor
     epoch: Tensor
@@ -82,7 +82,7 @@ class CountedModule(lightning.LightningModule):
 
     @contextmanager
     def counters_as_tensors(self, counters: Counters) -> Iterator[None]:
-        """Let a step read these counters."""
+        """Give a step these counters in place of its Python integers."""
         self._counters = counters
         try:
             yield

@@ -1,4 +1,4 @@
-"""Base class of your LightningDataModule: the same batches on resume and on any devices."""
+"""Base class of your LightningDataModule: same batches on resume and on any number of devices."""
 
 import signal
 from collections.abc import Callable
@@ -66,7 +66,7 @@ class ExactDataModule(lightning.LightningDataModule):
         self.while_waiting: Callable[[float], None] = lambda seconds: None  # see WatchedLoader
 
     def setup(self, stage: str | None = None) -> None:
-        """Set the three splits. Each process calls it before training, and the Trainer again."""
+        """Set the three splits. Each process calls it before training; the Trainer calls it too."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         (epoch, first_batch), self.resume_position = self.resume_position, (0, 0)

@@ -24,7 +24,7 @@ def save(
         weights: the ``state_dict`` of the model.
         config: the config of the run, without paths of this machine.
         folder: an existing folder to write into.
-        half: store weights as float16; loading converts them to float32.
+        half: whether to store weights as float16; loading converts them to float32.
     """
     from safetensors.torch import save_file
 

@@ -55,15 +55,15 @@ class ExactModule(CountedModule):
     Args:
         model: the model to train; checkpoints hold its weights.
         optimizer: makes the optimizer from parameter groups.
-        scheduler: makes the learning-rate schedule from the optimizer, stepped every batch. It gets
-            ``total_steps`` if it takes that argument. None for a constant rate.
+        scheduler: makes the learning-rate schedule from the optimizer, and gets ``total_steps`` if
+            it has that argument. None for a constant rate.
         scheduler_settings: Lightning's ``interval``, ``frequency`` and ``monitor`` of the schedule.
             The default is every step; for ReduceLROnPlateau, every epoch on ``monitor``.
         seed: seed of random layers, such as dropout.
     """
 
     monitor: str | None = None  # validation metric that ReduceLROnPlateau monitors
-    items = "rows"  # what metrics call the rows: rows_seen, rows_per_second
+    items = "rows"  # word for the rows in metric names: rows_seen, rows_per_second
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class ExactModule(CountedModule):
         """Initialize weights from the data. Called before training, after ``setup``."""
 
     def fit_statistics(self, datamodule: Any) -> None:
-        """Set buffers that describe the data, such as ranges; also after ``weights=RUN``."""
+        """Set buffers that describe the data, such as ranges. Also called after ``weights=RUN``."""
 
     def trial_loss(self, model: nn.Module, batch: Any) -> Tensor | None:
         """Return the loss of a copy of the model on a few rows, or None for no trial step.
