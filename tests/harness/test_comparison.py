@@ -98,7 +98,7 @@ def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
     write_run(tmp_path / "wide", 1, 80.0, latent_dim=8)
     kept, repeats = run_results.drop_repeats(read(tmp_path)[0])
     assert [b.folder.name for b in repeats] == ["old"]
-    assert repeats[0].reason == f"seed 1 again, as in {tmp_path / 'new'}"
+    assert repeats[0].reason == f"same settings and seed as {tmp_path / 'new'}"
     (group, _) = comparison.group_runs(kept)
     found = group.statistics["test/nll_k50"]
     assert (found.mean, found.num_runs) == (86.0, 2)

@@ -33,7 +33,7 @@ class Group(NamedTuple):
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the fewest keys, classes first, that distinguish all differing configs."""
+    """Return keys that distinguish all differing configs, classes first, without redundant ones."""
     keys = dict.fromkeys(key for config in configs for key in config)
     differing = [k for k in keys if len({_format_value(c.get(k, "-")) for c in configs}) > 1]
     differing.sort(
@@ -94,7 +94,7 @@ def _statistics(runs: Sequence[Run]) -> dict[str, Statistic]:
 
 
 def describe_test_sets(groups: Sequence[Group]) -> list[str]:
-    """Return a heading and a line per test set if the runs have several; else nothing."""
+    """Return a heading and a line per test set if the runs have several, else an empty list."""
     titles: dict[str, dict[str, None]] = {}
     for group in groups:
         for run in group.runs:
@@ -113,7 +113,7 @@ def metric_names(groups: Sequence[Group], first: Sequence[str] = ()) -> list[str
 
 
 def check_metrics(names: Sequence[str], known: Sequence[str], key: str) -> None:
-    """Raise if no run has one of the metrics.
+    """Raise if a metric is missing in all runs.
 
     Args:
         names: the metrics to check.
@@ -133,7 +133,9 @@ def check_metrics(names: Sequence[str], known: Sequence[str], key: str) -> None:
 def is_lower_better(
     groups: Sequence[Group], metric: str, lower_is_better: Sequence[str] = ()
 ) -> bool:
-    """Return whether a metric matches a pattern, or is minimized to select a checkpoint.
+    """Return whether lower values of a metric are better.
+
+    That holds if it matches a pattern, or if a run selects its checkpoint by the lowest value.
 
     Args:
         lower_is_better: regular expressions of metrics where lower is better.

@@ -147,14 +147,15 @@ def read_run(folder: Path) -> Run | Broken:
 def drop_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[Broken]]:
     """Return the newest run of each setting and seed, and the others.
 
-    Runs of one seed are no independent samples: the standard deviation would be too small.
+    Runs with the same seed are not independent samples, so with them the standard deviation would
+    be too small.
     """
     newest: dict[Any, Run] = {}
     repeats = []
     for run in sorted(runs, key=lambda run: run.started, reverse=True):
         key = run.folder if run.seed is None else (repr(sorted(run.config.items())), run.seed)
         if newest.setdefault(key, run) is not run:
-            repeats.append(Broken(run.folder, f"seed {run.seed} again, as in {newest[key].folder}"))
+            repeats.append(Broken(run.folder, f"same settings and seed as {newest[key].folder}"))
     kept = set(map(id, newest.values()))
     return [run for run in runs if id(run) in kept], repeats
 
