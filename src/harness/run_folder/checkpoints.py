@@ -218,7 +218,7 @@ def _verify(file: BinaryIO, path: Path) -> None:
 
 
 def _guess_kind(head: bytes) -> str:
-    """Return a hint about the kind of a file that is not a checkpoint."""
+    """Return a hint about the type of a file that is not a checkpoint."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
         return " (looks like HTML: download the file itself, not its web page)"

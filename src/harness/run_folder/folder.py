@@ -195,7 +195,7 @@ class RunFolder:
             self._lock.release()
 
     def discard_if_no_data(self) -> None:
-        """Remove the folder of a run that failed before its first step, without usable data.
+        """Remove the folder of a run that failed before its first step because of its data.
 
         If the folder holds other files, they and the folder stay.
         """
@@ -255,7 +255,7 @@ def _versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout, with -dirty if files changed; None outside of one."""
+    """Return the commit of the checkout, with -dirty if files changed; None outside a checkout."""
     command = [
         "git",
         "-C",

@@ -23,7 +23,7 @@ def _axes(names: Iterable[str]) -> list[str]:
 
 
 class MetricsFile(Logger):
-    """Logger that appends each row to metrics.csv and writes it to disk before the next step.
+    """Logger that appends each row to metrics.csv at once, without a buffer.
 
     A row with new columns rewrites the file atomically, with a longer header.
 

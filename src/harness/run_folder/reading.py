@@ -41,7 +41,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def read_checkpoint_summary(run_dir: Path, checkpoint: Path) -> dict[str, Any]:
-    """Return the content of summary.json, without its metrics if another checkpoint has them."""
+    """Return the content of summary.json, without its metrics if another checkpoint gave them."""
     summary = read_summary(run_dir)
     if checkpoint.resolve() != (run_dir / str(summary.get("checkpoint"))).resolve():
         summary.pop("metrics", None)
@@ -78,7 +78,7 @@ def trust_override(cfg: DictConfig) -> str:
 
 
 def load_untrusted_config(run_dir: Path, trusted: trust.Trust = None) -> DictConfig:
-    """Return the archived config of a run to train on, after checking that it is safe.
+    """Return the archived config of a run that will train, after checking that it is safe.
 
     It names only known or trusted classes, and its paths are inside the current run folder.
 
@@ -104,7 +104,7 @@ _OF_A_RUN = ("model", "data", "trainer", "optimizer")
 
 
 def plain_config(content: Any, where: str, parts: Sequence[str] = _OF_A_RUN) -> DictConfig:
-    """Return an untrusted config if it is plain data, converted from earlier versions.
+    """Check that an untrusted config is plain data, and return it in the current version.
 
     Args:
         content: the config.
