@@ -1,10 +1,9 @@
 """Fork server: imports torch and Lightning once, then forks a process for each job of a sweep.
 
-The server has taken no step, used no GPU and imported no module that a config names, so a job that
-starts as its fork differs from one in a fresh interpreter only by the seconds that it saves. The
-server starts with the environment of the jobs and with as many cores as a job, because libraries
-read both on import. A job becomes a child of the sweep: its exit code and its end do not depend on
-the server.
+The server takes no training step, uses no GPU and imports no module that a config names. A job that
+is a fork of it trains as in a fresh interpreter, and starts seconds earlier. The server starts with
+the environment of the jobs and with as many cores as a job, because libraries read both on import.
+A job becomes a child of the sweep: its exit code and its end do not depend on the server.
 """
 
 import atexit
@@ -38,7 +37,7 @@ _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 class ForkServer:
     """Starts jobs as forks of a process that has imported the large libraries.
 
-    It imports them in the background, and ends with this process.
+    That process imports them in the background, and ends with this one.
 
     Args:
         sweep_dir: the folder of the sweep; shown in the command line of the server and its forks.

@@ -192,7 +192,7 @@ def to_distribution(values: Any) -> BaseDistribution:
             ``log`` for a logarithmic scale.
 
     Raises:
-        ConfigError: the sweep is empty or of another kind.
+        ConfigError: the sweep is empty or of another type.
     """
     from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
 

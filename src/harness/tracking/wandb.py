@@ -82,7 +82,7 @@ def import_for_runs() -> None:
 
 
 def make_temporary_folders() -> None:
-    """Make temporary folders of W&B for this fork; the parent removes those that it shares."""
+    """Make new temporary folders for W&B in this fork: the parent removes its own at exit."""
     if "wandb" not in sys.modules:
         return
     from wandb.sdk.artifacts.artifact import Artifact
@@ -197,7 +197,7 @@ def wandb_logger(
 ) -> WandbLogger:
     """Return the logger of a W&B run; never prompts and never waits long for the server.
 
-    Online if an account is configured; offline otherwise, or if the server does not answer.
+    The run is online if an account is configured and the server answers, else offline.
 
     Args:
         save_dir: the run folder; W&B writes to its subfolder wandb/.
@@ -304,7 +304,7 @@ def close_wandb(exit_code: int) -> None:
 
 
 def wandb_mode(run_dir: Path) -> Literal["auto", "offline"] | None:
-    """Return the mode to add to the W&B run of a folder; None without one or if W&B is disabled."""
+    """Return the mode for additions to a folder's W&B run; None if it has none or W&B is off."""
     has_files = {name: any(run_dir.glob(f"wandb/{name}-*")) for name in ("run", "offline-run")}
     if not any(has_files.values()):
         return None
