@@ -1,7 +1,7 @@
 """Training steps that are recorded as a CUDA graph once and then replayed.
 
 A replayed step launches its hundreds of kernels at once and skips the Python of ``training_step``.
-The graph reads from memory of the device all that changes from step to step: the batch, the
+The graph reads everything that changes from step to step from device memory: the batch, the
 learning rate, and :class:`~harness.contract.counters.Counters`.
 """
 
@@ -41,7 +41,7 @@ class Recording(NamedTuple):
 
 
 class NotRecordableError(Exception):
-    """A graph of the step would not repeat the step; the message is the reason."""
+    """A CUDA graph would not repeat the step; the message is the reason."""
 
 
 class CapturedStep:
@@ -110,7 +110,7 @@ class CapturedStep:
         return {k: v.clone() if isinstance(v, Tensor) else v for k, v in recording.outputs.items()}
 
     def _rehearse(self, batch: Any) -> Outputs:
-        """Take a step that reads the counters.
+        """Take a step with tensors as counters, as when it is recorded.
 
         Raises:
             NotRecordableError: a graph would not repeat the step, which is undone.
@@ -119,7 +119,7 @@ class CapturedStep:
         try:
             with self._as_recorded(), raise_on_synchronization():
                 outputs = self._step(batch, self._counters.batch)
-        except Exception as error:  # an error of the step itself will be raised again
+        except Exception as error:  # the eager step raises an error of its own again
             before.restore()
             raise NotRecordableError(" ".join(str(error).split())[:200]) from error
         if (change := before.change()) is not None:
@@ -146,7 +146,7 @@ class CapturedStep:
             yield
 
     def _check_state(self, batch_idx: int) -> None:
-        """Drop the recordings if the module has changed; looks at the start of each epoch."""
+        """At the start of an epoch, drop the recordings if the module has changed."""
         if batch_idx == 0 and self._state is not None and self._state.change() is not None:
             self._recordings.clear()
             self._num_seen.clear()
@@ -162,7 +162,7 @@ class CapturedStep:
 
 
 def _describe(leaf: Any, device: torch.device) -> Any:
-    """Return what must be equal for a graph to take this part of a batch.
+    """Return a key of one part of a batch; a graph takes only parts with the same key.
 
     Raises:
         NotRecordableError: a graph cannot read it.
@@ -184,7 +184,7 @@ def is_recordable(optimizer: Optimizer) -> bool:
 
 
 class DeviceSettings:
-    """Settings of an optimizer as a graph needs them, only while a step is taken.
+    """Optimizer settings that are on the device while a step is taken, for a graph to read.
 
     Between steps, schedules and callbacks find the learning rate as they left it.
 

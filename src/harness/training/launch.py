@@ -200,7 +200,7 @@ def _launch_ranks(folder: RunFolder, count: int, fork_ranks: bool = False) -> No
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         message = first.message["message"] if isinstance(first.message, dict) else ""
-        if first.exitcode < 0 and not message:  # else it reported an error before a signal
+        if first.exitcode < 0 and not message:  # with a message, it failed before the signal
             killed = f"killed by signal {-first.exitcode}"
             folder.update(status="failed", error=killed, rank=rank)
         if first.exitcode == ConfigError.exit_code:

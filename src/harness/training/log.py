@@ -23,7 +23,7 @@ _CHATTY_LOGGERS = (  # they log normal events at INFO
 
 
 class _LogFile(logging.FileHandler):
-    """Handler for train.log that drops lines on a full disk; metrics.csv then ends the run."""
+    """Handler for train.log that drops lines on a full disk; writing metrics.csv then fails."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Drop the record, where logging would print a traceback."""

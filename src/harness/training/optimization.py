@@ -31,7 +31,7 @@ _METHODS = (*_HOOKS, "backward", "optimizer_step", "optimizer_zero_grad")
 
 
 class LeanOptimization(_AutomaticOptimization):
-    """Takes the steps of Lightning's automatic optimization, with fewer calls.
+    """Lightning's automatic optimization, with fewer calls in each step.
 
     The steps are bit for bit those of Lightning. Lightning's own code takes the steps of a run that
     needs more: several devices, accumulated gradients, a gradient scaler, 64-bit precision, a

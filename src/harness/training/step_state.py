@@ -1,4 +1,4 @@
-"""What a training step reads and changes in Python and in memory, to compare and to restore."""
+"""State that a training step reads and changes: compare it and restore it."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,9 +40,9 @@ class StepState:
                         yield f"{name}.{key}".lstrip("."), holder, key, value
 
     def change(self) -> str | None:
-        """Return the name of a value that has changed since, or None.
+        """Return the name of a value that has changed since this object was made, or None.
 
-        A tensor has changed if another one has its name, or if it is trained or no longer trained.
+        A tensor has changed if another tensor is in its place, or if its requires_grad differs.
         """
         return what_changed([self._before], [self._by_name()])
 
@@ -55,7 +55,7 @@ class StepState:
         return values
 
     def restore(self) -> None:
-        """Set the values again; the content of tensors stays."""
+        """Restore all values, but not the content of tensors."""
         for _, holder, key, value in self._entries:
             holder[key] = value
 
@@ -76,7 +76,7 @@ def what_changed(
 
 
 class Snapshot:
-    """Copy of all that an optimizer step changes, to undo it.
+    """Copy of everything that an optimizer step changes, to undo the step.
 
     Args:
         module: the module that the step trains.
@@ -97,7 +97,7 @@ class Snapshot:
             self._generators.append(torch.cuda.get_rng_state(module.device))
 
     def change(self) -> str | None:
-        """Return the name of what a replay would not change, or None."""
+        """Return the name of a value that the step changed and a replay would not, or None."""
         numbers: Any = np.random.get_state()
         has_drawn = (
             random.getstate() != self._draws[0]

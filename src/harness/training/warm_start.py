@@ -41,7 +41,9 @@ def read_weights(model: nn.Module, path: str | Path, leave_out: bool) -> dict[st
             f"weights={path}: do not fit the model: {named}; weights_partial=true leaves them out"
         )
     if not fitting:
-        raise ConfigError(f"weights={path}: no weight fits the model; use its settings")
+        raise ConfigError(
+            f"weights={path}: no weight fits the model; use the model settings of that run"
+        )
     log.info("%d of %d weights from %s; left out: %s", len(fitting), len(own), path, named)
     return fitting
 
