@@ -33,7 +33,7 @@ install: .venv/.installed ## create .venv with pinned versions; 3 GB to download
 LOCKS := locks/linux-x86_64-cp311
 REPORT := $(RUN) -m pip install --quiet --dry-run --ignore-installed --constraint constraints.txt --report -
 
-install-locked: ## the same with all extras, by the digests in locks/
+install-locked: ## create .venv with all extras, by the digests in locks/
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --require-hashes --only-binary :all: -r $(LOCKS)-build.txt
 	$(RUN) -m pip install --quiet --require-hashes --no-build-isolation -r $(LOCKS).txt

@@ -1,4 +1,4 @@
-"""The changes to the files of a new project: names, left-out files, format."""
+"""Edits that turn copied files into a new project: names, references to left-out files, format."""
 
 import importlib.util
 import os

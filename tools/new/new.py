@@ -49,7 +49,7 @@ BESIDES_THE_CORE = (
     *("src/cvae/evaluation/aggregated_posterior.py", "src/cvae/evaluation/variety.py"),
     *("src/cvae/evaluation/prior_samples.py", "tests/science/evaluation/sampled/*"),
 )
-NOT_COPIED = (  # folders at the top, or anywhere, of a template without git
+NOT_COPIED = (  # if the template has no git: folders at its top; with *, anywhere
     *("data", "build", "dist", "site", "wandb", "lightning_logs", ".git", ".venv*"),
     *("*__pycache__", "*.egg-info", "*_cache", ".npm"),
 )
@@ -170,7 +170,7 @@ def describe_template() -> str:
     description = f"{name} {version}, commit {git('rev-parse', '--short', 'HEAD')}"
     if not git("status", "--porcelain"):
         return description
-    print("warning: changes that are not committed are copied too, but no untracked files")
+    print("warning: uncommitted changes are copied too; untracked files are not")
     return f"{description} with changes"
 
 
