@@ -93,7 +93,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Return the checked config that overrides of train.py compose."""
     with initialize_config_dir(str(CONF), **INITIALIZE_OPTIONS):
         cfg = compose("train", list(overrides))
-    TrainChecks().check(cfg)
+    TrainChecks().check_run(cfg)
     return cfg
 
 

@@ -62,7 +62,7 @@ def test_training_commands_are_valid() -> None:
     register_resolvers()
     with initialize_config_dir(str(CONF), **INITIALIZE_OPTIONS):
         for overrides in commands:
-            TrainChecks().check(compose("train", overrides.split()))
+            TrainChecks().check_run(compose("train", overrides.split()))
 
 
 def test_the_walk_puts_z_where_its_labels_say(monkeypatch: pytest.MonkeyPatch) -> None:

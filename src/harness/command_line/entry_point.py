@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.command_line.messages import (
     WANTS_TRACEBACK,
     raise_problems,
-    reject,
+    exit_with_error,
     report_errors,
     shorten,
 )
@@ -44,7 +44,7 @@ from harness.contract.terminal import accept_any_text
 _OLDEST_PYTHON, _NEWEST_PYTHON = (3, 11), (3, 13)  # Hydra's argument parser fails on 3.14
 register_resolvers()  # on import, so that the workers of a launcher have them too
 
-_EXPECTED = (
+_EXPECTED_ERRORS = (
     ConfigError,
     RunFailed,
     BrokenPipeError,
@@ -105,7 +105,7 @@ def entry_point(
                 try:
                     make_main(validate_and_run)()
                     sys.stdout.flush()  # so that a full disk fails here, not at exit
-                except _EXPECTED:
+                except _EXPECTED_ERRORS:
                     raise
                 except Exception as error:  # Hydra fails on some malformed overrides
                     if started or WANTS_TRACEBACK:
@@ -130,7 +130,7 @@ def _check_python() -> None:
 
 def _check_flags(arguments: list[str]) -> None:
     parser = get_args_parser()
-    parser.error = reject  # type: ignore[method-assign]
+    parser.error = exit_with_error  # type: ignore[method-assign]
     _, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise ConfigError(f"{unknown[0]}: no such flag; settings are key=value, see --help")

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.command_line.messages import (
     WANTS_TRACEBACK,
     explain_override_error,
-    groups,
+    config_groups,
     raise_problems,
     report_errors,
 )
@@ -50,7 +50,7 @@ class RejectSweeps(Callback):
 class TrainChecks(Callback):
     """Validates runs and sweeps of train.py, and chooses their folders."""
 
-    def check(self, config: DictConfig) -> None:
+    def check_run(self, config: DictConfig) -> None:
         raise_problems(validate(settings_to_validate(config)), config, _task_overrides(config))
         task = plain_settings(config)
         check_shared_memory(task)
@@ -78,7 +78,7 @@ class TrainChecks(Callback):
                 return _set_run_dir(config, run_dir)
             if ranks is not None:
                 _set_device_counts(config, ranks)
-            self.check(config)
+            self.check_run(config)
             if ranks is None:
                 check_one_node(config.trainer.num_nodes)
             run_dir = Path(str(config.hydra.run.dir))
@@ -151,7 +151,7 @@ class TrainChecks(Callback):
             prefix = f"job {number} ({' '.join(swept)}): "
             try:
                 composed = _compose_job(config, job, number)
-                self.check(composed)
+                self.check_run(composed)
                 sweeps.check_parallel(plain_settings(composed), num_parallel)
             except ConfigError as error:
                 raise ConfigError(f"{prefix}{error}") from None
@@ -206,7 +206,7 @@ def _sample_jobs(overrides: list[Override]) -> list[list[str]]:
             choices[key] = [f"{key}={int(middle) if is_integer else middle}"]
         elif override.is_sweep_override():
             values = [f"{key}={text}" for text in override.sweep_string_iterator()]
-            choices[key] = values if override.key_or_group in groups() else values[:1]
+            choices[key] = values if override.key_or_group in config_groups() else values[:1]
         else:
             choices[key] = [str(override.input_line)]
     return [list(job) for job in itertools.product(*choices.values())]
@@ -273,11 +273,11 @@ def _set_device_counts(config: DictConfig, ranks: Ranks) -> None:
     Raises:
         ConfigError: an override contradicts the launcher.
     """
-    started = {
+    counts = {
         "devices": ranks.local_world_size,
         "num_nodes": ranks.world_size // ranks.local_world_size,
     }
-    for key, count in started.items():
+    for key, count in counts.items():
         setting = config.trainer[key]
         if setting not in (1, "auto", count):
             raise ConfigError(

@@ -48,7 +48,7 @@ def report_errors(
     try:
         yield
     except ConfigError as error:
-        reject(str(error))
+        exit_with_error(str(error))
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -65,12 +65,12 @@ def report_errors(
             print(f"failed: {text}", file=sys.stderr)
             raise SystemExit(RunFailed.exit_code) from None
         if extra := _missing_extra(error):
-            reject(f"this needs more packages: pip install -e '.[{extra}]'")
+            exit_with_error(f"this needs more packages: pip install -e '.[{extra}]'")
         if isinstance(error, HydraException | OmegaConfBaseException):  # some are OSErrors too
-            reject(explain_override_error(error, config_name, arguments or []))
+            exit_with_error(explain_override_error(error, config_name, arguments or []))
         if isinstance(error, OSError):
             _drop_output_if_full()
-            reject(f"{error.filename or 'a file'}: {error.strerror or error}")
+            exit_with_error(f"{error.filename or 'a file'}: {error.strerror or error}")
         raise
 
 
@@ -140,13 +140,13 @@ def _is_copy(config: Any, key: str, wrong_keys: Container[str]) -> bool:
 
 def _with_typed_value(problem: str, overrides: Sequence[str]) -> str:
     """Show a value as the user typed it, since YAML reads 12e4567 as infinity."""
-    key, _, rest = problem.partition("=")
-    _, _, must = rest.partition(": must be ")
+    key, _, value_and_rule = problem.partition("=")
+    _, _, valid_values = value_and_rule.partition(": must be ")
     for override in overrides:
         name, _, text = override.partition("=")
-        if name.lstrip("+") == key and must and re.fullmatch(r"[\w.+-]+", text):
-            hint = f"; to write text: \"{key}='{text}'\"" if must.startswith("text") else ""
-            return f"{key}={format_value(text)}: must be {must}{hint}"
+        if name.lstrip("+") == key and valid_values and re.fullmatch(r"[\w.+-]+", text):
+            hint = f"; to write text: \"{key}='{text}'\"" if valid_values.startswith("text") else ""
+            return f"{key}={format_value(text)}: must be {valid_values}{hint}"
     return problem
 
 
@@ -159,8 +159,8 @@ def _with_variable(config: DictConfig, problem: str) -> str:
     return f"{variable[1]}: {problem}" if variable and os.environ.get(variable[1]) else problem
 
 
-def reject(message: str) -> NoReturn:
-    lines = [_readable(line) for line in message.splitlines()]
+def exit_with_error(message: str) -> NoReturn:
+    lines = [_sanitize_line(line) for line in message.splitlines()]
     if len(lines) > _MAX_LINES:
         lines = [*lines[: _MAX_LINES - 1], f"and {len(lines) - _MAX_LINES + 1} more"]
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
@@ -170,7 +170,7 @@ def reject(message: str) -> NoReturn:
     raise SystemExit(ConfigError.exit_code)
 
 
-def _readable(line: str) -> str:
+def _sanitize_line(line: str) -> str:
     """Return the line with control characters escaped, shortened to fit a terminal."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return (
@@ -191,44 +191,44 @@ def explain_override_error(error: Exception, config_name: str, arguments: list[s
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1].split("@")[0]
         override = next((a for a in arguments if a.lstrip("+~").split("=")[0] == key), key)
-        if key in groups():  # for example model/penalty with a model that has none
+        if key in config_groups():  # for example model/penalty with a model that has none
             return f"{override}: the chosen options have no group {key}; remove this override"
         cfg = _compose_groups(config_name, arguments)
         keys = list(leaf_keys(cfg))
-        end = ".".join(key.split(".")[-2:])
-        if key in keys and (others := [k for k in keys if k != key and k.endswith(f".{end}")]):
+        ending = ".".join(key.split(".")[-2:])
+        if key in keys and (others := [k for k in keys if k != key and k.endswith(f".{ending}")]):
             return f"{override}: takes its value from {others[0]}; set that instead"
         from harness.config.checks import addable_keys  # late: --help needs no pydantic
 
         if key in addable_keys(cfg):
             return f"{override}: the configuration has no {key} yet; to add it: +{override}"
-        if choices := list(_choices_with(key, config_name, arguments)):
+        if choices := list(_options_with_key(key, config_name, arguments)):
             return f"{override}: there is no key {key}; it exists with {' or '.join(choices)}"
-        near = nearest_key(key, [*keys, *groups()])
+        near = nearest_key(key, [*keys, *config_groups()])
         hint = f"; did you mean {near}?" if near else "; --help lists the keys"
         return f"{override}: there is no key {key}{hint}"
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, option = match[1].rpartition("/")
-        options = _options(group)
+        options = _group_options(group)
         near = nearest_key(option, options)
-        below = [g for g in groups() if g.startswith(f"{group}/")]
-        meant = f"{group}={near}" if near else ""
-        if others := [g for g in (*below, *groups()) if option in _options(g)]:
-            meant = f"{others[0]}={option}"
-        hint = f"; did you mean {meant}?" if meant else ""
+        below = [g for g in config_groups() if g.startswith(f"{group}/")]
+        suggestion = f"{group}={near}" if near else ""
+        if others := [g for g in (*below, *config_groups()) if option in _group_options(g)]:
+            suggestion = f"{others[0]}={option}"
+        hint = f"; did you mean {suggestion}?" if suggestion else ""
         return f"{group}={option}: must be one of {', '.join(options)}{hint}"
     if isinstance(error, OverrideParseException):
         hint = "quote values that contain , = [ ] { } spaces or letters beyond ASCII"
         return f"{error.override}: not of the form key=value; {hint}"
     line = explain_hydra_error(error)
     if "Cannot merge DictConfig with ListConfig" in line:
-        kinds = {"[": "a mapping", "{": "a list"}
-        containers = [(a, kinds.get(a.partition("=")[2][:1])) for a in arguments]
-        found = [f"{override}: must be {kind}" for override, kind in containers if kind is not None]
-        if len(found) == 1:
-            return found[0]
-    named = any(re.split(r"[=@]", a.lstrip("+~"))[0] in line for a in arguments)
-    return line if named or not arguments else f"{shorten(arguments)}: {line}"
+        expected_types = {"[": "a mapping", "{": "a list"}
+        containers = [(a, expected_types.get(a.partition("=")[2][:1])) for a in arguments]
+        lines = [f"{override}: must be {expected_type}" for override, expected_type in containers if expected_type is not None]
+        if len(lines) == 1:
+            return lines[0]
+    names_an_override = any(re.split(r"[=@]", a.lstrip("+~"))[0] in line for a in arguments)
+    return line if names_an_override or not arguments else f"{shorten(arguments)}: {line}"
 
 
 def _compose_groups(config_name: str, arguments: list[str]) -> Mapping[str, Any]:
@@ -241,11 +241,11 @@ def _chosen_groups(arguments: list[str]) -> list[str]:
     return [a for a in options if (CONF / "{}/{}.yaml".format(*a.split("="))).is_file()]
 
 
-def _choices_with(key: str, config_name: str, arguments: list[str]) -> Iterator[str]:
+def _options_with_key(key: str, config_name: str, arguments: list[str]) -> Iterator[str]:
     """Yield the group options that have the key, such as model/network=conv."""
     path = key.split(".")
     above = ("/".join(path[:length]) for length in range(len(path) - 1, 0, -1))
-    group = next((g for g in above if g in groups() and g not in EMPTY_GROUPS), None)
+    group = next((g for g in above if g in config_groups() and g not in EMPTY_GROUPS), None)
     for option in sorted((CONF / group).glob("*.yaml")) if group else []:
         choice = f"{group}={option.stem}"
         with suppress(HydraException, OmegaConfBaseException):
@@ -254,10 +254,10 @@ def _choices_with(key: str, config_name: str, arguments: list[str]) -> Iterator[
                 yield choice
 
 
-def _options(group: str) -> list[str]:
+def _group_options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def groups() -> list[str]:
+def config_groups() -> list[str]:
     """Return the config groups, such as model and model/network."""
     return [p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()]

@@ -23,8 +23,8 @@ _PATH_KEYS = re.compile(
     re.DOTALL,
 )
 _WORD = re.compile(r"[\w./+-]+")
-_VALUES = re.compile(r"(?!hydra\.)([\w.+/]+)=([\w./+-]+(?:,[\w./+-]+)+)")
-_NOT_FILES = re.compile(r"^(latest|null|)$")
+_COMMA_LIST = re.compile(r"(?!hydra\.)([\w.+/]+)=([\w./+-]+(?:,[\w./+-]+)+)")
+_NOT_PATHS = re.compile(r"^(latest|null|)$")
 
 
 def quote_paths(arguments: list[str], cwd: Path) -> list[str]:
@@ -47,7 +47,7 @@ def _quote_path(argument: str, cwd: Path) -> str:
     key, value = match["key"], match["value"]
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         value = value[1:-1]  # the user quoted it for Hydra
-    if _NOT_FILES.match(value):
+    if _NOT_PATHS.match(value):
         return argument
     if not key.endswith("subdir") and not value.startswith("${"):
         path = expand_home(value)
@@ -73,14 +73,14 @@ def _resolve_weights(argument: str, cwd: Path) -> str:
     value = argument.removeprefix("weights=")
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         value = value[1:-1]  # the user quoted it for Hydra
-    for given in ([value], value.split(",")):
-        paths = [_find(path.strip(), cwd) for path in given]
+    for texts in ([value], value.split(",")):
+        paths = [_find_path(path.strip(), cwd) for path in texts]
         if value != "null" and all(paths):
             return "weights=" + ",".join(_quote(str(path.resolve())) for path in paths if path)
     return argument
 
 
-def _find(path: str, cwd: Path) -> Path | None:
+def _find_path(path: str, cwd: Path) -> Path | None:
     """Return the file or folder of a path relative to cwd or the project, or None."""
     places = (base / expand_home(path) for base in (cwd, ROOT))
     return next((place for place in places if path and path_exists(place)), None)
@@ -90,7 +90,7 @@ def bracket_lists(arguments: Sequence[str]) -> list[str]:
     """Rewrite key=a,b as key=[a,b], for scripts without sweeps."""
     overrides = []
     for argument in arguments:
-        match = None if _PATH_KEYS.match(argument) else _VALUES.fullmatch(argument)
+        match = None if _PATH_KEYS.match(argument) else _COMMA_LIST.fullmatch(argument)
         overrides.append(f"{match[1]}=[{match[2]}]" if match else argument)
     return overrides
 
@@ -126,12 +126,12 @@ def defer_to_sweep_jobs(config_name: str, arguments: list[str]) -> list[str]:
                 break
             except ConfigCompositionException as error:
                 match = re.search(r"Could not override '([^']+)'", str(error))
-                of_key = [o for o in fixed if match and o.startswith(f"{match[1]}=")]
-                if not of_key or of_key[-1].startswith("hydra."):  # no job accepts those
+                with_key = [o for o in fixed if match and o.startswith(f"{match[1]}=")]
+                if not with_key or with_key[-1].startswith("hydra."):  # no job accepts those
                     break
-                key, _, value = of_key[-1].partition("=")
+                key, _, value = with_key[-1].partition("=")
                 (choice,) = parse_overrides([f"{key}=choice({value})"])
-                deferred[of_key[-1]] = str(choice.input_line)
+                deferred[with_key[-1]] = str(choice.input_line)
     return [deferred.get(a, a) for a in arguments]
 
 
