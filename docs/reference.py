@@ -21,7 +21,7 @@ from harness.config.editor import editor_schemas  # noqa: E402
 from harness.config.hydra_versions import INITIALIZE_OPTIONS  # noqa: E402
 from harness.config.keys import format_value  # noqa: E402
 from harness.config.libraries import TRAINER  # noqa: E402
-from harness.config.schemas import describe  # noqa: E402
+from harness.config.schemas import describe_valid_values  # noqa: E402
 
 CONF = ROOT / "conf"
 PAGE = ROOT / "docs" / "reference" / "settings.md"
@@ -183,7 +183,7 @@ def _table(
 
 def _allowed(schema: Node) -> str:
     """Return what a JSON Schema allows, in few words."""
-    text = describe(schema).replace(" that is not empty", "")
+    text = describe_valid_values(schema).replace(" that is not empty", "")
     return _cell(re.sub(r"^(.+) or a list, each \1\b", r"\1, a list of these,", text))
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from harness.config.composition import register_resolvers  # noqa: E402
-from harness.config.editor import editor_schemas, header  # noqa: E402
+from harness.config.editor import editor_schemas, schema_comment  # noqa: E402
 
 FOLDER = ROOT / "docs" / "schemas"
 MARK = "# yaml-language-server:"
@@ -40,7 +40,7 @@ def main() -> None:
         (FOLDER / name).write_text(json.dumps(schema, indent=1) + "\n", encoding="utf-8")
     for path in sorted(conf.rglob("*.yaml")):
         text = path.read_text(encoding="utf-8")
-        path.write_text(with_header(text, header(path, conf, FOLDER)), encoding="utf-8")
+        path.write_text(with_header(text, schema_comment(path, conf, FOLDER)), encoding="utf-8")
 
 
 if __name__ == "__main__":

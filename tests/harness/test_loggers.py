@@ -16,7 +16,7 @@ import pytest
 import wandb
 
 from harness.command_line.messages import _with_variable
-from harness.config import changes
+from harness.config import resume_overrides
 from harness.config.checks import validate
 from harness.config.composition import settings_to_validate
 from harness.contract.errors import ConfigError
@@ -357,10 +357,10 @@ def test_a_run_keeps_its_project_with_another_logger_override(nobody: Path) -> N
     RunFolder.archive(compose(), nobody / "run")
     cfg = reading.load_config(nobody / "run")
     configure(nobody, ENVIRONMENT)
-    changes.apply_overrides(cfg, compose("logger=wandb"), ["logger=wandb"])
+    resume_overrides.apply_overrides(cfg, compose("logger=wandb"), ["logger=wandb"])
     assert (cfg.logger.wandb.project, cfg.logger.wandb.entity) == ("conditional-vae", None)
     typed = ["logger=wandb", "logger.wandb.project=typed"]
-    changes.apply_overrides(cfg, compose(*typed), typed)
+    resume_overrides.apply_overrides(cfg, compose(*typed), typed)
     assert (cfg.logger.wandb.project, cfg.logger.wandb.entity) == ("typed", None)
 
 

@@ -23,7 +23,7 @@ import hydra
 import pytest
 import torch
 
-from harness.config import changes
+from harness.config import resume_overrides
 from harness.config.hydra_versions import INITIALIZE_OPTIONS
 from harness.contract.errors import ConfigError, Stopped
 from harness.run_folder import reading, resuming
@@ -757,21 +757,21 @@ def test_overrides_allowed_on_resume(
     composed = compose(*base, typed)
     if not allowed:
         with pytest.raises(ConfigError, match="the run has"):
-            changes.apply_overrides(cfg, composed, [typed])
+            resume_overrides.apply_overrides(cfg, composed, [typed])
         return
-    assert len(changes.apply_overrides(cfg, composed, [typed])) == 1
-    assert changes.apply_overrides(cfg, composed, [typed]) == []
+    assert len(resume_overrides.apply_overrides(cfg, composed, [typed])) == 1
+    assert resume_overrides.apply_overrides(cfg, composed, [typed]) == []
 
 
 def test_the_fingerprint_covers_settings_that_affect_training() -> None:
     conf = ROOT / "conf"
-    default = changes.fingerprint(conf)
+    default = resume_overrides.fingerprint(conf)
     same = ("logger=csv", "trainer.devices=2", "callbacks.figures=null", "data.data_dir=/x")
-    assert changes.fingerprint(conf, same) == default
+    assert resume_overrides.fingerprint(conf, same) == default
     for other in ("seed=2", "model=vae", "callbacks.ema=null", "trainer.max_epochs=3"):
-        assert changes.fingerprint(conf, [other]) != default
+        assert resume_overrides.fingerprint(conf, [other]) != default
     with hydra.initialize_config_dir(
         str(conf), **INITIALIZE_OPTIONS
     ):  # within another Hydra context
-        assert changes.fingerprint(conf) == default
+        assert resume_overrides.fingerprint(conf) == default
         assert hydra.compose("compare").keys() != hydra.compose("train").keys()

@@ -14,7 +14,7 @@ from referencing import Registry, Resource
 
 from harness.config import paths
 from harness.config.composition import register_resolvers
-from harness.config.editor import editor_schemas, header
+from harness.config.editor import editor_schemas, schema_comment
 from harness.config.hydra_versions import INITIALIZE_OPTIONS
 from harness.config.paths import CONF
 
@@ -54,7 +54,7 @@ def test_every_file_names_its_schema_and_satisfies_it(path: Path) -> None:
     if path.name == "wandb_sweep.yaml":  # read by the wandb command
         assert named == []
         return
-    assert named == [header(path, CONF, FOLDER)]
+    assert named == [schema_comment(path, CONF, FOLDER)]
     schema = (path.parent / named[0].removeprefix(MARK)).resolve()
     assert schema.is_file()
     content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)

@@ -36,7 +36,7 @@ BASE = """
 
 
 @pytest.mark.parametrize(
-    ("text", "names", "takes_any"),
+    ("text", "names", "takes_any_name"),
     [
         ("(self, *args, **kwargs): super().__init__(*args, **kwargs)", "shape width", False),
         ("(self, a, *r, **k): super().__init__(*r, **k)", "a shape width", False),
@@ -49,10 +49,10 @@ BASE = """
     ],
 )
 def test_arguments_forwarded_to_the_base(
-    read: Callable[[str, str], Signature], text: str, names: str, takes_any: bool
+    read: Callable[[str, str], Signature], text: str, names: str, takes_any_name: bool
 ) -> None:
     found = read(f"{BASE}        def __init__{text}", "Child")
-    assert (list(found.parameters), found.takes_any) == (names.split(), takes_any)
+    assert (list(found.parameters), found.takes_any_name) == (names.split(), takes_any_name)
 
 
 def test_a_mixin_without_a_constructor_comes_first(
@@ -135,7 +135,7 @@ def test_values_of_unusual_annotations(
         class One:
             def __init__(self, a: {annotation}): ...
     """
-    model = schemas.model("One", read(text, "One").parameters)
+    model = schemas.arguments_model("One", read(text, "One").parameters)
     assert not list(schemas.wrong_values(model, {"a": good}))
     if bad is not None:
         assert list(schemas.wrong_values(model, {"a": bad}))
@@ -170,7 +170,7 @@ def test_a_class_that_replaces_its_base(read: Callable[[str, str], Signature | N
     """
     found = read(text, "UserDict")
     assert found is not None
-    assert (list(found.parameters), found.takes_any) == (["a"], True)
+    assert (list(found.parameters), found.takes_any_name) == (["a"], True)
 
 
 def test_a_misspelt_module_is_named() -> None:

@@ -11,14 +11,14 @@ import annotated_types
 import pydantic
 
 from harness.config import sources
-from harness.config.sources import Definition, Module
+from harness.config.sources import Definition, ParsedModule
 
-Group = dict[str, Any]  # a node of the config
-Table = dict[Any, Any]  # a mapping, whose keys may be numbers
+ConfigNode = dict[str, Any]  # a node of the config
+AnyMapping = dict[Any, Any]  # a mapping, whose keys may be numbers
 _LAX = pydantic.Strict(False)  # a list in YAML may be a tuple in code
 _MAX_DEPTH = 30
-_NAMES = ast.Name | ast.Attribute
-_VALUES: dict[str, Any] = {
+_NAME_NODES = ast.Name | ast.Attribute
+_TYPES_BY_NAME: dict[str, Any] = {
     "int": int,
     "float": float,
     "bool": bool,
@@ -28,12 +28,13 @@ _VALUES: dict[str, Any] = {
     "PathLike": Annotated[str, annotated_types.MinLen(1)],
     "LiteralString": str,
 }
-_LISTS = {"list", "tuple", "set", "frozenset", "Sequence", "Iterable", "Collection"}
-_LISTS |= {"List", "Tuple", "Set", "MutableSequence"}
-_MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping", "OrderedDict"}
-_WRAPPERS = {"Final", "ClassVar", "Required", "NotRequired"}
-_SCALARS = {"int", "float", "bool", "str", "bytes", "Enum", "IntEnum", "StrEnum", "Flag", "IntFlag"}
-_NO_NODES = {"TypedDict", "NamedTuple"} | _SCALARS  # bases whose subclasses may have plain values
+_LIST_NAMES = {"list", "tuple", "set", "frozenset", "Sequence", "Iterable", "Collection"}
+_LIST_NAMES |= {"List", "Tuple", "Set", "MutableSequence"}
+_MAPPING_NAMES = {"dict", "Dict", "Mapping", "MutableMapping", "OrderedDict"}
+_WRAPPER_NAMES = {"Final", "ClassVar", "Required", "NotRequired"}
+_SCALAR_BASES = {"int", "float", "bool", "str", "bytes", "Enum", "IntEnum", "StrEnum", "Flag", "IntFlag"}
+# bases whose subclasses may have plain values
+_PLAIN_VALUE_BASES = {"TypedDict", "NamedTuple"} | _SCALAR_BASES
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Factory:
     arguments: tuple[str, ...] | None = None
 
 
-def convert(node: ast.expr | None, scope: Module, depth: int = _MAX_DEPTH) -> Any:
+def type_of_annotation(node: ast.expr | None, scope: ParsedModule, depth: int = _MAX_DEPTH) -> Any:
     """Return the type of an annotation, or Any if it cannot be known without an import.
 
     A class whose instances are not plain values becomes a node of the config. A tuple accepts a
@@ -64,98 +65,100 @@ def convert(node: ast.expr | None, scope: Module, depth: int = _MAX_DEPTH) -> An
             return None
         case ast.Constant(value=str() as text):
             try:
-                return convert(ast.parse(text, mode="eval").body, scope, depth - 1)
+                return type_of_annotation(ast.parse(text, mode="eval").body, scope, depth - 1)
             except SyntaxError:
                 return Any
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _union([convert(side, scope, depth - 1) for side in (left, right)])
+            return _union_type([type_of_annotation(side, scope, depth - 1) for side in (left, right)])
         case ast.Subscript(value=ast.Name() | ast.Attribute() as value, slice=inside):
             items = inside.elts if isinstance(inside, ast.Tuple) else [inside]
-            return _subscript(_plain_name(value, scope), items, scope, depth - 1)
+            return _type_of_subscript(_known_name(value, scope), items, scope, depth - 1)
         case ast.Name() | ast.Attribute():
             return _type_of_name(node, scope, depth - 1)
     return Any
 
 
-def _union(kinds: Sequence[Any]) -> Any:
-    if any(kind is Any for kind in kinds):
+def _union_type(types: Sequence[Any]) -> Any:
+    if any(item is Any for item in types):
         return Any
-    return functools.reduce(operator.or_, (type(None) if k is None else k for k in kinds))
+    return functools.reduce(operator.or_, (type(None) if t is None else t for t in types))
 
 
-def _plain_name(node: ast.expr, scope: Module) -> str:
+def _known_name(node: ast.expr, scope: ParsedModule) -> str:
     """Return the last part of a name if it is from a known package, else ''."""
-    found = sources.resolve(ast.unparse(node), scope)
-    return found.rpartition(".")[2] if isinstance(found, str) else ""
+    resolved = sources.resolve_name(ast.unparse(node), scope)
+    return resolved.rpartition(".")[2] if isinstance(resolved, str) else ""
 
 
-def _type_of_name(node: ast.expr, scope: Module, depth: int) -> Any:
-    found = sources.resolve(ast.unparse(node), scope)
-    if isinstance(found, Definition):
-        if isinstance(found.node, ast.ClassDef):
-            return _type_of_class(found)
-        return convert(found.node, found.module, depth) if isinstance(found.node, ast.expr) else Any
-    package, _, name = (found or "").rpartition(".")
+def _type_of_name(node: ast.expr, scope: ParsedModule, depth: int) -> Any:
+    resolved = sources.resolve_name(ast.unparse(node), scope)
+    if isinstance(resolved, Definition):
+        if isinstance(resolved.node, ast.ClassDef):
+            return _type_of_class(resolved)
+        if isinstance(resolved.node, ast.expr):
+            return type_of_annotation(resolved.node, resolved.module, depth)
+        return Any
+    package, _, name = (resolved or "").rpartition(".")
     if package.startswith("torch"):
-        return Any if name in ("device", "dtype") else Group  # torch takes "cpu" for a device
-    if name in _VALUES:
-        return _VALUES[name]
-    if name in _LISTS:
+        return Any if name in ("device", "dtype") else ConfigNode  # torch takes "cpu" for a device
+    if name in _TYPES_BY_NAME:
+        return _TYPES_BY_NAME[name]
+    if name in _LIST_NAMES:
         return list[Any]
-    if name in _MAPPINGS:
-        return Table
-    return Annotated[Group, Factory()] if name == "Callable" else Any
+    if name in _MAPPING_NAMES:
+        return AnyMapping
+    return Annotated[ConfigNode, Factory()] if name == "Callable" else Any
 
 
-def _type_of_class(found: Definition, depth: int = _MAX_DEPTH) -> Any:
+def _type_of_class(definition: Definition, depth: int = _MAX_DEPTH) -> Any:
     """Return Any if a plain value can be an instance of the class, else a node of the config."""
-    assert isinstance(found.node, ast.ClassDef)
-    names = {ast.unparse(base).rpartition(".")[2] for base in found.node.bases}
-    if names & _NO_NODES or any(
-        _type_of_base(base, found.module, depth) is Any for base in found.node.bases
+    assert isinstance(definition.node, ast.ClassDef)
+    names = {ast.unparse(base).rpartition(".")[2] for base in definition.node.bases}
+    if names & _PLAIN_VALUE_BASES or any(
+        _type_of_base(base, definition.module, depth) is Any for base in definition.node.bases
     ):
         return Any
-    call = [s for s in found.node.body if isinstance(s, sources.Function) and s.name == "__call__"]
+    call = [s for s in definition.node.body if isinstance(s, sources.FunctionNode) and s.name == "__call__"]
     if "Protocol" in names and call and call[0].args.kwonlyargs:
-        return Annotated[Group, Factory(tuple(a.arg for a in call[0].args.kwonlyargs))]
-    return Group
+        return Annotated[ConfigNode, Factory(tuple(a.arg for a in call[0].args.kwonlyargs))]
+    return ConfigNode
 
 
-def _type_of_base(node: ast.expr, scope: Module, depth: int) -> Any:
+def _type_of_base(node: ast.expr, scope: ParsedModule, depth: int) -> Any:
     """Return the type of a base class; a node of the config if it has no source."""
-    found = sources.resolve(ast.unparse(node), scope) if isinstance(node, _NAMES) else None
-    if isinstance(found, Definition) and isinstance(found.node, ast.ClassDef) and depth:
-        return _type_of_class(found, depth - 1)
-    return Group
+    resolved = sources.resolve_name(ast.unparse(node), scope) if isinstance(node, _NAME_NODES) else None
+    if isinstance(resolved, Definition) and isinstance(resolved.node, ast.ClassDef) and depth:
+        return _type_of_class(resolved, depth - 1)
+    return ConfigNode
 
 
-def _subscript(name: str, items: Sequence[ast.expr], scope: Module, depth: int) -> Any:
+def _type_of_subscript(name: str, items: Sequence[ast.expr], scope: ParsedModule, depth: int) -> Any:
     """Return the type of ``name[items]``."""
     if name == "Literal":
-        return Literal[tuple(_constants(items, scope))]
+        return Literal[tuple(_literal_values(items, scope))]
     if name == "Annotated":
-        base = convert(items[0], scope, depth)
-        limits = [made for item in items[1:] if (made := _constraint(item, scope)) is not None]
-        return Annotated[(base, *limits)] if limits else base  # type: ignore[return-value]
+        base = type_of_annotation(items[0], scope, depth)
+        constraints = [constraint for item in items[1:] if (constraint := _constraint(item, scope)) is not None]
+        return Annotated[(base, *constraints)] if constraints else base  # type: ignore[return-value]
     if name == "Callable":
-        return Annotated[Group, Factory()]
-    if name in _MAPPINGS:
-        return Table
-    kinds = [convert(item, scope, depth) for item in items]
-    if not kinds:  # tuple[()]
+        return Annotated[ConfigNode, Factory()]
+    if name in _MAPPING_NAMES:
+        return AnyMapping
+    types = [type_of_annotation(item, scope, depth) for item in items]
+    if not types:  # tuple[()]
         return list[Any]
     if name == "Optional":
-        return _union([kinds[0], None])
+        return _union_type([types[0], None])
     if name == "Union":
-        return _union(kinds)
+        return _union_type(types)
     if name in ("tuple", "Tuple") and not isinstance(items[-1], ast.Constant):
-        return Annotated[tuple[tuple(kinds)], _LAX]  # type: ignore[misc]
-    if name in _LISTS:
-        return list[kinds[0]]  # type: ignore[valid-type]
-    return kinds[0] if name in _WRAPPERS else Any
+        return Annotated[tuple[tuple(types)], _LAX]  # type: ignore[misc]
+    if name in _LIST_NAMES:
+        return list[types[0]]  # type: ignore[valid-type]
+    return types[0] if name in _WRAPPER_NAMES else Any
 
 
-def _constants(items: Sequence[ast.expr], scope: Module) -> list[Any]:
+def _literal_values(items: Sequence[ast.expr], scope: ParsedModule) -> list[Any]:
     values: list[Any] = []
     for item in items:
         try:
@@ -165,12 +168,12 @@ def _constants(items: Sequence[ast.expr], scope: Module) -> list[Any]:
     return values
 
 
-def _constraint(node: ast.expr, scope: Module) -> Any:
+def _constraint(node: ast.expr, scope: ParsedModule) -> Any:
     """Return a constraint of annotated-types or pydantic, such as ``Ge(0)``; None for others."""
     if not isinstance(node, ast.Call):
         return None
-    found = sources.resolve(ast.unparse(node.func), scope)
-    package, _, name = found.rpartition(".") if isinstance(found, str) else ("", "", "")
+    resolved = sources.resolve_name(ast.unparse(node.func), scope)
+    package, _, name = resolved.rpartition(".") if isinstance(resolved, str) else ("", "", "")
     library = {"annotated_types": annotated_types, "pydantic": pydantic}.get(package)
     try:
         positional = [ast.literal_eval(argument) for argument in node.args]

@@ -15,18 +15,18 @@ from pydantic import BaseModel
 from harness.config import libraries, schemas, science, signatures, sources
 from harness.config.keys import format_value, nearest_key
 from harness.config.paths import CONF
-from harness.config.run_settings import RUN, SCHEDULER_SETTINGS
+from harness.config.run_settings import RUN_PARAMETERS, SCHEDULER_SETTINGS
 from harness.config.signatures import REQUIRED, NotFoundError, Parameter, Signature
-from harness.config.together import check_together
+from harness.config.consistency import check_consistency
 
-_NEEDED = ("data", "model", "optimizer", "trainer", "module")
+_REQUIRED_NODES = ("data", "model", "optimizer", "trainer", "module")
 _SINGLE_NODES = ("data", "model", "module", "optimizer", "scheduler")
 _NODE_GROUPS = ("logger", "callbacks")
-_ANY = schemas.describe({})
+_ANY_VALUE = schemas.describe_valid_values({})
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
 
-class Passed(NamedTuple):
+class PassedArguments(NamedTuple):
     """Arguments that the code passes to the class of a node, besides those in the config.
 
     Args:
@@ -34,26 +34,26 @@ class Passed(NamedTuple):
         num_positional: how many of the first arguments are passed by position.
         optional: arguments passed by name if the class takes them.
         is_known: False if the code may pass others as well.
-        by_partial: whether the node must have ``_partial_: true``, because the code calls it.
+        needs_partial: whether the node must have ``_partial_: true``, because the code calls it.
     """
 
     names: tuple[str, ...] = ()
     num_positional: int = 0
     optional: tuple[str, ...] = ()
     is_known: bool = True
-    by_partial: bool = False
+    needs_partial: bool = False
 
 
-NOTHING = Passed()
+NO_ARGUMENTS = PassedArguments()
 _PASSED_BY_RUN = {
-    "data": Passed(("seed",)),
-    "module": Passed(("model", "optimizer", "scheduler", "scheduler_settings", "seed")),
-    "optimizer": Passed(num_positional=1, by_partial=True),
-    "scheduler": Passed(num_positional=1, optional=("total_steps",), by_partial=True),
+    "data": PassedArguments(("seed",)),
+    "module": PassedArguments(("model", "optimizer", "scheduler", "scheduler_settings", "seed")),
+    "optimizer": PassedArguments(num_positional=1, needs_partial=True),
+    "scheduler": PassedArguments(num_positional=1, optional=("total_steps",), needs_partial=True),
 }
 
 
-def passed_to(key: str, parent: Mapping[str, Any] | None = None) -> Passed:
+def arguments_passed_to(key: str, parent: Mapping[str, Any] | None = None) -> PassedArguments:
     """Return the arguments that the code passes to the class of a node.
 
     Args:
@@ -62,15 +62,15 @@ def passed_to(key: str, parent: Mapping[str, Any] | None = None) -> Passed:
             which the code calls a factory.
     """
     if parent is None:
-        return _PASSED_BY_RUN.get(key, NOTHING)
+        return _PASSED_BY_RUN.get(key, NO_ARGUMENTS)
     target, name = parent.get("_target_"), key.rpartition(".")[2]
-    found = _signature(target) if isinstance(target, str) else None
-    parameter = found.parameters.get(name) if found else None
-    factory = parameter and schemas.factory_of(parameter.kind)
+    signature = _read_signature(target) if isinstance(target, str) else None
+    parameter = signature.parameters.get(name) if signature else None
+    factory = parameter and schemas.factory_of(parameter.value_type)
     if not factory:
-        return Passed(is_known=False)
+        return PassedArguments(is_known=False)
     is_known = factory.arguments is not None
-    return Passed(factory.arguments or (), is_known=is_known, by_partial=is_known)
+    return PassedArguments(factory.arguments or (), is_known=is_known, needs_partial=is_known)
 
 
 @dataclass
@@ -80,24 +80,24 @@ class Arguments:
     Args:
         owner: name of the class or file, for messages.
         parameters: the arguments, by name.
-        takes_any: whether the class accepts other names as well.
+        takes_any_name: whether the class accepts other names as well.
         required: names that the config must set.
     """
 
     owner: str
     parameters: Mapping[str, Parameter]
-    takes_any: bool
+    takes_any_name: bool
     required: tuple[str, ...]
 
     @functools.cached_property
     def model(self) -> type[BaseModel]:
         """The pydantic model, built on first use, because checking names does not need it."""
-        return schemas.model(self.owner.rpartition(".")[2], self.parameters)
+        return schemas.arguments_model(self.owner.rpartition(".")[2], self.parameters)
 
 
 @functools.cache
 def arguments_of(
-    target: str, passed: Passed = NOTHING, settings: tuple[str, ...] = (), key: str = ""
+    target: str, passed: PassedArguments = NO_ARGUMENTS, settings: tuple[str, ...] = (), key: str = ""
 ) -> Arguments | None:
     """Return the arguments of a class that a config may set, or None if there is no source.
 
@@ -107,33 +107,33 @@ def arguments_of(
         settings: top-level keys of the config, which may be arguments of the LightningModule.
         key: dotted key of the node.
     """
-    found = _signature(target)
-    if found is None:
+    signature = _read_signature(target)
+    if signature is None:
         return None
-    taken = {*passed.names, *passed.optional, *list(found.parameters)[: passed.num_positional]}
+    passed_names = {*passed.names, *passed.optional, *list(signature.parameters)[: passed.num_positional]}
     ranges = libraries.ranges(target)
     parameters = {
-        name: parameter.with_kind(ranges[name]) if name in ranges else parameter
-        for name, parameter in found.parameters.items()
-        if name not in taken
+        name: parameter.with_type(ranges[name]) if name in ranges else parameter
+        for name, parameter in signature.parameters.items()
+        if name not in passed_names
     }
     parameters |= SCHEDULER_SETTINGS if key == "scheduler" else {}
     required = [n for n, p in parameters.items() if p.default is REQUIRED and n not in settings]
     required += [n for n in libraries.required(target) if n in parameters]
     if target == libraries.TRAINER:
         required = list(parameters)
-    return Arguments(target, parameters, found.takes_any, tuple(required))
+    return Arguments(target, parameters, signature.takes_any_name, tuple(required))
 
 
 def train_arguments(cfg: Mapping[str, Any]) -> Arguments:
     """Return the settings of the top level of train.yaml: the run's, and those of the module."""
     node = cfg.get("module")
     target = node.get("_target_") if isinstance(node, Mapping) else None
-    parameters = dict(RUN)
+    parameters = dict(RUN_PARAMETERS)
     own = arguments_of(target, _PASSED_BY_RUN["module"]) if isinstance(target, str) else None
     if own is not None:
-        parameters |= {n: p for n, p in own.parameters.items() if n not in (*RUN, *(node or ()))}
-    required = tuple(name for name, parameter in RUN.items() if parameter.default is REQUIRED)
+        parameters |= {n: p for n, p in own.parameters.items() if n not in (*RUN_PARAMETERS, *(node or ()))}
+    required = tuple(name for name, parameter in RUN_PARAMETERS.items() if parameter.default is REQUIRED)
     return Arguments("train.yaml", parameters, own is None, required)
 
 
@@ -148,16 +148,16 @@ def validate(cfg: Mapping[str, Any], script: str | None = None) -> list[str]:
         assert arguments is not None, script
         own = replace(arguments, owner=f"{script}.yaml")
         return [*_check_text(cfg), *_check_node(cfg, own, "")]
-    if missing := [f"{key}: cannot be left out" for key in _NEEDED if not cfg.get(key)]:
+    if missing := [f"{key}: cannot be left out" for key in _REQUIRED_NODES if not cfg.get(key)]:
         return missing
     problems = [*_check_text(cfg), *_check_node(cfg, train_arguments(cfg), "")]
-    if all(isinstance(cfg[key], Mapping) for key in _NEEDED):
+    if all(isinstance(cfg[key], Mapping) for key in _REQUIRED_NODES):
         problems += _check_targets(cfg)
-        if arguments := arguments_of(libraries.TRAINER, Passed(("logger", "callbacks"))):
+        if arguments := arguments_of(libraries.TRAINER, PassedArguments(("logger", "callbacks"))):
             problems += _check_node(cfg["trainer"], arguments, "trainer.")
         problems += check_arguments(cfg)
         if not problems:
-            problems += check_together(cfg, science.of_config(cfg))
+            problems += check_consistency(cfg, science.of_config(cfg))
     return list(dict.fromkeys(problems))
 
 
@@ -183,9 +183,9 @@ def _check_targets(cfg: Mapping[str, Any]) -> Iterator[str]:
         nodes |= {f"{group}.{name}": node for name, node in (cfg.get(group) or {}).items() if node}
     for group in _SINGLE_NODES:
         target = (cfg.get(group) or {}).get("_target_")
-        found = _signature(target) if isinstance(target, str) else None
-        for name, parameter in found.parameters.items() if found else ():
-            if schemas.factory_of(parameter.kind) and isinstance(cfg[group].get(name), Mapping):
+        signature = _read_signature(target) if isinstance(target, str) else None
+        for name, parameter in signature.parameters.items() if signature else ():
+            if schemas.factory_of(parameter.value_type) and isinstance(cfg[group].get(name), Mapping):
                 nodes[f"{group}.{name}"] = cfg[group][name]
     for key, node in nodes.items():
         target = node.get("_target_") if isinstance(node, Mapping) else node
@@ -193,7 +193,7 @@ def _check_targets(cfg: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}._target_={format_value(target)}: must be the dotted name of a class"
 
 
-def _signature(target: str) -> Signature | None:
+def _read_signature(target: str) -> Signature | None:
     """Return a signature, or None if the source has errors, which check_arguments reports."""
     try:
         return signatures.signature(target)
@@ -202,7 +202,7 @@ def _signature(target: str) -> Signature | None:
 
 
 def check_arguments(
-    node: Any, key: str = "", passed: Passed | None = None, settings: Sequence[str] = ()
+    node: Any, key: str = "", passed: PassedArguments | None = None, settings: Sequence[str] = ()
 ) -> Iterator[str]:
     """Yield one line for each wrong argument of a class in a config, without importing it.
 
@@ -214,52 +214,52 @@ def check_arguments(
     """
     if isinstance(node, list):
         for number, child in enumerate(node):
-            yield from check_arguments(child, f"{key}[{number}]", Passed(is_known=False))
+            yield from check_arguments(child, f"{key}[{number}]", PassedArguments(is_known=False))
     if not isinstance(node, Mapping):
         return
     target = node.get("_target_")
     if isinstance(target, str):
-        passed = passed or passed_to(key)
+        passed = passed or arguments_passed_to(key)
         try:
-            found = signatures.signature(target)
+            signature = signatures.signature(target)
         except (NotFoundError, sources.SourceError) as error:
             yield f"{key}._target_={format_value(target)}: {error}"
-            found = None
-        if found is not None:
+            signature = None
+        if signature is not None:
             for package in sources.missing_packages(target.rpartition(".")[0]):
                 yield f"{key}._target_={target}: it imports {package}, which is not installed"
-            partial_problems = list(_check_partial(node, key, found, passed))
+            partial_problems = list(_check_passed_arguments(node, key, signature, passed))
             yield from partial_problems
-            of_module = tuple(settings) if key == "module" else ()
-            arguments = arguments_of(target, passed, of_module, key)
+            module_settings = tuple(settings) if key == "module" else ()
+            arguments = arguments_of(target, passed, module_settings, key)
             assert arguments is not None
-            is_open = node.get("_args_") or (node.get("_partial_") and not passed.is_known)
-            if is_open or partial_problems:
+            is_incomplete = node.get("_args_") or (node.get("_partial_") and not passed.is_known)
+            if is_incomplete or partial_problems:
                 arguments = replace(arguments, required=())
             yield from _check_node(node, arguments, f"{key}.")
     settings = settings or (list(node) if not key else ())
     for name, child in node.items():
-        inner = f"{key}.{name}".lstrip(".")
-        by_parent = passed_to(inner, node) if key else None
-        yield from check_arguments(child, inner, by_parent, settings)
+        child_key = f"{key}.{name}".lstrip(".")
+        passed_to_child = arguments_passed_to(child_key, node) if key else None
+        yield from check_arguments(child, child_key, passed_to_child, settings)
 
 
-def _check_partial(
-    node: Mapping[str, Any], key: str, found: Signature, passed: Passed
+def _check_passed_arguments(
+    node: Mapping[str, Any], key: str, signature: Signature, passed: PassedArguments
 ) -> Iterator[str]:
     """Check that the class accepts the arguments that the code passes."""
-    first = list(found.parameters)[: passed.num_positional]
-    needed = [n for n in (*first, *passed.names) if n in found.parameters]
-    is_needed = any(found.parameters[n].default is REQUIRED for n in needed)
-    if passed.by_partial and is_needed and node.get("_partial_") is not True:
+    first = list(signature.parameters)[: passed.num_positional]
+    needed = [n for n in (*first, *passed.names) if n in signature.parameters]
+    is_needed = any(signature.parameters[n].default is REQUIRED for n in needed)
+    if passed.needs_partial and is_needed and node.get("_partial_") is not True:
         yield f"{key}._partial_={format_value(node.get('_partial_'))}: must be true"
-    lacking = [n for n in passed.names if n not in found.parameters]
-    if lacking and not found.takes_any:
-        others = [n for n, p in found.parameters.items() if p.default is REQUIRED]
+    lacking = [n for n in passed.names if n not in signature.parameters]
+    if lacking and not signature.takes_any_name:
+        others = [n for n, p in signature.parameters.items() if p.default is REQUIRED]
         others = [n for n in others if n not in passed.names and n not in node]
         instead = f" instead of {', '.join(others)}" if others else ""
         named = ("arguments " if len(lacking) > 1 else "argument ") + ", ".join(lacking)
-        yield f"{key}._target_={found.target}: must take the {named}{instead}"
+        yield f"{key}._target_={signature.target}: must take the {named}{instead}"
 
 
 def _check_node(node: Mapping[str, Any], arguments: Arguments, prefix: str) -> Iterator[str]:
@@ -267,32 +267,32 @@ def _check_node(node: Mapping[str, Any], arguments: Arguments, prefix: str) -> I
     if missing := [name for name in arguments.required if name not in node]:
         properties = schemas.json_schema(arguments.model)["properties"]
         for name in missing:
-            kind = schemas.describe(properties[name])
-            yield f"{prefix}{name}: missing" + (f"; it must be {kind}" if kind != _ANY else "")
-    for name, kind in schemas.wrong_values(arguments.model, node):
+            valid_values = schemas.describe_valid_values(properties[name])
+            yield f"{prefix}{name}: missing" + (f"; it must be {valid_values}" if valid_values != _ANY_VALUE else "")
+    for name, valid_values in schemas.wrong_values(arguments.model, node):
         path = f"{prefix}{name}".replace(".", "/")
-        is_choice = kind.startswith("a group") and isinstance(node[name], str)
+        is_choice = valid_values.startswith("a group") and isinstance(node[name], str)
         if is_choice and (CONF / path).is_dir():
-            kind += f"; choose one with a slash: {path}={format_value(node[name])}"
-        yield f"{prefix}{name}={format_value(node[name])}: must be {kind}"
-    if not arguments.takes_any:
+            valid_values += f"; choose one with a slash: {path}={format_value(node[name])}"
+        yield f"{prefix}{name}={format_value(node[name])}: must be {valid_values}"
+    if not arguments.takes_any_name:
         yield from _check_names(node, arguments, prefix)
 
 
 def _check_names(node: Mapping[str, Any], arguments: Arguments, prefix: str) -> Iterator[str]:
     unknown = [str(k) for k in node if k not in arguments.parameters and k not in _HYDRA_KEYS]
     known = list(arguments.parameters)
-    left: list[str] = []
+    unexplained: list[str] = []
     for name in unknown:
         if near := nearest_key(name, known):
             setting = f"{prefix}{format_value(name)}={format_value(node[name])}"
             yield f"{setting}: {arguments.owner} has no such key; did you mean {prefix}{near}?"
         else:
-            left.append(f"{prefix}{format_value(name)}")
-    if left:
-        drop = " ".join(f"~{key}" for key in left) if prefix else ""
-        hint = f"; to drop {'it' if len(left) == 1 else 'them'}: {drop}" if drop else ""
-        yield f"{', '.join(left)}: {arguments.owner} has no such key{hint}"
+            unexplained.append(f"{prefix}{format_value(name)}")
+    if unexplained:
+        drop = " ".join(f"~{key}" for key in unexplained) if prefix else ""
+        hint = f"; to drop {'it' if len(unexplained) == 1 else 'them'}: {drop}" if drop else ""
+        yield f"{', '.join(unexplained)}: {arguments.owner} has no such key{hint}"
 
 
 def addable_keys(node: Any, prefix: str = "") -> Iterator[str]:
@@ -300,7 +300,7 @@ def addable_keys(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, Mapping):
         target = node.get("_target_")
         key = prefix.rstrip(".")
-        if isinstance(target, str) and (found := arguments_of(target, passed_to(key), key=key)):
-            yield from (f"{prefix}{name}" for name in found.parameters if name not in node)
+        if isinstance(target, str) and (arguments := arguments_of(target, arguments_passed_to(key), key=key)):
+            yield from (f"{prefix}{name}" for name in arguments.parameters if name not in node)
         for key, child in node.items():
             yield from addable_keys(child, f"{prefix}{key}.")

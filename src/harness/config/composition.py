@@ -15,7 +15,7 @@ from harness.config import science
 from harness.config.hydra_versions import INITIALIZE_OPTIONS, register_resolver
 from harness.config.paths import ROOT
 
-_FILLED_IN = ("run_dir", "run_id", "name")
+_SET_AT_START = ("run_dir", "run_id", "name")
 
 
 def compose_config(conf: Path, entry_point: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -63,12 +63,12 @@ def settings_to_validate(config: DictConfig) -> dict[str, Any]:
     ``${run_dir}`` become the text "None", because they are text once the run has started.
     """
     filled = without_hydra(config)
-    given = {key: filled.get(key) for key in _FILLED_IN}
+    originals = {key: filled.get(key) for key in _SET_AT_START}
     with open_dict(filled):
-        filled.update({key: str(value) for key, value in given.items() if value is None})
+        filled.update({key: str(value) for key, value in originals.items() if value is None})
         if filled.get("monitor") is None:
             filled.monitor = science.of_config(plain_settings(filled)).monitor(filled)
-    return plain_settings(filled) | given
+    return plain_settings(filled) | originals
 
 
 def register_resolvers() -> None:

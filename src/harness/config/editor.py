@@ -11,10 +11,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from harness.config import checks, libraries, schemas
-from harness.config.checks import Arguments, Passed
+from harness.config.checks import Arguments, PassedArguments
 from harness.config.composition import compose_config
-from harness.config.run_settings import Run
-from harness.config.signatures import documentation, signature
+from harness.config.run_settings import RunSettings
+from harness.config.signatures import read_documentation, signature
 
 _DRAFT = "http://json-schema.org/draft-07/schema#"
 _INTERPOLATION = {"type": "string", "pattern": r"\$\{|^\?\?\?$"}
@@ -28,7 +28,7 @@ _HYDRA_KEYS: dict[str, Any] = {
     "_recursive_": {"type": "boolean"},
 }
 # groups whose files have another schema
-_NO_NODES = ("hydra", "experiment", "debug", "sweep", "device")
+_GROUPS_WITHOUT_SCHEMA = ("hydra", "experiment", "debug", "sweep", "device")
 _NODE_GROUPS = ("callbacks", "logger")  # groups of nodes by name
 
 
@@ -39,24 +39,24 @@ def editor_schemas(conf: Path) -> dict[str, dict[str, Any]]:
         conf: folder of the configuration files.
     """
     groups = [p.relative_to(conf).as_posix() for p in sorted(conf.rglob("*")) if p.is_dir()]
-    groups = [g for g in groups if g.partition("/")[0] not in (*_NO_NODES, "trainer")]
-    found = {_file_name(group): _group_schema(conf, group, groups) for group in groups}
-    trainer = checks.arguments_of(libraries.TRAINER, Passed(("logger", "callbacks")))
+    groups = [g for g in groups if g.partition("/")[0] not in (*_GROUPS_WITHOUT_SCHEMA, "trainer")]
+    by_file = {_file_name(group): _group_schema(conf, group, groups) for group in groups}
+    trainer = checks.arguments_of(libraries.TRAINER, PassedArguments(("logger", "callbacks")))
     assert trainer is not None
-    found["trainer.json"] = _object_schema(_properties(trainer, libraries.TRAINER))
+    by_file["trainer.json"] = _object_schema(_properties(trainer, libraries.TRAINER))
     for path in sorted(conf.glob("*.yaml")):
         if path.stem == "train":
             arguments = checks.train_arguments(compose_config(conf, "train"))
             top = [group for group in (*groups, "trainer") if "/" not in group]
-            properties = _properties(arguments, f"{Run.__module__}.{Run.__name__}")
+            properties = _properties(arguments, f"{RunSettings.__module__}.{RunSettings.__name__}")
             properties |= _module_properties(conf, arguments, properties)
             properties |= {group: {"$ref": _file_name(group)} for group in top}
-        elif (tool := checks.arguments_of(f"{path.stem}.main")) is not None:
-            properties = _properties(tool, f"{path.stem}.main")
+        elif (script_arguments := checks.arguments_of(f"{path.stem}.main")) is not None:
+            properties = _properties(script_arguments, f"{path.stem}.main")
         else:
             continue
-        found[f"{path.stem}.json"] = _object_schema(properties)
-    return {name: {"$schema": _DRAFT, **schema} for name, schema in found.items()}
+        by_file[f"{path.stem}.json"] = _object_schema(properties)
+    return {name: {"$schema": _DRAFT, **schema} for name, schema in by_file.items()}
 
 
 def _module_properties(
@@ -64,7 +64,7 @@ def _module_properties(
 ) -> dict[str, Any]:
     """Return the settings that the LightningModule takes from the top level, with descriptions."""
     module = compose_config(conf, "train")["module"]["_target_"]
-    _, texts = documentation(module)
+    _, texts = read_documentation(module)
     own = [n for n in arguments.parameters if "description" not in properties[n] and n in texts]
     return {name: {"description": texts[name], **properties[name]} for name in own}
 
@@ -80,15 +80,15 @@ def _object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 def _properties(arguments: Arguments, target: str) -> dict[str, Any]:
     """Return the schema of each argument, with its description; interpolations are allowed."""
-    made = schemas.json_schema(arguments.model)["properties"]
-    _, texts = documentation(target)
-    found = {}
+    value_schemas = schemas.json_schema(arguments.model)["properties"]
+    _, texts = read_documentation(target)
+    properties = {}
     for name, parameter in arguments.parameters.items():
-        schema = {k: v for k, v in made[name].items() if k not in ("title", "default")}
+        schema = {k: v for k, v in value_schemas[name].items() if k not in ("title", "default")}
         description = {"description": texts[name]} if texts.get(name) else {}
         default = {"default": parameter.default} if _is_plain(parameter.default) else {}
-        found[name] = {**description, **default, "anyOf": [schema, _INTERPOLATION]}
-    return found
+        properties[name] = {**description, **default, "anyOf": [schema, _INTERPOLATION]}
+    return properties
 
 
 def _is_plain(value: Any) -> bool:
@@ -102,12 +102,12 @@ def _targets(conf: Path, group: str) -> list[str]:
     )
 
 
-def _passed_to_group(conf: Path, group: str) -> Passed:
+def _passed_to_group(conf: Path, group: str) -> PassedArguments:
     """Return the arguments that the code or the parent class passes to classes of a group."""
     above, _, _ = group.rpartition("/")
     parents = _targets(conf, above) if above else []
-    found = [checks.passed_to(group.replace("/", "."), {"_target_": t}) for t in parents]
-    return next((p for p in found if p.is_known), checks.passed_to(group))
+    candidates = [checks.arguments_passed_to(group.replace("/", "."), {"_target_": t}) for t in parents]
+    return next((p for p in candidates if p.is_known), checks.arguments_passed_to(group))
 
 
 def _target_names(node: Any) -> Iterable[str]:
@@ -120,16 +120,16 @@ def _target_names(node: Any) -> Iterable[str]:
 def _group_schema(conf: Path, group: str, groups: Iterable[str]) -> dict[str, Any]:
     below = {g.rpartition("/")[2]: g for g in groups if g.rpartition("/")[0] == group}
     nested = {name: {"$ref": _file_name(inner)} for name, inner in below.items()}
-    cases, names = [], dict(nested)
+    cases, key_descriptions = [], dict(nested)
     passed = _passed_to_group(conf, group)
     for target in _targets(conf, group):
         arguments = checks.arguments_of(target, passed, key=group)
         if arguments is None or signature(target) is None:
             continue
         properties = _properties(arguments, target) | nested
-        summary, _ = documentation(target)
+        summary, _ = read_documentation(target)
         schema = _object_schema(properties)
-        if arguments.takes_any:
+        if arguments.takes_any_name:
             del schema["additionalProperties"]
         description = {"description": summary} if summary else {}
         is_target = {
@@ -138,9 +138,9 @@ def _group_schema(conf: Path, group: str, groups: Iterable[str]) -> dict[str, An
             "required": ["_target_"],
         }
         cases.append({"if": is_target, "then": {**description, **schema}})
-        names = {
+        key_descriptions = {
             n: {"description": p.get("description", "")} for n, p in properties.items()
-        } | names
+        } | key_descriptions
     known = {"anyOf": [{"enum": _targets(conf, group)}, {"type": "string"}]}
     node = {
         "type": ["object", "null", "string"],
@@ -148,7 +148,7 @@ def _group_schema(conf: Path, group: str, groups: Iterable[str]) -> dict[str, An
         "properties": {**_HYDRA_KEYS, "_target_": {**_HYDRA_KEYS["_target_"], **known}},
         "allOf": [
             *cases,
-            {"if": {"not": {"required": ["_target_"]}}, "then": {"properties": names}},
+            {"if": {"not": {"required": ["_target_"]}}, "then": {"properties": key_descriptions}},
         ],
     }
     if group not in _NODE_GROUPS:
@@ -162,7 +162,7 @@ def _group_schema(conf: Path, group: str, groups: Iterable[str]) -> dict[str, An
     }
 
 
-def header(path: Path, conf: Path, schemas: Path) -> str | None:
+def schema_comment(path: Path, conf: Path, schemas: Path) -> str | None:
     """Return the comment that names the schema of a configuration file, or None if it has none.
 
     Args:

@@ -52,12 +52,12 @@ def _import(key: str, target: str) -> None:
     here = str(Path.cwd())  # the jobs of a sweep import from here as well
     sys.path.append(here)
     try:
-        found = _locate(target)
+        imported = _locate(target)
     except Exception as error:  # whatever the user's module raises
         raise ConfigError(f"{key}._target_={target}: {explain_hydra_error(error)}") from None
     finally:
         sys.path.remove(here)
-    if not callable(found):
+    if not callable(imported):
         raise ConfigError(f"{key}._target_={target}: must be a class or a function")
 
 

@@ -34,8 +34,8 @@ _SYNONYMS = {  # what users type for the last part of a key
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
     """Return the known key that a user most likely meant, or None."""
-    meant = _SYNONYMS.get(key.rpartition(".")[2].lower())
-    if synonyms := [k for k in known if meant and k.rpartition(".")[2] == meant]:
+    synonym = _SYNONYMS.get(key.rpartition(".")[2].lower())
+    if synonyms := [k for k in known if synonym and k.rpartition(".")[2] == synonym]:
         return synonyms[0]
     if same := [k for k in known if k.lower() == key.lower()]:
         return same[0]

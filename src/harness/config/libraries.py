@@ -25,8 +25,8 @@ TRAINER = "lightning.Trainer"
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true", "16", "bf16", "32", "64")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 PROFILERS = ("simple", "advanced", "pytorch")
-_Never = Literal[False]
-_Extreme = Literal["min", "max"]
+_OnlyFalse = Literal[False]
+_Mode = Literal["min", "max"]
 _Betas = Annotated[tuple[Fraction, Fraction], Strict(False)]
 _NumBatches = Natural | Probability | None
 
@@ -40,8 +40,8 @@ RANGES: dict[str, dict[str, Any]] = {
         "dampening": Probability,
         "alpha": Fraction,
         "rho": Fraction,
-        "maximize": _Never,  # the loss is minimized
-        "differentiable": _Never,
+        "maximize": _OnlyFalse,  # the loss is minimized
+        "differentiable": _OnlyFalse,
     },
     "torch.optim.lr_scheduler": {
         "factor": Probability,
@@ -70,7 +70,7 @@ RANGES: dict[str, dict[str, Any]] = {
     "lightning.pytorch.callbacks.ModelCheckpoint": {
         "dirpath": Name | None,
         "filename": Name | None,
-        "mode": _Extreme,
+        "mode": _Mode,
         "save_top_k": OrUnlimited,
         "every_n_train_steps": Natural | None,
         "every_n_epochs": Natural | None,
@@ -80,7 +80,7 @@ RANGES: dict[str, dict[str, Any]] = {
         "monitor": str | None,  # null until the run starts
         "min_delta": Weight,
         "patience": Natural,
-        "mode": _Extreme,
+        "mode": _Mode,
     },
     TRAINER: {
         "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"],

@@ -49,10 +49,10 @@ def divide_machine(count: int) -> list[Share]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
     gpus = [str(i) for i in range(len(devices))] if visible is None else visible.split(",")
-    each, gpus_each = max(1, len(cores) // count), max(1, len(gpus) // count)
+    cores_each, gpus_each = max(1, len(cores) // count), max(1, len(gpus) // count)
     return [
         Share(
-            cores[i * each : (i + 1) * each],
+            cores[i * cores_each : (i + 1) * cores_each],
             [gpus[(i * gpus_each + j) % len(gpus)] for j in range(gpus_each)] if gpus else [],
         )
         for i in range(count)

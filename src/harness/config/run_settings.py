@@ -10,7 +10,7 @@ from harness.contract.settings import Count, Name, Positive, Title, Trust
 
 
 @dataclass
-class Run:
+class RunSettings:
     """Settings of a run, to which the arguments of your LightningModule are added.
 
     Args:
@@ -66,18 +66,18 @@ class Run:
     sweep: None = None
 
 
-def _run() -> dict[str, Parameter]:
-    found = signature(f"{__name__}.{Run.__name__}")
-    assert found is not None
-    return dict(found.parameters)
+def _run_parameters() -> dict[str, Parameter]:
+    own_signature = signature(f"{__name__}.{RunSettings.__name__}")
+    assert own_signature is not None
+    return dict(own_signature.parameters)
 
 
-RUN = _run()
+RUN_PARAMETERS = _run_parameters()
 _SCHEDULER_TYPES = {
     "interval": Literal["step", "epoch"],
     "frequency": Count,
     "monitor": str | None,
 }
 SCHEDULER_SETTINGS = {  # Lightning's, in addition to the arguments of a schedule
-    name: Parameter(lambda: None, None).with_kind(kind) for name, kind in _SCHEDULER_TYPES.items()
+    name: Parameter(lambda: None, None).with_type(value_type) for name, value_type in _SCHEDULER_TYPES.items()
 }

@@ -12,7 +12,7 @@ from harness.config.signatures import Parameter
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, regex_engine="python-re")
 
 
-def model(name: str, parameters: Mapping[str, Parameter]) -> type[BaseModel]:
+def arguments_model(name: str, parameters: Mapping[str, Parameter]) -> type[BaseModel]:
     """Return a pydantic model with a field for each argument, all of them optional.
 
     Args:
@@ -20,23 +20,23 @@ def model(name: str, parameters: Mapping[str, Parameter]) -> type[BaseModel]:
         parameters: arguments by name. One whose annotation pydantic rejects accepts any value.
     """
     try:
-        return _model(name, parameters)
+        return _build_model(name, parameters)
     except Exception:  # pydantic raises many types, for example for a range of text
-        read = {n: p if _is_valid(p) else p.with_kind(Any) for n, p in parameters.items()}
-        return _model(name, read)
+        readable = {n: p if _is_valid(p) else p.with_type(Any) for n, p in parameters.items()}
+        return _build_model(name, readable)
 
 
 def _is_valid(parameter: Parameter) -> bool:
     try:
-        json_schema(_model("one", {"value": parameter}))
+        json_schema(_build_model("one", {"value": parameter}))
     except Exception:
         return False
     return True
 
 
-def _model(name: str, parameters: Mapping[str, Parameter]) -> type[BaseModel]:
+def _build_model(name: str, parameters: Mapping[str, Parameter]) -> type[BaseModel]:
     fields: dict[str, Any] = {
-        f"field_{number}": (p.kind, Field(None, alias=key))
+        f"field_{number}": (p.value_type, Field(None, alias=key))
         for number, (key, p) in enumerate(parameters.items())
     }
     return create_model(name, __config__=_STRICT, **fields)
@@ -51,7 +51,7 @@ def wrong_values(
     except ValidationError as error:
         failed = {e["loc"][0] for e in error.errors(include_url=False, include_context=False)}
         properties = json_schema(model_class)["properties"]
-        yield from ((key, describe(properties[key])) for key in node if key in failed)
+        yield from ((key, describe_valid_values(properties[key])) for key in node if key in failed)
 
 
 def json_schema(model_class: type[BaseModel]) -> dict[str, Any]:
@@ -59,9 +59,9 @@ def json_schema(model_class: type[BaseModel]) -> dict[str, Any]:
     return model_class.model_json_schema()
 
 
-def factory_of(kind: Any) -> Factory | None:
+def factory_of(value_type: Any) -> Factory | None:
     """Return the Factory in a type, or None if the argument is not a ``_partial_`` node."""
-    for part in (*getattr(kind, "__metadata__", ()), *get_args(kind)):
+    for part in (*getattr(value_type, "__metadata__", ()), *get_args(value_type)):
         if isinstance(part, Factory):
             return part
         if (inside := factory_of(part)) is not None:
@@ -69,23 +69,23 @@ def factory_of(kind: Any) -> Factory | None:
     return None
 
 
-def describe(schema: Mapping[str, Any]) -> str:
+def describe_valid_values(schema: Mapping[str, Any]) -> str:
     """Return what a JSON Schema allows, such as "an integer of at least 1 or null"."""
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(map(describe, schema["anyOf"])))
+        return " or ".join(dict.fromkeys(map(describe_valid_values, schema["anyOf"])))
     if "const" in schema:
         return format_value(schema["const"])
     if "enum" in schema:
         return f"one of {', '.join(dict.fromkeys(map(format_value, schema['enum'])))}"
     match schema.get("type"):
         case "integer":
-            return f"an integer{_range(schema)}"
+            return f"an integer{_describe_range(schema)}"
         case "number":
-            return f"a number{_range(schema)}"
+            return f"a number{_describe_range(schema)}"
         case "string":
-            return f"text{_form(schema)}"
+            return f"text{_describe_text(schema)}"
         case "array":
-            return _list(schema)
+            return _describe_list(schema)
         case "boolean":
             return "true or false"
         case "object":
@@ -95,7 +95,7 @@ def describe(schema: Mapping[str, Any]) -> str:
     return "any value"
 
 
-def _range(schema: Mapping[str, Any]) -> str:
+def _describe_range(schema: Mapping[str, Any]) -> str:
     low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
     upper = None if high is below is None else f"{high:g}" if below is None else f"below {below:g}"
@@ -107,7 +107,7 @@ def _range(schema: Mapping[str, Any]) -> str:
     return f" of at most {upper}" if high is not None else f" {upper}" if upper else ""
 
 
-def _form(schema: Mapping[str, Any]) -> str:
+def _describe_text(schema: Mapping[str, Any]) -> str:
     if "pattern" in schema:
         return f" {schema.get('description', 'that matches ' + schema['pattern'])}"
     low, high = schema.get("minLength"), schema.get("maxLength")
@@ -116,11 +116,11 @@ def _form(schema: Mapping[str, Any]) -> str:
     return " that is not empty" if low == 1 else f" of at least {low} characters" if low else ""
 
 
-def _list(schema: Mapping[str, Any]) -> str:
+def _describe_list(schema: Mapping[str, Any]) -> str:
     if items := schema.get("prefixItems"):
-        kinds = dict.fromkeys(map(describe, items))
-        each = f"each {next(iter(kinds))}" if len(kinds) == 1 else ", ".join(map(describe, items))
+        kinds = dict.fromkeys(map(describe_valid_values, items))
+        each = f"each {next(iter(kinds))}" if len(kinds) == 1 else ", ".join(map(describe_valid_values, items))
         return f"a list of {len(items)}, {each}"
     size = " that is not empty" if schema.get("minItems") == 1 else ""
     items = schema.get("items")
-    return f"a list{size}, each {describe(items)}" if items else f"a list{size}"
+    return f"a list{size}, each {describe_valid_values(items)}" if items else f"a list{size}"

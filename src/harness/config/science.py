@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.config.paths import CONF, SOURCE
 
-_DECLARED = "harness.science"  # group of entry points in pyproject.toml
+_ENTRY_POINT_GROUP = "harness.science"  # group of entry points in pyproject.toml
 Config = Mapping[str, Any]
 
 
@@ -36,14 +36,14 @@ class Science:
     @property
     def free(self) -> Sequence[str]:
         """Further keys that do not affect the training trajectory."""
-        found: Sequence[str] = self._setting("FREE", ())
-        return found
+        keys: Sequence[str] = self._setting("FREE", ())
+        return keys
 
     @property
     def functions(self) -> Sequence[str]:
         """Functions that a run folder may name, by dotted name within the package."""
-        found: Sequence[str] = self._setting("FUNCTIONS", ())
-        return found
+        names: Sequence[str] = self._setting("FUNCTIONS", ())
+        return names
 
     def run_name(self, cfg: Config) -> str:
         """Return a readable name; by default the classes of the model and the seed."""
@@ -52,12 +52,12 @@ class Science:
 
     def monitor(self, cfg: Config) -> str | None:
         """Return the metric that selects the best checkpoint if monitor is null."""
-        return str(found) if (found := self._setting("monitor", lambda cfg: None)(cfg)) else None
+        return str(metric) if (metric := self._setting("monitor", lambda cfg: None)(cfg)) else None
 
     def validation_metrics(self, cfg: Config) -> Sequence[str]:
         """Return the names of the validation metrics; empty if they are not known."""
-        found: Sequence[str] = self._setting("validation_metrics", lambda cfg: ())(cfg)
-        return found
+        metrics: Sequence[str] = self._setting("validation_metrics", lambda cfg: ())(cfg)
+        return metrics
 
     def problems(self, cfg: Config) -> Iterator[str]:
         """Yield one line for each contradiction in a config with valid types and ranges."""
@@ -65,8 +65,8 @@ class Science:
 
     def next_commands(self, cfg: Config) -> Mapping[str, str]:
         """Return the overrides to suggest after a run, besides ``run=``, by script."""
-        found: Mapping[str, str] = self._setting("next_commands", lambda cfg: {})(cfg)
-        return found
+        commands: Mapping[str, str] = self._setting("next_commands", lambda cfg: {})(cfg)
+        return commands
 
     def has_data(self, data: Config) -> bool:
         """Return whether the data exist on this machine."""
@@ -80,13 +80,13 @@ class Science:
     @property
     def less_memory(self) -> str | None:
         """Settings to lower when memory runs out, as text."""
-        found: str | None = self._setting("LESS_MEMORY", None)
-        return found
+        settings: str | None = self._setting("LESS_MEMORY", None)
+        return settings
 
     def upgraded(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return a config archived by an earlier version, converted to this one."""
-        found: dict[str, Any] = self._setting("upgraded", lambda config: config)(config)
-        return found
+        converted: dict[str, Any] = self._setting("upgraded", lambda config: config)(config)
+        return converted
 
 
 def _has_folder(data: Config) -> bool:
@@ -108,11 +108,11 @@ def packages() -> tuple[str, ...]:
     """Return the names of all sciences: those in src/, or else the installed entry points."""
     if CONF.is_dir():
         return tuple(sorted(path.parent.name for path in SOURCE.glob("*/settings.py")))
-    return tuple(sorted(found.name for found in entry_points(group=_DECLARED)))
+    return tuple(sorted(point.name for point in entry_points(group=_ENTRY_POINT_GROUP)))
 
 
 @functools.cache
-def _of_package(package: str) -> Science | None:
+def _load_science(package: str) -> Science | None:
     if package not in packages():
         return None
     return Science(import_module(f"{package}.settings"))
@@ -123,15 +123,15 @@ def of_config(cfg: Config) -> Science:
     for key in ("model", "module", "data"):
         node = cfg.get(key)
         target = node.get("_target_") if isinstance(node, Mapping) else None
-        if target and (found := _of_package(str(target).partition(".")[0])):
-            return found
+        if target and (science := _load_science(str(target).partition(".")[0])):
+            return science
     return Science(None)
 
 
 @functools.cache
 def functions() -> frozenset[str]:
     """Return the functions of all sciences that a run folder may name, by dotted name."""
-    found = (_of_package(package) for package in packages())
+    sciences = (_load_science(package) for package in packages())
     return frozenset(
-        f"{science.package}.{n}" for science in found if science for n in science.functions
+        f"{science.package}.{n}" for science in sciences if science for n in science.functions
     )

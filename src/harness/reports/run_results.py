@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from harness.config import science
-from harness.config.changes import is_at_or_below
+from harness.config.resume_overrides import is_at_or_below
 from harness.config.paths import ROOT, path_exists
 from harness.contract.errors import ConfigError
 from harness.run_folder import trust

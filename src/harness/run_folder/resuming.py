@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from harness.config import changes
+from harness.config import resume_overrides
 from harness.config.paths import ROOT, display_path, expand_home
 from harness.contract.errors import ConfigError
 from harness.run_folder.folder import RunFolder
@@ -72,7 +72,7 @@ def prepare_resume(folder: RunFolder, composed: DictConfig, overrides: Sequence[
     run_dir = folder.path
     cfg = load_untrusted_config(run_dir, composed.trust)
     cfg.run_dir = str(run_dir)
-    changed = changes.apply_overrides(cfg, composed, overrides)
+    changed = resume_overrides.apply_overrides(cfg, composed, overrides)
     limit, trained = cfg.trainer.max_epochs, _num_trained_epochs(run_dir)
     if limit is not None and 0 <= limit < trained:
         raise ConfigError(

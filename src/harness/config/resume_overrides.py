@@ -16,7 +16,7 @@ from harness.config.composition import compose_config
 from harness.contract.errors import ConfigError
 
 # keys and groups that do not affect the training trajectory
-_FREE = (
+_FREE_KEYS = (
     "cuda_graph",
     "logger",
     "name",
@@ -36,9 +36,9 @@ _FREE = (
     "trainer.profiler",
     "trainer.strategy",
 )
-_SCHEDULED = ("trainer.max_epochs",)  # the schedule may depend on it
+_SCHEDULE_KEYS = ("trainer.max_epochs",)  # the schedule may depend on it
 _COMMAND_KEYS = ("resume", "rerun", "trust")
-_REPEATED = ("mode",)  # callbacks have a copy of the value
+_COPIED_KEYS = ("mode",)  # callbacks have a copy of the value
 _KEPT_KEYS = ("run_dir", "run_id", "sweep", "monitor", "mode", "name")  # keep archived values
 _WANDB_KEYS = ("project", "entity")  # a new run may take them from the environment
 
@@ -53,7 +53,7 @@ class Change(NamedTuple):
     @property
     def can_affect_schedule(self) -> bool:
         """True if the change can affect the learning-rate schedule."""
-        return self.key in _SCHEDULED
+        return self.key in _SCHEDULE_KEYS
 
     def __str__(self) -> str:
         return f"{self.key}: {_short_text(self.was)}, now {_short_text(self.now)}"
@@ -72,23 +72,23 @@ def apply_overrides(
     Raises:
         ConfigError: an override would affect the training trajectory.
     """
-    filled = copy.deepcopy(composed)
+    requested = copy.deepcopy(composed)
     by_key = {_dotted_key(override): override for override in overrides}
     for key in _KEPT_KEYS:
         if key not in by_key:
-            filled[key] = archived[key]
-    before, now = ((cfg.get("logger") or {}).get("wandb") for cfg in (archived, filled))
+            requested[key] = archived[key]
+    before, now = ((cfg.get("logger") or {}).get("wandb") for cfg in (archived, requested))
     if before and now:
         now.update({k: before.get(k) for k in _WANDB_KEYS if f"logger.wandb.{k}" not in by_key})
-    free = (*_FREE, *_SCHEDULED, *_science_of(archived).free)
+    free_keys = (*_FREE_KEYS, *_SCHEDULE_KEYS, *_science_of(archived).free)
     changed, rejected = [], []
     for key, override in by_key.items():
         if key in _COMMAND_KEYS:
             continue
-        was, now = _plain_value(archived, key), _plain_value(filled, key)
+        was, now = _plain_value(archived, key), _plain_value(requested, key)
         if was == now:
             continue
-        if not is_at_or_below(key, free):
+        if not is_at_or_below(key, free_keys):
             rejected.append(f"{override}: the run has {_short_text(was)}")
             continue
         changed.append(Change(key, was, now))
@@ -137,8 +137,8 @@ def fingerprint(conf: Path, overrides: Sequence[str] = ()) -> str:
         overrides: overrides in Hydra's grammar.
     """
     content = compose_config(conf, "train", overrides)
-    free = (*_FREE, *science.of_config(content).free)
-    for key in (*free, *_COMMAND_KEYS, *_REPEATED):
+    free = (*_FREE_KEYS, *science.of_config(content).free)
+    for key in (*free, *_COMMAND_KEYS, *_COPIED_KEYS):
         *path, last = key.split(".")
         node: Any = content
         for name in path:

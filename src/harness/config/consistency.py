@@ -13,7 +13,7 @@ from harness.config.science import Science
 WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 
 
-def check_together(cfg: Mapping[str, Any], science: Science) -> Iterator[str]:
+def check_consistency(cfg: Mapping[str, Any], science: Science) -> Iterator[str]:
     """Yield one line for each contradiction between settings with valid types and ranges."""
     trainer, data = cfg["trainer"], cfg["data"]
     devices, count = trainer["devices"], device_count(trainer["devices"])
@@ -58,8 +58,8 @@ def check_together(cfg: Mapping[str, Any], science: Science) -> Iterator[str]:
     scheduler, mode = cfg.get("scheduler") or {}, cfg.get("mode", "max")
     is_plateau = str(scheduler.get("_target_")).endswith(".ReduceLROnPlateau")
     is_run_monitor = scheduler.get("monitor", cfg["monitor"]) == cfg["monitor"]
-    if is_plateau and is_run_monitor and (given := scheduler.get("mode", "min")) != mode:
-        yield f"scheduler.mode={given}: must be {mode}, because the run has mode={mode}"
+    if is_plateau and is_run_monitor and (scheduler_mode := scheduler.get("mode", "min")) != mode:
+        yield f"scheduler.mode={scheduler_mode}: must be {mode}, because the run has mode={mode}"
     yield from _check_checkpoints(cfg)
     if trainer["use_distributed_sampler"]:
         yield "trainer.use_distributed_sampler=true: must be false, the data module has a sampler"
@@ -74,10 +74,10 @@ def check_together(cfg: Mapping[str, Any], science: Science) -> Iterator[str]:
 def _check_monitor(cfg: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[str]:
     """Check the metrics that select the best checkpoint and control the scheduler."""
     schedule = cfg.get("scheduler") or {}
-    given = {"monitor": cfg["monitor"]}
+    metric_by_key = {"monitor": cfg["monitor"]}
     if schedule.get("monitor") != cfg["monitor"]:
-        given["scheduler.monitor"] = schedule.get("monitor")
-    for key, name in given.items():
+        metric_by_key["scheduler.monitor"] = schedule.get("monitor")
+    for key, name in metric_by_key.items():
         if name is None:
             continue
         if not name.startswith("val/"):
@@ -137,9 +137,9 @@ def _check_best(
     for setting, default in (("monitor", None), ("mode", "max")):
         wanted = cfg.get(setting, default)
         if node.get(setting, wanted) != wanted:
-            given = format_value(node[setting])
-            must = f"must equal {setting}={format_value(wanted)} of the run"
-            yield f"{key}.{setting}={given}: {must}; set {setting}={given} instead"
+            value = format_value(node[setting])
+            rule = f"must equal {setting}={format_value(wanted)} of the run"
+            yield f"{key}.{setting}={value}: {rule}; set {setting}={value} instead"
     if not f"{folder}/".startswith(run_folder) or ".." in Path(node.get("filename") or "").parts:
         yield f"{key}.dirpath={format_value(folder)}: must lie in the run folder, ${{run_dir}}/..."
     for setting in ("every_n_train_steps", "train_time_interval", "save_on_exception"):
