@@ -130,7 +130,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[replay.Graph]:
     monkeypatch.setattr(captured_step, "new_graph", new_graph)
     monkeypatch.setattr(captured_step, "recording_to", replay.recording_to)
     monkeypatch.setattr(captured_step, "raise_on_synchronization", replay.raise_on_synchronization)
-    monkeypatch.setattr(contract, "_HOST", "none of these")
+    monkeypatch.setattr(contract, "_NO_SYNC_DEVICE", "none of these")
     # the shape checks of the tests draw numbers
     monkeypatch.setattr(random, "getstate", lambda: None)
     monkeypatch.setattr(random, "setstate", lambda state: None)

@@ -27,12 +27,12 @@ class Counters(NamedTuple):
     batch: Tensor
 
     @classmethod
-    def on(cls, device: torch.device) -> "Counters":
+    def zeros(cls, device: torch.device) -> "Counters":
         """Return counters of 0 on a device."""
         zeros = torch.zeros(3, dtype=torch.int64, device=device)
         return cls(*(zero.as_subclass(Counter) for zero in zeros))
 
-    def set(self, module: lightning.LightningModule, batch_idx: int) -> None:
+    def copy_from(self, module: lightning.LightningModule, batch_idx: int) -> None:
         """Set the counters to those of a module, without waiting for the device."""
         self.step.fill_(module.global_step)
         self.epoch.fill_(module.current_epoch)

@@ -15,9 +15,9 @@ _STYLES: dict[str, dict[str, Any]] = {
     _TRAIN: {"color": "#0072b2", "linestyle": "-", "linewidth": 1.0},
     _VALIDATION: {"color": "#d55e00", "linestyle": "--", "linewidth": 1.8},
 }
-_RATE = "learning_rate"
+_LEARNING_RATE = "learning_rate"
 _MAX_PANELS = 9
-_START = 0.05  # share of the first steps, which the vertical axis need not show
+_SKIPPED_SHARE = 0.05  # share of the first steps, which the vertical axis need not show
 
 Curve = list[tuple[int, float]]  # optimizer step and value
 
@@ -45,8 +45,8 @@ def select_panels(
     """
     validated = [name for name, of_split in curves.items() if _VALIDATION in of_split]
     names = validated or [name for name in curves if not name.endswith("_per_second")]
-    names = [n for n in dict.fromkeys([*first, *names]) if n in names and n != _RATE]
-    rate = [_RATE] if _RATE in curves else []
+    names = [n for n in dict.fromkeys([*first, *names]) if n in names and n != _LEARNING_RATE]
+    rate = [_LEARNING_RATE] if _LEARNING_RATE in curves else []
     return names[: _MAX_PANELS - len(rate)] + rate
 
 
@@ -87,7 +87,7 @@ def draw_curves(path: Path, units: Mapping[str, str] | None = None) -> "Figure |
             steps, values = zip(*curve, strict=True)
             marker = "o" if len(curve) < 3 else ""
             axes.plot(steps, values, marker=marker, markersize=4, **_STYLES[split])
-        if name == _RATE:
+        if name == _LEARNING_RATE:
             axes.set_ylim(bottom=0)
         elif (limits := _vertical_limits(curves[name].values())) is not None:
             axes.set_ylim(*limits)
@@ -107,7 +107,7 @@ def _vertical_limits(curves: Iterable[Curve]) -> tuple[float, float] | None:
     """Return the range of the finite values after the first steps, or None to show all values."""
     points = [point for curve in curves for point in curve if math.isfinite(point[1])]
     last = max((step for step, _ in points), default=0)
-    late = [value for step, value in points if step >= _START * last]
+    late = [value for step, value in points if step >= _SKIPPED_SHARE * last]
     if len(late) < 10 or min(late) == max(late):
         return None
     margin = 0.05 * (max(late) - min(late))

@@ -28,7 +28,7 @@ class Split(Protocol):
         """Return a fingerprint of the content: a run resumes only on the same data."""
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
+def _ignore_stop_signals(worker: int) -> None:
     """Ignore stop signals sent to the process group: the run saves first, then ends its workers."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
@@ -111,7 +111,7 @@ class ExactDataModule(lightning.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=_ignore_stop_signals,
             pin_memory=torch.cuda.is_available() and not is_resident,
             timeout=self.batch_timeout if self.num_workers > 0 else 0,
         )

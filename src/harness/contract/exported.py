@@ -29,11 +29,11 @@ def save(
     from safetensors.torch import save_file
 
     # clones, because layers may share a weight
-    whole = {
+    tensors = {
         name: (value.half() if half and value.is_floating_point() else value).clone().contiguous()
         for name, value in weights.items()
     }
-    save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, {"format": FORMAT, **config})
     write_digests(folder, (CONFIG, WEIGHTS))
 

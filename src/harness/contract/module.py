@@ -20,7 +20,7 @@ from harness.contract.counters import CountedModule
 from harness.contract.errors import NotFiniteError
 from harness.contract.seeds import LAYERS, derive_seed
 
-_HOST = "cpu"  # reading a scalar there does not synchronize; on a GPU it does
+_NO_SYNC_DEVICE = "cpu"  # reading a scalar there does not synchronize; on a GPU it does
 
 
 @contextmanager
@@ -141,8 +141,8 @@ class ExactModule(CountedModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for p in self.parameters() if p.requires_grad]
         decayed = [p for p in parameters if self.decays(p)]
-        chosen = {id(p) for p in decayed}
-        others = [p for p in parameters if id(p) not in chosen]
+        decayed_ids = {id(p) for p in decayed}
+        others = [p for p in parameters if id(p) not in decayed_ids]
         optimizer = self._make_optimizer(
             [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         )
@@ -176,19 +176,19 @@ class ExactModule(CountedModule):
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         # a loss or gradient that is not finite never reaches the weights
-        is_long = True
+        exceeds_limit = True
         if scaler is not None:
             pass  # the scaler skips such a step and lowers its scale
-        elif norm.device.type == _HOST:
-            length = float(norm)
-            if not math.isfinite(length + float(self._newest_loss)):
+        elif norm.device.type == _NO_SYNC_DEVICE:
+            norm_value = float(norm)
+            if not math.isfinite(norm_value + float(self._newest_loss)):
                 raise NotFiniteError(self.global_step)
-            is_long = length > (gradient_clip_val or math.inf)
+            exceeds_limit = norm_value > (gradient_clip_val or math.inf)
         else:
             self._mark_not_finite(norm, gradients)
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        elif gradient_clip_val and is_long:
+        elif gradient_clip_val and exceeds_limit:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def _mark_not_finite(self, norm: Tensor, gradients: list[Tensor]) -> None:
@@ -291,8 +291,8 @@ class ExactModule(CountedModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = every and self.global_step % every == 0 and self.global_step > self._logged_step
-        if not due or self._window is None:
+        is_due = every and self.global_step % every == 0 and self.global_step > self._logged_step
+        if not is_due or self._window is None:
             return
         window = self.trainer.strategy.reduce(self._window, reduce_op="sum")
         assert isinstance(window, Tensor)

@@ -73,8 +73,8 @@ class GlobalBatchSampler(Sampler[Rows]):
         order = order.to(self.device)  # one transfer per epoch
         first, self.first_batch = self.first_batch, 0
         for start in range(first * self.batch_size, self.num_rows, self.batch_size):
-            whole = order[start : start + self.batch_size]
-            yield Rows(self.epoch, whole[self.rank :: self.world_size], len(whole))
+            global_batch = order[start : start + self.batch_size]
+            yield Rows(self.epoch, global_batch[self.rank :: self.world_size], len(global_batch))
 
 
 class FixedOrderSampler(GlobalBatchSampler, SequentialSampler):  # type: ignore[misc]

@@ -53,15 +53,15 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
     def _try_get_data(self, timeout: float = _POLL) -> tuple[bool, Any]:
         start = time.monotonic()
         while True:
-            lost = self._poll(min(_POLL, timeout))
+            result = self._poll(min(_POLL, timeout))
             waited = time.monotonic() - start
-            if isinstance(lost, tuple):
-                return lost
+            if isinstance(result, tuple):
+                return result
             try:
                 if self._while_waiting is not None:
                     self._while_waiting(waited)
-                if lost is not None:
-                    raise StalledError(f"a data worker is gone or stuck ({lost})") from lost
+                if result is not None:
+                    raise StalledError(f"a data worker is gone or stuck ({result})") from result
                 if 0 < self._timeout <= waited:
                     raise StalledError(f"no batch from the data workers for {waited:.0f} s")
             except BaseException:

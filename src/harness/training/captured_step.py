@@ -61,7 +61,7 @@ class CapturedStep:
     def __init__(self, step: Step, module: ExactModule, optimizer: Optimizer) -> None:
         self._step = step
         self._module = module
-        self._counters = Counters.on(module.device)
+        self._counters = Counters.zeros(module.device)
         self._optimizer = DeviceSettings(optimizer, module.device)
         self._recordings: dict[Any, Recording] = {}
         self._num_seen: dict[Any, int] = {}
@@ -86,7 +86,7 @@ class CapturedStep:
         self._optimizer.update()
         recording = self._recordings.get(key)
         if recording is not None:
-            self._counters.set(self._module, batch_idx)
+            self._counters.copy_from(self._module, batch_idx)
             for memory, leaf in zip(recording.inputs, leaves, strict=True):
                 if isinstance(memory, Tensor):
                     memory.copy_(leaf)
@@ -98,7 +98,7 @@ class CapturedStep:
         if seen <= _NUM_EAGER or len(self._recordings) == _MAX_GRAPHS:
             with self._optimizer.on_device():
                 return self._step(batch, batch_idx)
-        self._counters.set(self._module, batch_idx)
+        self._counters.copy_from(self._module, batch_idx)
         if seen == _NUM_EAGER + 1:
             return self._rehearse(batch)
         self._recordings[key] = recording = self._record(leaves, structure)
