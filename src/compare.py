@@ -21,13 +21,13 @@ def main(
 ) -> None:
     """Print a table of the metrics in run folders; write it as Markdown and CSV, and plot it."""
     results = [run_results.read_run(folder) for folder in run_results.find_folders(runs)]
-    broken = [f for f in results if isinstance(f, run_results.Broken)]
+    excluded = [f for f in results if isinstance(f, run_results.Excluded)]
     usable = [f for f in results if isinstance(f, run_results.Run)]
     if not usable:
-        reasons = "; ".join(f"{b.folder.name}: {b.reason}" for b in broken[:3])
-        raise ConfigError(f"runs={runs}: none of {len(broken)} folders can be compared ({reasons})")
+        reasons = "; ".join(f"{b.folder.name}: {b.reason}" for b in excluded[:3])
+        raise ConfigError(f"runs={runs}: none of {len(excluded)} folders can be compared ({reasons})")
     usable, repeats = run_results.drop_repeats(usable)
-    broken += repeats
+    excluded += repeats
     groups = comparison.group_runs(usable)
     known = comparison.metric_names(groups, first)
     comparison.check_metrics(metrics or [], known, "metrics")
@@ -38,7 +38,7 @@ def main(
     # write first, because printing fails if the terminal is closed; print even if writing fails
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tables = {"md": comparison.to_markdown(groups, columns, broken)}
+        tables = {"md": comparison.to_markdown(groups, columns, excluded)}
         tables["csv"] = comparison.to_csv(groups, columns)
         for suffix, text in tables.items():
             files.write_text(path.with_name(f"{path.name}.{suffix}"), text)
@@ -47,7 +47,7 @@ def main(
     except OSError as error:
         raise files.output_error(path, error) from None
     finally:
-        comparison.print_table(groups, columns, broken, show_all=bool(metrics))
+        comparison.print_table(groups, columns, excluded, show_all=bool(metrics))
     print(f"{paths.display_path(path)}.md .csv .png")
 
 

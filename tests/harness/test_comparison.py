@@ -62,11 +62,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(folder: Path) -> tuple[list[run_results.Run], list[run_results.Broken]]:
+def read(folder: Path) -> tuple[list[run_results.Run], list[run_results.Excluded]]:
     found = [run_results.read_run(f) for f in run_results.find_folders(str(folder / "**"))]
     return (
         [f for f in found if isinstance(f, run_results.Run)],
-        [f for f in found if isinstance(f, run_results.Broken)],
+        [f for f in found if isinstance(f, run_results.Excluded)],
     )
 
 

@@ -229,7 +229,7 @@ def test_a_smoke_run_is_neither_tracked_nor_compared(
     assert rows(run_dir, "val/")
     assert rows(run_dir, "test/")
     assert (run_dir / "figures" / "label_grid.png").is_file()
-    assert run_results.read_run(run_dir) == run_results.Broken(run_dir, "a smoke run")
+    assert run_results.read_run(run_dir) == run_results.Excluded(run_dir, "a smoke run")
 
 
 @pytest.mark.parametrize("name", ["one_batch", "overfit", "profiler"])

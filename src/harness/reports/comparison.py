@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from harness.config.keys import nearest_key
 from harness.contract.errors import ConfigError
 from harness.contract.terminal import encodable
-from harness.reports.run_results import Broken, Run, printable
+from harness.reports.run_results import Excluded, Run, printable
 
 _MAX_VALUE = 30  # characters of a value in a title
 
@@ -236,13 +236,13 @@ def format_floor(metric: Mapping[str, Any]) -> str:
 def to_markdown(
     groups: Sequence[Group],
     metrics: Sequence[str],
-    broken: Sequence[Broken] = (),
+    excluded: Sequence[Excluded] = (),
     extra: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """Return a Markdown table with one row per metric and one column per group.
 
     Args:
-        broken: folders to list as not compared.
+        excluded: folders to list as not compared.
         extra: further columns by title, each with the text for each metric.
     """
     extra = extra or {}
@@ -261,8 +261,8 @@ def to_markdown(
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
     if test_sets := describe_test_sets(groups):
         text += f"\n{test_sets[0]}\n\n" + "".join(f"- {x}\n" for x in test_sets[1:])
-    if broken:
-        text += "\nNot compared:\n\n" + "".join(f"- {b.folder}: {b.reason}\n" for b in broken)
+    if excluded:
+        text += "\nNot compared:\n\n" + "".join(f"- {b.folder}: {b.reason}\n" for b in excluded)
     return text
 
 
@@ -285,44 +285,44 @@ def to_csv(groups: Sequence[Group], metrics: Sequence[str]) -> str:
 
 
 def print_table(
-    groups: Sequence[Group], metrics: Sequence[str], broken: Sequence[Broken], show_all: bool
+    groups: Sequence[Group], metrics: Sequence[str], excluded: Sequence[Excluded], show_all: bool
 ) -> None:
     """Print the metrics that fit the width of the terminal, or all if they were requested."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(markup=False, emoji=False)  # names may contain brackets and colons
-    shown_as = partial(encodable, encoding=console.encoding)
-    table = Table(title=shown_as("mean ± s.d. over runs"), title_justify="left")
+    to_encodable = partial(encodable, encoding=console.encoding)
+    table = Table(title=to_encodable("mean ± s.d. over runs"), title_justify="left")
     table.add_column("group", overflow="fold")
     table.add_column("n", justify="right")
     title_width = min(36, max(21, *(len(g.title) for g in groups)))
-    left = console.width - title_width - 12
-    shown = []
+    width_left = console.width - title_width - 12
+    shown_metrics = []
     for metric in metrics:
-        left -= 3 + max(
+        width_left -= 3 + max(
             len(metric.replace("/", "/\n").split("\n")[-1]),
-            *(len(shown_as(format_cell(g, metric))) for g in groups),
-            len(shown_as(format_difference(groups, metric))),
+            *(len(to_encodable(format_cell(g, metric))) for g in groups),
+            len(to_encodable(format_difference(groups, metric))),
         )
-        if left < 0 and not show_all:
+        if width_left < 0 and not show_all:
             break
-        shown.append(metric)
+        shown_metrics.append(metric)
         table.add_column(metric.replace("/", "/\n"), justify="right", no_wrap=not show_all)
     for group in groups:
-        cells = [group.title, str(len(group.runs)), *(format_cell(group, m) for m in shown)]
-        table.add_row(*map(shown_as, cells))
-    if any(differences := [format_difference(groups, m) for m in shown]):
-        pairs = [stat.num_runs for m in shown if (stat := paired_difference(groups, m))]
+        cells = [group.title, str(len(group.runs)), *(format_cell(group, m) for m in shown_metrics)]
+        table.add_row(*map(to_encodable, cells))
+    if any(differences := [format_difference(groups, m) for m in shown_metrics]):
+        pairs = [stat.num_runs for m in shown_metrics if (stat := paired_difference(groups, m))]
         cells = ["second - first ± s.e.", str(max(pairs)), *differences]
-        table.add_row(*map(shown_as, cells), style="dim")
+        table.add_row(*map(to_encodable, cells), style="dim")
     console.print(table)
-    if len(shown) < len(metrics):
-        more = len(metrics) - len(shown)
+    if len(shown_metrics) < len(metrics):
+        more = len(metrics) - len(shown_metrics)
         console.print(
             f"{more} more metrics in the files below; choose with metrics=[...]", style="dim"
         )
     for text in describe_test_sets(groups):
-        console.print(shown_as(text), soft_wrap=True)
-    for item in broken:
+        console.print(to_encodable(text), soft_wrap=True)
+    for item in excluded:
         console.print(f"not compared: {item.folder}: {item.reason}", soft_wrap=True)

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MAX_PANELS = 6
-_ACROSS = 3  # panels next to each other
+_MAX_COLUMNS = 3  # panels next to each other
 _NAME_WIDTH, _NAME_LINES = 44, 2  # characters in a line of a name, and number of lines
 _PANEL_WIDTH, _LINE_HEIGHT = 2.7, 0.17  # inches
-_MEAN, _RUN = "#0072b2", "#d55e00"
+_MEAN_COLOR, _RUN_COLOR = "#0072b2", "#d55e00"
 
 
 def wrap_names(groups: Sequence[Group]) -> list[str]:
@@ -52,22 +52,22 @@ def save_plot(
     from matplotlib.lines import Line2D
 
     shown = list(metrics)[:_MAX_PANELS]
-    across = min(_ACROSS, len(shown))
-    if len(shown) == _ACROSS + 1:  # two rows of two
-        across = 2
-    down = -(-len(shown) // across)
+    num_columns = min(_MAX_COLUMNS, len(shown))
+    if len(shown) == _MAX_COLUMNS + 1:  # two rows of two
+        num_columns = 2
+    num_rows = -(-len(shown) // num_columns)
     names = wrap_names(groups)
     num_lines = len(names) * (1.8 + max(name.count("\n") for name in names))  # with gaps
     longest = max(len(line) for name in names for line in name.split("\n"))
     figure = Figure(
         figsize=(
-            0.6 + 0.09 * longest + _PANEL_WIDTH * across,
-            0.4 + down * (1.0 + _LINE_HEIGHT * num_lines),
+            0.6 + 0.09 * longest + _PANEL_WIDTH * num_columns,
+            0.4 + num_rows * (1.0 + _LINE_HEIGHT * num_lines),
         ),
         dpi=110,
         layout="constrained",
     )
-    all_axes = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
+    all_axes = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False).flatten()
     for axes in all_axes[len(shown) :]:
         axes.set_axis_off()
     for axes, metric in zip(all_axes, shown, strict=False):
@@ -82,8 +82,8 @@ def save_plot(
     all_axes[0].set_yticks(range(len(groups)), names)
     all_axes[0].set_ylim(len(groups) - 0.5, -0.5)
     if any(len(group.runs) > 1 for group in groups):
-        mean = Line2D([], [], color=_MEAN, marker="o", linestyle="-")
-        run = Line2D([], [], color=_RUN, marker="|", linestyle="")
+        mean = Line2D([], [], color=_MEAN_COLOR, marker="o", linestyle="-")
+        run = Line2D([], [], color=_RUN_COLOR, marker="|", linestyle="")
         texts = ["mean ± s.d.", "one run"]
         figure.legend([mean, run], texts, loc="outside lower right", ncols=2, fontsize=9)
     with files.atomic_write(path) as file:
@@ -96,10 +96,10 @@ def _draw_metric(axes: "Axes", groups: Sequence[Group], metric: str) -> None:
             continue
         scale, _ = scale_of(unit_of(group, metric))
         width = None if stat.std is None else scale * stat.std
-        axes.errorbar(scale * stat.mean, row, xerr=width, fmt="o", color=_MEAN, capsize=4)
+        axes.errorbar(scale * stat.mean, row, xerr=width, fmt="o", color=_MEAN_COLOR, capsize=4)
         if stat.num_runs > 1:
             values = [scale * r.metrics[metric] for r in group.runs if metric in r.metrics]
-            axes.plot(values, [row + 0.25] * len(values), "|", color=_RUN, markersize=7)
+            axes.plot(values, [row + 0.25] * len(values), "|", color=_RUN_COLOR, markersize=7)
     axes.locator_params(axis="x", nbins=4)
     axes.tick_params(labelsize=9)
     axes.grid(alpha=0.3)

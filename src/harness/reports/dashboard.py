@@ -62,5 +62,5 @@ def comparison_view(
 
 def to_json(view: ws.Workspace) -> dict[str, Any]:
     """Return the view as the JSON that would be sent to W&B."""
-    sent: dict[str, Any] = json.loads(view._to_model().model_dump_json(by_alias=True))
-    return sent
+    content: dict[str, Any] = json.loads(view._to_model().model_dump_json(by_alias=True))
+    return content

@@ -25,7 +25,8 @@ from harness.run_folder.reading import (
 
 # files of a run folder; evaluation.json can also be in an exported folder
 _MARKERS = (CONFIG, SUMMARY, METRICS, "checkpoints", ".hydra")
-_IGNORED = re.compile(  # keys that do not affect results, in addition to the science's `free` keys
+# keys that do not affect results, in addition to the science's `free` keys
+_IGNORED_KEYS = re.compile(
     r"(seed|name|run_dir|run_id|sweep|mode|smoke|data\.data_dir|data\.num_workers"
     r"|data\.eval_batch_size|logger|logger\..*|callbacks\.progress\..*|trainer\.(enable_\w+"
     r"|log_every_n_steps|profiler|default_root_dir)|test|rerun|resume|trust|callbacks\.pruning\..*)$"
@@ -45,7 +46,7 @@ class Run(NamedTuple):
     test_digest: str = ""  # identifies the test set
 
 
-class Broken(NamedTuple):
+class Excluded(NamedTuple):
     """A folder that cannot be compared, and why."""
 
     folder: Path
@@ -79,8 +80,8 @@ def find_folders(path: str) -> list[Path]:
     run_dirs: dict[Path, None] = {}
     walked: set[Path] = set()
     start, pattern = split_pattern(path)
-    whole = str(Path(glob.escape(str(start))) / pattern)
-    for match in sorted(glob.glob(whole, recursive=True)):  # noqa: PTH207 - an absolute one
+    full_pattern = str(Path(glob.escape(str(start))) / pattern)
+    for match in sorted(glob.glob(full_pattern, recursive=True)):  # noqa: PTH207 - an absolute one
         top = Path(match).resolve()
         if not top.is_dir() or walked & {top, *top.parents}:
             continue
@@ -98,43 +99,43 @@ def find_folders(path: str) -> list[Path]:
     return list(run_dirs)
 
 
-def read_run(folder: Path) -> Run | Broken:
+def read_run(folder: Path) -> Run | Excluded:
     """Return the settings and metrics of the run in a folder, or why it cannot be compared."""
     try:
         if not any(folder.iterdir()):
-            return Broken(folder, "empty folder")
+            return Excluded(folder, "empty folder")
         config = yaml.safe_load(trust.read_text(folder, CONFIG))
     except ConfigError as error:
-        return Broken(folder, str(error).removeprefix(f"run={folder}: "))
+        return Excluded(folder, str(error).removeprefix(f"run={folder}: "))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        return Broken(folder, f"no readable {CONFIG} in it ({type(error).__name__})")
+        return Excluded(folder, f"no readable {CONFIG} in it ({type(error).__name__})")
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        return Broken(folder, f"{CONFIG} is not the config of a run")
+        return Excluded(folder, f"{CONFIG} is not the config of a run")
     summary, evaluation = read_summary(folder), read_evaluation(folder)
     status = summary.get("status")
     if status == "smoke":
-        return Broken(folder, "a smoke run")
+        return Excluded(folder, "a smoke run")
     if status != "finished":
         reason = f": {printable(summary['error'])}" if summary.get("error") else ""
         no_status = f"no readable {SUMMARY} in it"
-        return Broken(folder, f"{printable(status)}{reason}" if status else no_status)
-    scored = summary.get("metrics")
-    scored = scored if isinstance(scored, dict) else {}
-    in_summary = {k: v for k, v in scored.items() if is_number(v)}
+        return Excluded(folder, f"{printable(status)}{reason}" if status else no_status)
+    summary_metrics = summary.get("metrics")
+    summary_metrics = summary_metrics if isinstance(summary_metrics, dict) else {}
+    in_summary = {k: v for k, v in summary_metrics.items() if is_number(v)}
     measured = {
-        k: m for k, m in evaluation.get("metrics", {}).items() if is_number(_get(m, "value"))
+        k: m for k, m in evaluation.get("metrics", {}).items() if is_number(_get_entry(m, "value"))
     }
     metrics = {**in_summary, **{k: m["value"] for k, m in measured.items()}}
     if not metrics:
-        return Broken(folder, "finished, without a metric")
+        return Excluded(folder, "finished, without a metric")
     units = {k: str(m.get("unit", "")) for k, m in measured.items()}
     config = science.of_config(config).upgraded(config)
     free = science.of_config(config).free
     run_dir = str(config.get("run_dir") or folder)
     flat = {
         key: value
-        for key, value in _flat(config)
-        if not _IGNORED.match(key)
+        for key, value in _flatten(config)
+        if not _IGNORED_KEYS.match(key)
         and not is_at_or_below(key, free)
         and not (isinstance(value, str) and run_dir in value)
     }
@@ -144,7 +145,7 @@ def read_run(folder: Path) -> Run | Broken:
     return Run(folder, flat, config.get("seed"), metrics, units, minimized, started, digest)
 
 
-def drop_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[Broken]]:
+def drop_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[Excluded]]:
     """Return the newest run of each setting and seed, and the others.
 
     Runs with the same seed are not independent samples, so with them the standard deviation would
@@ -155,7 +156,7 @@ def drop_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[Broken]]:
     for run in sorted(runs, key=lambda run: run.started, reverse=True):
         key = run.folder if run.seed is None else (repr(sorted(run.config.items())), run.seed)
         if newest.setdefault(key, run) is not run:
-            repeats.append(Broken(run.folder, f"same settings and seed as {newest[key].folder}"))
+            repeats.append(Excluded(run.folder, f"same settings and seed as {newest[key].folder}"))
     kept = set(map(id, newest.values()))
     return [run for run in runs if id(run) in kept], repeats
 
@@ -169,15 +170,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _get(node: Any, key: str) -> Any:
+def _get_entry(node: Any, key: str) -> Any:
     return node.get(key) if isinstance(node, Mapping) else None
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
-            flat += _flat(value, f"{prefix}{key}.")
+            flat += _flatten(value, f"{prefix}{key}.")
         else:
             flat.append((f"{prefix}{key}", value))
     return flat
