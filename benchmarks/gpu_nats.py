@@ -54,7 +54,7 @@ def load_default(options: Namespace) -> Path:
 
 def load_on_device(folder: Path, options: Namespace) -> tuple[VAE, Any]:
     """Return the model of a run on the device, and its data."""
-    model, cfg = loading.load_model(loading.find_run(folder)[1], kind=VAE)
+    model, cfg = loading.load_model(loading.find_run(folder)[1], model_class=VAE)
     data = loading.load_data(cfg)
     data.prepare_data()
     data.setup()

@@ -40,7 +40,7 @@ def make(run: str, folder: Path, arguments: Sequence[str] = ()) -> None:
         RunFailed: the evaluation failed; the folder is unchanged.
     """
     run_dir, checkpoint = loading.find_run(run)
-    model, archived = loading.load_model(checkpoint, kind=Autoencoder)
+    model, archived = loading.load_model(checkpoint, model_class=Autoencoder)
     summary = reading.read_checkpoint_summary(run_dir, checkpoint)
     config = published.portable_config(reading.to_plain(archived), summary)
     (ROOT / "logs").mkdir(exist_ok=True)

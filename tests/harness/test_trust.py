@@ -261,7 +261,7 @@ LIBRARIES = ["harness", "lightning", "torch", pytest.param("optuna", marks=pytes
 
 
 def test_shipped_targets_come_from_four_libraries() -> None:
-    assert {t.split(".")[0] for t in trust.SHIPPED} == {
+    assert {t.split(".")[0] for t in trust.BUILT_IN_TARGETS} == {
         "harness",
         "lightning",
         "torch",
@@ -273,7 +273,7 @@ def test_shipped_targets_come_from_four_libraries() -> None:
 def test_shipped_targets_are_classes_or_known_functions(library: str) -> None:
     """Every name resolves to a class of its library or to a listed function."""
     functions = {"harness.tracking.wandb.wandb_logger"}
-    for target in (t for t in trust.SHIPPED if t.split(".")[0] == library):
+    for target in (t for t in trust.BUILT_IN_TARGETS if t.split(".")[0] == library):
         found = get_object(target)
         assert isinstance(found, type) != (target in functions), target
         assert found.__module__.split(".")[0] == library, target

@@ -52,12 +52,12 @@ def save(checkpoint: Mapping[str, Any], path: Path) -> None:
             loaded again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = io.BytesIO()  # in memory first, because torch hides the reason if the disk is full
-    torch.save(dict(checkpoint), whole)
-    _append_footer(whole, int(checkpoint.get("global_step", 0)))
+    buffer = io.BytesIO()  # in memory first, because torch hides the reason if the disk is full
+    torch.save(dict(checkpoint), buffer)
+    _append_footer(buffer, int(checkpoint.get("global_step", 0)))
     try:
         with files.atomic_write(path) as file:
-            file.write(whole.getbuffer())
+            file.write(buffer.getbuffer())
             file.flush()
             # check that it loads before it replaces the old file
             _load_content(Path(file.name), path, mmap=True)
@@ -81,10 +81,10 @@ def _append_footer(file: BinaryIO, step: int) -> None:
 def _digest(file: BinaryIO, count: int | None) -> bytes:
     """Return the SHA-256 of the next ``count`` bytes, or of the rest, in hexadecimal."""
     digest = hashlib.sha256()
-    left = math.inf if count is None else count
-    while left > 0 and (piece := file.read(int(min(left, 2**20)))):
-        digest.update(piece)
-        left -= len(piece)
+    num_left = math.inf if count is None else count
+    while num_left > 0 and (chunk := file.read(int(min(num_left, 2**20)))):
+        digest.update(chunk)
+        num_left -= len(chunk)
     return digest.hexdigest().encode()
 
 
@@ -127,7 +127,7 @@ class NewestCheckpoint(NamedTuple):
 
 
 def find_newest(
-    folder: Path, pattern: str = "*.ckpt", needed: Set[str] = frozenset()
+    folder: Path, pattern: str = "*.ckpt", required_keys: Set[str] = frozenset()
 ) -> NewestCheckpoint:
     """Return the checkpoint of a folder with the most steps that loads and has the needed keys.
 
@@ -136,13 +136,13 @@ def find_newest(
     Args:
         folder: the folder of the checkpoints.
         pattern: pattern of file names; ``last*.ckpt`` for checkpoints to resume from.
-        needed: keys that the checkpoint must hold.
+        required_keys: keys that the checkpoint must hold.
     """
     skipped: list[str] = []
     for path in sorted(folder.glob(pattern), key=_recency, reverse=True):
         try:
             content = load(path)
-            if missing := sorted(needed - content.keys()):
+            if missing := sorted(required_keys - content.keys()):
                 raise ConfigError(f"{path}: cannot be resumed from, {missing[0]} is missing")
         except ConfigError as error:
             log.warning("skipped: %s", error)
@@ -183,14 +183,14 @@ def _verify(file: BinaryIO, path: Path) -> None:
         raise ConfigError(f"{path}: {size:,} bytes, above the limit of {MAX_BYTES:,}")
     head = file.read(512)
     if not head.startswith(b"PK\x03\x04"):
-        raise ConfigError(f"{path}: not a checkpoint{_guess_kind(head)}")
+        raise ConfigError(f"{path}: not a checkpoint{_guess_file_type(head)}")
     file.seek(max(0, size - 2**16))
     tail = file.read()
     footers = list(_FOOTER.finditer(tail))
     if not footers:
-        whole = tail[-_END_RECORD:].startswith(b"PK\x05\x06")
+        is_zip = tail[-_END_RECORD:].startswith(b"PK\x05\x06")
         problem = (
-            "has no checksum: not written by this project" if whole else "truncated or damaged"
+            "has no checksum: not written by this project" if is_zip else "truncated or damaged"
         )
         raise ConfigError(f"{path}: {problem}")
     footer = footers[-1]
@@ -209,15 +209,15 @@ def _verify(file: BinaryIO, path: Path) -> None:
             members, comment = archive.infolist(), archive.comment
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError):
         raise ConfigError(f"{path}: not a checkpoint (no zip archive)") from None
-    stored = all(
+    is_uncompressed = all(
         m.compress_type == zipfile.ZIP_STORED and m.file_size == m.compress_size for m in members
     )
-    if comment != footer[0] or not stored or sum(m.file_size for m in members) > size:
+    if comment != footer[0] or not is_uncompressed or sum(m.file_size for m in members) > size:
         raise ConfigError(f"{path}: rejected, because it would unpack to more bytes than it has")
     file.seek(0)
 
 
-def _guess_kind(head: bytes) -> str:
+def _guess_file_type(head: bytes) -> str:
     """Return a hint about the type of a file that is not a checkpoint."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):

@@ -33,7 +33,7 @@ from harness.run_folder import reading
 from harness.run_folder.reading import CONFIG, LAST, METRICS, SUMMARY, UNFINISHED
 
 LOG = "train.log"
-_ARCHIVED = (
+_KEPT_ENTRIES = (
     "status",
     "name",
     "run_id",
@@ -46,7 +46,7 @@ _ARCHIVED = (
     "versions",
 )
 _OUTPUTS = ("checkpoints", "figures", "wandb", "tensorboard")
-_FOLLOWED = ("train", "sweeps")  # folders in logs/ whose newest finished run is logs/latest
+_LATEST_FOLDERS = ("train", "sweeps")  # folders in logs/ whose newest finished run is logs/latest
 _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "hydra-core", "wandb", "numpy")
 
 
@@ -143,10 +143,10 @@ class RunFolder:
         summary = self.summary
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         if step is not None:
-            kept = {k: v for k, v in summary.items() if k in (*_ARCHIVED, "started", "resumed")}
+            kept = {k: v for k, v in summary.items() if k in (*_KEPT_ENTRIES, "started", "resumed")}
             kept["resumed"] = [*kept.get("resumed", []), {"step": step, "at": now}]
         else:
-            kept = {k: v for k, v in summary.items() if k in _ARCHIVED}
+            kept = {k: v for k, v in summary.items() if k in _KEPT_ENTRIES}
             kept["started"] = now
             if summary.get("status") != "pending":
                 (self.path / METRICS).unlink(missing_ok=True)
@@ -232,9 +232,9 @@ def _resolve(cfg: DictConfig, path: Path, sweep: str | None) -> DictConfig:
     agent_run_id = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
     cfg.run_id = agent_run_id or f"{int(time.time()):x}{secrets.token_hex(3)}"
     plain = reading.to_plain(cfg)
-    its_science = science.of_config(plain)
-    cfg.name = cfg.name or its_science.run_name(plain)
-    cfg.monitor = cfg.monitor or its_science.monitor(plain)
+    run_science = science.of_config(plain)
+    cfg.name = cfg.name or run_science.run_name(plain)
+    cfg.monitor = cfg.monitor or run_science.monitor(plain)
     if cfg.monitor is None:
         raise ConfigError(
             "monitor=null: set it to the validation metric that selects the best checkpoint"
@@ -276,7 +276,7 @@ def git_commit() -> str | None:
 def update_latest_link(run_dir: Path) -> None:
     """Point logs/latest at a run in logs/train or logs/sweeps; ignore runs in other folders."""
     logs = ROOT / "logs"
-    if not any(run_dir.is_relative_to(logs / folder) for folder in _FOLLOWED):
+    if not any(run_dir.is_relative_to(logs / folder) for folder in _LATEST_FOLDERS):
         return
     temporary = logs / f".latest-{secrets.token_hex(4)}"
     try:

@@ -60,7 +60,7 @@ def load_data(cfg: DictConfig, trusted: trust.Trust = None) -> Any:
     return instantiate_untrusted(cfg, "data", trusted, seed=cfg.seed)
 
 
-def _best_checkpoint(run_dir: Path, typed: str | Path) -> Path | None:
+def _best_checkpoint(run_dir: Path, typed_path: str | Path) -> Path | None:
     """Return the best checkpoint of a run, or else the last one.
 
     A finished run names its best checkpoint in its summary, an unfinished run in its last
@@ -70,8 +70,8 @@ def _best_checkpoint(run_dir: Path, typed: str | Path) -> Path | None:
     if isinstance(recorded, str):
         checkpoint = trust.resolve_inside(run_dir, recorded)
         if not checkpoint.is_file():
-            hint = f"; to use the last: run={typed}/{LAST}" if recorded != LAST else ""
-            raise ConfigError(f"run={typed}: {recorded} is gone{hint}")
+            hint = f"; to use the last: run={typed_path}/{LAST}" if recorded != LAST else ""
+            raise ConfigError(f"run={typed_path}: {recorded} is gone{hint}")
         return checkpoint
     last, candidates = trust.resolve_inside(run_dir, LAST), [BEST, LAST]
     if last.is_file():
@@ -91,28 +91,28 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
     Raises:
         ConfigError: there is no such run, or no checkpoint in it.
     """
-    given = expand_home(path)
-    given = given if path_exists(given) else ROOT / given
-    if not path_exists(given):
-        hint = "; train first, or name a folder under logs/" if given.name == "latest" else ""
+    location = expand_home(path)
+    location = location if path_exists(location) else ROOT / location
+    if not path_exists(location):
+        hint = "; train first, or name a folder under logs/" if location.name == "latest" else ""
         raise ConfigError(f"run={path}: no such folder or checkpoint{hint}")
-    given = given.resolve()
-    folder = given.parent if given.name == exported.WEIGHTS else given
+    location = location.resolve()
+    folder = location.parent if location.name == exported.WEIGHTS else location
     if published.is_exported(folder):
         return published.output_dir(folder), folder / exported.WEIGHTS
-    if given.is_dir():
-        checkpoint = _best_checkpoint(given, path)
+    if location.is_dir():
+        checkpoint = _best_checkpoint(location, path)
         if checkpoint is None:
-            if runs := sorted(found.parent for found in given.glob(f"*/{CONFIG}")):
+            if runs := sorted(file.parent for file in location.glob(f"*/{CONFIG}")):
                 raise ConfigError(f"run={path}: holds several runs; name one, such as {runs[0]}")
-            status = read_summary(given).get("status")
-            known = f" (its status: {status})" if status else ""
-            raise ConfigError(f"run={path}: no checkpoint in {given / 'checkpoints'}{known}")
-        return given, checkpoint
-    if not given.is_file():
+            status = read_summary(location).get("status")
+            status_text = f" (its status: {status})" if status else ""
+            raise ConfigError(f"run={path}: no checkpoint in {location / 'checkpoints'}{status_text}")
+        return location, checkpoint
+    if not location.is_file():
         raise ConfigError(f"run={path}: neither a folder nor a file")
-    is_in_checkpoints = given.parent.name == Path(BEST).parent.name
-    return given.parent.parent if is_in_checkpoints else given.parent, given
+    is_in_checkpoints = location.parent.name == Path(BEST).parent.name
+    return location.parent.parent if is_in_checkpoints else location.parent, location
 
 
 def find_weights(path: str | Path) -> Path:
@@ -178,48 +178,48 @@ def load_run(path: str | Path, trusted: trust.Trust = None) -> Any:
 
 
 def load_model(
-    checkpoint_path: Path, trusted: trust.Trust = None, kind: type | None = None
+    checkpoint_path: Path, trusted: trust.Trust = None, model_class: type | None = None
 ) -> tuple[Any, DictConfig]:
     """Return the model in a checkpoint, and the config of its run.
 
     Args:
-        kind: class that the model must be of; None for any.
+        model_class: class that the model must be of; None for any.
 
     Raises:
         ConfigError: the file is damaged, its weights do not fit its config, the config names code
             that is not trusted, or the model is of another class.
     """
-    where = f"run={checkpoint_path}"
+    source = f"run={checkpoint_path}"
     checkpoint = load_checkpoint(checkpoint_path)
     cfg = checkpoint["config"]
     if checkpoint_path.name != exported.WEIGHTS:  # an export of format 1 has only the model
-        cfg = plain_config(cfg, f"{where}: its config")
-    model, cfg = build_model(cfg, model_weights(checkpoint), where, trusted)
-    if kind is not None and not isinstance(model, kind):
-        raise ConfigError(f"{where}: its model is a {type(model).__name__}, not a {kind.__name__}")
+        cfg = plain_config(cfg, f"{source}: its config")
+    model, cfg = build_model(cfg, model_weights(checkpoint), source, trusted)
+    if model_class is not None and not isinstance(model, model_class):
+        raise ConfigError(f"{source}: its model is a {type(model).__name__}, not a {model_class.__name__}")
     return model, cfg
 
 
 def build_model(
-    config: Any, weights: Mapping[str, Any], where: str, trusted: trust.Trust = None
+    config: Any, weights: Mapping[str, Any], source: str, trusted: trust.Trust = None
 ) -> tuple[Any, DictConfig]:
     """Return the model of an untrusted config with these weights, and the checked config.
 
     Raises:
         ConfigError: the weights do not fit the model, or the config names code that is not trusted.
     """
-    cfg = plain_config(config, f"{where}: its config", parts=("model",))
+    cfg = plain_config(config, f"{source}: its config", required_nodes=("model",))
     try:
         model = instantiate_untrusted(cfg, "model", trusted)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{source}: {error}") from None
     from torch import nn  # late: this module is imported before torch is needed
 
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"{where}: {type(model).__name__} is not a torch.nn.Module")
+        raise ConfigError(f"{source}: {type(model).__name__} is not a torch.nn.Module")
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ConfigError(f"{where}: the weights do not fit the model ({reason})") from None
+        raise ConfigError(f"{source}: the weights do not fit the model ({reason})") from None
     return model.eval(), cfg

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from harness.contract import files
 
 
-def _axes(names: Iterable[str]) -> list[str]:
+def _count_columns(names: Iterable[str]) -> list[str]:
     """Return the columns of whole numbers, which come first: step, epoch and *_seen."""
     columns = list(names)
     seen = [name for name in columns if name.endswith("_seen")]
@@ -49,10 +49,10 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        axes = {"step": step, **{k: metrics[k] for k in _axes(metrics)}}
+        axes = {"step": step, **{k: metrics[k] for k in _count_columns(metrics)}}
         row = {**metrics, **{k: int(v) for k, v in axes.items() if v is not None}}
-        if new := sorted(set(row) - set(self._columns)):
-            self._add_columns(new)
+        if new_columns := sorted(set(row) - set(self._columns)):
+            self._add_columns(new_columns)
         line = io.StringIO(newline="")
         csv.DictWriter(line, self._columns).writerow(row)
         size = self.path.stat().st_size
@@ -72,8 +72,8 @@ class MetricsFile(Logger):
         """
         if not self._columns:
             return
-        whole = self.path.read_bytes().rpartition(b"\n")[0].decode()
-        rows = [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values()]
+        complete_lines = self.path.read_bytes().rpartition(b"\n")[0].decode()
+        rows = [row for row in csv.DictReader(io.StringIO(complete_lines)) if None not in row.values()]
         kept = [row for row in rows if int(row["step"]) <= step and not has_test_metrics(row)]
         with files.atomic_write(self.path) as file:
             writer = csv.DictWriter(lines := io.StringIO(newline=""), self._columns)
@@ -81,13 +81,13 @@ class MetricsFile(Logger):
             writer.writerows(kept)
             file.write(lines.getvalue().encode())
 
-    def _add_columns(self, new: list[str]) -> None:
+    def _add_columns(self, new_columns: list[str]) -> None:
         rows: list[dict[str, str]] = []
         if self._columns:
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-        first = _axes(new)
-        self._columns = self._columns + first + [c for c in new if c not in first]
+        first = _count_columns(new_columns)
+        self._columns = self._columns + first + [c for c in new_columns if c not in first]
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, self._columns)
         writer.writeheader()

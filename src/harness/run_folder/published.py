@@ -16,12 +16,12 @@ from harness.contract.errors import ConfigError
 from harness.run_folder import trust
 from harness.run_folder.reading import CONFIG as CONFIG_OF_RUN
 
-_SETTINGS = (  # published settings of a run
+_PUBLISHED_KEYS = (  # published settings of a run
     *("name", "seed", "monitor", "mode", "module", "data", "model"),
     *("optimizer", "scheduler", "trainer", "callbacks"),
 )
 # published entries of summary.json, in addition to numbers
-_FACTS = ("device", "precision", "git_commit", "versions", "metrics")
+_TRAINING_ENTRIES = ("device", "precision", "git_commit", "versions", "metrics")
 _DIGEST_LINE = re.compile(r"([0-9a-f]{64}) [ *](\S+)")
 _DEFAULT_NAME = "export"  # folder in a run where export.py writes
 
@@ -59,11 +59,11 @@ def portable_config(config: Mapping[str, Any], summary: Mapping[str, Any]) -> di
         inside = (p for p in (run_dir, ROOT) if Path(node).is_relative_to(p))
         return next((Path(node).relative_to(p).as_posix() for p in inside), Path(node).name)
 
-    settings = {key: shorten(config[key]) for key in _SETTINGS if key in config}
+    settings = {key: shorten(config[key]) for key in _PUBLISHED_KEYS if key in config}
     training = {
         key: value
         for key, value in summary.items()
-        if key in _FACTS or isinstance(value, int | float)
+        if key in _TRAINING_ENTRIES or isinstance(value, int | float)
     }
     return {**settings, "training": training or dict(config.get("training") or {})}
 
@@ -102,15 +102,15 @@ def load(folder: Path) -> dict[str, Any]:
 
 def _check_format(config: Any, folder: Path, has_digests: bool) -> None:
     path = folder / exported.CONFIG
-    number = config.get("format") if isinstance(config, dict) else None
-    if type(number) is not int or number < 1:
+    format_number = config.get("format") if isinstance(config, dict) else None
+    if type(format_number) is not int or format_number < 1:
         raise ConfigError(f"{path}: not of format {exported.FORMAT}")
-    if number > exported.FORMAT:
+    if format_number > exported.FORMAT:
         raise ConfigError(
-            f"{path}: written by a newer version (format {number}; this one reads up to "
+            f"{path}: written by a newer version (format {format_number}; this one reads up to "
             f"{exported.FORMAT})"
         )
-    if number > 1 and not has_digests:
+    if format_number > 1 and not has_digests:
         raise ConfigError(f"{folder}: no exported model ({exported.DIGESTS} is missing)")
 
 

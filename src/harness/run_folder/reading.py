@@ -73,8 +73,8 @@ def load_config(run_dir: Path) -> DictConfig:
 
 def trust_override(cfg: DictConfig) -> str:
     """Return the override trust=PACKAGE that is needed to use this run, or '' if none is."""
-    own = trust.packages_to_trust(OmegaConf.to_container(cfg))
-    return shlex.quote(f"trust={own[0] if len(own) == 1 else own}") if own else ""
+    packages = trust.packages_to_trust(OmegaConf.to_container(cfg))
+    return shlex.quote(f"trust={packages[0] if len(packages) == 1 else packages}") if packages else ""
 
 
 def load_untrusted_config(run_dir: Path, trusted: trust.Trust = None) -> DictConfig:
@@ -100,16 +100,16 @@ def load_untrusted_config(run_dir: Path, trusted: trust.Trust = None) -> DictCon
     return cfg
 
 
-_OF_A_RUN = ("model", "data", "trainer", "optimizer")
+_RUN_NODES = ("model", "data", "trainer", "optimizer")
 
 
-def plain_config(content: Any, where: str, parts: Sequence[str] = _OF_A_RUN) -> DictConfig:
+def plain_config(content: Any, source: str, required_nodes: Sequence[str] = _RUN_NODES) -> DictConfig:
     """Check that an untrusted config is plain data, and return it in the current version.
 
     Args:
         content: the config.
-        where: source of the config, as the start of messages.
-        parts: nodes that it must have.
+        source: origin of the config, for the start of messages.
+        required_nodes: nodes that it must have.
 
     Raises:
         ConfigError: it is not plain data, or lacks one of the parts.
@@ -119,26 +119,26 @@ def plain_config(content: Any, where: str, parts: Sequence[str] = _OF_A_RUN) -> 
         plain = OmegaConf.to_container(cfg, resolve=False)
         trust.check_plain(plain)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{source}: {error}") from None
     except Exception as error:
-        raise ConfigError(f"{where}: not a config ({type(error).__name__})") from None
-    if not isinstance(plain, dict) or not all(isinstance(plain.get(k), dict) for k in parts):
-        raise ConfigError(f"{where} is not the config of a run")
-    named = {str(key): node for key, node in plain.items()}
-    return OmegaConf.create(science.of_config(named).upgraded(named))
+        raise ConfigError(f"{source}: not a config ({type(error).__name__})") from None
+    if not isinstance(plain, dict) or not all(isinstance(plain.get(k), dict) for k in required_nodes):
+        raise ConfigError(f"{source} is not the config of a run")
+    by_key = {str(key): node for key, node in plain.items()}
+    return OmegaConf.create(science.of_config(by_key).upgraded(by_key))
 
 
 def data_dir(cfg: DictConfig) -> str:
     """Return the data folder of a run, or data/ of this project if the data are not there."""
     content = to_plain(cfg)
-    given = ROOT / cfg.data.data_dir  # relative in an exported folder
+    archived_dir = ROOT / cfg.data.data_dir  # relative in an exported folder
     default = ROOT / "data"
-    if science.of_config(content).has_data({**content["data"], "data_dir": str(given)}):
-        return str(given)
-    if given != default:
+    if science.of_config(content).has_data({**content["data"], "data_dir": str(archived_dir)}):
+        return str(archived_dir)
+    if archived_dir != default:
         log.warning(
             "data.data_dir=%s does not contain %s; using %s",
-            given,
+            archived_dir,
             cfg.data.get("name", "data"),
             default,
         )

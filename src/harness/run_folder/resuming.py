@@ -43,18 +43,18 @@ def find_run_to_resume(path: str) -> Path:
         load_config(run_dir)
         return run_dir.resolve()
     summaries = {p.parent: read_summary(p.parent) for p in (ROOT / "logs").rglob(SUMMARY)}
-    left = {
+    unfinished = {
         run_dir: summary
         for run_dir, summary in summaries.items()
         if summary.get("status") in UNFINISHED and "started" in summary
         if summary["status"] != "failed" or any((run_dir / LAST).parent.glob("last*.ckpt"))
     }
-    if not left:
+    if not unfinished:
         raise ConfigError(
             f"resume=latest: every run in {ROOT / 'logs'} has finished, or failed before its first "
             "checkpoint"
         )
-    return max(left, key=lambda run_dir: str(left[run_dir]["started"]))
+    return max(unfinished, key=lambda run_dir: str(unfinished[run_dir]["started"]))
 
 
 def prepare_resume(folder: RunFolder, composed: DictConfig, overrides: Sequence[str]) -> bool:

@@ -42,13 +42,13 @@ _HARNESS_TARGETS = (
     "sweeps.pruning.Pruning tracking.wandb.wandb_logger training.callbacks.Progress "
     "training.resume.LastCheckpoint"
 )
-_NAMED_IN_CONF = re.compile(r"""_target_["']?[ \t]*:[ \t]*["']?([\w.]+)""")
-_MACHINERY = (__name__.partition(".")[0], "hydra_plugins")  # in src/, but not your own code
+_TARGET_IN_YAML = re.compile(r"""_target_["']?[ \t]*:[ \t]*["']?([\w.]+)""")
+_HARNESS_PACKAGES = (__name__.partition(".")[0], "hydra_plugins")  # in src/, but not your own code
 # exact names, because "mine.data.np.load" and "torch.hub.load" can run any code
-SHIPPED = frozenset(
+BUILT_IN_TARGETS = frozenset(
     f"{module}.{name}"
     for module, names in (
-        (_MACHINERY[0], _HARNESS_TARGETS),
+        (_HARNESS_PACKAGES[0], _HARNESS_TARGETS),
         ("torch.optim", _OPTIMIZERS),
         ("torch.optim.lr_scheduler", _SCHEDULERS),
         ("torch.nn", _LAYERS),
@@ -81,8 +81,8 @@ def known_targets() -> frozenset[str]:
     """Return the targets that any run folder may name: from libraries, sciences and conf/."""
     files = () if not CONF.is_dir() else CONF.rglob("*.yaml")
     texts = (p.read_text(encoding="utf-8") for p in files if CONF / "hydra" not in p.parents)
-    named = (name for text in texts for name in _NAMED_IN_CONF.findall(text))
-    return SHIPPED | science.functions() | set(named)
+    named = (name for text in texts for name in _TARGET_IN_YAML.findall(text))
+    return BUILT_IN_TARGETS | science.functions() | set(named)
 
 
 def _file_of(target: str) -> Path:
@@ -108,7 +108,7 @@ def is_own_class(target: str) -> bool:
     parts = module.split(".")
     if not CONF.is_dir() and parts[0] not in science.packages():  # SOURCE is site-packages
         return False
-    if not all(p.isidentifier() for p in parts) or parts[0] in _MACHINERY:
+    if not all(p.isidentifier() for p in parts) or parts[0] in _HARNESS_PACKAGES:
         return False
     try:
         body = ast.parse(_file_of(target).read_text(encoding="utf-8")).body
@@ -129,7 +129,7 @@ def _is_in_packages(target: str, packages: Iterable[str]) -> bool:
 
 
 # callbacks and loggers can write files, so they may be named only in callbacks and logger
-_CALLBACK_PREFIXES = (f"{_MACHINERY[0]}.", "lightning.")
+_CALLBACK_PREFIXES = (f"{_HARNESS_PACKAGES[0]}.", "lightning.")
 _OTHER_NODES = ("model", "data", "module", "optimizer", "scheduler", "trainer")
 
 
@@ -179,7 +179,7 @@ def check_targets(node: Any, trust: Trust, get_object: Callable[[str], Any]) -> 
     """
     for key, target in untrusted_targets(node, trust):
         package = target.partition(".")[0]
-        is_library = package in sys.stdlib_module_names | _LIBRARIES | set(_MACHINERY)
+        is_library = package in sys.stdlib_module_names | _LIBRARIES | set(_HARNESS_PACKAGES)
         if target.isprintable() and _is_in_source(target) and not is_library:
             hint = (
                 "it must be a class that its module in src/ defines, without side effects on "
@@ -275,7 +275,7 @@ def confine_paths(cfg: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     Raises:
         ConfigError: callbacks, loggers or trainer would write outside of the folder.
     """
-    former = str(cfg.get("run_dir"))
+    old_run_dir = str(cfg.get("run_dir"))
 
     def move(node: Any, key: str) -> Any:
         if isinstance(node, Mapping):
@@ -284,8 +284,8 @@ def confine_paths(cfg: dict[str, Any], run_dir: Path) -> dict[str, Any]:
             return [move(child, key) for child in node]
         if not isinstance(node, str):
             return node
-        if node == former or node.startswith(f"{former}/"):
-            node = str(run_dir) + node.removeprefix(former)
+        if node == old_run_dir or node.startswith(f"{old_run_dir}/"):
+            node = str(run_dir) + node.removeprefix(old_run_dir)
         if ".." in Path(node).parts:  # each library resolves relative paths in its own way
             raise ConfigError(f"{key}={node}: may lead out of the folder")
         if key.rpartition(".")[2] in _FOLDER_KEYS or node.startswith(("/", "~")):
