@@ -491,7 +491,7 @@ def test_logs_are_not_written_through_a_link(folder: Path, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="leads out of the folder"), log_to_folder(folder, 0):
         pass
     with pytest.raises(ConfigError, match="leads out of the folder"):
-        jobs._start(folder, machine.Share([0], []), True, {})
+        jobs._start_job(folder, machine.Share([0], []), True, {})
     assert victim.read_text() == "mine"
 
 

@@ -152,7 +152,7 @@ class TrainChecks(Callback):
             try:
                 composed = _compose_job(config, job, number)
                 self.check_run(composed)
-                sweeps.check_parallel(plain_settings(composed), num_parallel)
+                sweeps.check_num_parallel(plain_settings(composed), num_parallel)
             except ConfigError as error:
                 raise ConfigError(f"{prefix}{error}") from None
             except (HydraException, OmegaConfBaseException) as error:

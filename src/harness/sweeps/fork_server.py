@@ -31,7 +31,7 @@ from harness.training.processes import PARENT_VARIABLE
 _MAX_BYTES = 2**16  # of a request
 _EXIT_TIMEOUT = 3  # seconds
 # a library that reads these binds its threads to cores on import, before the job has its cores
-_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+_BINDING_VARIABLES = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
 
 class ForkServer:
@@ -50,16 +50,16 @@ class ForkServer:
     ) -> None:
         self._socket: socket.socket | None = None
         variables = child_environment(environment)
-        binds = num_parallel > 1 and any(name in variables for name in _BINDING)
-        if sys.platform != "linux" or binds:
+        binds_threads = num_parallel > 1 and any(name in variables for name in _BINDING_VARIABLES)
+        if sys.platform != "linux" or binds_threads:
             return
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         variables.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as for ranks
-        with theirs, restrict_to_share(divide_machine(num_parallel)[0]):
+        with server_end, restrict_to_share(divide_machine(num_parallel)[0]):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __spec__.name, str(sweep_dir)],
                 env=variables,
-                stdin=theirs.fileno(),
+                stdin=server_end.fileno(),
                 process_group=0,  # Ctrl-C ends the jobs, not the server
             )
         atexit.register(self.close)
@@ -80,12 +80,12 @@ class ForkServer:
         with restrict_to_share(share) as variables:
             request = {"run_dir": str(run_dir), "cores": share.cores, "variables": variables}
         fds = [1, 2] if output is None else [output, output]
-        answer = b""
-        with contextlib.suppress(OSError), _adopting_orphans():
+        reply = b""
+        with contextlib.suppress(OSError), _adopt_orphans():
             socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
-            answer = self._socket.recv(_MAX_BYTES)
-        if answer:
-            return Fork(int(answer))
+            reply = self._socket.recv(_MAX_BYTES)
+        if reply:
+            return Fork(int(reply))
         print("the fork server has ended: jobs start in fresh interpreters", file=sys.stderr)
         self.close()
         return None
@@ -100,7 +100,7 @@ class ForkServer:
 
 
 @contextlib.contextmanager
-def _adopting_orphans() -> Iterator[None]:
+def _adopt_orphans() -> Iterator[None]:
     """Adopt descendants whose parents end within this block."""
     set_child_subreaper, get_child_subreaper = 36, 37
     libc, before = ctypes.CDLL(None), ctypes.c_int()

@@ -36,7 +36,7 @@ from harness.training.forks import Process, stop
 from harness.training.launch import exception_for, start_process
 from harness.training.processes import exit_on_sigterm
 
-OUTPUT = "terminal.log"  # output of a job, if several jobs run at a time
+TERMINAL_LOG = "terminal.log"  # output of a job, if several jobs run at a time
 _SEARCH_OVERRIDES = ("+callbacks.pruning=", "test=", "hydra.")  # overrides that a search adds
 _POLL = 0.05  # seconds
 _STOP_TIMEOUT = 15  # seconds between the stop signal to a job and SIGKILL
@@ -62,7 +62,7 @@ def is_search(sweeper: str) -> bool:
     return not sweeper.endswith(("BasicSweeper", "CheckedSweeper"))
 
 
-def check_parallel(cfg: Mapping[str, Any], num_parallel: int) -> None:
+def check_num_parallel(cfg: Mapping[str, Any], num_parallel: int) -> None:
     """Raise if the jobs that run at a time need more cores than this machine has.
 
     Args:
@@ -145,25 +145,25 @@ def run_jobs(
         The best monitored metric of each run; NaN if the run did not finish.
     """
     waiting = list(enumerate(run_dirs, start=1))
-    free = divide_machine(num_parallel)
+    free_shares = divide_machine(num_parallel)
     running: dict[Process, tuple[int, Path, Share]] = {}
     with exit_on_sigterm():
         try:
             while waiting or running:
-                while waiting and free:
-                    (number, run_dir), share = waiting.pop(0), free.pop(0)
-                    process = _start(run_dir, share, num_parallel > 1, environment or {}, server)
+                while waiting and free_shares:
+                    (number, run_dir), share = waiting.pop(0), free_shares.pop(0)
+                    process = _start_job(run_dir, share, num_parallel > 1, environment or {}, server)
                     running[process] = (number, run_dir, share)
                     _print(f"run {run_dir.name} ({number} of {len(run_dirs)}): {_title(run_dir)}")
                 time.sleep(_POLL)
                 for process, code in [(p, c) for p in running if (c := p.poll()) is not None]:
                     number, run_dir, share = running.pop(process)
-                    free.append(share)
+                    free_shares.append(share)
                     outcome = _record_outcome(run_dir, code)
                     _print(f"run {run_dir.name} {outcome}")
         except (KeyboardInterrupt, SystemExit) as error:
-            by = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
-            stop(list(running), by, _STOP_TIMEOUT)
+            stop_signal = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+            stop(list(running), stop_signal, _STOP_TIMEOUT)
             for _, run_dir, _ in running.values():
                 if read_summary(run_dir).get("status") == "running":
                     update_summary(run_dir, status="interrupted")
@@ -171,7 +171,7 @@ def run_jobs(
     return [_objective(run_dir) for run_dir in run_dirs]
 
 
-def _start(
+def _start_job(
     run_dir: Path,
     share: Share,
     shares_terminal: bool,
@@ -182,10 +182,10 @@ def _start(
     with contextlib.ExitStack() as stack:
         output = None
         if shares_terminal:
-            file = stack.enter_context(resolve_inside(run_dir, OUTPUT).open("ab"))
+            file = stack.enter_context(resolve_inside(run_dir, TERMINAL_LOG).open("ab"))
             output = file.fileno()
-        started = None if server is None else server.start(run_dir, share, output)
-        return started or start_process(run_dir, share, environment, output)
+        forked = None if server is None else server.start(run_dir, share, output)
+        return forked or start_process(run_dir, share, environment, output)
 
 
 def _record_outcome(run_dir: Path, code: int) -> str:
@@ -257,10 +257,10 @@ def print_report(sweep_dir: Path, of_search: bool = False) -> bool:
         print(f"to compare its runs:\n  {python_command('compare')} {folder}")
     if of_search:
         return any(job.is_finished for job in jobs)
-    complete = all(job.is_finished for job in jobs)
-    if not complete:
+    is_complete = all(job.is_finished for job in jobs)
+    if not is_complete:
         rerun = shlex.quote(f"rerun={display_path(sweep_dir)}")
         trust = next(filter(None, (trust_override(load_config(j.run_dir)) for j in jobs)), "")
         command = f"{python_command('train')} {rerun} {trust}".rstrip()
         print(f"to train the unfinished runs:\n  {command}")
-    return complete
+    return is_complete

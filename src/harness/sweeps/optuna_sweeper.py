@@ -74,18 +74,18 @@ class OptunaSweeper(Sweeper):
             sampler=self.sampler,
             pruner=self.pruner,
         )
-        name = secrets.token_hex(4)
+        worker = secrets.token_hex(4)
         num_parallel = self.config.hydra.launcher.get("num_jobs", 1)
-        with search.worker_lock(folder, name):
+        with search.worker_lock(folder, worker):
             try:
                 while trials := search.next_trials(
-                    study, folder, space, name, self.num_trials, num_parallel
+                    study, folder, space, worker, self.num_trials, num_parallel
                 ):
                     jobs = [
                         [*fixed, *self._trial_overrides(study, folder, trial)] for trial in trials
                     ]
-                    values = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
-                    for trial, job in zip(trials, values, strict=True):
+                    job_returns = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
+                    for trial, job in zip(trials, job_returns, strict=True):
                         failed = job.status is not JobStatus.COMPLETED
                         value = math.nan if failed else float(job.return_value)
                         status = read_summary(folder / str(trial.number)).get("status")

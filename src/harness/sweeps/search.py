@@ -32,9 +32,9 @@ from harness.contract import files
 from harness.contract.errors import ConfigError
 from harness.run_folder.reading import JOURNAL
 
-_WORKER = "worker"  # attribute of a trial: name of its worker
-_LOST = "lost"  # attribute of a trial whose worker died; its values are queued again
-_SPACE = "space"  # attribute of the study: searched and fixed overrides
+_WORKER_KEY = "worker"  # attribute of a trial: name of its worker
+_LOST_KEY = "lost"  # attribute of a trial whose worker died; its values are queued again
+_SPACE_KEY = "space"  # attribute of the study: searched and fixed overrides
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -80,21 +80,21 @@ def open_study(
         load_if_exists=True,
         **arguments,
     )
-    if study.user_attrs.setdefault(_SPACE, dict(space)) != dict(space):
-        was = study.user_attrs[_SPACE]
+    if study.user_attrs.setdefault(_SPACE_KEY, dict(space)) != dict(space):
+        was = study.user_attrs[_SPACE_KEY]
         key = next(k for k in sorted({*was, *space}) if was.get(k) != space.get(k))
         raise ConfigError(
             f"hydra.sweep.dir={folder}: the search in this folder has {key}={was.get(key)}, not "
             f"{space.get(key)}; use another folder"
         )
-    study.set_user_attr(_SPACE, dict(space))
+    study.set_user_attr(_SPACE_KEY, dict(space))
     return study
 
 
 @contextlib.contextmanager
-def worker_lock(folder: Path, name: str) -> Iterator[None]:
+def worker_lock(folder: Path, worker: str) -> Iterator[None]:
     """Hold the lock file that marks this worker as alive."""
-    path = folder / f"worker-{name}.lock"
+    path = folder / f"worker-{worker}.lock"
     try:
         with FileLock(path):
             yield
@@ -105,11 +105,11 @@ def worker_lock(folder: Path, name: str) -> Iterator[None]:
 def requeue_lost_trials(study: optuna.Study, folder: Path) -> None:
     """Mark trials whose worker died as failed, and queue their values again."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        name = trial.user_attrs.get(_WORKER)
-        if name is not None and _is_alive(folder / f"worker-{name}.lock"):
+        worker = trial.user_attrs.get(_WORKER_KEY)
+        if worker is not None and _is_alive(folder / f"worker-{worker}.lock"):
             continue
         study.enqueue_trial(trial.params)
-        optuna.Trial(study, trial._trial_id).set_user_attr(_LOST, True)
+        optuna.Trial(study, trial._trial_id).set_user_attr(_LOST_KEY, True)
         study.tell(trial.number, state=TrialState.FAIL)
 
 
@@ -129,28 +129,28 @@ def next_trials(
     study: optuna.Study,
     folder: Path,
     distributions: Mapping[str, BaseDistribution],
-    name: str,
+    worker: str,
     num_trials: int,
-    at_most: int,
+    max_returned: int,
 ) -> list[optuna.Trial]:
     """Return the next trials of this worker; empty once the study has ``num_trials``.
 
     Args:
         distributions: distribution of each searched key.
-        name: name of this worker.
+        worker: name of this worker.
         num_trials: trials of the study over all workers; those of workers that died do not count.
-        at_most: the most trials to return.
+        max_returned: the most trials to return.
     """
     with FileLock(folder / "ask.lock"):
         requeue_lost_trials(study, folder)
-        counted = [t for t in study.get_trials() if not t.user_attrs.get(_LOST)]
-        if any(t.user_attrs.get(_WORKER) != name for t in counted):
+        counted = [t for t in study.get_trials() if not t.user_attrs.get(_LOST_KEY)]
+        if any(t.user_attrs.get(_WORKER_KEY) != worker for t in counted):
             study.sampler.reseed_rng()  # else all workers draw the same values
         started = [t for t in counted if t.state != TrialState.WAITING]
         trials = []
-        for _ in range(min(at_most, num_trials - len(started))):
+        for _ in range(min(max_returned, num_trials - len(started))):
             trial = study.ask(dict(distributions))
-            trial.set_user_attr(_WORKER, name)
+            trial.set_user_attr(_WORKER_KEY, worker)
             trials.append(trial)
         return trials
 
@@ -166,21 +166,21 @@ def record_result(study: optuna.Study, trial: optuna.Trial, status: str, value: 
 
 
 def should_prune(
-    journal: Path, study: str, number: int, value: float, validation: int, pruner: BasePruner
+    journal: Path, study_name: str, trial_number: int, value: float, validation_index: int, pruner: BasePruner
 ) -> bool:
     """Report a validation of a trial, and return whether the pruner would end it.
 
     Args:
         journal: journal file of the study.
-        study: name of the study.
-        number: number of the trial.
+        study_name: name of the study.
+        trial_number: number of the trial.
         value: the monitored metric.
-        validation: index of the validation, from 0; Optuna keeps the first report of each index.
+        validation_index: index of the validation, from 0; Optuna keeps the first report of each index.
         pruner: the pruner that decides.
     """
-    shared = optuna.load_study(study_name=study, storage=_storage(journal), pruner=pruner)
-    trial = optuna.Trial(shared, shared.get_trials(deepcopy=False)[number]._trial_id)
-    trial.report(value, step=validation)
+    study = optuna.load_study(study_name=study_name, storage=_storage(journal), pruner=pruner)
+    trial = optuna.Trial(study, study.get_trials(deepcopy=False)[trial_number]._trial_id)
+    trial.report(value, step=validation_index)
     return trial.should_prune()
 
 

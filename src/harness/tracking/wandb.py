@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _WANDB_TIMEOUT = 8  # seconds to wait for the server before the run is tracked offline
 _WANDB_FINISH_TIMEOUT = 60  # seconds to wait for uploads at the end
 # WANDB_ variables that conf/ reads, so that overrides can replace their values
-_IN_CONFIG = ("PROJECT", "ENTITY", "NAME", "RUN_GROUP", "JOB_TYPE", "TAGS", "NOTES")
+_CONFIG_VARIABLES = ("PROJECT", "ENTITY", "NAME", "RUN_GROUP", "JOB_TYPE", "TAGS", "NOTES")
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 Project = Annotated[
@@ -113,28 +113,28 @@ def _load_wandb_settings(run_dir: Path, mode: Mode) -> str:
     if wandb.run is None:
         wandb.teardown()  # else it keeps the settings of an earlier run in this process
     limits = {"init_timeout": _WANDB_TIMEOUT, "finish_timeout": _WANDB_FINISH_TIMEOUT}
-    ours: dict[str, Any] = {
+    changes: dict[str, Any] = {
         k: v for k, v in limits.items() if f"WANDB_{k.upper()}" not in os.environ
     }
     if mode != "auto":
-        ours["mode"] = mode
+        changes["mode"] = mode
     try:
-        with contextlib.redirect_stderr(io.StringIO()) as printed:
+        with contextlib.redirect_stderr(io.StringIO()) as stderr:
             # not wandb.setup(), which hangs if its process does not start
             settings = wandb.sdk.wandb_setup.singleton().settings
     except wandb.errors.UsageError as error:
         raise ConfigError(f"WANDB_ variables: {_one_line(error)}") from None
     except ValueError as error:
-        raise ConfigError(_rejected_variable(error)) from None
-    settings.update_from_dict({"silent": True, "console": "off", **ours})
-    if problem := re.sub(r"\s*wandb: (WARNING|ERROR)?\s*", " ", printed.getvalue()).strip():
+        raise ConfigError(_explain_rejected_variable(error)) from None
+    settings.update_from_dict({"silent": True, "console": "off", **changes})
+    if problem := re.sub(r"\s*wandb: (WARNING|ERROR)?\s*", " ", stderr.getvalue()).strip():
         log.warning("W&B settings: %s", problem[:200])
     return {"dryrun": "offline", "run": "online"}.get(
         settings.mode, settings.mode
     )  # former names of the modes
 
 
-def _rejected_variable(error: ValueError) -> str:
+def _explain_rejected_variable(error: ValueError) -> str:
     """Return the message for a pydantic error about a setting from the environment."""
     try:
         first = error.errors()[0]  # type: ignore[attr-defined]
@@ -151,7 +151,7 @@ def _unset_config_variables() -> None:
     remain.
     """
     has_agent = os.environ.get("WANDB_SWEEP_ID") or os.environ.get("WANDB_LAUNCH")
-    for name in _IN_CONFIG:
+    for name in _CONFIG_VARIABLES:
         if not (has_agent and name in ("PROJECT", "ENTITY")):
             os.environ.pop(f"WANDB_{name}", None)
 
@@ -162,11 +162,11 @@ def _make_cache_writable(run_dir: Path) -> None:
     Without a cache folder, W&B's process logs to the terminal.
     """
     wandb = _import_wandb()
-    inside = run_dir.resolve() / "wandb" / "cache"
+    local_cache = run_dir.resolve() / "wandb" / "cache"
     try:
         Path.home()
     except RuntimeError:  # a user without a passwd entry: W&B fails without a home
-        os.environ["HOME"] = str(inside)
+        os.environ["HOME"] = str(local_cache)
     # without these, W&B's process finds no folder, even where Python does
     if any(os.environ.get(k) for k in ("WANDB_CACHE_DIR", "XDG_CACHE_HOME", "HOME")):
         with contextlib.suppress(OSError, RuntimeError):
@@ -174,7 +174,7 @@ def _make_cache_writable(run_dir: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 return
-    os.environ["WANDB_CACHE_DIR"] = str(inside)
+    os.environ["WANDB_CACHE_DIR"] = str(local_cache)
 
 
 def wandb_logger(
@@ -247,16 +247,16 @@ def _start_run(mode: Mode, arguments: Mapping[str, Any]) -> Any:
     """Start a W&B run as settings and account allow: online, else offline, else disabled."""
     wandb, run_dir = _import_wandb(), Path(arguments["dir"])
     is_requested = mode != "auto" or "WANDB_MODE" in os.environ
-    allowed = _load_wandb_settings(run_dir, mode)
-    is_online = allowed not in ("offline", "disabled")
+    actual_mode = _load_wandb_settings(run_dir, mode)
+    is_online = actual_mode not in ("offline", "disabled")
     if is_online and not has_wandb_account():
         if is_requested:
             log.warning("W&B has no account; this run is tracked offline (to log in: wandb login)")
-        allowed, is_online = "offline", False
+        actual_mode, is_online = "offline", False
     try:
-        return wandb.init(mode=allowed, **arguments)
+        return wandb.init(mode=actual_mode, **arguments)
     except (wandb.errors.Error, OSError) as error:
-        if allowed == "disabled":
+        if actual_mode == "disabled":
             raise
         if is_online:
             log.warning("W&B does not answer (%s); this run is tracked offline", _one_line(error))
