@@ -68,7 +68,7 @@ class Graph(_NoReads):
 
 
 @contextmanager
-def recording_to(graph: Graph) -> Iterator[None]:
+def record_to(graph: Graph) -> Iterator[None]:
     with graph:
         yield
     graph.undo()

@@ -126,9 +126,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[replay.Graph]:
         made.append(replay.Graph())
         return made[-1]
 
-    monkeypatch.setattr(captured_step, "DEVICE", "cpu")
+    monkeypatch.setattr(captured_step, "DEVICE_TYPE", "cpu")
     monkeypatch.setattr(captured_step, "new_graph", new_graph)
-    monkeypatch.setattr(captured_step, "recording_to", replay.recording_to)
+    monkeypatch.setattr(captured_step, "record_to", replay.record_to)
     monkeypatch.setattr(captured_step, "raise_on_synchronization", replay.raise_on_synchronization)
     monkeypatch.setattr(contract, "_NO_SYNC_DEVICE", "none of these")
     # the shape checks of the tests draw numbers

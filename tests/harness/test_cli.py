@@ -448,7 +448,7 @@ def test_a_network_must_accept_the_arguments_of_its_model() -> None:
 
 def test_wrong_values_of_a_factory_are_reported_in_one_line() -> None:
     node = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0, "nesterov": True}
-    factory = build._factory("optimizer", node)
+    factory = build._build_factory("optimizer", node)
     assert "params" in signature(factory).parameters
     with pytest.raises(ConfigError, match=r"optimizer._target_=torch.optim.SGD: Nesterov"):
         factory([torch.nn.Parameter(torch.zeros(()))])

@@ -17,7 +17,7 @@ from harness.config.instantiation import explain_hydra_error
 from harness.config.keys import format_value, leaf_keys, nearest_key
 from harness.config.paths import CONF
 from harness.contract.errors import BROKEN_PIPE, INTERRUPTED, ConfigError, RunFailed
-from harness.training.processes import out_of_memory
+from harness.training.processes import explain_out_of_memory
 
 _MAX_LINES = 3
 _MAX_WIDTH = 600  # characters of a line
@@ -61,7 +61,7 @@ def report_errors(
     except _ONE_LINE_ERRORS as error:
         if WANTS_TRACEBACK:
             raise
-        if text := out_of_memory(error, less_memory):
+        if text := explain_out_of_memory(error, less_memory):
             print(f"failed: {text}", file=sys.stderr)
             raise SystemExit(RunFailed.exit_code) from None
         if extra := _missing_extra(error):

@@ -48,7 +48,7 @@ _KNOWN_WARNINGS = (
 
 
 # values of trainer.strategy that become a DDPStrategy, with its arguments
-_DDP: dict[str, dict[str, Any]] = {
+_DDP_ARGUMENTS: dict[str, dict[str, Any]] = {
     "auto": {},
     "ddp": {},
     "ddp_find_unused_parameters_true": {"find_unused_parameters": True},
@@ -77,9 +77,10 @@ def build(folder: RunFolder, rank: int = 0) -> Parts:
     cfg = folder.config
     for message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # srun already binds its tasks to cores
-    if processes > 1:
-        torch.set_num_threads(max(1, num_cpus() // processes))
+    # not set by srun, which binds its tasks to cores itself
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if num_processes > 1:
+        torch.set_num_threads(max(1, num_cpus() // num_processes))
     lightning.seed_everything(cfg.seed, verbose=False)
     plain = reading.to_plain(cfg)
     check_shared_memory(plain)
@@ -90,7 +91,7 @@ def build(folder: RunFolder, rank: int = 0) -> Parts:
     datamodule.batch_timeout = 0.9 * (cfg.get("rank_timeout") or 60)
     datamodule.prepare_data()  # before the loggers, so that a run without data is not tracked
     datamodule.setup()
-    module = _module(plain)
+    module = _build_module(plain)
     assert datamodule.train is not None
     assert datamodule.validation is not None
     module.provenance = {
@@ -108,13 +109,13 @@ def build(folder: RunFolder, rank: int = 0) -> Parts:
     module.provenance["precision"] = arguments["precision"]
     verified = dict([folder.checkpoint] if folder.checkpoint else [])
     arguments["plugins"] = [AtomicCheckpoints(verified), *_cluster_environment()]
-    if module.provenance["processes"] > 1 and arguments["strategy"] in _DDP:
+    if module.provenance["processes"] > 1 and arguments["strategy"] in _DDP_ARGUMENTS:
         arguments["strategy"] = DDPStrategy(
             timeout=timedelta(seconds=cfg.rank_timeout),
             gradient_as_bucket_view=True,  # avoids a copy of the gradients
-            **_DDP[arguments["strategy"]],
+            **_DDP_ARGUMENTS[arguments["strategy"]],
         )
-    callbacks = _callbacks(cfg)
+    callbacks = _build_callbacks(cfg)
     if not any(isinstance(c, Checkpoint) for c in callbacks):
         arguments["enable_checkpointing"] = False  # else Lightning adds a callback
     try:
@@ -123,7 +124,7 @@ def build(folder: RunFolder, rank: int = 0) -> Parts:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     check_module(module, datamodule, trainer)
     if rank == 0:
-        trainer.loggers = _loggers(folder)
+        trainer.loggers = _build_loggers(folder)
     # Lightning's handler communicates with other ranks, possibly within another collective
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return Parts(module, datamodule, trainer)
@@ -132,35 +133,35 @@ def build(folder: RunFolder, rank: int = 0) -> Parts:
 T = TypeVar("T")
 
 
-def _require_type(instance: Any, key: str, kind: type[T]) -> T:
-    if not isinstance(instance, kind):
+def _require_type(instance: Any, key: str, required_type: type[T]) -> T:
+    if not isinstance(instance, required_type):
         raise ConfigError(
             f"{key}._target_: {type(instance).__name__} must be a subclass of "
-            f"{kind.__module__}.{kind.__qualname__}"
+            f"{required_type.__module__}.{required_type.__qualname__}"
         )
     return instance
 
 
-def _module(plain: dict[str, Any]) -> ExactModule:
+def _build_module(plain: dict[str, Any]) -> ExactModule:
     """Build the LightningModule, with the top-level settings that its constructor names."""
     schedule = dict(plain.get("scheduler") or {})
     settings = {k: schedule.pop(k) for k in SCHEDULER_SETTINGS if k in schedule}
-    make = _factory("module", {**plain["module"], "_partial_": True})
-    given = {
+    make = _build_factory("module", {**plain["module"], "_partial_": True})
+    arguments = {
         "model": instantiation.instantiate(plain["model"]),
-        "optimizer": _factory("optimizer", plain["optimizer"]),
-        "scheduler": _factory("scheduler", schedule) if schedule else None,
+        "optimizer": _build_factory("optimizer", plain["optimizer"]),
+        "scheduler": _build_factory("scheduler", schedule) if schedule else None,
         "scheduler_settings": settings,
         "seed": plain["seed"],
     }
-    named = inspect.signature(make).parameters
-    extra = {k: plain[k] for k in named if k in plain and k not in (*given, *plain["module"])}
-    module = _require_type(make(**given, **extra), "module", ExactModule)
+    parameters = inspect.signature(make).parameters
+    extra = {k: plain[k] for k in parameters if k in plain and k not in (*arguments, *plain["module"])}
+    module = _require_type(make(**arguments, **extra), "module", ExactModule)
     module.config = plain
     return module
 
 
-def _factory(key: str, node: Mapping[str, Any]) -> Callable[..., Any]:
+def _build_factory(key: str, node: Mapping[str, Any]) -> Callable[..., Any]:
     """Return the factory of a ``_partial_`` node, which raises ConfigError on wrong arguments."""
     make = instantiation.instantiate(node)
 
@@ -190,8 +191,8 @@ def _cluster_environment() -> list[ClusterEnvironment]:
     """Return the plugin for SLURM, where Lightning assumes that srun started all processes."""
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
-    by_srun = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    return [SLURMEnvironment(auto_requeue=False) if by_srun else LightningEnvironment()]
+    is_from_srun = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return [SLURMEnvironment(auto_requeue=False) if is_from_srun else LightningEnvironment()]
 
 
 def is_smoke(cfg: DictConfig) -> bool:
@@ -199,7 +200,7 @@ def is_smoke(cfg: DictConfig) -> bool:
     return bool(cfg.get("smoke") or cfg.trainer.fast_dev_run or cfg.trainer.overfit_batches)
 
 
-def _loggers(folder: RunFolder) -> list[Logger]:
+def _build_loggers(folder: RunFolder) -> list[Logger]:
     cfg = folder.config
     hyperparameters = reading.short_keys(OmegaConf.masked_copy(cfg, _logged_keys(cfg)))
     hyperparameters["git_commit"] = folder.summary.get("git_commit")
@@ -222,14 +223,14 @@ def _logged_keys(cfg: DictConfig) -> list[str]:
     return [str(key) for key in cfg if key != "module"]
 
 
-def _callbacks(cfg: DictConfig) -> list[Callback]:
+def _build_callbacks(cfg: DictConfig) -> list[Callback]:
     callbacks = [
         instantiation.instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node
     ]
-    off = {
+    enabled = {
         ModelCheckpoint: cfg.trainer.enable_checkpointing,
         LastCheckpoint: cfg.trainer.enable_checkpointing,
         lightning.pytorch.callbacks.ProgressBar: cfg.trainer.enable_progress_bar,
     }
-    unwanted = tuple(kind for kind, wanted in off.items() if wanted is False)
-    return [c for c in callbacks if not isinstance(c, unwanted)]
+    disabled = tuple(kind for kind, wanted in enabled.items() if wanted is False)
+    return [c for c in callbacks if not isinstance(c, disabled)]

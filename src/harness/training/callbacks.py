@@ -27,7 +27,7 @@ from harness.run_folder.reading import BEST
 
 log = logging.getLogger(__name__)
 
-_TRAINING_STATE = {"optimizer_states", "lr_schedulers", "current_model_state", "averaging_state"}
+_TRAINING_STATE_KEYS = {"optimizer_states", "lr_schedulers", "current_model_state", "averaging_state"}
 
 
 class AtomicCheckpoints(CheckpointIO):
@@ -44,7 +44,7 @@ class AtomicCheckpoints(CheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         if Path(path).name == Path(BEST).name:  # weights only; last.ckpt is for resuming
-            checkpoint = {k: v for k, v in checkpoint.items() if k not in _TRAINING_STATE}
+            checkpoint = {k: v for k, v in checkpoint.items() if k not in _TRAINING_STATE_KEYS}
         checkpoints.save(checkpoint, Path(path))
 
     def load_checkpoint(
@@ -118,6 +118,6 @@ class Progress(RichProgressBar):
         total, done = trainer.estimated_stepping_batches, trainer.global_step
         if math.isfinite(total) and done > self._first_step:
             elapsed = time.perf_counter() - self._start
-            left = elapsed * (total - done) / (done - self._first_step)
-            parts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
+            seconds_left = elapsed * (total - done) / (done - self._first_step)
+            parts.append(f"{seconds_left // 60:.0f}:{seconds_left % 60:02.0f} left")
         return "  ".join(parts)

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from harness.contract.counters import Counters
 from harness.contract.module import ExactModule
-from harness.training.step_state import Snapshot, StepState, what_changed
+from harness.training.step_state import Snapshot, StepState, find_difference
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ Step = Callable[[Any, int | Tensor], Outputs]  # takes the arguments of training
 _NUM_EAGER = 2  # steps before a recording, in which libraries and the optimizer allocate memory
 _MAX_SHAPES = 20  # of batches
 _MAX_GRAPHS = 2  # full batches, and the smaller last batch of an epoch
-DEVICE = "cuda"  # type of the devices that have graphs
+DEVICE_TYPE = "cuda"  # type of the devices that have graphs
 
 
 class Recording(NamedTuple):
@@ -74,14 +74,14 @@ class CapturedStep:
         """Take a step, and return the loss and what else the training step returned."""
         if not self.reason:
             try:
-                return self._take(batch, batch_idx)
+                return self._take_step(batch, batch_idx)
             except NotRecordableError as reason:
                 self._stay_eager(str(reason))
         return self._step(batch, batch_idx)
 
-    def _take(self, batch: Any, batch_idx: int) -> Outputs:
+    def _take_step(self, batch: Any, batch_idx: int) -> Outputs:
         leaves, structure = pytree.tree_flatten(batch)
-        key = (structure, *(_describe(leaf, self._module.device) for leaf in leaves))
+        key = (structure, *(_part_key(leaf, self._module.device) for leaf in leaves))
         self._check_state(batch_idx)
         self._optimizer.update()
         recording = self._recordings.get(key)
@@ -117,12 +117,12 @@ class CapturedStep:
         """
         before = Snapshot(self._module, self._optimizer.state)
         try:
-            with self._as_recorded(), raise_on_synchronization():
+            with self._state_on_device(), raise_on_synchronization():
                 outputs = self._step(batch, self._counters.batch)
         except Exception as error:  # the eager step raises an error of its own again
             before.restore()
             raise NotRecordableError(" ".join(str(error).split())[:200]) from error
-        if (change := before.change()) is not None:
+        if (change := before.find_change()) is not None:
             before.restore()
             raise NotRecordableError(f"the training step changes {change}")
         return outputs
@@ -132,7 +132,7 @@ class CapturedStep:
         inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         graph, before = new_graph(), self._module.items_seen
         try:
-            with self._as_recorded(), recording_to(graph):
+            with self._state_on_device(), record_to(graph):
                 outputs = self._step(pytree.tree_unflatten(inputs, structure), self._counters.batch)
         except Exception as error:
             self._module.items_seen = before
@@ -141,13 +141,13 @@ class CapturedStep:
         return Recording(graph, inputs, outputs, self._module.items_seen - before)
 
     @contextmanager
-    def _as_recorded(self) -> Iterator[None]:
+    def _state_on_device(self) -> Iterator[None]:
         with self._module.counters_as_tensors(self._counters), self._optimizer.on_device():
             yield
 
     def _check_state(self, batch_idx: int) -> None:
         """At the start of an epoch, drop the recordings if the module has changed."""
-        if batch_idx == 0 and self._state is not None and self._state.change() is not None:
+        if batch_idx == 0 and self._state is not None and self._state.find_change() is not None:
             self._recordings.clear()
             self._num_seen.clear()
             self._state = None
@@ -155,13 +155,13 @@ class CapturedStep:
     def _stay_eager(self, reason: str) -> None:
         self.reason = reason
         self._recordings.clear()
-        self._optimizer.release()
+        self._optimizer.restore_step_counts()
         log.warning(
             "steps run without a CUDA graph (%s); to hide this, set cuda_graph=false", reason
         )
 
 
-def _describe(leaf: Any, device: torch.device) -> Any:
+def _part_key(leaf: Any, device: torch.device) -> Any:
     """Return a key of one part of a batch; a graph takes only parts with the same key.
 
     Raises:
@@ -197,10 +197,10 @@ class DeviceSettings:
         self._groups = optimizer.param_groups
         self.state = optimizer.state
         self._rates = [torch.zeros((), device=device) for _ in self._groups]
-        self._others = self._fixed()
+        self._other_settings = self._read_other_settings()
         self._device = device
 
-    def _fixed(self) -> list[dict[str, Any]]:
+    def _read_other_settings(self) -> list[dict[str, Any]]:
         return [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self._groups]
 
     def update(self) -> None:
@@ -209,7 +209,7 @@ class DeviceSettings:
         Raises:
             NotRecordableError: another setting has changed.
         """
-        if (change := what_changed(self._others, self._fixed())) is not None:
+        if (change := find_difference(self._other_settings, self._read_other_settings())) is not None:
             raise NotRecordableError(f"the optimizer's {change} has changed")
         for group, rate in zip(self._groups, self._rates, strict=True):
             rate.fill_(group["lr"])
@@ -228,11 +228,11 @@ class DeviceSettings:
         try:
             yield
         finally:
-            for group, rate, other in zip(self._groups, before, self._others, strict=True):
+            for group, rate, other in zip(self._groups, before, self._other_settings, strict=True):
                 group["lr"] = rate
                 group.update({k: v for k, v in other.items() if k == "capturable"})
 
-    def release(self) -> None:
+    def restore_step_counts(self) -> None:
         """Move the step count to where eager steps expect it."""
         for group in self._groups:
             if not group.get("fused") and not group.get("capturable"):
@@ -246,7 +246,7 @@ def new_graph() -> Any:
 
 
 @contextmanager
-def recording_to(graph: Any) -> Iterator[None]:
+def record_to(graph: Any) -> Iterator[None]:
     """Record operators instead of running them."""
     stream = torch.cuda.current_stream()
     try:

@@ -99,7 +99,7 @@ def can_fork() -> bool:
         return False
 
 
-def fork(body: Callable[[], object]) -> int:
+def fork(function: Callable[[], object]) -> int:
     """Run a function in a fork of this process, and return the process id of the fork.
 
     The fork starts with the signal handlers and the random numbers of a fresh interpreter.
@@ -107,7 +107,7 @@ def fork(body: Callable[[], object]) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # else the fork would write the buffered text again
     # a signal that arrives before the handlers are reset would run those of the parent
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         if pid := os.fork():
             return pid
@@ -117,20 +117,20 @@ def fork(body: Callable[[], object]) -> int:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
     if numpy := sys.modules.get("numpy"):  # Python's own random numbers are reseeded already
         numpy.random.seed()
-    return run_and_exit(body)
+    return run_and_exit(function)
 
 
-def run_and_exit(body: Callable[[], object]) -> NoReturn:
+def run_and_exit(function: Callable[[], object]) -> NoReturn:
     """Run a function, then end this process with its exit code.
 
     Skips only the last step of an interpreter, which frees all modules and takes a second or two.
     """
     code = 0
     try:
-        body()
+        function()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):

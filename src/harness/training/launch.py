@@ -92,14 +92,14 @@ def num_processes(accelerator: str, devices: object) -> int:
 
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     if on_gpu:
-        available, kind = torch.cuda.device_count(), "GPUs"
+        available, device_name = torch.cuda.device_count(), "GPUs"
     elif accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available()):
-        available, kind = 1, "MPS device"
+        available, device_name = 1, "MPS device"
     else:
-        available, kind = num_cpus(), "cores"
+        available, device_name = num_cpus(), "cores"
         count = count or 1  # "auto" on a CPU is one process with all cores
     if (count or 1) > available:
-        raise ConfigError(f"trainer.devices={devices}: this machine has {available} {kind}")
+        raise ConfigError(f"trainer.devices={devices}: this machine has {available} {device_name}")
     return count or available
 
 
@@ -117,10 +117,10 @@ def start_process(
         environment: variables to set for the process.
         output: file descriptor for its stdout and stderr; None for those of this process.
     """
-    with restrict_to_share(share) as of_share:
+    with restrict_to_share(share) as share_variables:
         return subprocess.Popen(
             [sys.executable, *_JOB_ARGUMENTS, str(run_dir)],
-            env={**child_environment(environment), **of_share},
+            env={**child_environment(environment), **share_variables},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -136,8 +136,8 @@ def child_environment(added: Mapping[str, str] | None = None) -> dict[str, str]:
     """
     paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
     inherited = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
-    ours = {"PYTHONPATH": os.pathsep.join(paths), PARENT_VARIABLE: str(os.getpid())}
-    return {**inherited, **ours, **(added or {})}
+    own_variables = {"PYTHONPATH": os.pathsep.join(paths), PARENT_VARIABLE: str(os.getpid())}
+    return {**inherited, **own_variables, **(added or {})}
 
 
 def exception_for(folder: RunFolder, code: int, message: str = "") -> BaseException:
@@ -155,15 +155,15 @@ def exception_for(folder: RunFolder, code: int, message: str = "") -> BaseExcept
     if code in STOPPED:
         return SystemExit(code)
     if code < 0:
-        killed = f"killed by signal {-code} ({signal.Signals(-code).name})"
+        exit_text = f"killed by signal {-code} ({signal.Signals(-code).name})"
     else:
-        killed = f"ended with exit code {code}"
+        exit_text = f"ended with exit code {code}"
     run_dir, summary = folder.path, folder.reread()
     reason = message.partition(f"{run_dir}: ")[2]
-    cause = reason or killed
+    cause = reason or exit_text
     # another rank, stopped because of this failure, may have written "interrupted" after it
     if summary.get("status") == "interrupted":
-        cause = summary.get("error") or reason or message or killed
+        cause = summary.get("error") or reason or message or exit_text
     if (
         summary.get("status") in ("pending", "running", "interrupted")
         and code != ConfigError.exit_code
@@ -171,8 +171,8 @@ def exception_for(folder: RunFolder, code: int, message: str = "") -> BaseExcept
         with contextlib.suppress(OSError):  # the disk may be full
             folder.update(status="failed", error=cause)
     rank = f"rank {summary['rank']}: " if summary.get("rank") else ""
-    kind = Diverged if code == Diverged.exit_code else RunFailed
-    return kind(f"{run_dir}: {rank}{summary.get('error', cause)}")
+    exception_class = Diverged if code == Diverged.exit_code else RunFailed
+    return exception_class(f"{run_dir}: {rank}{summary.get('error', cause)}")
 
 
 def _can_fork_ranks(accelerator: str) -> bool:
@@ -198,18 +198,18 @@ def _launch_ranks(folder: RunFolder, count: int, fork_ranks: bool = False) -> No
         folder.update(status="interrupted")
         raise SystemExit(error.exit_code) from None
     except ChildFailedError as error:
-        rank, first = error.get_first_failure()
-        message = first.message["message"] if isinstance(first.message, dict) else ""
-        if first.exitcode < 0 and not message:  # with a message, it failed before the signal
-            killed = f"killed by signal {-first.exitcode}"
+        rank, failure = error.get_first_failure()
+        message = failure.message["message"] if isinstance(failure.message, dict) else ""
+        if failure.exitcode < 0 and not message:  # with a message, it failed before the signal
+            killed = f"killed by signal {-failure.exitcode}"
             folder.update(status="failed", error=killed, rank=rank)
-        if first.exitcode == ConfigError.exit_code:
+        if failure.exitcode == ConfigError.exit_code:
             summary = folder.reread()
             text = summary.get("error") or message.partition(": ")[2]
             if summary.get("status") == "interrupted":  # another rank was stopped
                 folder.update(status="failed", error=text)
             raise ConfigError(text) from None
-        raise exception_for(folder, first.exitcode, message) from None
+        raise exception_for(folder, failure.exitcode, message) from None
 
 
 def _become_rank(folder: RunFolder, environment: Mapping[str, str]) -> None:

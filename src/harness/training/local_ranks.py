@@ -36,14 +36,14 @@ def run_ranks(count: int, name: str, start: Callable[[Mapping[str, str]], Proces
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
     folder = Path(tempfile.mkdtemp(prefix="ranks-"))
-    replies = [folder / f"{rank}.json" for rank in range(count)]
+    error_files = [folder / f"{rank}.json" for rank in range(count)]
     ranks: list[Process] = []
-    reason = signal.SIGTERM
+    stop_signal = signal.SIGTERM
     try:
         with socket.create_server((_HOST, 0), backlog=2 * count) as listener:
             port = listener.getsockname()[1]
-            for rank, reply in enumerate(replies):
-                ranks.append(start(_variables(rank, count, port, name, reply)))
+            for rank, error_file in enumerate(error_files):
+                ranks.append(start(_variables(rank, count, port, name, error_file)))
             # after the ranks: it starts threads, and a process with threads must not fork
             store = dist.TCPStore(
                 _HOST,
@@ -53,18 +53,18 @@ def run_ranks(count: int, name: str, start: Callable[[Mapping[str, str]], Proces
                 master_listen_fd=listener.detach(),
             )
         failed = _wait_for_failures(ranks)
-        stop(ranks, reason, _STOP_TIMEOUT)
+        stop(ranks, stop_signal, _STOP_TIMEOUT)
         del store
         if failures := {
-            rank: ProcessFailure(rank, ranks[rank].pid, code, str(replies[rank]))
+            rank: ProcessFailure(rank, ranks[rank].pid, code, str(error_files[rank]))
             for rank, code in failed.items()
         }:
             raise ChildFailedError(name, failures)
     except Stopped as error:
-        reason = signal.Signals(error.exit_code - 128)
+        stop_signal = signal.Signals(error.exit_code - 128)
         raise
     finally:
-        stop(ranks, reason, _STOP_TIMEOUT)
+        stop(ranks, stop_signal, _STOP_TIMEOUT)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -78,7 +78,7 @@ def _wait_for_failures(ranks: Sequence[Process]) -> dict[int, int]:
         time.sleep(_POLL)
 
 
-def _variables(rank: int, count: int, port: int, name: str, reply: Path) -> dict[str, str]:
+def _variables(rank: int, count: int, port: int, name: str, error_file: Path) -> dict[str, str]:
     """Return the environment variables that torchrun sets for a rank on one machine."""
     values = {
         "RANK": rank,
@@ -92,6 +92,6 @@ def _variables(rank: int, count: int, port: int, name: str, reply: Path) -> dict
         "TORCHELASTIC_RESTART_COUNT": 0,
         "TORCHELASTIC_MAX_RESTARTS": 0,
         "TORCHELASTIC_USE_AGENT_STORE": True,  # the store is in the process that starts the ranks
-        "TORCHELASTIC_ERROR_FILE": reply,
+        "TORCHELASTIC_ERROR_FILE": error_file,
     }
     return {variable: str(value) for variable, value in values.items()}

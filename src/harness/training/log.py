@@ -12,9 +12,9 @@ from rich.logging import RichHandler
 from harness.run_folder.folder import LOG
 from harness.run_folder.trust import resolve_inside
 
-_OURS = __name__.partition(".")[0]
+_HARNESS = __name__.partition(".")[0]
 _LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
-_CHATTY_LOGGERS = (  # they log normal events at INFO
+_VERBOSE_LOGGERS = (  # they log normal events at INFO
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
     "lightning.pytorch.utilities.rank_zero",
     "lightning.pytorch.accelerators",
@@ -47,14 +47,14 @@ def log_to_folder(run_dir: Path, rank: int) -> Iterator[None]:
         else:
             handlers.append(logging.StreamHandler(sys.stdout))
         handlers[1].setLevel(logging.INFO)
-    names = dict.fromkeys(("", _OURS, *_LIGHTNING_LOGGERS, *_CHATTY_LOGGERS))
+    names = dict.fromkeys(("", _HARNESS, *_LIGHTNING_LOGGERS, *_VERBOSE_LOGGERS))
     loggers = {name: logging.getLogger(name) for name in names}
     before = {k: (g.handlers, g.level, g.propagate) for k, g in loggers.items()}
     for name, logger in loggers.items():
         logger.handlers, logger.propagate = ([] if name else handlers), True
     loggers[""].setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    loggers[_OURS].setLevel(logging.DEBUG if rank == 0 else logging.WARNING)
-    for name in _CHATTY_LOGGERS:
+    loggers[_HARNESS].setLevel(logging.DEBUG if rank == 0 else logging.WARNING)
+    for name in _VERBOSE_LOGGERS:
         loggers[name].setLevel(logging.WARNING)
     logging.captureWarnings(True)
     try:

@@ -66,13 +66,13 @@ class LeanOptimization(_AutomaticOptimization):
                 self._take_step = captured_step.CapturedStep(self._take_step, module, optimizer)
         if not self._is_lean or trainer.accumulate_grad_batches > 1:
             return super().run(optimizer, batch_idx, kwargs)
-        counts = self.optim_progress.optimizer
-        counts.step.increment_ready()
-        counts.zero_grad.increment_ready()
-        counts.zero_grad.increment_started()
+        progress = self.optim_progress.optimizer
+        progress.step.increment_ready()
+        progress.zero_grad.increment_ready()
+        progress.zero_grad.increment_started()
         outputs: dict[str, Any] = self._take_step(*kwargs.values())
-        counts.zero_grad.increment_completed()
-        counts.step.increment_completed()
+        progress.zero_grad.increment_completed()
+        progress.step.increment_completed()
         return outputs
 
 
@@ -99,7 +99,7 @@ def take_step(
 
 def can_record(module: Any) -> bool:
     """Return whether a module is on a CUDA device and uses no CUDA graphs of its own."""
-    return module.device.type == captured_step.DEVICE and not module.has_own_graphs
+    return module.device.type == captured_step.DEVICE_TYPE and not module.has_own_graphs
 
 
 def can_skip_hooks(trainer: lightning.Trainer, optimizer: Optimizer) -> bool:
@@ -124,5 +124,5 @@ def can_skip_hooks(trainer: lightning.Trainer, optimizer: Optimizer) -> bool:
 
 def _is_overridden(instance: Any, method: str, base: type) -> bool:
     """Return whether a class or an instance has another method than the base class."""
-    found = getattr(instance, method)
-    return getattr(found, "__func__", found) is not getattr(base, method)
+    attribute = getattr(instance, method)
+    return getattr(attribute, "__func__", attribute) is not getattr(base, method)

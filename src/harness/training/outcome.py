@@ -26,7 +26,7 @@ from harness.contract.errors import (
 from harness.run_folder import reading
 from harness.run_folder.folder import RunFolder
 from harness.tracking.wandb import close_wandb
-from harness.training.processes import out_of_memory
+from harness.training.processes import explain_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ def record_outcome(folder: RunFolder, rank: int) -> Iterator[None]:
         folder.update(status="pruned")
     except Exception as error:
         remedy = workers.explain_failure(error, cfg.data.get("num_workers") or 0)
-        remedy = remedy or out_of_memory(
+        remedy = remedy or explain_out_of_memory(
             error, science.of_config(reading.to_plain(cfg)).less_memory
         )
-        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        type_prefix = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         details = {"lacks_data": True} if isinstance(error, DataError) else {}
-        reason = remedy or " ".join(f"{kind}{error}".split())[:500]
+        reason = remedy or " ".join(f"{type_prefix}{error}".split())[:500]
         with contextlib.suppress(OSError):  # the disk may be full
             if folder.reread().get("status") == "running":  # no other rank has failed yet
                 folder.update(status="failed", error=reason, rank=rank, **details)
@@ -117,5 +117,5 @@ def _resume_command(folder: RunFolder) -> str:
 
 def _is_of_another_rank(error: Exception) -> bool:
     """Return whether this process failed only because another rank ended."""
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return several and (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error))
+    has_other_ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return has_other_ranks and (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error))

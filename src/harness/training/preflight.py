@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _TRIAL_ROWS = 8  # rows of a trial step, because a full batch can take seconds on a CPU
 
 # errors of a network that does not fit its model; other errors keep their traceback
-_MISFITS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_MODEL_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def check_module(module: ExactModule, data: ExactDataModule, trainer: lightning.Trainer) -> None:
@@ -41,8 +41,8 @@ def check_module(module: ExactModule, data: ExactDataModule, trainer: lightning.
     model = module.model
     _check_sizes_are_known(model)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    averages = next((type(c).__name__ for c in callbacks if isinstance(c, WeightAveraging)), None)
-    trial = _copy(model, averages)
+    averaging_callback = next((type(c).__name__ for c in callbacks if isinstance(c, WeightAveraging)), None)
+    trial = _copy_model(model, averaging_callback)
     if trial is None:
         return
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
@@ -55,12 +55,12 @@ def check_module(module: ExactModule, data: ExactDataModule, trainer: lightning.
 
     owner = _owner(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        message = f"{owner}: fails on 1 {_rows(module, 1)}"
+        message = f"{owner}: fails on 1 {_row_noun(module, 1)}"
         with _raise_config_error(message), torch.no_grad(), precision.forward_context():
             if module.trial_loss(trial.eval(), first_rows(1)) is None:
                 return
         for rows, remedy in _batch_sizes(data, trainer):
-            message = f"{owner}: fails on {rows} {_rows(module, rows)} in training"
+            message = f"{owner}: fails on {rows} {_row_noun(module, rows)} in training"
             with _raise_config_error(message, remedy):
                 with precision.forward_context():
                     loss = module.trial_loss(trial.train(), first_rows(rows))
@@ -70,7 +70,7 @@ def check_module(module: ExactModule, data: ExactDataModule, trainer: lightning.
     _check_sync_batchnorm(trial, data, trainer)
 
 
-def _rows(module: ExactModule, count: int) -> str:
+def _row_noun(module: ExactModule, count: int) -> str:
     return module.items.removesuffix("s") if count == 1 else module.items
 
 
@@ -79,7 +79,7 @@ def _raise_config_error(message: str, remedy: str = "") -> Iterator[None]:
     """Turn the error of a network that does not fit into a ConfigError of one line."""
     try:
         yield
-    except _MISFITS as error:
+    except _MODEL_ERRORS as error:
         raise ConfigError(f"{message}: {_one_line(error)}{remedy and f'; {remedy}'}") from error
 
 
@@ -92,7 +92,7 @@ def _check_sizes_are_known(model: nn.Module) -> None:
             )
 
 
-def _copy(model: nn.Module, averaging: str | None) -> nn.Module | None:
+def _copy_model(model: nn.Module, averaging: str | None) -> nn.Module | None:
     """Return a copy of the model, or None if that fails; raise if ``averaging`` needs one."""
     try:
         return copy.deepcopy(model)
@@ -123,11 +123,11 @@ def _batch_sizes(data: ExactDataModule, trainer: lightning.Trainer) -> Iterator[
     yield rows, f"data.batch_size={size}"
     last, num_batches = _last_batch(count, size), -(-count // size)
     limit = trainer.limit_train_batches  # type: ignore[attr-defined]
-    seen = int(limit * num_batches) if isinstance(limit, float) else limit
+    num_trained = int(limit * num_batches) if isinstance(limit, float) else limit
     if trainer.max_steps != -1:
-        seen = min(seen, trainer.max_steps * trainer.accumulate_grad_batches)
+        num_trained = min(num_trained, trainer.max_steps * trainer.accumulate_grad_batches)
     fewest = max(1, last // processes)  # of a process that has rows
-    if fewest < rows and seen >= num_batches:
+    if fewest < rows and num_trained >= num_batches:
         yield fewest, _larger_last_batch(data, processes)
 
 
@@ -153,8 +153,8 @@ def _check_gradients(trial: nn.Module, trainer: lightning.Trainer) -> None:
     shown = ", ".join(unused[:3]) + f" and {len(unused) - 3} others" * (len(unused) > 3)
     text = f"{_owner(trial, unused[0])}: no gradient reaches {shown}"
     strategy = trainer.strategy
-    finds = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters")
-    if trainer.world_size > 1 and not finds:
+    finds_unused = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters")
+    if trainer.world_size > 1 and not finds_unused:
         raise ConfigError(
             f"{text}: with {trainer.world_size} devices, remove or freeze them, or set "
             "trainer.strategy=ddp_find_unused_parameters_true"
@@ -181,11 +181,11 @@ def _check_sync_batchnorm(
 def _owner(model: nn.Module, name: str = "") -> str:
     """Return the config node and class of a part of the model, to name it in a message."""
     parts = dict(model.named_children())
-    home = type(model).__module__.partition(".")[0]
-    foreign = (n for n, m in parts.items() if type(m).__module__.partition(".")[0] != home)
-    part = name.partition(".")[0] or next(foreign, "") or next(iter(parts), "")
-    kind = type(getattr(model, part) if part else model)
-    return f"{'.'.join(filter(None, ('model', part)))}={kind.__module__}.{kind.__qualname__}"
+    own_package = type(model).__module__.partition(".")[0]
+    other_parts = (n for n, m in parts.items() if type(m).__module__.partition(".")[0] != own_package)
+    part = name.partition(".")[0] or next(other_parts, "") or next(iter(parts), "")
+    part_class = type(getattr(model, part) if part else model)
+    return f"{'.'.join(filter(None, ('model', part)))}={part_class.__module__}.{part_class.__qualname__}"
 
 
 def _one_line(error: Exception) -> str:

@@ -36,13 +36,13 @@ _OUT_OF_MEMORY = re.compile(
 PARENT_VARIABLE = "HARNESS_PARENT_PID"  # variable that holds the process id of the parent
 
 
-def die_with_parent(wanted: signal.Signals) -> None:
-    """On Linux, send the signal ``wanted`` to this process once its parent has ended."""
+def die_with_parent(number: signal.Signals) -> None:
+    """On Linux, send the signal ``number`` to this process once its parent has ended."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, wanted)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, number)
         if os.environ.get(PARENT_VARIABLE, str(os.getppid())) != str(os.getppid()):
-            os.kill(os.getpid(), wanted)
+            os.kill(os.getpid(), number)
 
 
 @contextmanager
@@ -88,11 +88,11 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Ite
 def exit_after(seconds: float) -> Iterator[None]:
     """End this process if the body takes longer, because torch may exceed its own timeouts."""
 
-    def leave() -> None:  # os._exit, because an exception cannot interrupt waiting C++ code
+    def exit_now() -> None:  # os._exit, because an exception cannot interrupt waiting C++ code
         print(f"failed: another rank did not answer for {seconds:g} s", file=sys.stderr, flush=True)
         os._exit(RunFailed.exit_code)
 
-    timer = threading.Timer(seconds, leave)
+    timer = threading.Timer(seconds, exit_now)
     timer.daemon = True
     timer.start()
     try:
@@ -122,7 +122,7 @@ def exit_with_code(folder: RunFolder) -> Iterator[None]:
         sys.exit(error.exit_code)
 
 
-def out_of_memory(error: BaseException | None, less_memory: str | None) -> str | None:
+def explain_out_of_memory(error: BaseException | None, less_memory: str | None) -> str | None:
     """Return a line with the remedy if an error or its cause is a lack of memory, else None.
 
     Args:
@@ -133,9 +133,9 @@ def out_of_memory(error: BaseException | None, less_memory: str | None) -> str |
         is_torch_error = isinstance(error, RuntimeError | OSError) and _OUT_OF_MEMORY.search(text)
         if isinstance(error, MemoryError) or is_torch_error:
             size = re.search(r"allocate ([\d.]+ ?\w+)", text)
-            wanted = f" ({size[1]} could not be allocated)" if size else ""
+            size_text = f" ({size[1]} could not be allocated)" if size else ""
             remedy = f"lower {less_memory}" if less_memory else "free some memory"
-            return f"out of memory{wanted}: {remedy}"
+            return f"out of memory{size_text}: {remedy}"
         error = error.__cause__
     return None
 
@@ -157,8 +157,8 @@ def check_shared_memory(cfg: Mapping[str, Any]) -> None:
     row = science.of_config(cfg).bytes_per_row(data)
     batches = 2 * workers + 1  # two prefetched by each worker, and the one in use
     needed = batches * max(sizes) * row  # the ranks of a machine share each global batch
-    room = os.statvfs(_SHARED_MEMORY)
-    free = room.f_bavail * room.f_frsize
+    file_system = os.statvfs(_SHARED_MEMORY)
+    free = file_system.f_bavail * file_system.f_frsize
     if needed > free:
         raise ConfigError(
             f"data.num_workers={workers}: the batches of the workers need {needed / 2**20:.1f} MiB "

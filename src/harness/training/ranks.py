@@ -31,13 +31,13 @@ def started_ranks() -> Ranks | None:
     if (num_tasks := _read_count("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in env:
         nodes = _read_count("SLURM_STEP_NUM_NODES", 0) or _read_count("SLURM_NNODES", 1)
         rank = _read_count("SLURM_PROCID", None)
-        return _checked(Ranks(rank, num_tasks, num_tasks // max(1, nodes), "srun"), "SLURM_PROCID")
+        return _check_consistent(Ranks(rank, num_tasks, num_tasks // max(1, nodes), "srun"), "SLURM_PROCID")
     if "RANK" not in env and "WORLD_SIZE" not in env:
         return None
     rank = _read_count("RANK", 0 if env.get("WORLD_SIZE") == "1" else None)
     world_size = _read_count("WORLD_SIZE", 1 if rank == 0 else None)
     local = _read_count("LOCAL_WORLD_SIZE", world_size)
-    ranks = _checked(Ranks(rank, world_size, local, "torchrun"), "RANK")
+    ranks = _check_consistent(Ranks(rank, world_size, local, "torchrun"), "RANK")
     if _read_count("LOCAL_RANK", 0) >= local:
         raise ConfigError(f"LOCAL_RANK={env['LOCAL_RANK']}: must be below LOCAL_WORLD_SIZE={local}")
     return None if world_size == 1 else ranks
@@ -56,7 +56,7 @@ def _read_count(variable: str, default: int | None) -> int:
     return int(text)
 
 
-def _checked(ranks: Ranks, variable: str) -> Ranks:
+def _check_consistent(ranks: Ranks, variable: str) -> Ranks:
     """Return the ranks if they are consistent, else raise ConfigError."""
     rank, size, local, _ = ranks
     if rank >= size:
@@ -119,16 +119,16 @@ def connect_ranks(run_dir: Path, settings: str, timeout: float) -> Path:
         except (RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]  # without the C++ frames below it
             raise RunFailed(f"the ranks did not connect: {reason}") from error
-    answers: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(answers, (str(run_dir), settings))
-    different = [rank for rank, (_, given) in enumerate(answers) if given != answers[0][1]]
+    gathered: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(gathered, (str(run_dir), settings))
+    different = [rank for rank, (_, given) in enumerate(gathered) if given != gathered[0][1]]
     if different:
         with contextlib.suppress(RuntimeError):  # raised if other ranks have ended
             dist.barrier()  # so that all ranks get here before one ends
         raise ConfigError(
             f"rank {different[0]} has other settings than rank 0: start all with the same overrides"
         )
-    return Path(answers[0][0])
+    return Path(gathered[0][0])
 
 
 def disconnect() -> None:

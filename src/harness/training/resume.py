@@ -113,17 +113,17 @@ class LastCheckpoint(Callback):
         seconds_per_step = (now - self._synced_time) / max(
             1, step - self._next_sync + self._sync_interval
         )
-        mine = torch.tensor(
+        local_state = torch.tensor(
             [float(self._signal), float(is_overdue), seconds_per_step],
             device=trainer.strategy.root_device,
         )
-        latest = trainer.strategy.reduce(mine, reduce_op="max")
-        assert isinstance(latest, torch.Tensor)
-        number, late, seconds = latest.tolist()
+        reduced = trainer.strategy.reduce(local_state, reduce_op="max")
+        assert isinstance(reduced, torch.Tensor)
+        number, any_overdue, seconds = reduced.tolist()
         self._sync_interval = int(min(50, max(1, _LATENCY / max(seconds, 1e-9))))
         self._next_sync = step + self._sync_interval
         self._synced_time = now
-        return int(number), bool(late)
+        return int(number), bool(any_overdue)
 
     def _save(
         self,
@@ -216,10 +216,10 @@ class LastCheckpoint(Callback):
         Raises:
             Stopped: a stop was requested.
         """
-        several = trainer.world_size > 1
-        if several and (seconds < _STALLED or not self._all_ranks_wait(trainer)):
+        has_other_ranks = trainer.world_size > 1
+        if has_other_ranks and (seconds < _STALLED or not self._all_ranks_wait(trainer)):
             return
-        if not (several or self._signal):
+        if not (has_other_ranks or self._signal):
             return
         batch = self._loop.batch_progress.current.ready
         is_between_steps = batch % trainer.accumulate_grad_batches == 0
@@ -291,9 +291,9 @@ def _move_paths(state: dict[str, Any], dirpath: str) -> None:
     Lightning drops the best score if the folder differs; then a worse epoch would become the best.
     """
 
-    def current(path: str) -> str:
+    def move(path: str) -> str:
         return path and str(Path(dirpath, Path(path).name))
 
     paths = ("best_model_path", "last_model_path", "kth_best_model_path")
-    state.update({key: current(state[key]) for key in paths if key in state}, dirpath=dirpath)
-    state["best_k_models"] = {current(p): score for p, score in state["best_k_models"].items()}
+    state.update({key: move(state[key]) for key in paths if key in state}, dirpath=dirpath)
+    state["best_k_models"] = {move(p): score for p, score in state["best_k_models"].items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.contract.module import ExactModule
 
-_OWN = frozenset(  # values of ExactModule that a replay or the harness updates
+_EXPECTED_CHANGES = frozenset(  # values of ExactModule that a replay or the harness updates
     (
         *("items_seen", "train_seconds", "_logged_step", "_newest_loss", "_bad_step", "_window"),
         *("_clock", "_counters", "_current_fx_name"),
@@ -27,28 +27,28 @@ class StepState:
 
     def __init__(self, module: ExactModule) -> None:
         self._module = module
-        self._entries = list(self._find())
-        self._before = self._by_name()
+        self._entries = list(self._iterate_values())
+        self._before = self._values_by_name()
 
-    def _find(self) -> Iterator[tuple[str, dict[str, Any], str, Any]]:
+    def _iterate_values(self) -> Iterator[tuple[str, dict[str, Any], str, Any]]:
         """Yield the name of each value, the dict that holds it, its key there, and the value."""
         for name, part in self._module.named_modules():
             holders: tuple[Any, ...] = (vars(part), part._buffers, part._parameters)
             for holder in holders:
                 for key, value in holder.items():
-                    if key not in _OWN and isinstance(value, Tensor | int | float | str | None):
+                    if key not in _EXPECTED_CHANGES and isinstance(value, Tensor | int | float | str | None):
                         yield f"{name}.{key}".lstrip("."), holder, key, value
 
-    def change(self) -> str | None:
+    def find_change(self) -> str | None:
         """Return the name of a value that has changed since this object was made, or None.
 
         A tensor has changed if another tensor is in its place, or if its requires_grad differs.
         """
-        return what_changed([self._before], [self._by_name()])
+        return find_difference([self._before], [self._values_by_name()])
 
-    def _by_name(self) -> dict[str, Any]:
+    def _values_by_name(self) -> dict[str, Any]:
         values = {}
-        for name, _, _, value in self._find():
+        for name, _, _, value in self._iterate_values():
             values[name] = value
             if isinstance(value, Tensor):
                 values[f"requires_grad of {name}"] = value.requires_grad
@@ -60,7 +60,7 @@ class StepState:
             holder[key] = value
 
 
-def what_changed(
+def find_difference(
     before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
 ) -> str | None:
     """Return the name of a value that has changed, or None; tensors are compared by identity."""
@@ -90,22 +90,22 @@ class Snapshot:
         tensors = [*module.parameters(), *module.buffers(), *states, module._window]
         self._copies = [(t, t.detach().clone()) for t in tensors if isinstance(t, Tensor)]
         self._items_seen = module.items_seen
-        self._draws: tuple[Any, ...] = random.getstate(), np.random.get_state()
+        self._cpu_states: tuple[Any, ...] = random.getstate(), np.random.get_state()
         self._generators = [torch.get_rng_state()]
         self._is_cuda = module.device.type == "cuda"
         if self._is_cuda:
             self._generators.append(torch.cuda.get_rng_state(module.device))
 
-    def change(self) -> str | None:
+    def find_change(self) -> str | None:
         """Return the name of a value that the step changed and a replay would not, or None."""
-        numbers: Any = np.random.get_state()
+        numpy_state: Any = np.random.get_state()
         has_drawn = (
-            random.getstate() != self._draws[0]
-            or not np.array_equal(numbers[1], self._draws[1][1])
-            or numbers[2] != self._draws[1][2]
+            random.getstate() != self._cpu_states[0]
+            or not np.array_equal(numpy_state[1], self._cpu_states[1][1])
+            or numpy_state[2] != self._cpu_states[1][2]
             or not torch.equal(torch.get_rng_state(), self._generators[0])
         )
-        return self._state.change() or ("a random generator of the CPU" if has_drawn else None)
+        return self._state.find_change() or ("a random generator of the CPU" if has_drawn else None)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -114,8 +114,8 @@ class Snapshot:
         for tensor, copy in self._copies:
             tensor.copy_(copy)
         self._module.items_seen = self._items_seen
-        random.setstate(self._draws[0])
-        np.random.set_state(self._draws[1])
+        random.setstate(self._cpu_states[0])
+        np.random.set_state(self._cpu_states[1])
         torch.set_rng_state(self._generators[0])
         if self._is_cuda:
             torch.cuda.set_rng_state(self._generators[1], self._module.device)
