@@ -84,7 +84,7 @@ PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 	rm -rf .venv-next
 	$(RUN) -m venv .venv-next
 	site="$$(.venv-next/bin/python -c $(PURELIB))" && $(RUN) -c $(PURELIB) > "$$site/base.pth" && \
-	printf 'import warnings\nwarnings.filterwarnings("ignore", "$(OF_RAY)", module="hydra_plugins")\n' > "$$site/sitecustomize.py"
+	printf 'import warnings\nwarnings.filterwarnings("ignore", "$(RAY_WARNING)", module="hydra_plugins")\n' > "$$site/sitecustomize.py"
 	.venv-next/bin/python -m pip install --quiet --no-deps --ignore-installed $(NEXT)
 	ln -s ../../.venv/bin/wandb .venv-next/bin/wandb
 	@touch $@
@@ -92,10 +92,10 @@ PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 # --no-deps: pyproject.toml excludes Hydra 1.4 until its release
 NEXT := hydra-core==1.4.0rc3 omegaconf==2.4.1rc1
 # the launcher of Ray, an extra, warns of its own resolver
-OF_RAY := register_new_resolver
+RAY_WARNING := register_new_resolver
 
 test-next: .venv-next/.installed ## run make test on release candidates: Hydra 1.4, OmegaConf 2.4
-	PYTEST_ADDOPTS="-W ignore:$(OF_RAY):UserWarning" \
+	PYTEST_ADDOPTS="-W ignore:$(RAY_WARNING):UserWarning" \
 	$(subst $(RUN),.venv-next/bin/python,$(PYTEST)) -m "not engines and not long" $(ARGS)
 
 ##@ Measure

@@ -45,7 +45,7 @@ print(json.dumps(answer))
 """
 
 
-def line(label: str, fact: Callable[[], str]) -> None:
+def print_fact(label: str, fact: Callable[[], str]) -> None:
     """Print a labeled fact, wrapped to the width of a terminal, or why it is unknown."""
     try:
         text = fact()
@@ -67,7 +67,7 @@ def output_of(*command: str) -> str | None:
     return done.stdout.strip()
 
 
-def start(script: str) -> subprocess.Popen[str]:
+def start_script(script: str) -> subprocess.Popen[str]:
     """Start a script in this interpreter, without W&B variables that are empty."""
     kept = {k: v for k, v in os.environ.items() if v or not k.startswith("WANDB_")}
     quiet = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
@@ -93,20 +93,20 @@ def answer_of(process: subprocess.Popen[str], deadline: float) -> dict[str, obje
         return (error.strip().splitlines() or [f"exit code {process.returncode}"])[-1][:160]
 
 
-def pins() -> dict[str, str]:
+def read_pins() -> dict[str, str]:
     """Return the version of each package in constraints.txt, by normalized name."""
     try:
         text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     except OSError:
         return {}
-    return {normal(name): pin for name, pin in re.findall(r"(?m)^([\w.-]+)==(\S+)", text)}
+    return {normalize_name(name): pin for name, pin in re.findall(r"(?m)^([\w.-]+)==(\S+)", text)}
 
 
-def normal(name: str) -> str:
+def normalize_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def requirements() -> tuple[dict[str, object], dict[str, list[str]]]:
+def read_requirements() -> tuple[dict[str, object], dict[str, list[str]]]:
     """Return the project table of pyproject.toml, and its packages by extra ("": no extra)."""
     try:
         import tomllib  # from Python 3.11 on, as the project
@@ -119,14 +119,14 @@ def requirements() -> tuple[dict[str, object], dict[str, list[str]]]:
     return project, names
 
 
-def installed(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
 
 
-def limit(*paths: str) -> str:
+def read_first_line(*paths: str) -> str:
     """Return the first line of the first file that exists, such as a limit of a container."""
     for path in paths:
         try:
@@ -139,7 +139,7 @@ def limit(*paths: str) -> str:
 def cores() -> str:
     total = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
-    quota, _, period = limit("/sys/fs/cgroup/cpu.max").partition(" ")
+    quota, _, period = read_first_line("/sys/fs/cgroup/cpu.max").partition(" ")
     container = f", container limit {int(quota) / int(period):g}" if quota.isdigit() else ""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.is_file() else ""
@@ -149,9 +149,9 @@ def cores() -> str:
 
 def memory() -> str:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    most = limit("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-    has_limit = most.isdigit() and int(most) < total
-    container = f", container limit {int(most) / GIB:.1f} GiB" if has_limit else ""
+    container_limit = read_first_line("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    has_limit = container_limit.isdigit() and int(container_limit) < total
+    container = f", container limit {int(container_limit) / GIB:.1f} GiB" if has_limit else ""
     return f"{total / GIB:.1f} GiB{container}; {disk(ROOT)} on the project's disk"
 
 
@@ -175,7 +175,7 @@ def gpus(torch: dict[str, object] | str) -> str:
 
 
 def tracking(wandb: dict[str, object] | str) -> str:
-    version = installed("wandb")
+    version = installed_version("wandb")
     if version is None or isinstance(wandb, str):
         return "not installed" if version is None else f"{version}: {wandb}"
     account = "account found" if wandb["account"] else "no account (runs are tracked offline)"
@@ -202,12 +202,12 @@ def variables() -> str:
 
 def packages(groups: dict[str, list[str]]) -> Iterator[str]:
     """Yield a row for each package that the project needs, then two about the extras."""
-    pinned = pins()
+    pinned = read_pins()
     for name in groups.get("", []):
-        version, pin = installed(name), pinned.get(normal(name))
+        version, pin = installed_version(name), pinned.get(normalize_name(name))
         differs = "  <- differs" if version and pin and version != pin else ""
         yield f"  {name:20}{version or 'not installed':20}{pin or 'not pinned'}{differs}"
-    complete = [k for k, names in groups.items() if k and all(map(installed, names))]
+    complete = [k for k, names in groups.items() if k and all(map(installed_version, names))]
     missing = [k for k in groups if k and k not in complete]
     yield f"  extras installed: {', '.join(complete) or 'none'}"
     yield f"  extras not installed: {', '.join(missing) or 'none'}"
@@ -229,19 +229,19 @@ def interpreter() -> str:
 
 def main() -> None:
     deadline = time.monotonic() + TIMEOUT
-    torch, wandb = start(ASK_TORCH), start(ASK_WANDB)
-    project, groups = requirements()
+    torch, wandb = start_script(ASK_TORCH), start_script(ASK_WANDB)
+    project, groups = read_requirements()
     name, version = project.get("name", ROOT.name), project.get("version", "")
-    line("project", lambda: f"{name} {version}, {revision()}")
-    line("system", platform.platform)
-    line("python", interpreter)
-    line("cores", cores)
-    line("memory", memory)
-    line("/dev/shm", lambda: f"{disk(Path('/dev/shm'))} (for workers of data.num_workers)")
-    line("gpu", lambda: gpus(answer_of(torch, deadline)))
-    line("W&B", lambda: tracking(answer_of(wandb, deadline)))
-    line("data", data)
-    line("variables", variables)
+    print_fact("project", lambda: f"{name} {version}, {revision()}")
+    print_fact("system", platform.platform)
+    print_fact("python", interpreter)
+    print_fact("cores", cores)
+    print_fact("memory", memory)
+    print_fact("/dev/shm", lambda: f"{disk(Path('/dev/shm'))} (for workers of data.num_workers)")
+    print_fact("gpu", lambda: gpus(answer_of(torch, deadline)))
+    print_fact("W&B", lambda: tracking(answer_of(wandb, deadline)))
+    print_fact("data", data)
+    print_fact("variables", variables)
     print(f"  {'package':20}{'installed':20}pinned (constraints.txt)")
     print("\n".join(packages(groups)))
 

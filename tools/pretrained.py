@@ -27,7 +27,7 @@ _DIGITS = {"%": 2, "nats": 2, "bits": 4, "dims": 0}  # decimals by unit; 3 for o
 _MARKS = {"met": "met", "near": "within two s.e.", "missed": "not met"}
 
 
-def make(run: str, folder: Path, arguments: Sequence[str] = ()) -> None:
+def make_pretrained(run: str, folder: Path, arguments: Sequence[str] = ()) -> None:
     """Write weights, config, measured values, card and digests into a folder.
 
     Args:
@@ -49,7 +49,7 @@ def make(run: str, folder: Path, arguments: Sequence[str] = ()) -> None:
         new.mkdir()
         exported.save(model.state_dict(), config, new, half=True)
         write_json(new / reading.EVALUATION, evaluate(new, arguments))
-        write_text(new / CARD, card(config, reading.read_evaluation(new)))
+        write_text(new / CARD, model_card(config, reading.read_evaluation(new)))
         exported.write_digests(new, FILES)
         with atomic_write_files(folder) as replacing:
             for name in (*FILES, exported.DIGESTS):
@@ -65,7 +65,7 @@ def evaluate(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     return reading.read_evaluation(published.output_dir(folder))
 
 
-def card(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+def model_card(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """Return the model card: use, measured values, training and limits.
 
     Args:
@@ -73,8 +73,8 @@ def card(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
         evaluation: content of evaluation.json.
     """
     model, training = config["model"], config["training"]
-    kind, data = model["_target_"].rpartition(".")[2], config["data"]["name"]
-    is_conditional = kind == "CVAE"
+    model_name, data = model["_target_"].rpartition(".")[2], config["data"]["name"]
+    is_conditional = model_name == "CVAE"
     label, y = (" label=7", "y=7, ") if is_conditional else ("", "")
     generate = f"python src/generate.py run=pretrained{label}"
     trained_elbo = training.get("metrics", {}).get("test/elbo")
@@ -93,12 +93,12 @@ license: mit
 library_name: pytorch
 pipeline_tag: unconditional-image-generation
 datasets: [{data.lower()}]
-tags: [{kind.lower()}, {data.lower()}]
+tags: [{model_name.lower()}, {data.lower()}]
 ---
 
 # {config["name"]}
 
-{kind} on {data}: {training["num_parameters"]:,} parameters, {model["latent_dim"]} latent \
+{model_name} on {data}: {training["num_parameters"]:,} parameters, {model["latent_dim"]} latent \
 dimensions. The weights are stored as float16 and loaded as float32.
 
 ## Use
@@ -164,12 +164,12 @@ def _row(item: tuple[str, Mapping[str, Any]]) -> str:
     digits = _DIGITS.get(metric.unit, 3)
     unit = f" {metric.unit}" if metric.unit in ("%", "nats", "bits") else ""
 
-    def shown(value: float, digits: int = digits) -> str:
+    def format_value(value: float, digits: int = digits) -> str:
         return f"{metric.scale * value:.{digits}f}"
 
-    error = "" if metric.standard_error is None else f" ± {shown(metric.standard_error)}"
-    floor = "" if metric.floor is None else f"{shown(metric.floor)}{unit}"
-    return f"| `{name}` | {shown(metric.value)}{error}{unit} | {_target(metric)} | {floor} |"
+    error = "" if metric.standard_error is None else f" ± {format_value(metric.standard_error)}"
+    floor = "" if metric.floor is None else f"{format_value(metric.floor)}{unit}"
+    return f"| `{name}` | {format_value(metric.value)}{error}{unit} | {_target(metric)} | {floor} |"
 
 
 def _target(metric: Metric) -> str:
@@ -185,12 +185,12 @@ def main() -> None:
     add("--run", default="logs/latest", help="run folder or checkpoint")
     add("--output", type=Path, default=ROOT / "pretrained", help="folder to write")
     add("arguments", nargs="*", metavar="KEY=VALUE", help="settings of evaluate.py")
-    typed = parser.parse_args()
+    options = parser.parse_args()
     try:
-        make(typed.run, typed.output.resolve(), typed.arguments)
+        make_pretrained(options.run, options.output.resolve(), options.arguments)
     except (ConfigError, RunFailed) as error:
         raise SystemExit(f"error: {error}") from None
-    print(display_path(typed.output.resolve()))
+    print(display_path(options.output.resolve()))
 
 
 if __name__ == "__main__":

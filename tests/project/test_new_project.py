@@ -136,9 +136,9 @@ def test_links_to_missing_pages_become_text(edits: SimpleNamespace, tmp_path: Pa
     (tmp_path / "there.md").write_text("")
     text = "[a](there.md#x) [b](gone.md) ![c](gone.png) [d](https://example.org) [e](#here)"
     kept = "[a](there.md#x) b  [d](https://example.org) [e](#here)"
-    assert edits.unlink(text, tmp_path / "page.md") == kept
+    assert edits.remove_broken_links(text, tmp_path / "page.md") == kept
     items = "- see [a](there.md).\n- see [b](gone.md).\n"
-    assert edits.unlink(items, tmp_path / "page.md") == "- see [a](there.md).\n"
+    assert edits.remove_broken_links(items, tmp_path / "page.md") == "- see [a](there.md).\n"
 
 
 def test_a_project_is_made_before_packages_are_installed(tmp_path: Path) -> None:

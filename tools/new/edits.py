@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MAX_LINE = 100
 ROOTS = ("", "src", "benchmarks", "docs", "locks", "tools")  # folders of modules
 GENERATORS = ("schemas.py", "reference.py")  # in docs/; make schemas runs them
-USES = re.compile(  # of the package; not model=cvae, nor run names such as cvae-mlp-z32-s1
+PACKAGE_USES = re.compile(  # of the package; not model=cvae, nor run names such as cvae-mlp-z32-s1
     r"(?<![\w/-])cvae(?=\.(?!(?:yaml|md|json|csv|png|svg|ckpt)\b)[A-Za-z_{])"  # cvae.models
     r"|(?<=\bfrom )cvae(?= import\b)|(?<=\bimport )cvae\b"
     r"|(?<=\bsrc/)cvae\b(?![-.])|(?<=[ `])cvae(?=/)"
@@ -27,7 +27,8 @@ USES = re.compile(  # of the package; not model=cvae, nor run names such as cvae
 )
 TABLE = re.compile(r"<!-- table: \w+ -->\n.*?<!-- end -->\n*", re.DOTALL)
 FULL_ONLY = re.compile(r"<!-- all -->\n+(.*?)<!-- end all -->\n+", re.DOTALL)
-ITEM = re.compile(r"^- [^\[\n]*\[[^\]]*\]\(([^)#:\s]+)\)\.\n", re.MULTILINE)  # "- see [a](a.md)."
+# such as "- see [a](a.md)."
+LINK_ITEM = re.compile(r"^- [^\[\n]*\[[^\]]*\]\(([^)#:\s]+)\)\.\n", re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 
 
@@ -42,10 +43,10 @@ def read_text(path: Path) -> str | None:
 
 def rename(text: str, name: str) -> str:
     """Return the text with the name of the package in imports, targets and paths replaced."""
-    return USES.sub(name, text).replace("conditional-vae", name.replace("_", "-"))
+    return PACKAGE_USES.sub(name, text).replace("conditional-vae", name.replace("_", "-"))
 
 
-def edit(path: Path, *changes: tuple[str, str | Callable[[re.Match[str]], str]]) -> None:
+def replace_patterns(path: Path, *changes: tuple[str, str | Callable[[re.Match[str]], str]]) -> None:
     """Replace patterns in a file, if it exists."""
     if path.is_file():
         text = path.read_text(encoding="utf-8")
@@ -62,7 +63,7 @@ def edit_project_files(folder: Path, name: str, owner: str, origin: str) -> None
         filled = text.substitute(NAME=name, TITLE=title, OWNER=owner, ORIGIN=origin)
         (folder / stub).write_text(filled, encoding="utf-8")
     description = f"{title}, a study that started from a conditional VAE on MNIST"
-    edit(
+    replace_patterns(
         folder / "pyproject.toml",
         (r'^name = ".*"', f'name = "{title}"'),
         (r'^version = ".*"', 'version = "0.1.0"'),
@@ -70,20 +71,20 @@ def edit_project_files(folder: Path, name: str, owner: str, origin: str) -> None
         (rf"^{PACKAGE} = ", f"{name} = "),
         (rf'"{PACKAGE}"', f'"{name}"'),
     )
-    edit(folder / "zensical.toml", (r'^site_name = ".*"', f'site_name = "{title}"'))
+    replace_patterns(folder / "zensical.toml", (r'^site_name = ".*"', f'site_name = "{title}"'))
     line = f"Copyright (c) {time.localtime().tm_year} {owner}"
-    edit(folder / "LICENSE", (r"^(Copyright .*)$", rf"\1\n{line}"))
+    replace_patterns(folder / "LICENSE", (r"^(Copyright .*)$", rf"\1\n{line}"))
 
 
 def drop_references(folder: Path, name: str, keep: str) -> None:
     """Remove imports, settings, rows and links that name files left out of the project."""
-    edit(folder / "src" / name / "settings.py", (rf"^from {name}\.versions import .*\n", ""))
+    replace_patterns(folder / "src" / name / "settings.py", (rf"^from {name}\.versions import .*\n", ""))
 
-    def existing(match: re.Match[str]) -> str:
+    def keep_existing(match: re.Match[str]) -> str:
         there = [word for word in match[1].split() if (folder / word).exists()]
         return f"-include {' '.join(there)}\n" if there else ""
 
-    edit(folder / "Makefile", (r"^-include (.*)\n", existing))
+    replace_patterns(folder / "Makefile", (r"^-include (.*)\n", keep_existing))
     filter_strict_modules(folder)
     filter_navigation(folder)
     evaluation = f"src/{PACKAGE}/evaluation"
@@ -93,7 +94,7 @@ def drop_references(folder: Path, name: str, keep: str) -> None:
         text = page.read_text(encoding="utf-8")
         text = TABLE.sub("", FULL_ONLY.sub("" if keep == "core" else r"\1", text))
         text = drop_rows(text, gone)
-        page.write_text(unlink(text, page), encoding="utf-8")
+        page.write_text(remove_broken_links(text, page), encoding="utf-8")
     texts = "".join(page.read_text(encoding="utf-8") for page in folder.rglob("*.md"))
     for picture in (folder / "docs" / "images").glob("*"):
         if picture.name not in texts:
@@ -111,12 +112,12 @@ def drop_rows(text: str, claims: set[str]) -> str:
     return "".join(kept)
 
 
-def unlink(text: str, page: Path) -> str:
+def remove_broken_links(text: str, page: Path) -> str:
     """Return Markdown with links to missing files as text, and without missing pictures.
 
     A list item that is such a link is dropped.
     """
-    text = ITEM.sub(lambda found: found[0] if (page.parent / found[1]).exists() else "", text)
+    text = LINK_ITEM.sub(lambda found: found[0] if (page.parent / found[1]).exists() else "", text)
 
     def keep_text(match: re.Match[str]) -> str:
         if (page.parent / match[3]).exists():
@@ -141,7 +142,7 @@ def filter_strict_modules(folder: Path) -> None:
         return f"{match[1]}{rows},\n{match[3]}"
 
     modules = r"(?s)^(module = \[\n)(.*?)(\]\ndisallow_any_generics)"
-    edit(folder / "pyproject.toml", (modules, filtered))
+    replace_patterns(folder / "pyproject.toml", (modules, filtered))
 
 
 def filter_navigation(folder: Path) -> None:
@@ -187,15 +188,15 @@ def run_tools(folder: Path) -> list[str]:
         ("format", "ruff", [sort, [*python, "-m", "ruff", "format", "--quiet", "."]]),
     )
     environment = {**os.environ, "PYTHONPATH": str(folder / "src")}
-    left = []
+    failed = []
     for target, module, commands in steps:
         results = (
             subprocess.run(command, cwd=folder, env=environment, check=False).returncode
             for command in commands
         )
         if importlib.util.find_spec(module) is None or any(results):
-            left.append(target)
+            failed.append(target)
     for path in folder.rglob("*.py"):
         wrap_prose(path)
     shutil.rmtree(folder / ".ruff_cache", ignore_errors=True)
-    return left
+    return failed

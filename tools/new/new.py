@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 MAX_NAME = 30
 
 # patterns of paths; * matches slashes too
-OF_THE_TEMPLATE = (
+TEMPLATE_ONLY = (
     *("tools/new*", "docs/how-to/new-project.md", "tests/project/test_new_project.py"),
     *("docs/measured/*", "tests/project/test_measured.py"),  # its results
     *("pretrained/*", "tests/project/test_pretrained.py"),
@@ -34,7 +34,7 @@ OF_THE_TEMPLATE = (
     # its earlier versions
     *("src/cvae/versions.py", "tests/project/test_earlier_versions.py", "tests/project/runs/*"),
 )
-BESIDES_THE_CORE = (
+NOT_IN_CORE = (
     *("benchmarks/*", "docs/tables.py", "tests/project/test_benchmarks.py"),
     "tests/project/test_gpu_benchmark.py",
     *("docs/article-in-code.md", "docs/pictures.py", "docs/diagram.py"),
@@ -71,10 +71,10 @@ def check_name(name: str) -> None:
         raise ArgumentError(f"NAME={name}: use at most {MAX_NAME} characters")
     if name in sys.stdlib_module_names:
         raise ArgumentError(f"NAME={name}: is a module of the standard library")
-    ours = {
-        path.name.partition(".")[0] for folder in (ROOT, ROOT / "src") for path in visible(folder)
+    own_names = {
+        path.name.partition(".")[0] for folder in (ROOT, ROOT / "src") for path in visible_paths(folder)
     }
-    if name in ours:
+    if name in own_names:
         raise ArgumentError(f"NAME={name}: this project has a module or folder of that name")
     texts = (path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
     imported = {n for t in texts for n in re.findall(r"^\s*(?:from|import) (\w+)", t, re.MULTILINE)}
@@ -82,7 +82,7 @@ def check_name(name: str) -> None:
         raise ArgumentError(f"NAME={name}: is an installed package")
 
 
-def visible(folder: Path) -> list[Path]:
+def visible_paths(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
@@ -122,19 +122,19 @@ def list_files() -> list[str]:
     found = []
     for folder, folders, names in os.walk(ROOT):
         here = Path(folder).relative_to(ROOT)
-        folders[:] = [n for n in folders if not matches((here / n).as_posix(), NOT_COPIED)]
+        folders[:] = [n for n in folders if not matches_any((here / n).as_posix(), NOT_COPIED)]
         found += [(here / name).as_posix() for name in names]
     return [name for name in found if not name.startswith("logs/") or name == "logs/README.md"]
 
 
-def matches(path: str, patterns: Iterable[str]) -> bool:
+def matches_any(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def copy_files(folder: Path, name: str, keep: str) -> None:
     """Copy the kept files under their new names, and the files that replace some of them."""
-    dropped = OF_THE_TEMPLATE + (BESIDES_THE_CORE if keep == "core" else ())
-    kept = {path: ROOT / path for path in list_files() if not matches(path, dropped)}
+    dropped = TEMPLATE_ONLY + (NOT_IN_CORE if keep == "core" else ())
+    kept = {path: ROOT / path for path in list_files() if not matches_any(path, dropped)}
     for overlay in (HERE / "both", HERE / keep):
         replaced = [path for path in overlay.rglob("*") if path.is_file()]
         kept |= {path.relative_to(overlay).as_posix(): path for path in replaced}
@@ -180,32 +180,32 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name")
     parser.add_argument("dir")
     parser.add_argument("--keep", default="core")
-    typed = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        check_name(typed.name)
-        target = check_folder(typed.dir)
-        if typed.keep not in ("core", "all"):
-            raise ArgumentError(f"KEEP={typed.keep}: must be core or all")
+        check_name(options.name)
+        target = check_folder(options.dir)
+        if options.keep not in ("core", "all"):
+            raise ArgumentError(f"KEEP={options.keep}: must be core or all")
     except ArgumentError as error:
         raise SystemExit(f"error: {error}") from None
     origin = describe_template()
-    owner = git("config", "user.name") or f"the authors of {typed.name}"
+    owner = git("config", "user.name") or f"the authors of {options.name}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as temporary:
         folder = Path(temporary) / "project"
-        copy_files(folder, typed.name, typed.keep)
-        edits.edit_project_files(folder, typed.name, owner, origin)
-        edits.drop_references(folder, typed.name, typed.keep)
-        left = edits.run_tools(folder)
-        is_committed = commit(folder, owner, f"Start {typed.name} from {origin}")
+        copy_files(folder, options.name, options.keep)
+        edits.edit_project_files(folder, options.name, owner, origin)
+        edits.drop_references(folder, options.name, options.keep)
+        failed = edits.run_tools(folder)
+        is_committed = commit(folder, owner, f"Start {options.name} from {origin}")
         folder.replace(target)
-    print(f"{typed.name}: {target}")
+    print(f"{options.name}: {target}")
     if not is_committed:
         print("git could not commit the files: run git init, git add and git commit there")
-    if left:
-        print(f"then run once in {target}: make install {' '.join(left)}")
+    if failed:
+        print(f"then run once in {target}: make install {' '.join(failed)}")
     else:
-        print(f"next: cd {shlex.quote(typed.dir)} && make install && make train")
+        print(f"next: cd {shlex.quote(options.dir)} && make install && make train")
 
 
 if __name__ == "__main__":
