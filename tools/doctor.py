@@ -187,12 +187,12 @@ def tracking(wandb: dict[str, object] | str) -> str:
 
 def data() -> str:
     folder = ROOT / "data"
-    found = []
+    entries = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         files = [f for f in [path, *path.rglob("*")] if f.is_file()]
         size = sum(f.stat().st_size for f in files) / 1e6
-        found.append(f"{path.name} ({len(files)} files, {size:.0f} MB)")
-    return ", ".join(found) or "none yet; the first run makes it"
+        entries.append(f"{path.name} ({len(files)} files, {size:.0f} MB)")
+    return ", ".join(entries) or "none yet; the first run makes it"
 
 
 def variables() -> str:

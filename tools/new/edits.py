@@ -89,11 +89,11 @@ def drop_references(folder: Path, name: str, keep: str) -> None:
     filter_navigation(folder)
     evaluation = f"src/{PACKAGE}/evaluation"
     there = {path.name for path in (folder / rename(evaluation, name)).glob("*.py")}
-    gone = {path.stem for path in (ROOT / evaluation).glob("*.py") if path.name not in there}
+    dropped_claims = {path.stem for path in (ROOT / evaluation).glob("*.py") if path.name not in there}
     for page in (folder / "docs").rglob("*.md"):
         text = page.read_text(encoding="utf-8")
         text = TABLE.sub("", FULL_ONLY.sub("" if keep == "core" else r"\1", text))
-        text = drop_rows(text, gone)
+        text = drop_rows(text, dropped_claims)
         page.write_text(remove_broken_links(text, page), encoding="utf-8")
     texts = "".join(page.read_text(encoding="utf-8") for page in folder.rglob("*.md"))
     for picture in (folder / "docs" / "images").glob("*"):

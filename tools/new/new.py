@@ -119,12 +119,12 @@ def list_files() -> list[str]:
     """Return the paths of the template's files: the tracked ones, or all of an archive."""
     if is_repository():
         return [n for n in (git("ls-files", "-z") or "").split("\0") if (ROOT / n).is_file()]
-    found = []
+    paths = []
     for folder, folders, names in os.walk(ROOT):
         here = Path(folder).relative_to(ROOT)
         folders[:] = [n for n in folders if not matches_any((here / n).as_posix(), NOT_COPIED)]
-        found += [(here / name).as_posix() for name in names]
-    return [name for name in found if not name.startswith("logs/") or name == "logs/README.md"]
+        paths += [(here / name).as_posix() for name in names]
+    return [name for name in paths if not name.startswith("logs/") or name == "logs/README.md"]
 
 
 def matches_any(path: str, patterns: Iterable[str]) -> bool:

@@ -130,11 +130,11 @@ def train_arguments(cfg: Mapping[str, Any]) -> Arguments:
     node = cfg.get("module")
     target = node.get("_target_") if isinstance(node, Mapping) else None
     parameters = dict(RUN_PARAMETERS)
-    own = arguments_of(target, _PASSED_BY_RUN["module"]) if isinstance(target, str) else None
-    if own is not None:
-        parameters |= {n: p for n, p in own.parameters.items() if n not in (*RUN_PARAMETERS, *(node or ()))}
+    module_arguments = arguments_of(target, _PASSED_BY_RUN["module"]) if isinstance(target, str) else None
+    if module_arguments is not None:
+        parameters |= {n: p for n, p in module_arguments.parameters.items() if n not in (*RUN_PARAMETERS, *(node or ()))}
     required = tuple(name for name, parameter in RUN_PARAMETERS.items() if parameter.default is REQUIRED)
-    return Arguments("train.yaml", parameters, own is None, required)
+    return Arguments("train.yaml", parameters, module_arguments is None, required)
 
 
 def validate(cfg: Mapping[str, Any], script: str | None = None) -> list[str]:
@@ -248,8 +248,8 @@ def _check_passed_arguments(
     node: Mapping[str, Any], key: str, signature: Signature, passed: PassedArguments
 ) -> Iterator[str]:
     """Check that the class accepts the arguments that the code passes."""
-    first = list(signature.parameters)[: passed.num_positional]
-    needed = [n for n in (*first, *passed.names) if n in signature.parameters]
+    positional = list(signature.parameters)[: passed.num_positional]
+    needed = [n for n in (*positional, *passed.names) if n in signature.parameters]
     is_needed = any(signature.parameters[n].default is REQUIRED for n in needed)
     if passed.needs_partial and is_needed and node.get("_partial_") is not True:
         yield f"{key}._partial_={format_value(node.get('_partial_'))}: must be true"

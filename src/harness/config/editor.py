@@ -141,11 +141,11 @@ def _group_schema(conf: Path, group: str, groups: Iterable[str]) -> dict[str, An
         key_descriptions = {
             n: {"description": p.get("description", "")} for n, p in properties.items()
         } | key_descriptions
-    known = {"anyOf": [{"enum": _targets(conf, group)}, {"type": "string"}]}
+    target_schema = {"anyOf": [{"enum": _targets(conf, group)}, {"type": "string"}]}
     node = {
         "type": ["object", "null", "string"],
         "pattern": _INTERPOLATION["pattern"],
-        "properties": {**_HYDRA_KEYS, "_target_": {**_HYDRA_KEYS["_target_"], **known}},
+        "properties": {**_HYDRA_KEYS, "_target_": {**_HYDRA_KEYS["_target_"], **target_schema}},
         "allOf": [
             *cases,
             {"if": {"not": {"required": ["_target_"]}}, "then": {"properties": key_descriptions}},

@@ -143,7 +143,7 @@ def _signature_of_function(definition: Definition, node: sources.FunctionNode, i
     pairs = [*zip(positional, [*defaults, *arguments.defaults], strict=True)]
     has_self = is_method or any(_dotted_name(d) == "classmethod" for d in node.decorator_list)
     named = [*zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
-    first, last = (
+    by_position, by_keyword = (
         {a.arg: _parameter(definition, a.annotation, default) for a, default in part}
         for part in (pairs[has_self:], named)
     )
@@ -151,9 +151,9 @@ def _signature_of_function(definition: Definition, node: sources.FunctionNode, i
     takes_any_name = arguments.kwarg is not None
     others: Mapping[str, Parameter] = {}
     if inherited is not None:
-        others = {n: p for n, p in inherited.parameters.items() if n not in (*first, *last)}
+        others = {n: p for n, p in inherited.parameters.items() if n not in (*by_position, *by_keyword)}
         takes_any_name = inherited.takes_any_name
-    return Signature(definition.name, {**first, **others, **last}, takes_any_name)
+    return Signature(definition.name, {**by_position, **others, **by_keyword}, takes_any_name)
 
 
 def _forwarded_arguments(definition: Definition, node: sources.FunctionNode) -> Signature | None:

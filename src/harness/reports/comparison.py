@@ -40,12 +40,12 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         key=lambda k: (not k.endswith("_target_"), k.count(".") if "_target_" in k else 0)
     )
     chosen: list[str] = []
-    parts = 1
+    num_groups = 1
     for key in differing:
-        split = len({tuple(_format_value(c.get(k, "-")) for k in [*chosen, key]) for c in configs})
-        if split > parts:  # skip keys that are determined by those before
+        num_split = len({tuple(_format_value(c.get(k, "-")) for k in [*chosen, key]) for c in configs})
+        if num_split > num_groups:  # skip keys that are determined by those before
             chosen.append(key)
-            parts = split
+            num_groups = num_split
     return chosen
 
 

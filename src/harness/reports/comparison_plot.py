@@ -51,11 +51,11 @@ def save_plot(
     from matplotlib.figure import Figure  # late, because the tables do not need it
     from matplotlib.lines import Line2D
 
-    shown = list(metrics)[:_MAX_PANELS]
-    num_columns = min(_MAX_COLUMNS, len(shown))
-    if len(shown) == _MAX_COLUMNS + 1:  # two rows of two
+    shown_metrics = list(metrics)[:_MAX_PANELS]
+    num_columns = min(_MAX_COLUMNS, len(shown_metrics))
+    if len(shown_metrics) == _MAX_COLUMNS + 1:  # two rows of two
         num_columns = 2
-    num_rows = -(-len(shown) // num_columns)
+    num_rows = -(-len(shown_metrics) // num_columns)
     names = wrap_names(groups)
     num_lines = len(names) * (1.8 + max(name.count("\n") for name in names))  # with gaps
     longest = max(len(line) for name in names for line in name.split("\n"))
@@ -68,9 +68,9 @@ def save_plot(
         layout="constrained",
     )
     all_axes = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False).flatten()
-    for axes in all_axes[len(shown) :]:
+    for axes in all_axes[len(shown_metrics) :]:
         axes.set_axis_off()
-    for axes, metric in zip(all_axes, shown, strict=False):
+    for axes, metric in zip(all_axes, shown_metrics, strict=False):
         units = {unit for g in groups if (unit := unit_of(g, metric))}
         arrow = (
             "← lower is better"

@@ -203,8 +203,8 @@ def update_evaluation(
         results: metrics, skipped claims and seconds, each by name.
     """
     before = read_evaluation(run_dir)
-    same = all(before.get(key) == value for key, value in measured_on.items())
-    parts = {k: {**(before.get(k, {}) if same else {}), **v} for k, v in results.items()}
+    is_same_measurement = all(before.get(key) == value for key, value in measured_on.items())
+    parts = {k: {**(before.get(k, {}) if is_same_measurement else {}), **v} for k, v in results.items()}
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     run_dir.mkdir(parents=True, exist_ok=True)  # the outputs of an exported folder start here
     write_json(run_dir / EVALUATION, {**measured_on, "evaluated": now, **parts})

@@ -229,7 +229,7 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def print_report(sweep_dir: Path, of_search: bool = False) -> bool:
+def print_report(sweep_dir: Path, for_search: bool = False) -> bool:
     """Print a table of a sweep, and return whether all runs finished (in a search: any run)."""
     jobs = find_jobs(sweep_dir)
     monitors = {str(job.summary["monitor"]) for job in jobs if "monitor" in job.summary}
@@ -255,7 +255,7 @@ def print_report(sweep_dir: Path, of_search: bool = False) -> bool:
     if any(job.summary.get("status") == "finished" for job in jobs):
         folder = shlex.quote(f"runs={display_path(sweep_dir)}")
         print(f"to compare its runs:\n  {python_command('compare')} {folder}")
-    if of_search:
+    if for_search:
         return any(job.is_finished for job in jobs)
     is_complete = all(job.is_finished for job in jobs)
     if not is_complete:

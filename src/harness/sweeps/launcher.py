@@ -46,9 +46,9 @@ class LocalLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         setup_globals()
-        of_search = jobs.is_search(self.config.hydra.sweeper._target_)
+        is_search = jobs.is_search(self.config.hydra.sweeper._target_)
         environment = job_environment(self.config)
-        if self._server is None and (of_search or len(job_overrides) > 1):
+        if self._server is None and (is_search or len(job_overrides) > 1):
             sweep_dir = Path(self.config.hydra.sweep.dir)
             self._server = ForkServer(sweep_dir, self.num_jobs, environment)
         returns = [self._archive(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
@@ -56,8 +56,8 @@ class LocalLauncher(Launcher):
         try:
             values = jobs.run_jobs(run_dirs, self.num_jobs, environment, self._server)
         except (KeyboardInterrupt, SystemExit):
-            jobs.print_report(Path(self.config.hydra.sweep.dir), of_search)
-            if of_search:
+            jobs.print_report(Path(self.config.hydra.sweep.dir), is_search)
+            if is_search:
                 print("to resume the search, repeat the command")
             raise
         for job, value in zip(returns, values, strict=True):
