@@ -117,7 +117,9 @@ def table(all_jobs: Sequence[Job]) -> str:
         comparison.make_group(system, [r for r in results if isinstance(r, run_results.Run)])
         for system, results in read.items()
     ]
-    broken = [r for results in read.values() for r in results if isinstance(r, run_results.Excluded)]
+    broken = [
+        r for results in read.values() for r in results if isinstance(r, run_results.Excluded)
+    ]
     known = comparison.metric_names(groups)
     targets, floors = _targets_and_floors(all_jobs)
     extra = {"target, CVAE": targets, "real data": floors}

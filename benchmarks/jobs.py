@@ -12,10 +12,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from harness.command_line.hooks import TrainChecks
-from harness.config.resume_overrides import fingerprint
 from harness.config.composition import register_resolvers
 from harness.config.hydra_versions import INITIALIZE_OPTIONS
 from harness.config.paths import CONF, ROOT
+from harness.config.resume_overrides import fingerprint
 from harness.contract import files
 from harness.contract.errors import ConfigError, RunFailed
 from harness.run_folder import reading, trust

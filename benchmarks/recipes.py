@@ -17,9 +17,9 @@ from bench import describe_machine
 from jobs import Job, is_evaluated, is_trained, train_and_evaluate
 
 from harness.command_line.messages import report_errors
-from harness.config.resume_overrides import fingerprint
 from harness.config.machine import num_cpus
 from harness.config.paths import CONF
+from harness.config.resume_overrides import fingerprint
 from harness.contract import files
 from harness.run_folder import reading
 

@@ -25,7 +25,9 @@ def main(
     usable = [f for f in results if isinstance(f, run_results.Run)]
     if not usable:
         reasons = "; ".join(f"{b.folder.name}: {b.reason}" for b in excluded[:3])
-        raise ConfigError(f"runs={runs}: none of {len(excluded)} folders can be compared ({reasons})")
+        raise ConfigError(
+            f"runs={runs}: none of {len(excluded)} folders can be compared ({reasons})"
+        )
     usable, repeats = run_results.drop_repeats(usable)
     excluded += repeats
     groups = comparison.group_runs(usable)

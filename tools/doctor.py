@@ -149,7 +149,9 @@ def cores() -> str:
 
 def memory() -> str:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    container_limit = read_first_line("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    container_limit = read_first_line(
+        "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+    )
     has_limit = container_limit.isdigit() and int(container_limit) < total
     container = f", container limit {int(container_limit) / GIB:.1f} GiB" if has_limit else ""
     return f"{total / GIB:.1f} GiB{container}; {disk(ROOT)} on the project's disk"

@@ -96,7 +96,7 @@ def test_a_failed_job_is_reported_and_the_others_continue(data_dir: Path, tmp_pa
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"run {sweep / '0'}: ZeroDivisionError: as planned" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
-    assert "as planned" in (sweep / "0" / jobs.OUTPUT).read_text()
+    assert "as planned" in (sweep / "0" / jobs.TERMINAL_LOG).read_text()
     assert [summary(sweep / n)["status"] for n in ("0", "1")] == ["failed", "finished"]
     assert done.stdout.rstrip().endswith(f"rerun={sweep} trust=fragile")
 

@@ -485,7 +485,7 @@ def test_a_malicious_pickle_is_not_executed(folder: Path) -> None:
 def test_logs_are_not_written_through_a_link(folder: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    for name in (LOG, jobs.OUTPUT):
+    for name in (LOG, jobs.TERMINAL_LOG):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(victim)
     with pytest.raises(ConfigError, match="leads out of the folder"), log_to_folder(folder, 0):

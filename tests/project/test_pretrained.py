@@ -57,7 +57,9 @@ def test_the_digests_are_those_of_all_files_which_are_small() -> None:
 def test_the_card_states_the_measured_values() -> None:
     tool = runpy.run_path(str(ROOT / "tools" / "pretrained.py"))
     evaluation = read_json("evaluation.json")
-    assert (FOLDER / "README.md").read_text() == tool["model_card"](read_json("config.json"), evaluation)
+    assert (FOLDER / "README.md").read_text() == tool["model_card"](
+        read_json("config.json"), evaluation
+    )
     assert evaluation["checkpoint_digest"] == file_digest(FOLDER / exported.WEIGHTS)
     claims = {metric["claim"] for metric in evaluation["metrics"].values()}
     assert claims >= {"bound", "label_control", "latent_independence", "style", "variety"}

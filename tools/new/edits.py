@@ -46,7 +46,9 @@ def rename(text: str, name: str) -> str:
     return PACKAGE_USES.sub(name, text).replace("conditional-vae", name.replace("_", "-"))
 
 
-def replace_patterns(path: Path, *changes: tuple[str, str | Callable[[re.Match[str]], str]]) -> None:
+def replace_patterns(
+    path: Path, *changes: tuple[str, str | Callable[[re.Match[str]], str]]
+) -> None:
     """Replace patterns in a file, if it exists."""
     if path.is_file():
         text = path.read_text(encoding="utf-8")
@@ -78,7 +80,9 @@ def edit_project_files(folder: Path, name: str, owner: str, origin: str) -> None
 
 def drop_references(folder: Path, name: str, keep: str) -> None:
     """Remove imports, settings, rows and links that name files left out of the project."""
-    replace_patterns(folder / "src" / name / "settings.py", (rf"^from {name}\.versions import .*\n", ""))
+    replace_patterns(
+        folder / "src" / name / "settings.py", (rf"^from {name}\.versions import .*\n", "")
+    )
 
     def keep_existing(match: re.Match[str]) -> str:
         there = [word for word in match[1].split() if (folder / word).exists()]
@@ -89,7 +93,9 @@ def drop_references(folder: Path, name: str, keep: str) -> None:
     filter_navigation(folder)
     evaluation = f"src/{PACKAGE}/evaluation"
     there = {path.name for path in (folder / rename(evaluation, name)).glob("*.py")}
-    dropped_claims = {path.stem for path in (ROOT / evaluation).glob("*.py") if path.name not in there}
+    dropped_claims = {
+        path.stem for path in (ROOT / evaluation).glob("*.py") if path.name not in there
+    }
     for page in (folder / "docs").rglob("*.md"):
         text = page.read_text(encoding="utf-8")
         text = TABLE.sub("", FULL_ONLY.sub("" if keep == "core" else r"\1", text))

@@ -72,7 +72,9 @@ def check_name(name: str) -> None:
     if name in sys.stdlib_module_names:
         raise ArgumentError(f"NAME={name}: is a module of the standard library")
     own_names = {
-        path.name.partition(".")[0] for folder in (ROOT, ROOT / "src") for path in visible_paths(folder)
+        path.name.partition(".")[0]
+        for folder in (ROOT, ROOT / "src")
+        for path in visible_paths(folder)
     }
     if name in own_names:
         raise ArgumentError(f"NAME={name}: this project has a module or folder of that name")

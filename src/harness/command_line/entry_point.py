@@ -23,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.command_line.messages import (
     WANTS_TRACEBACK,
-    raise_problems,
     exit_with_error,
+    raise_problems,
     report_errors,
     shorten,
 )

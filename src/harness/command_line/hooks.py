@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.command_line.messages import (
     WANTS_TRACEBACK,
-    explain_override_error,
     config_groups,
+    explain_override_error,
     raise_problems,
     report_errors,
 )

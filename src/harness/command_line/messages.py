@@ -224,7 +224,7 @@ def explain_override_error(error: Exception, config_name: str, arguments: list[s
     if "Cannot merge DictConfig with ListConfig" in line:
         expected_types = {"[": "a mapping", "{": "a list"}
         containers = [(a, expected_types.get(a.partition("=")[2][:1])) for a in arguments]
-        lines = [f"{override}: must be {expected_type}" for override, expected_type in containers if expected_type is not None]
+        lines = [f"{override}: must be {expected}" for override, expected in containers if expected]
         if len(lines) == 1:
             return lines[0]
     names_an_override = any(re.split(r"[=@]", a.lstrip("+~"))[0] in line for a in arguments)

@@ -32,7 +32,8 @@ _LIST_NAMES = {"list", "tuple", "set", "frozenset", "Sequence", "Iterable", "Col
 _LIST_NAMES |= {"List", "Tuple", "Set", "MutableSequence"}
 _MAPPING_NAMES = {"dict", "Dict", "Mapping", "MutableMapping", "OrderedDict"}
 _WRAPPER_NAMES = {"Final", "ClassVar", "Required", "NotRequired"}
-_SCALAR_BASES = {"int", "float", "bool", "str", "bytes", "Enum", "IntEnum", "StrEnum", "Flag", "IntFlag"}
+_SCALAR_BASES = {"int", "float", "bool", "str", "bytes"}
+_SCALAR_BASES |= {"Enum", "IntEnum", "StrEnum", "Flag", "IntFlag"}
 # bases whose subclasses may have plain values
 _PLAIN_VALUE_BASES = {"TypedDict", "NamedTuple"} | _SCALAR_BASES
 
@@ -69,7 +70,9 @@ def type_of_annotation(node: ast.expr | None, scope: ParsedModule, depth: int = 
             except SyntaxError:
                 return Any
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _union_type([type_of_annotation(side, scope, depth - 1) for side in (left, right)])
+            return _union_type(
+                [type_of_annotation(side, scope, depth - 1) for side in (left, right)]
+            )
         case ast.Subscript(value=ast.Name() | ast.Attribute() as value, slice=inside):
             items = inside.elts if isinstance(inside, ast.Tuple) else [inside]
             return _type_of_subscript(_known_name(value, scope), items, scope, depth - 1)
@@ -118,7 +121,11 @@ def _type_of_class(definition: Definition, depth: int = _MAX_DEPTH) -> Any:
         _type_of_base(base, definition.module, depth) is Any for base in definition.node.bases
     ):
         return Any
-    call = [s for s in definition.node.body if isinstance(s, sources.FunctionNode) and s.name == "__call__"]
+    call = [
+        s
+        for s in definition.node.body
+        if isinstance(s, sources.FunctionNode) and s.name == "__call__"
+    ]
     if "Protocol" in names and call and call[0].args.kwonlyargs:
         return Annotated[ConfigNode, Factory(tuple(a.arg for a in call[0].args.kwonlyargs))]
     return ConfigNode
@@ -126,20 +133,24 @@ def _type_of_class(definition: Definition, depth: int = _MAX_DEPTH) -> Any:
 
 def _type_of_base(node: ast.expr, scope: ParsedModule, depth: int) -> Any:
     """Return the type of a base class; a node of the config if it has no source."""
-    resolved = sources.resolve_name(ast.unparse(node), scope) if isinstance(node, _NAME_NODES) else None
+    resolved = (
+        sources.resolve_name(ast.unparse(node), scope) if isinstance(node, _NAME_NODES) else None
+    )
     if isinstance(resolved, Definition) and isinstance(resolved.node, ast.ClassDef) and depth:
         return _type_of_class(resolved, depth - 1)
     return ConfigNode
 
 
-def _type_of_subscript(name: str, items: Sequence[ast.expr], scope: ParsedModule, depth: int) -> Any:
+def _type_of_subscript(
+    name: str, items: Sequence[ast.expr], scope: ParsedModule, depth: int
+) -> Any:
     """Return the type of ``name[items]``."""
     if name == "Literal":
         return Literal[tuple(_literal_values(items, scope))]
     if name == "Annotated":
         base = type_of_annotation(items[0], scope, depth)
-        constraints = [constraint for item in items[1:] if (constraint := _constraint(item, scope)) is not None]
-        return Annotated[(base, *constraints)] if constraints else base  # type: ignore[return-value]
+        limits = [limit for item in items[1:] if (limit := _constraint(item, scope)) is not None]
+        return Annotated[(base, *limits)] if limits else base  # type: ignore[return-value]
     if name == "Callable":
         return Annotated[ConfigNode, Factory()]
     if name in _MAPPING_NAMES:

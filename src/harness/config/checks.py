@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from harness.config import libraries, schemas, science, signatures, sources
+from harness.config.consistency import check_consistency
 from harness.config.keys import format_value, nearest_key
 from harness.config.paths import CONF
 from harness.config.run_settings import RUN_PARAMETERS, SCHEDULER_SETTINGS
 from harness.config.signatures import REQUIRED, NotFoundError, Parameter, Signature
-from harness.config.consistency import check_consistency
 
 _REQUIRED_NODES = ("data", "model", "optimizer", "trainer", "module")
 _SINGLE_NODES = ("data", "model", "module", "optimizer", "scheduler")
@@ -97,7 +97,10 @@ class Arguments:
 
 @functools.cache
 def arguments_of(
-    target: str, passed: PassedArguments = NO_ARGUMENTS, settings: tuple[str, ...] = (), key: str = ""
+    target: str,
+    passed: PassedArguments = NO_ARGUMENTS,
+    settings: tuple[str, ...] = (),
+    key: str = "",
 ) -> Arguments | None:
     """Return the arguments of a class that a config may set, or None if there is no source.
 
@@ -110,7 +113,11 @@ def arguments_of(
     signature = _read_signature(target)
     if signature is None:
         return None
-    passed_names = {*passed.names, *passed.optional, *list(signature.parameters)[: passed.num_positional]}
+    passed_names = {
+        *passed.names,
+        *passed.optional,
+        *list(signature.parameters)[: passed.num_positional],
+    }
     ranges = libraries.ranges(target)
     parameters = {
         name: parameter.with_type(ranges[name]) if name in ranges else parameter
@@ -130,11 +137,14 @@ def train_arguments(cfg: Mapping[str, Any]) -> Arguments:
     node = cfg.get("module")
     target = node.get("_target_") if isinstance(node, Mapping) else None
     parameters = dict(RUN_PARAMETERS)
-    module_arguments = arguments_of(target, _PASSED_BY_RUN["module"]) if isinstance(target, str) else None
-    if module_arguments is not None:
-        parameters |= {n: p for n, p in module_arguments.parameters.items() if n not in (*RUN_PARAMETERS, *(node or ()))}
-    required = tuple(name for name, parameter in RUN_PARAMETERS.items() if parameter.default is REQUIRED)
-    return Arguments("train.yaml", parameters, module_arguments is None, required)
+    of_module = arguments_of(target, _PASSED_BY_RUN["module"]) if isinstance(target, str) else None
+    if of_module is not None:
+        set_elsewhere = (*RUN_PARAMETERS, *(node or ()))
+        parameters |= {n: p for n, p in of_module.parameters.items() if n not in set_elsewhere}
+    required = tuple(
+        name for name, parameter in RUN_PARAMETERS.items() if parameter.default is REQUIRED
+    )
+    return Arguments("train.yaml", parameters, of_module is None, required)
 
 
 def validate(cfg: Mapping[str, Any], script: str | None = None) -> list[str]:
@@ -185,7 +195,8 @@ def _check_targets(cfg: Mapping[str, Any]) -> Iterator[str]:
         target = (cfg.get(group) or {}).get("_target_")
         signature = _read_signature(target) if isinstance(target, str) else None
         for name, parameter in signature.parameters.items() if signature else ():
-            if schemas.factory_of(parameter.value_type) and isinstance(cfg[group].get(name), Mapping):
+            is_node = isinstance(cfg[group].get(name), Mapping)
+            if is_node and schemas.factory_of(parameter.value_type):
                 nodes[f"{group}.{name}"] = cfg[group][name]
     for key, node in nodes.items():
         target = node.get("_target_") if isinstance(node, Mapping) else node
@@ -268,7 +279,8 @@ def _check_node(node: Mapping[str, Any], arguments: Arguments, prefix: str) -> I
         properties = schemas.json_schema(arguments.model)["properties"]
         for name in missing:
             valid_values = schemas.describe_valid_values(properties[name])
-            yield f"{prefix}{name}: missing" + (f"; it must be {valid_values}" if valid_values != _ANY_VALUE else "")
+            rule = f"; it must be {valid_values}" if valid_values != _ANY_VALUE else ""
+            yield f"{prefix}{name}: missing{rule}"
     for name, valid_values in schemas.wrong_values(arguments.model, node):
         path = f"{prefix}{name}".replace(".", "/")
         is_choice = valid_values.startswith("a group") and isinstance(node[name], str)
@@ -300,7 +312,9 @@ def addable_keys(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, Mapping):
         target = node.get("_target_")
         key = prefix.rstrip(".")
-        if isinstance(target, str) and (arguments := arguments_of(target, arguments_passed_to(key), key=key)):
+        if isinstance(target, str) and (
+            arguments := arguments_of(target, arguments_passed_to(key), key=key)
+        ):
             yield from (f"{prefix}{name}" for name in arguments.parameters if name not in node)
         for key, child in node.items():
             yield from addable_keys(child, f"{prefix}{key}.")

@@ -106,7 +106,9 @@ def _passed_to_group(conf: Path, group: str) -> PassedArguments:
     """Return the arguments that the code or the parent class passes to classes of a group."""
     above, _, _ = group.rpartition("/")
     parents = _targets(conf, above) if above else []
-    candidates = [checks.arguments_passed_to(group.replace("/", "."), {"_target_": t}) for t in parents]
+    candidates = [
+        checks.arguments_passed_to(group.replace("/", "."), {"_target_": t}) for t in parents
+    ]
     return next((p for p in candidates if p.is_known), checks.arguments_passed_to(group))
 
 

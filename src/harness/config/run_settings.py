@@ -79,5 +79,6 @@ _SCHEDULER_TYPES = {
     "monitor": str | None,
 }
 SCHEDULER_SETTINGS = {  # Lightning's, in addition to the arguments of a schedule
-    name: Parameter(lambda: None, None).with_type(value_type) for name, value_type in _SCHEDULER_TYPES.items()
+    name: Parameter(lambda: None, None).with_type(value_type)
+    for name, value_type in _SCHEDULER_TYPES.items()
 }

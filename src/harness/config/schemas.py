@@ -119,7 +119,8 @@ def _describe_text(schema: Mapping[str, Any]) -> str:
 def _describe_list(schema: Mapping[str, Any]) -> str:
     if items := schema.get("prefixItems"):
         kinds = dict.fromkeys(map(describe_valid_values, items))
-        each = f"each {next(iter(kinds))}" if len(kinds) == 1 else ", ".join(map(describe_valid_values, items))
+        all_items = ", ".join(map(describe_valid_values, items))
+        each = f"each {next(iter(kinds))}" if len(kinds) == 1 else all_items
         return f"a list of {len(items)}, {each}"
     size = " that is not empty" if schema.get("minItems") == 1 else ""
     items = schema.get("items")

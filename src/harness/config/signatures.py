@@ -83,7 +83,12 @@ def _raise_if_missing(target: str) -> None:
     parsed = sources.parse_module(module) if module else None
     if parsed is None and module and not sources.module_exists(module):
         _raise_if_missing(module)
-    if parsed is None or not parsed.names or parsed.star_imports or {"__getattr__", name} & {*parsed.names}:
+    if (
+        parsed is None
+        or not parsed.names
+        or parsed.star_imports
+        or {"__getattr__", name} & {*parsed.names}
+    ):
         return
     if not sources.module_exists(target):
         near = nearest_key(name, [*parsed.names, *sources.submodules(module)])
@@ -115,11 +120,11 @@ def base_classes(definition: Definition) -> Iterator[Definition | None]:
     assert isinstance(definition.node, ast.ClassDef)
     for base in definition.node.bases:
         name = _dotted_name(base)
-        base_definition = sources.resolve_name(name, definition.module) if name else None
-        if isinstance(base_definition, Definition) and base_definition.node is definition.node:
+        resolved = sources.resolve_name(name, definition.module) if name else None
+        if isinstance(resolved, Definition) and resolved.node is definition.node:
             yield None  # class AdamW(AdamW): the name in scope is the class itself
-        elif isinstance(base_definition, Definition) and isinstance(base_definition.node, ast.ClassDef):
-            yield base_definition
+        elif isinstance(resolved, Definition) and isinstance(resolved.node, ast.ClassDef):
+            yield resolved
         elif name.rpartition(".")[2] not in ("object", "Protocol", "Generic", "ABC"):
             yield None
 
@@ -136,7 +141,9 @@ def _find_method(node: ast.ClassDef, name: str) -> sources.FunctionNode | None:
     return methods[-1] if methods else None
 
 
-def _signature_of_function(definition: Definition, node: sources.FunctionNode, is_method: bool) -> Signature:
+def _signature_of_function(
+    definition: Definition, node: sources.FunctionNode, is_method: bool
+) -> Signature:
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
@@ -151,7 +158,9 @@ def _signature_of_function(definition: Definition, node: sources.FunctionNode, i
     takes_any_name = arguments.kwarg is not None
     others: Mapping[str, Parameter] = {}
     if inherited is not None:
-        others = {n: p for n, p in inherited.parameters.items() if n not in (*by_position, *by_keyword)}
+        others = {
+            n: p for n, p in inherited.parameters.items() if n not in (*by_position, *by_keyword)
+        }
         takes_any_name = inherited.takes_any_name
     return Signature(definition.name, {**by_position, **others, **by_keyword}, takes_any_name)
 
@@ -173,7 +182,10 @@ def _forwarded_arguments(definition: Definition, node: sources.FunctionNode) -> 
         if (inherited := _inherited_signature(definition)) is None:
             return None
         by_position = [a for a in call.args if not isinstance(a, ast.Starred)]
-        set_names = {*list(inherited.parameters)[: len(by_position)], *(k.arg for k in call.keywords)}
+        set_names = {
+            *list(inherited.parameters)[: len(by_position)],
+            *(k.arg for k in call.keywords),
+        }
         others = {n: p for n, p in inherited.parameters.items() if n not in set_names}
         return replace(inherited, parameters=others)
     return None
@@ -256,9 +268,9 @@ def read_documentation(target: str) -> tuple[str, dict[str, str]]:
         return "", {}
     text = ast.get_docstring(definition.node) or ""
     summary = " ".join(text.partition("\n\n")[0].split())
-    return summary, _describe_arguments(definition) if isinstance(definition.node, ast.ClassDef) else _read_args_section(
-        definition.node
-    )
+    if isinstance(definition.node, ast.ClassDef):
+        return summary, _describe_arguments(definition)
+    return summary, _read_args_section(definition.node)
 
 
 def _describe_arguments(definition: Definition) -> dict[str, str]:
@@ -267,7 +279,11 @@ def _describe_arguments(definition: Definition) -> dict[str, str]:
     assert isinstance(definition.node, ast.ClassDef)
     for base in filter(None, base_classes(definition)):
         texts = _describe_arguments(base) | texts
-    return texts | _read_args_section(definition.node) | _read_args_section(_find_method(definition.node, "__init__"))
+    return (
+        texts
+        | _read_args_section(definition.node)
+        | _read_args_section(_find_method(definition.node, "__init__"))
+    )
 
 
 _ITEM = re.compile(r"^( *)(\*{0,2}\w+(?:, \w+)*)(?: \(.*?\))?:(?: |$)(.*)")

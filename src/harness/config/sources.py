@@ -17,7 +17,8 @@ from pathlib import Path
 
 _MAX_IMPORTS = 20  # imports to follow
 # packages that annotations.py knows by name, and classes of torch that take long to find
-_KNOWN_PACKAGES = {"annotated_types", "builtins", "pydantic", "typing_extensions"} | sys.stdlib_module_names
+_KNOWN_PACKAGES = {"annotated_types", "builtins", "pydantic", "typing_extensions"}
+_KNOWN_PACKAGES |= sys.stdlib_module_names
 _KNOWN_NAMES = ("torch.Tensor", "torch.device", "torch.dtype")
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 DefinedNode = ast.ClassDef | FunctionNode | ast.expr
@@ -200,7 +201,9 @@ def find_definition(dotted: str, max_imports: int = _MAX_IMPORTS) -> Definition 
     return dotted if is_installed(dotted) else None
 
 
-def _find_member(parsed: ParsedModule, path: Sequence[str], max_imports: int) -> Definition | str | None:
+def _find_member(
+    parsed: ParsedModule, path: Sequence[str], max_imports: int
+) -> Definition | str | None:
     node = parsed.names.get(path[0])
     if node is None:
         for star in parsed.star_imports:
@@ -212,7 +215,9 @@ def _find_member(parsed: ParsedModule, path: Sequence[str], max_imports: int) ->
     if isinstance(node, str):
         return find_definition(".".join([node, *path[1:]]), max_imports - 1)
     if isinstance(node, ast.Name | ast.Attribute):
-        return resolve_name(ast.unparse(node) + "".join(f".{p}" for p in path[1:]), parsed, max_imports - 1)
+        return resolve_name(
+            ast.unparse(node) + "".join(f".{p}" for p in path[1:]), parsed, max_imports - 1
+        )
     for name in path[1:]:
         body = node.body if isinstance(node, ast.ClassDef) else []
         inner = (s for s in body if isinstance(s, ast.ClassDef | FunctionNode) and s.name == name)
@@ -222,7 +227,9 @@ def _find_member(parsed: ParsedModule, path: Sequence[str], max_imports: int) ->
     return Definition(parsed, node)
 
 
-def resolve_name(name: str, scope: ParsedModule, max_imports: int = _MAX_IMPORTS) -> Definition | str | None:
+def resolve_name(
+    name: str, scope: ParsedModule, max_imports: int = _MAX_IMPORTS
+) -> Definition | str | None:
     """Return the definition of a dotted name in the code of a module."""
     first = name.partition(".")[0]
     if first not in scope.names and not scope.star_imports and hasattr(builtins, first):

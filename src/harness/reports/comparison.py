@@ -42,7 +42,9 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     chosen: list[str] = []
     num_groups = 1
     for key in differing:
-        num_split = len({tuple(_format_value(c.get(k, "-")) for k in [*chosen, key]) for c in configs})
+        num_split = len(
+            {tuple(_format_value(c.get(k, "-")) for k in [*chosen, key]) for c in configs}
+        )
         if num_split > num_groups:  # skip keys that are determined by those before
             chosen.append(key)
             num_groups = num_split

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from harness.config import science
-from harness.config.resume_overrides import is_at_or_below
 from harness.config.paths import ROOT, path_exists
+from harness.config.resume_overrides import is_at_or_below
 from harness.contract.errors import ConfigError
 from harness.run_folder import trust
 from harness.run_folder.reading import (

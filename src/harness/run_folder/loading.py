@@ -107,7 +107,9 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
                 raise ConfigError(f"run={path}: holds several runs; name one, such as {runs[0]}")
             status = read_summary(location).get("status")
             status_text = f" (its status: {status})" if status else ""
-            raise ConfigError(f"run={path}: no checkpoint in {location / 'checkpoints'}{status_text}")
+            raise ConfigError(
+                f"run={path}: no checkpoint in {location / 'checkpoints'}{status_text}"
+            )
         return location, checkpoint
     if not location.is_file():
         raise ConfigError(f"run={path}: neither a folder nor a file")
@@ -196,7 +198,9 @@ def load_model(
         cfg = plain_config(cfg, f"{source}: its config")
     model, cfg = build_model(cfg, model_weights(checkpoint), source, trusted)
     if model_class is not None and not isinstance(model, model_class):
-        raise ConfigError(f"{source}: its model is a {type(model).__name__}, not a {model_class.__name__}")
+        raise ConfigError(
+            f"{source}: its model is a {type(model).__name__}, not a {model_class.__name__}"
+        )
     return model, cfg
 
 

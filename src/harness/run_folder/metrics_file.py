@@ -73,7 +73,9 @@ class MetricsFile(Logger):
         if not self._columns:
             return
         complete_lines = self.path.read_bytes().rpartition(b"\n")[0].decode()
-        rows = [row for row in csv.DictReader(io.StringIO(complete_lines)) if None not in row.values()]
+        rows = [
+            row for row in csv.DictReader(io.StringIO(complete_lines)) if None not in row.values()
+        ]
         kept = [row for row in rows if int(row["step"]) <= step and not has_test_metrics(row)]
         with files.atomic_write(self.path) as file:
             writer = csv.DictWriter(lines := io.StringIO(newline=""), self._columns)

@@ -74,7 +74,9 @@ def load_config(run_dir: Path) -> DictConfig:
 def trust_override(cfg: DictConfig) -> str:
     """Return the override trust=PACKAGE that is needed to use this run, or '' if none is."""
     packages = trust.packages_to_trust(OmegaConf.to_container(cfg))
-    return shlex.quote(f"trust={packages[0] if len(packages) == 1 else packages}") if packages else ""
+    return (
+        shlex.quote(f"trust={packages[0] if len(packages) == 1 else packages}") if packages else ""
+    )
 
 
 def load_untrusted_config(run_dir: Path, trusted: trust.Trust = None) -> DictConfig:
@@ -103,7 +105,9 @@ def load_untrusted_config(run_dir: Path, trusted: trust.Trust = None) -> DictCon
 _RUN_NODES = ("model", "data", "trainer", "optimizer")
 
 
-def plain_config(content: Any, source: str, required_nodes: Sequence[str] = _RUN_NODES) -> DictConfig:
+def plain_config(
+    content: Any, source: str, required_nodes: Sequence[str] = _RUN_NODES
+) -> DictConfig:
     """Check that an untrusted config is plain data, and return it in the current version.
 
     Args:
@@ -122,7 +126,9 @@ def plain_config(content: Any, source: str, required_nodes: Sequence[str] = _RUN
         raise ConfigError(f"{source}: {error}") from None
     except Exception as error:
         raise ConfigError(f"{source}: not a config ({type(error).__name__})") from None
-    if not isinstance(plain, dict) or not all(isinstance(plain.get(k), dict) for k in required_nodes):
+    if not isinstance(plain, dict) or not all(
+        isinstance(plain.get(k), dict) for k in required_nodes
+    ):
         raise ConfigError(f"{source} is not the config of a run")
     by_key = {str(key): node for key, node in plain.items()}
     return OmegaConf.create(science.of_config(by_key).upgraded(by_key))
@@ -204,7 +210,9 @@ def update_evaluation(
     """
     before = read_evaluation(run_dir)
     is_same_measurement = all(before.get(key) == value for key, value in measured_on.items())
-    parts = {k: {**(before.get(k, {}) if is_same_measurement else {}), **v} for k, v in results.items()}
+    parts = {
+        k: {**(before.get(k, {}) if is_same_measurement else {}), **v} for k, v in results.items()
+    }
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     run_dir.mkdir(parents=True, exist_ok=True)  # the outputs of an exported folder start here
     write_json(run_dir / EVALUATION, {**measured_on, "evaluated": now, **parts})

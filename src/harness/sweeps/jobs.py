@@ -152,7 +152,9 @@ def run_jobs(
             while waiting or running:
                 while waiting and free_shares:
                     (number, run_dir), share = waiting.pop(0), free_shares.pop(0)
-                    process = _start_job(run_dir, share, num_parallel > 1, environment or {}, server)
+                    process = _start_job(
+                        run_dir, share, num_parallel > 1, environment or {}, server
+                    )
                     running[process] = (number, run_dir, share)
                     _print(f"run {run_dir.name} ({number} of {len(run_dirs)}): {_title(run_dir)}")
                 time.sleep(_POLL)

@@ -166,7 +166,12 @@ def record_result(study: optuna.Study, trial: optuna.Trial, status: str, value: 
 
 
 def should_prune(
-    journal: Path, study_name: str, trial_number: int, value: float, validation_index: int, pruner: BasePruner
+    journal: Path,
+    study_name: str,
+    trial_number: int,
+    value: float,
+    validation_index: int,
+    pruner: BasePruner,
 ) -> bool:
     """Report a validation of a trial, and return whether the pruner would end it.
 
@@ -175,7 +180,8 @@ def should_prune(
         study_name: name of the study.
         trial_number: number of the trial.
         value: the monitored metric.
-        validation_index: index of the validation, from 0; Optuna keeps the first report of each index.
+        validation_index: index of the validation, from 0; Optuna keeps the first report of each
+            index.
         pruner: the pruner that decides.
     """
     study = optuna.load_study(study_name=study_name, storage=_storage(journal), pruner=pruner)

@@ -155,7 +155,9 @@ def _build_module(plain: dict[str, Any]) -> ExactModule:
         "seed": plain["seed"],
     }
     parameters = inspect.signature(make).parameters
-    extra = {k: plain[k] for k in parameters if k in plain and k not in (*arguments, *plain["module"])}
+    extra = {
+        k: plain[k] for k in parameters if k in plain and k not in (*arguments, *plain["module"])
+    }
     module = _require_type(make(**arguments, **extra), "module", ExactModule)
     module.config = plain
     return module

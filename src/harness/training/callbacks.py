@@ -27,7 +27,12 @@ from harness.run_folder.reading import BEST
 
 log = logging.getLogger(__name__)
 
-_TRAINING_STATE_KEYS = {"optimizer_states", "lr_schedulers", "current_model_state", "averaging_state"}
+_TRAINING_STATE_KEYS = {
+    "optimizer_states",
+    "lr_schedulers",
+    "current_model_state",
+    "averaging_state",
+}
 
 
 class AtomicCheckpoints(CheckpointIO):

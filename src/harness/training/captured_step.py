@@ -209,7 +209,8 @@ class DeviceSettings:
         Raises:
             NotRecordableError: another setting has changed.
         """
-        if (change := find_difference(self._other_settings, self._read_other_settings())) is not None:
+        change = find_difference(self._other_settings, self._read_other_settings())
+        if change is not None:
             raise NotRecordableError(f"the optimizer's {change} has changed")
         for group, rate in zip(self._groups, self._rates, strict=True):
             rate.fill_(group["lr"])

@@ -118,4 +118,6 @@ def _resume_command(folder: RunFolder) -> str:
 def _is_of_another_rank(error: Exception) -> bool:
     """Return whether this process failed only because another rank ended."""
     has_other_ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return has_other_ranks and (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error))
+    return has_other_ranks and (
+        isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
+    )

@@ -41,7 +41,9 @@ def check_module(module: ExactModule, data: ExactDataModule, trainer: lightning.
     model = module.model
     _check_sizes_are_known(model)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    averaging_callback = next((type(c).__name__ for c in callbacks if isinstance(c, WeightAveraging)), None)
+    averaging_callback = next(
+        (type(c).__name__ for c in callbacks if isinstance(c, WeightAveraging)), None
+    )
     trial = _copy_model(model, averaging_callback)
     if trial is None:
         return
@@ -153,7 +155,9 @@ def _check_gradients(trial: nn.Module, trainer: lightning.Trainer) -> None:
     shown = ", ".join(unused[:3]) + f" and {len(unused) - 3} others" * (len(unused) > 3)
     text = f"{_owner(trial, unused[0])}: no gradient reaches {shown}"
     strategy = trainer.strategy
-    finds_unused = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters")
+    finds_unused = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get(
+        "find_unused_parameters"
+    )
     if trainer.world_size > 1 and not finds_unused:
         raise ConfigError(
             f"{text}: with {trainer.world_size} devices, remove or freeze them, or set "
@@ -182,10 +186,13 @@ def _owner(model: nn.Module, name: str = "") -> str:
     """Return the config node and class of a part of the model, to name it in a message."""
     parts = dict(model.named_children())
     own_package = type(model).__module__.partition(".")[0]
-    other_parts = (n for n, m in parts.items() if type(m).__module__.partition(".")[0] != own_package)
+    other_parts = (
+        n for n, m in parts.items() if type(m).__module__.partition(".")[0] != own_package
+    )
     part = name.partition(".")[0] or next(other_parts, "") or next(iter(parts), "")
     part_class = type(getattr(model, part) if part else model)
-    return f"{'.'.join(filter(None, ('model', part)))}={part_class.__module__}.{part_class.__qualname__}"
+    key = ".".join(filter(None, ("model", part)))
+    return f"{key}={part_class.__module__}.{part_class.__qualname__}"
 
 
 def _one_line(error: Exception) -> str:

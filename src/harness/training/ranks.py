@@ -31,7 +31,9 @@ def started_ranks() -> Ranks | None:
     if (num_tasks := _read_count("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in env:
         nodes = _read_count("SLURM_STEP_NUM_NODES", 0) or _read_count("SLURM_NNODES", 1)
         rank = _read_count("SLURM_PROCID", None)
-        return _check_consistent(Ranks(rank, num_tasks, num_tasks // max(1, nodes), "srun"), "SLURM_PROCID")
+        return _check_consistent(
+            Ranks(rank, num_tasks, num_tasks // max(1, nodes), "srun"), "SLURM_PROCID"
+        )
     if "RANK" not in env and "WORLD_SIZE" not in env:
         return None
     rank = _read_count("RANK", 0 if env.get("WORLD_SIZE") == "1" else None)

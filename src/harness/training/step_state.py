@@ -36,7 +36,8 @@ class StepState:
             holders: tuple[Any, ...] = (vars(part), part._buffers, part._parameters)
             for holder in holders:
                 for key, value in holder.items():
-                    if key not in _EXPECTED_CHANGES and isinstance(value, Tensor | int | float | str | None):
+                    is_compared = isinstance(value, Tensor | int | float | str | None)
+                    if is_compared and key not in _EXPECTED_CHANGES:
                         yield f"{name}.{key}".lstrip("."), holder, key, value
 
     def find_change(self) -> str | None:

@@ -20,7 +20,8 @@ def read_weights(model: nn.Module, path: str | Path, allow_partial: bool) -> dic
         allow_partial: whether to leave out weights that do not fit, instead of raising.
 
     Raises:
-        ConfigError: the run is missing, no weight fits, or some do not and ``allow_partial`` is false.
+        ConfigError: the run is missing, no weight fits, or some do not and ``allow_partial`` is
+            false.
     """
     weights = loading.model_weights(loading.load_checkpoint(loading.find_weights(path)))
     expected = model.state_dict()
@@ -38,13 +39,16 @@ def read_weights(model: nn.Module, path: str | Path, allow_partial: bool) -> dic
     misfit_text = ", ".join(misfits[:_MAX_SHOWN]) + more
     if not allow_partial:
         raise ConfigError(
-            f"weights={path}: do not fit the model: {misfit_text}; weights_partial=true leaves them out"
+            f"weights={path}: do not fit the model: {misfit_text}; weights_partial=true leaves "
+            "them out"
         )
     if not fitting:
         raise ConfigError(
             f"weights={path}: no weight fits the model; use the model settings of that run"
         )
-    log.info("%d of %d weights from %s; left out: %s", len(fitting), len(expected), path, misfit_text)
+    log.info(
+        "%d of %d weights from %s; left out: %s", len(fitting), len(expected), path, misfit_text
+    )
     return fitting
 
 
