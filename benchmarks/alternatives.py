@@ -54,8 +54,8 @@ class Stack(nn.Module):
 class PlainMLP(nn.Module):
     """Plain perceptrons with the depth and width of :class:`~cvae.networks.MLP`.
 
-    Without residuals and norms. Only the first layer takes z and the label; ``latent_skips`` is
-    ignored.
+    They have no residuals and norms. Only the first layer takes z and the label; ``latent_skips``
+    is ignored.
     """
 
     gated = False
@@ -145,8 +145,8 @@ class ImportanceWeighted(CVAE):
     """CVAE trained on the importance-weighted bound of four samples, doubly reparametrized.
 
     See Burda, Grosse and Salakhutdinov (2016) and Tucker et al. (2019, equation 8). It logs the
-    bound of one sample. The sample weights require beta = 1 without warm-up. It takes no penalty:
-    next to the squared sample weights, a penalty would count up to four times as much.
+    bound of one sample. The sample weights require beta = 1 without warm-up. A penalty is rejected,
+    because the squared sample weights would increase its weight up to four times.
     """
 
     num_samples = 4

@@ -20,7 +20,7 @@ def select_device(cfg: DictConfig) -> torch.device:
 
 
 def build(cfg: DictConfig, **arguments: Any) -> tuple[VAE, torch.optim.Optimizer]:
-    """Return the model, on its device, and the optimizer with these further arguments."""
+    """Return the model on its device, and its optimizer, built with these arguments."""
     torch.manual_seed(1)
     model = instantiation.instantiate(cfg.model)
     assert isinstance(model, VAE)
@@ -86,7 +86,7 @@ def bare(cfg: DictConfig, timer: Timer) -> None:
 
 
 def capture(take_step: Callable[[Tensor, int], None], index: Tensor) -> Callable[[], None]:
-    """Return a function that replays a step on ``index`` as a CUDA graph; on a CPU, takes it."""
+    """Return a function that replays a step on ``index`` as a CUDA graph, or runs it on a CPU."""
     if index.device.type == "cpu":
         return lambda: take_step(index, 0)
     warm_up = torch.cuda.Stream()
@@ -102,7 +102,7 @@ def capture(take_step: Callable[[Tensor, int], None], index: Tensor) -> Callable
 
 
 def bare_graph(cfg: DictConfig, timer: Timer) -> None:
-    """Train in a bare loop that replays a CUDA graph per step: the upper limit with these kernels.
+    """Train in a bare loop that replays one CUDA graph per step: the fastest with these kernels.
 
     It leaves out the KL warm-up and the smaller last batch of an epoch.
     """

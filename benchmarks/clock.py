@@ -17,7 +17,7 @@ from harness.run_folder import checkpoints
 
 
 def read_clock() -> float:
-    """Return the time in seconds at which the GPU has finished, if there is one."""
+    """Wait for the GPU, if there is one, and return the time in seconds."""
     if torch.cuda.is_initialized():  # it may be hundreds of steps behind
         torch.cuda.synchronize()
     return time.time()

@@ -28,8 +28,10 @@ CONF = str(paths.ROOT / "conf")
 
 
 def conventional(cfg: DictConfig, timer: Timer) -> None:
-    """Train as most repositories do: torchvision's MNIST, ToTensor for every image, a DataLoader,
-    and Lightning with its defaults. Logs every step."""
+    """Train as most repositories do, and log every step.
+
+    Uses torchvision's MNIST, ToTensor for every image, a DataLoader, and Lightning's defaults.
+    """
     import lightning
     from torchvision import datasets, transforms
 

@@ -50,9 +50,9 @@ def describe_gpu() -> str | None:
 
 
 def measure(function: Callable[..., dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
-    """Return what a measurement found, a text to show, and its seconds.
+    """Run a measurement; return its results, a text to show, and its seconds.
 
-    If it failed or was skipped, the text says why.
+    If the measurement fails or is skipped, the text states the reason.
     """
     start = time.perf_counter()
     try:
@@ -89,7 +89,7 @@ def run_section(section: str, options: argparse.Namespace) -> None:
 def start_section(
     section: str, arguments: Sequence[str], seconds: float, is_cpu: bool
 ) -> str | None:
-    """Run a section in a new process group; return why it did not finish, or None."""
+    """Run a section in a new process group; return the reason if it does not finish."""
     child = ["--run-section", section, "--seconds", str(seconds)]
     command = [sys.executable, __file__, *arguments, *child]
     one_thread = {"OMP_NUM_THREADS": "1"} if is_cpu else {}  # faster for small networks
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.run_section:
         run_section(options.run_section, options)
         return 0
-    # on a CPU, allow 20 times the time: its seconds do not matter
+    # on a CPU, allow 20 times the budget, because its timings are not reported
     start, limit, share = time.perf_counter(), 0.0, 20 if options.cpu else 1
     device = {"gpu": describe_gpu(), "cuda": torch.version.cuda, "machine": describe_machine()}
     document: dict[str, Any] = {**device, "seconds": {}}

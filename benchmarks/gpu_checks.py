@@ -80,7 +80,7 @@ def losses(options: Namespace) -> dict[str, Any]:
 
 
 def watch(options: Namespace, overrides: list[str]) -> tuple[list[str], str]:
-    """Return the places that synchronize within the watched steps, and the device of batches."""
+    """Return the code lines that synchronize in the watched steps, and the device of batches."""
     file, (first, last) = new_folder(options, "watch.json"), WATCHED
     file.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def watch(options: Namespace, overrides: list[str]) -> tuple[list[str], str]:
         f"+callbacks.watch.last={last}",
         *("test=false", f"trainer.max_steps={last + 5}", "trainer.limit_val_batches=1", *overrides),
     ]
-    with warnings.catch_warnings(record=True) as seen:  # warnings show all places, errors the first
+    with warnings.catch_warnings(record=True) as seen:  # mode "error" would stop at the first
         warnings.simplefilter("always")
         try:
             train(options, "watch", words)

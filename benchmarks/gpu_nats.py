@@ -1,4 +1,4 @@
-"""Sections "nats" and "evaluation" of the GPU benchmark: what training reaches, and scoring it."""
+"""Sections "nats" and "evaluation" of the GPU benchmark: nats after training, time of scoring."""
 
 import time
 from argparse import Namespace

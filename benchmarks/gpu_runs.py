@@ -70,7 +70,7 @@ def new_folder(options: Namespace, name: str) -> Path:
 
 
 def train(options: Namespace, name: str, overrides: Sequence[str]) -> Path:
-    """Train a run in this process, which saves the seconds of the imports; return its folder.
+    """Train a run in this process, without another import of torch, and return its folder.
 
     Raises:
         RunFailed: the run failed.

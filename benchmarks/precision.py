@@ -61,9 +61,9 @@ def train_in_both_precisions(seed: int, overrides: list[str]) -> list[Path]:
 
 @torch.no_grad()
 def negative_elbo(model: VAE, data: MNISTDataModule, is_bfloat16: bool) -> float:
-    """Return the mean over the test images, with the same noise in both precisions.
+    """Return -ELBO in nats per test image, with the same noise in both precisions.
 
-    Computed on the device of the model.
+    Computes on the device of the model.
     """
     assert data.test is not None
     total, device = 0.0, model.output_bias.device

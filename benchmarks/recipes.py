@@ -100,7 +100,7 @@ def settings_digest(overrides: Sequence[str]) -> str:
 def merge_rows(
     rows: dict[str, Any], output: Path, key: str, settings: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Add the rows of the file whose settings have not changed; order all rows by ``settings``."""
+    """Add the file's rows with unchanged settings, and order all rows by ``settings``."""
     earlier = json.loads(output.read_text(encoding="utf-8"))[key] if output.exists() else {}
     rows = {**{n: r for n, r in earlier.items() if r["settings"] == settings.get(n)}, **rows}
     return {name: rows[name] for name in settings if name in rows}
