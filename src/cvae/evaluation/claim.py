@@ -11,7 +11,7 @@ _SEED = 0  # not the run's seed, so that all runs are measured with the same noi
 _NUM_RESAMPLES = 200  # bootstrap
 
 Values = NDArray[np.float64] | Tensor
-Progress = Callable[[str, float], None]  # takes the current work and the share done
+Progress = Callable[[str, float], None]  # takes the current step and the fraction done
 
 
 class Metric(NamedTuple):
@@ -47,17 +47,17 @@ class Metric(NamedTuple):
     def share(
         cls, right: Tensor, floor: float | None = None, independent: Values | None = None
     ) -> "Metric":
-        """Return the share of images for which ``right``, 0 or 1, is 1."""
+        """Return the share of images that are correct, with its standard error."""
         return cls.mean(right.double(), "%", floor, independent)
 
     @classmethod
     def r2(cls, errors: Values, centered: Values, floor: float | None = None) -> "Metric":
-        """Return the coefficient of determination, with the standard error of its influence.
+        """Return R², with a standard error from the influence of each image.
 
         Args:
             errors: squared errors of the predictions.
             centered: squared deviations of the values from their mean.
-            floor: the value of a predictor that knows nothing.
+            floor: the value of a constant prediction.
         """
         r2 = 1 - errors.mean() / centered.mean()
         influence = (errors - (1 - r2) * centered) / centered.mean()
@@ -70,7 +70,7 @@ class Metric(NamedTuple):
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the value is within its target; None without a target."""
+        """True if the value is within its target; None without a target."""
         if self.at_least is None and self.at_most is None:
             return None
         low = self.at_least is None or self.value >= self.at_least
@@ -78,7 +78,7 @@ class Metric(NamedTuple):
 
     @property
     def status(self) -> Literal["met", "near", "missed"] | None:
-        """Whether the target is met; "near" within two standard errors, None without a target."""
+        """Comparison with the target: "near" within two standard errors, None without a target."""
         if self.is_met is None:
             return None
         margin = 2 * (self.standard_error or 0.0)

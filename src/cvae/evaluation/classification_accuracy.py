@@ -12,10 +12,10 @@ _EPOCH = 1  # of the prior noise; SampledSubject.samples uses 0
 
 
 def classification_accuracy(subject: SampledSubject) -> Metrics:
-    """Return the classification accuracy score (Ravuri and Vinyals 2019), by the oracle's network.
+    """Return the classification accuracy score (Ravuri and Vinyals 2019) of the oracle's network.
 
     ``cas`` trains on decoder means and tests on test images; ``cas_drawn`` trains on sampled pixels
-    and tests on test images as the model takes them, usually binarized. The floor is the same
+    and tests on the inputs of the model, usually binarized. The floor is the score after the same
     training on real images.
     """
     labelled_model(subject)

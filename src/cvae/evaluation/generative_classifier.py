@@ -11,7 +11,7 @@ from cvae.evaluation.claim import Metric, Metrics
 from cvae.evaluation.subject import LabelBounds, Subject, as_vae, labelled_model
 from cvae.types import Nats
 
-# K, and how many nats behind the best label others are dropped
+# K, and the margin in nats by which a dropped label is behind the best one
 _STAGES = ((5, 20.0), (50, 10.0), (500, 0.0))
 _MARGINAL_STAGE = 1  # its bounds are tight enough for log p(x)
 
@@ -19,9 +19,9 @@ _MARGINAL_STAGE = 1  # its bounds are tight enough for log p(x)
 def generative_classifier(subject: Subject) -> Metrics:
     """Return the share of test images whose label is argmax_y of the bound on log p(x | y), by K.
 
-    A small K flatters the accuracy, because the bound is loosest for wrong labels; hence two values
-    of K. More samples gain only a few nats, so labels 20 nats behind the best after 5 samples, or
-    10 after 50, are dropped. An image with one label left is decided.
+    A small K overestimates the accuracy, because the bound is loosest for wrong labels; hence two
+    values of K. More samples gain only a few nats, so labels 20 nats behind the best after 5
+    samples, or 10 after 50, are dropped. An image with one remaining label gets no more samples.
     """
     metrics: Metrics = {}
     for stage in range(_MARGINAL_STAGE, len(_STAGES)):

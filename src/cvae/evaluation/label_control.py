@@ -14,9 +14,9 @@ def label_control(subject: SampledSubject) -> Metrics:
     """Return label agreement: the share of samples that the oracle assigns the requested label.
 
     ``label_agreement`` scores decoder means and ``label_agreement_drawn`` sampled pixels; their
-    floors are the oracle's accuracy on test images, and on them as the model takes them.
-    ``label_agreement_worst`` is that of the worst digit with test images. ``rows_right`` is the
-    share of rows of 10 samples without an error.
+    floors are the oracle's accuracy on test images and on the test inputs of the model.
+    ``label_agreement_worst`` is the agreement of the worst label with test images. ``rows_right``
+    is the share of rows of 10 samples without an error.
     """
     labelled_model(subject)
     samples, count = subject.samples, len(subject.classes)

@@ -20,9 +20,9 @@ def latent_content(subject: Subject) -> Metrics:
     for name in subject.test.attributes:
         columns = [split.attributes[name] for split in splits]
         if not all(values.isfinite().all() for values in columns):
-            log.warning("latent_content: %s is left out, some of its values are not finite", name)
+            log.warning("latent_content: skipping %s, some of its values are not finite", name)
             continue
-        # standardize before float32, which has no room for differences of large numbers
+        # standardize first: float32 rounds away small differences of large numbers
         mean, std = columns[0].mean(), columns[0].std(correction=0)
         train, validation, test = (((v - mean) / std.clamp_min(1e-300)).float() for v in columns)
         metrics |= probe_values(subject, name, train, validation, test)
@@ -36,7 +36,7 @@ def probe_values(
 ) -> Metrics:
     """Return R² of both probes for a continuous property of the images.
 
-    Nothing is returned if the property is the same for all images.
+    Return nothing if the property is the same for all images.
     """
     if len(train.unique()) < 2 or len(test.unique()) < 2:
         return {}

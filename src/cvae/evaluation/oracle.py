@@ -150,7 +150,7 @@ def train_regressor(
     binarized_share: float,
     progress: Progress | None = None,
 ) -> Callable[[Image], Values]:
-    """Return a function that predicts a value of each image; the epoch with the lowest error."""
+    """Return a function that predicts a value per image, from the epoch of lowest error."""
     mean, std = train[1].mean(), train[1].std().clamp_min(1e-12)
 
     def loss_of(outputs: Tensor, values: Values) -> Tensor:
@@ -215,7 +215,7 @@ def _fit(
 
 
 class Oracle:
-    """Classifier of real images, and a briefly trained one as the ceiling for training on samples.
+    """Classifier of real images, and a briefly trained one to compare classifiers of samples with.
 
     Both train on first use and are cached in a folder, under a digest of this file, the version of
     torch and the digits. A missing, damaged or outdated file is trained again. They train on
@@ -252,7 +252,7 @@ class Oracle:
 
     @property
     def is_used(self) -> bool:
-        """Whether the oracle has been used."""
+        """True after the first prediction."""
         return _ORACLE in self._classifiers
 
     @property
@@ -265,7 +265,7 @@ class Oracle:
         return self._get_classifier(_ORACLE, _ORACLE_EPOCHS, binarized_share=share, select=True)
 
     def ceiling(self, binarized: bool) -> Classifier:
-        """Return a classifier trained on real images, the ceiling of those trained on samples."""
+        """Return a classifier trained on real images, a ceiling for those trained on samples."""
         name = "binarized" if binarized else "grey"
         return self._get_classifier(
             name, SHORT_EPOCHS, binarized_share=float(binarized), select=False

@@ -78,7 +78,7 @@ def frechet_distance(a: Features, b: Features) -> float:
 def fitted_samples(codes: Points, num_components: int, count: int) -> Points:
     """Return samples of a mixture of Gaussians that is fitted to codes by maximum likelihood.
 
-    Fitted and sampled on the CPU; the samples are on the device of the codes.
+    The CPU fits and samples; the result is on the device of the codes.
     """
     points = codes.double().cpu().numpy()
     num_components = min(num_components, len(np.unique(points, axis=0)))

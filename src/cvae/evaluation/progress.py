@@ -9,7 +9,7 @@ from rich.table import Column
 
 
 class ClaimProgress:
-    """Shows the claim that is measured, its number, and the time left for its current step.
+    """Progress display: the current claim, its number, and the time left for its current step.
 
     Args:
         bar: the bar on a terminal; None to print a line when a claim ends.
@@ -27,7 +27,7 @@ class ClaimProgress:
         self.update("", 0.0)
 
     def update(self, doing: str, share: float) -> None:
-        """Show the current step of the claim and the share of it that is done."""
+        """Show the current step of the claim and the fraction of it that is done."""
         if self._bar is None or self._task is None:
             return
         if doing != self._doing:  # the time left is that of this step

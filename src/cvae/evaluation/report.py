@@ -82,7 +82,7 @@ def evaluate(
 ) -> Report:
     """Measure claims, in the order of :data:`cvae.evaluation.claims.CLAIMS`.
 
-    The accuracy of the classifiers that they used follows.
+    The report ends with the accuracy of the classifiers that the claims used.
 
     Args:
         subject: the model and its data.

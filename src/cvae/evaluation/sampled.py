@@ -41,7 +41,7 @@ class Samples(NamedTuple):
 
 @dataclass(eq=False)
 class SampledSubject(Subject):
-    """A subject with decoded samples, and what the oracle and the factors of style say of images.
+    """A subject with decoded samples, predictions of the oracle, and factors of style.
 
     The arguments are those of :class:`~cvae.evaluation.subject.Subject`.
     """
@@ -82,7 +82,7 @@ class SampledSubject(Subject):
         return Samples(z, labels, means, drawn, features, predicted, y)
 
     def _requested(self, labels: Int64[Tensor, " batch"]) -> Condition | None:
-        """Return y to sample with: that of training images if it is more than a label."""
+        """Return y to sample with: the labels, or y of training images if y is not a label."""
         if self.train.conditions is None:
             return self.condition(labels)
         rows = torch.arange(len(labels), device=self.device) % len(self.train.labels)
@@ -101,7 +101,7 @@ class SampledSubject(Subject):
         """Return decoder means and images with sampled pixels, in [0, 1].
 
         Args:
-            epoch: another number for other noise of the pixels.
+            epoch: selects the noise of the pixels.
         """
         generator = _generator(epoch)
         parts = [(p.mean, p.sample(generator=generator).clamp(0, 1)) for p in self.decoded(z, y)]
@@ -130,12 +130,12 @@ class SampledSubject(Subject):
 
     @property
     def binarized_share(self) -> float:
-        """Share of the images that networks which measure samples see binarized in training."""
+        """Share of binarized images in the training of classifiers and regressors of samples."""
         return 0.5 if self.is_grey else 0.0
 
     @property
     def reference_inputs(self) -> Image:
-        """The reference images as the model takes them: binarized, or grey."""
+        """The reference images as inputs of the model: binarized, or grey."""
         grey = self.reference.grey.float() / 255.0
         if not self.is_binary:
             return grey
@@ -149,7 +149,7 @@ class SampledSubject(Subject):
             NotApplicable: the images have color.
         """
         if not self.is_grey:
-            raise NotApplicable("thickness and slant are of grey images")
+            raise NotApplicable("thickness and slant need grey images")
         images = (self.test_grey, self.reference.grey.float() / 255.0, self.samples.means)
         factors = {}
         for name, measure in FACTORS.items():

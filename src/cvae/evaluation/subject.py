@@ -82,8 +82,8 @@ class Subject:
         test: test images.
         num_samples: K of the importance-weighted bound.
         num_generated: samples per label, for claims about samples.
-        progress: called with the name of the current work and the share of it that is done.
-        cache: folder for what claims train once per data set, such as classifiers; None for none.
+        progress: called with the name of the current step and the fraction of it that is done.
+        cache: folder for classifiers, which train once per data set; None for no cache.
         class_names: name of each class, for figures; None to show numbers.
     """
 
@@ -117,7 +117,7 @@ class Subject:
 
     @property
     def is_grey(self) -> bool:
-        """Whether the images have one channel."""
+        """True if the images have one channel."""
         return self.test.grey.shape[1] == 1
 
     @property
@@ -126,7 +126,7 @@ class Subject:
 
     @property
     def is_binary(self) -> bool:
-        """Whether the pixels that the model takes are 0 or 1."""
+        """True if the pixels that the model takes are 0 or 1."""
         return self.model.likelihood.num_levels == 2
 
     def instruments(self) -> dict[str, Metrics]:
@@ -219,7 +219,7 @@ class Subject:
 
 
 def as_vae(subject: Subject) -> VAE:
-    """Return the model if it has a bound.
+    """Check that the model has a bound, and return it.
 
     Raises:
         NotApplicable: the model is a plain autoencoder.
@@ -230,7 +230,7 @@ def as_vae(subject: Subject) -> VAE:
 
 
 def labelled_model(subject: Subject) -> Autoencoder:
-    """Return the model if its condition is one label.
+    """Check that the condition of the model is one label, and return the model.
 
     Raises:
         NotApplicable: the model takes no label, or other attributes.
@@ -242,10 +242,10 @@ def labelled_model(subject: Subject) -> Autoencoder:
 
 
 def check_label(subject: Subject) -> None:
-    """Raise if the model takes attributes other than one label.
+    """Check that the model takes no condition other than one label.
 
     Raises:
-        NotApplicable: it does.
+        NotApplicable: the model takes other attributes.
     """
     if subject.model.conditional and not isinstance(subject.model.condition, OneHot):
         parts = ", ".join(subject.model.condition.parts)

@@ -1,4 +1,4 @@
-"""Claim: samples vary as much as real digits and are no copies of training images."""
+"""Claim: samples vary as much as real digits and are not copies of training images."""
 
 from collections.abc import Callable, Iterable
 

@@ -54,7 +54,7 @@ def test_the_oracle_of_color_images_learns_and_is_cached(tmp_path: Path) -> None
 def test_thickness_and_slant_are_not_measured_in_color(known: Oracle) -> None:
     one = subject(VAE, known)
     one.test = one.test._replace(grey=one.test.grey.expand(-1, 3, -1, -1))
-    with pytest.raises(NotApplicable, match="thickness and slant are of grey images"):
+    with pytest.raises(NotApplicable, match="thickness and slant need grey images"):
         style(one)
 
 
