@@ -29,7 +29,7 @@ _TYPES = {
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Serves the files of a folder, without listings and without links that lead out of it."""
+    """Handler of the files of a folder, without listings and without links that lead out of it."""
 
     protocol_version = "HTTP/1.1"
     extensions_map = _TYPES  # the table of the system may lack .mjs or .wasm

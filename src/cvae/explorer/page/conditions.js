@@ -1,5 +1,4 @@
-// The conditions y: "given" for the drawing, which the encoder takes, and "wanted" for the tiles,
-// which the decoder takes.
+// The conditions y: those of the drawing, for the encoder, and those of the tiles, for the decoder.
 import { addSlider, element, fillSelect } from "./controls.js";
 
 const NUM_VALUES = 10; // tiles of a continuous part
@@ -35,7 +34,7 @@ export class Conditions {
     return this.tilePart?.kind === "categorical";
   }
 
-  /** Whether the model estimates the label of a drawing. */
+  /** True if the model can estimate the label of a drawing. */
   get canGuess() {
     return this.isLabelled && this.model.facts.has_bound;
   }

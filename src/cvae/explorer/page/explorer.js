@@ -19,7 +19,7 @@ export class Explorer {
     this.bounds = null; // one for each label, in nats
     this.z = new Float32Array(facts.latent_dim);
     this.encoded = this.z; // z of the drawing or example, before changes
-    this.noise = null; // sample of N(0, I), of which z is a multiple; null if z is not sampled
+    this.noise = null; // sample of N(0, I): z is temperature * noise; null if z is not sampled
     this.temperature = 1;
     this.chosen = 0; // tile whose label the plane shows
     this.images = []; // of the tiles
@@ -132,7 +132,7 @@ export class Explorer {
   drawn() {
     if (this.example !== null) {
       this.label = null;
-      this.conditions.reset(); // those of the example say nothing about the drawing
+      this.conditions.reset(); // the conditions of the example do not apply to the drawing
     }
     this.example = null;
     if (this.view.drawing.isEmpty) {
@@ -283,7 +283,7 @@ export class Explorer {
     return true;
   }
 
-  /** Return what the page shows, as plain numbers. */
+  /** Return the content of the page as plain numbers. */
   state() {
     const { tilePart, given } = this.conditions;
     return {

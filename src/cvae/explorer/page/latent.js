@@ -10,8 +10,9 @@ export function add(a, b, scale = 1) {
 }
 
 /**
- * Return the point at a share of the way from a to b: spherical in direction, linear in length, as
- * in generate.py morph=. On a straight line the middle would be shorter than a sample of N(0, I).
+ * Return a point on the path from a to b, spherical in direction and linear in length, as in
+ * generate.py morph=. On a straight line the middle would be shorter than a sample of N(0, I).
+ * @param share position on the path, from 0 at a to 1 at b
  */
 export function between(a, b, share) {
   const [from, to] = [Math.hypot(...a), Math.hypot(...b)];

@@ -56,7 +56,7 @@ export function decodeState(text) {
   }
 }
 
-/** Return the state of a snapshot, with latents and strokes unpacked; null if it does not fit. */
+/** Return the state of a snapshot, with latents and strokes unpacked; null if it is invalid. */
 export function checkSnapshot(snapshot, { model, examples, conditions, directions }) {
   const isIn = (value, low, high) => Number.isFinite(value) && value >= low && value <= high;
   const isIndex = (value, count) => Number.isInteger(value) && isIn(value, 0, count - 1);

@@ -47,7 +47,7 @@ export class Model {
     return model;
   }
 
-  /** Return y as the networks take it, from the value of each part. */
+  /** Return the vector y that the networks take, from the value of each part. */
   condition(values) {
     const y = new Float32Array(this.facts.condition_size);
     for (const { name, kind, start } of this.parts) {

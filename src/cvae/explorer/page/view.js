@@ -278,14 +278,14 @@ export class View {
     }
   }
 
-  /** Restore the state in the address; return whether there is one and it fits the model. */
+  /** Restore the state in the address; return false if it has none or one of another model. */
   async restoreLink() {
     if (location.hash.length < 2 || location.hash === this.hash) {
       return false;
     }
     const snapshot = decodeState(location.hash.slice(1));
     const fits = snapshot !== null && (await this.explorer.restore(snapshot));
-    this.showMessage(fits ? "" : "This link does not fit the model: nothing is restored.");
+    this.showMessage(fits ? "" : "This link does not match the model, so nothing changed.");
     return fits;
   }
 }
