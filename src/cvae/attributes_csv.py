@@ -35,16 +35,16 @@ def read_attributes(path: Path, files: Sequence[str]) -> dict[str, NDArray[Any]]
         raise DataError(f"{path}: must have a column {_FILE} and a column for each attribute")
     for name in columns:
         if not name or columns.count(name) > 1:
-            raise DataError(f"{path}: the column {name!r}: must have a name of its own")
+            raise DataError(f"{path}: the column {name!r} is empty or repeated: rename it")
     if "label" in names:
-        raise DataError(f"{path}: the column label: rename it; the folders are the labels")
+        raise DataError(f"{path}: the folders are the labels: rename the column label")
     rows: dict[str, tuple[int, dict[str, str]]] = {}
     for number, cells in lines[1:]:
         row = dict(zip(columns, cells, strict=False))
         if len(cells) != len(columns):
             raise DataError(f"{path}: line {number}: {len(cells)} cells, not {len(columns)}")
         if row[_FILE] in rows:
-            raise DataError(f"{path}: line {number}: {row[_FILE]} has a row already")
+            raise DataError(f"{path}: line {number}: {row[_FILE]} appears twice: remove a row")
         rows[row[_FILE]] = number, row
     values: dict[str, list[float]] = {name: [] for name in names}
     for image in files:

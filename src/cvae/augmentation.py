@@ -43,7 +43,7 @@ class Augmentation(Protocol):
 class AugmentationFactory(Protocol):
     """Constructor of an augmentation, with the argument that the data module passes.
 
-    Further arguments of your augmentation are set in its YAML file.
+    Set further arguments of your augmentation in its YAML file.
     """
 
     def __call__(self, *, seed: int) -> Augmentation: ...

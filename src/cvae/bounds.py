@@ -16,8 +16,8 @@ Scalars = TypeVar("Scalars", float, Tensor)
 
 _EVALUATION_SEED = 0  # fixed, to score all runs and epochs with the same noise
 BATCH = 128  # images, or pairs of image and label, per batch; results do not depend on it
-# decoder evaluations at a time, for an output of _OUTPUTS numbers; fewer for a larger output. They
-# change results only by rounding
+# decoder evaluations to hold in memory if the decoder returns _OUTPUTS numbers, fewer if it returns
+# more; the limits affect results only by rounding
 _CPU_ROWS = 2048  # fits the caches
 _GPU_ROWS = 32_768  # 100 MB of logits; fewer would wait for kernel launches
 _OUTPUTS = 784
@@ -92,7 +92,7 @@ def split_nlls(
     counts: Sequence[int],
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[int, Nats]:
-    """Return :func:`importance_weighted_nlls` of a split; ``progress`` takes the share done."""
+    """Return :func:`importance_weighted_nlls` of a split, and report the fraction done."""
     parts: dict[int, list[Nats]] = {k: [] for k in counts}
     count = len(split.labels)
     for i, index in enumerate(torch.arange(count, device=split.labels.device).split(BATCH)):

@@ -62,7 +62,7 @@ class EMA(WeightAveraging):
     def on_fit_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Move the average to the device of the model, but not the count, which updates read."""
+        """Move the average to the model's device, but keep its count on the CPU."""
         assert self._average_model is not None
         count = self._average_model.n_averaged.cpu()
         self._average_model.to(pl_module.device)

@@ -227,7 +227,7 @@ class MNISTDataModule(ExactDataModule):
     ) -> tuple[Any, Any]:
         """Return y of the training images, in this order, and of the test images.
 
-        It is None for one-hot labels, and a function of the images for given pixels.
+        Both are None for one-hot labels, and a function of the images for given pixels.
         """
         if self.condition is None or isinstance(self.condition, OneHot):
             return None, None

@@ -23,7 +23,7 @@ from harness.contract.errors import ConfigError
 
 CARD = "README.md"
 PROGRAM = "decoder.pt2"
-_TOLERANCE = 1e-5  # difference of a pixel mean of the exported program
+_TOLERANCE = 1e-5  # largest allowed difference of a pixel mean from PyTorch
 
 
 def load(folder: str | Path, trusted: str | Sequence[str] | None = None) -> Autoencoder:
@@ -110,7 +110,7 @@ def _describe_files(model: Autoencoder) -> str:
     if isinstance(model, VAE):
         given_y, after_x = ("|y", ",y") if model.conditional else ("", "")
         meanings |= {
-            "latent": "sample of N(0, I), or for an image that of the posterior mean",
+            "latent": "sample of N(0, I); the encoder returns that of the posterior mean",
             "sample": "latent of z = mean + std * eps, sampled from the posterior",
             "log_ratio": f"log p(z{given_y}) - log q(z|x{after_x}) at this z, in nats",
             "log_prob": f"log p(x|z{after_x}) in nats; with `parameters` decoded from `sample`, "

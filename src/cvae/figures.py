@@ -140,7 +140,7 @@ def along(
 def completions(
     model: Autoencoder, batch: Batch, rows: int = 10, columns: int = 5
 ) -> PILImage.Image:
-    """Draw given pixels, completions of them for samples of z, and the whole test image."""
+    """Draw the given pixels, their completions with samples of z, and the full test image."""
     assert isinstance(model.condition, Quadrants)
     x, y = batch.x[:rows], batch.y[:rows]
     grey = torch.full_like(x, 0.5)
@@ -312,8 +312,9 @@ def draw(
         many: more test images, for the traversals and the latent plane.
         classes: labels that have training images; None for all.
         names: names of all classes, to show instead of their numbers.
-        at_end: whether to draw what takes a second or two: the directions of thickness and slant
-            in the traversals, and the latent plane unless z has two dimensions.
+        at_end: also draw the slow figures, which take a second or two: the directions of
+            thickness and slant in the traversals and, unless z has two dimensions, the latent
+            plane.
     """
     was_training = model.training
     model.eval()

@@ -65,7 +65,7 @@ def interpolate(
     sample by a factor of 0.7, and decodes to a more average image.
 
     Args:
-        shares: share of the way from start, 0, to end, 1.
+        fractions: positions on the path, from 0 at the start to 1 at the end.
     """
     share = shares[:, None].to(start)
     lengths = start.norm(), end.norm()
@@ -143,7 +143,7 @@ def draw_strip(
     labels = ("test", *(f"{share:.2g}" for share in shares.tolist()), "test")
     tiles = torch.cat((first, images, last), dim=1)
     names = [row.name for row in rows]
-    return image_grid(tiles, names, labels, f"{ends.title}. Column: share of the way.")
+    return image_grid(tiles, names, labels, f"{ends.title}. Column: fraction of the path.")
 
 
 def _draw_frame(images: Samples, rows: Sequence[Row], ends: Ends | None = None) -> PILImage.Image:

@@ -46,9 +46,11 @@ class Request:
             kind = "a film" if self.film else "a morph"
             raise ConfigError(f"npy=true: {kind} has no array of samples; remove it")
         if self.morph and self.temperature != 1:
-            raise ConfigError(f"temperature={self.temperature}: morph= samples no z; remove it")
+            raise ConfigError(
+                f"temperature={self.temperature} has no effect with morph=: remove it"
+            )
         if self.morph and self.film and count is not None:
-            raise ConfigError(f"num_samples={count}: a film of morph= has one path; remove it")
+            raise ConfigError(f"num_samples={count} has no effect on a film of morph=: remove it")
         if self.morph and count == 1:
             raise ConfigError(
                 "num_samples=1: must be at least 2, because it counts the columns of morph="

@@ -18,9 +18,9 @@ class Quadrants(nn.Module):
     .. math:: \log p(x_r \mid x_g) \ge
         E_{q(z|x)} \log p(x_r \mid z, x_g) - KL(q(z|x) \,\|\, p(z|x_g))
 
-    in nats per image, where :math:`x_g` are the given pixels and :math:`x_r` the rest. y is
-    :math:`x_g`. A perceptron encodes y for the network and for a prior that depends on y. Images
-    that the model returns have the given pixels in their place.
+    in nats per image, where :math:`x_g` are the given pixels and :math:`x_r` the remaining ones.
+    y is :math:`x_g`. A perceptron encodes y for the network and for a prior that depends on y.
+    Images that the model returns contain the given pixels.
 
     Example::
 

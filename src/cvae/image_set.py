@@ -74,7 +74,7 @@ class ImageSet(Dataset[Batch]):
         return Batch(x, y, rows.indices, rows.global_size)
 
     def known_conditions(self) -> Condition | None:
-        """Return y of all images, or None if one-hot; the pixels must be fixed."""
+        """Return y of all images, or None if one-hot; only for pixels that are not resampled."""
         if not callable(self.conditions):
             return self.conditions
         parts = [self.conditions(rows.float() / 255.0) for rows in self.pixels.split(_ROWS)]

@@ -78,7 +78,7 @@ class Likelihood(Protocol):
 class LikelihoodFactory(Protocol):
     """Constructor of a likelihood, with the argument that the model passes.
 
-    Further arguments of your likelihood are set in its YAML file.
+    Set further arguments of your likelihood in its YAML file.
     """
 
     def __call__(self, *, image_shape: tuple[int, ...]) -> Likelihood:

@@ -74,7 +74,7 @@ class Autoencoder(nn.Module):
         image_shape: (channels, height, width); 1 channel for grey images, 3 for color.
         num_classes: number of classes.
         likelihood: constructor of p(x | z), a :class:`cvae.likelihoods.LikelihoodFactory`.
-        condition: what y means, a :class:`cvae.conditions.ConditionSpec`; None for a one-hot label
+        condition: meaning of y, a :class:`cvae.conditions.ConditionSpec`; None for a one-hot label
             of ``num_classes``. Only a conditional model takes y.
     """
 
@@ -135,7 +135,7 @@ class Autoencoder(nn.Module):
         return None if y is None else self.condition.encode(y, rows)
 
     def _condition(self, y: Labels | None, rows: Tensor) -> Condition | None:
-        """Return what networks and prior take of y."""
+        """Return y as the vectors that networks and prior take."""
         vectors = self._encode_label(y, rows)
         return None if vectors is None else self.condition(vectors)
 
@@ -148,17 +148,17 @@ class Autoencoder(nn.Module):
         return outputs.unflatten(1, (self.likelihood.num_parameters, self.image_shape[0]))
 
     def _log_prob(self, x: Image, parameters: Parameters) -> Tensor:
-        """Return log p(x | z, y) of each image: of the pixels that y does not give."""
+        """Return log p(x | z, y) of each image, summed over the pixels that y does not give."""
         if isinstance(self.condition, Quadrants):
             x, parameters = self.condition.pick_rest(x), self.condition.pick_rest(parameters)
         return self.likelihood.log_prob(x, parameters)
 
     def _to_z(self, latent: Latent, c: Condition | None) -> Latent:
-        """Return z for a point of the latent space."""
+        """Map a latent, the base variable of the prior, to z."""
         return latent
 
     def _to_latent(self, z: Latent, c: Condition | None) -> Latent:
-        """Return the point of the latent space of z."""
+        """Map z to its latent, the base variable of the prior."""
         return z
 
     def embed(self, x: Image, y: Labels | None = None) -> Latent:

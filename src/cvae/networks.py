@@ -46,7 +46,7 @@ class Network(Protocol):
 class NetworkFactory(Protocol):
     """Constructor of a network, with the arguments that the model passes.
 
-    Further arguments of your network are set in its YAML file.
+    Set further arguments of your network in its YAML file.
     """
 
     def __call__(

@@ -36,7 +36,7 @@ def read_npz(
             if lacking := [end for end in ends if f"test_{end}" not in archive]:
                 raise DataError(f"{path}: train_{lacking[0]} without test_{lacking[0]}; add it")
             if "label" in ends:
-                raise DataError(f"{path}: train_label: rename it; train_labels are the labels")
+                raise DataError(f"{path}: train_label clashes with train_labels: rename it")
             attributes = {end: (archive[f"train_{end}"], archive[f"test_{end}"]) for end in ends}
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())

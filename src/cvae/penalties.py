@@ -38,7 +38,7 @@ class Penalty(Protocol):
 class PenaltyFactory(Protocol):
     """Constructor of a penalty, with the arguments that the model passes.
 
-    Further arguments of your penalty are set in its YAML file.
+    Set further arguments of your penalty in its YAML file.
     """
 
     def __call__(self, *, latent_dim: int, condition_size: int) -> Penalty:

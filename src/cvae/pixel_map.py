@@ -1,8 +1,7 @@
 """Images in a memory-mapped file that is written once and verified at every start.
 
-A map is a folder ``.cache-KEY`` with the pixels and a JSON file of facts about them. It is written
-under a lock to a temporary folder, which is then renamed. So a killed process leaves no partial
-map.
+A map is a folder ``.cache-KEY`` with the pixels and a JSON file of metadata. A process writes it to
+a temporary folder and renames that, under a lock, so a killed process leaves no partial map.
 """
 
 import hashlib
@@ -47,7 +46,7 @@ def open_map(
             another content are removed.
         shape: (number of images, channels, height, width).
         rows: function that returns all images and their positions; called if no map is valid.
-        facts: further facts to store in the JSON file.
+        metadata: further entries of the JSON file.
 
     Raises:
         DataError: the map cannot be written.
@@ -66,7 +65,7 @@ def open_map(
 
 
 def _problem(map_folder: Path, shape: tuple[int, ...]) -> str | None:
-    """Return "missing", or how a map is damaged; None for a valid map."""
+    """Return None for a valid map, else "missing" or a description of the damage."""
     if not map_folder.is_dir():
         return "missing"
     try:

@@ -42,7 +42,7 @@ class Prior(Protocol):
 class PriorFactory(Protocol):
     """Constructor of a prior, with the arguments that the model passes.
 
-    Further arguments of your prior are set in its YAML file.
+    Set further arguments of your prior in its YAML file.
     """
 
     def __call__(self, *, latent_dim: int, condition_size: int) -> Prior:

@@ -58,7 +58,7 @@ def requested_rows(
     kind = type(model).__name__
     if isinstance(model.condition, Quadrants) and model.conditional:
         raise ConfigError(
-            "run: generate.py has no images for the run's model to complete; see "
+            "run: this model completes images, and generate.py takes none; see "
             "figures/completions.png in the run folder, or call model.sample(y=images) in Python"
         )
     if not isinstance(model.condition, OneHot) and model.conditional:

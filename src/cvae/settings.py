@@ -146,7 +146,7 @@ def _pixel_problems(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
 
 
 def column_problems(columns: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with columns of Attributes, as text to put after their key."""
+    """Yield each problem of the columns of Attributes, as text to append to their key."""
     if not columns:
         yield ": must name at least one attribute"
     for name, classes in columns.items():
@@ -165,7 +165,7 @@ def next_commands(cfg: Mapping[str, Any]) -> dict[str, str]:
     elif _class_of(condition) == "Quadrants":  # generate.py has no images to complete
         return {"evaluate": ""}
     elif columns := condition.get("columns"):
-        if "continuous" in columns.values():  # whose range the settings do not tell
+        if "continuous" in columns.values():  # the config does not hold its range
             return {"evaluate": ""}
         requested = f"condition='{{{', '.join(f'{name}: 0' for name in columns)}}}'"
     return {"generate": requested, "evaluate": ""}

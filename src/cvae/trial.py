@@ -60,7 +60,7 @@ def _check_likelihood(model: Autoencoder, x: Image) -> None:
 
 @torch.no_grad()
 def _check_prior(model: VAE, c: Condition | None, rows: int) -> None:
-    """Raise if ``from_base`` of the prior is missing, of a wrong shape, or no inverse."""
+    """Raise if ``from_base`` is missing, returns a wrong shape or does not invert ``to_base``."""
     w = torch.linspace(-1, 1, model.latent_dim).to(model.output_bias).expand(rows, -1)
     z = model.prior.from_base(w, c)
     name = type(model.prior).__name__

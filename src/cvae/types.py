@@ -34,9 +34,9 @@ class Batch(NamedTuple):
     global_size: int  # images in this batch over all processes
 
     def with_stand_in(self) -> "Batch":
-        """Return this batch, or one striped image of class 0 if it has no rows.
+        """Return this batch, or a placeholder for an empty one: a striped image of class 0.
 
-        Many layers raise on an empty batch. The caller drops the values of the stand-in with
+        Many layers raise on an empty batch. The caller drops the values of the placeholder with
         ``terms.first(len(batch.x))``. The image has stripes because a blank one has no variance to
         normalize by.
         """

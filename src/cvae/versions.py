@@ -9,9 +9,8 @@ _RENAMED_TARGETS = {  # targets of version 0.1
     "callbacks.Pruning": "harness.sweeps.pruning.Pruning",
     "loggers.wandb_logger": "harness.tracking.wandb.wandb_logger",
 }
-_DEFAULTS: dict[
-    str, dict[str, Any]
-] = {  # of constructors in version 0.1, where they differ from those of today
+# defaults of constructors in version 0.1 that differ from the current ones
+_DEFAULTS: dict[str, dict[str, Any]] = {
     "networks.Conv": {"patch_size": 1, "latent_blocks": 0},
     "networks.MLP": {"latent_skips": False},
     "models.VAE": {"warmup_steps": 0, "path_gradient": False},

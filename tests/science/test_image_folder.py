@@ -137,7 +137,7 @@ def test_attributes_are_read_from_a_table(root: Path, has_test: bool) -> None:
         ("train/emu/07.png,1", "line 31: 2 cells, not 3"),
         ("train/emu/07.png,1,2,3", "line 31: 4 cells, not 3"),
         ("train/emu/07.png,1_5,2", "line 31: number=1_5: must be a number"),
-        ("train/emu/06.png,1,2", "line 31: train/emu/06.png has a row already"),
+        ("train/emu/06.png,1,2", "line 31: train/emu/06.png appears twice: remove a row"),
     ],
 )
 def test_a_wrong_table_of_attributes_is_rejected(root: Path, last: str, said: str) -> None:
@@ -149,8 +149,8 @@ def test_a_wrong_table_of_attributes_is_rejected(root: Path, last: str, said: st
 @pytest.mark.parametrize(
     ("first", "said"),
     [
-        ("file,height,height", "the column 'height': must have a name of its own"),
-        ("file,,height", "the column '': must have a name of its own"),
+        ("file,height,height", "the column 'height' is empty or repeated: rename it"),
+        ("file,,height", "the column '' is empty or repeated: rename it"),
         ("file,label,height", "the column label: rename it"),
     ],
 )
