@@ -127,7 +127,7 @@ def grey_negative_elbo(folder: Path) -> float:
         eps = noise.standard_normal(
             index, (model.latent_dim,), seed=0, stream=noise.Stream.POSTERIOR
         )
-        losses.append(-model.terms(x, model.condition.of_images(x), eps).elbo)
+        losses.append(-model.terms(x, model.condition.from_images(x), eps).elbo)
     return float(torch.cat(losses).mean())
 
 

@@ -53,19 +53,19 @@ def read_attributes(path: Path, files: Sequence[str]) -> dict[str, NDArray[Any]]
         number, row = rows[image]
         for name in names:
             values[name].append(_to_number(row[name], f"{path}: line {number}: {name}"))
-    return {name: _whole_as_int(np.array(column)) for name, column in values.items()}
+    return {name: _to_int_if_whole(np.array(column)) for name, column in values.items()}
 
 
-def _to_number(cell: str, where: str) -> float:
+def _to_number(cell: str, location: str) -> float:
     try:
         if "_" in cell:  # Python reads 1_5 as 15
             raise ValueError
         return float(cell)
     except ValueError:
-        raise DataError(f"{where}={cell}: must be a number") from None
+        raise DataError(f"{location}={cell}: must be a number") from None
 
 
-def _whole_as_int(values: NDArray[np.float64]) -> NDArray[Any]:
+def _to_int_if_whole(values: NDArray[np.float64]) -> NDArray[Any]:
     """Return whole numbers as integers, which a categorical attribute must be."""
     is_whole = (np.abs(values) < 2**53).all() and (values == np.floor(values)).all()
     return values.astype(np.int64) if is_whole else values

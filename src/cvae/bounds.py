@@ -15,12 +15,12 @@ from cvae.types import Batch, Image, ImageIndices, Nats, Split
 Scalars = TypeVar("Scalars", float, Tensor)
 
 _EVALUATION_SEED = 0  # fixed, to score all runs and epochs with the same noise
-BATCH = 128  # images, or pairs of image and label, per batch; results do not depend on it
-# decoder evaluations to hold in memory if the decoder returns _OUTPUTS numbers, fewer if it returns
-# more; the limits affect results only by rounding
+BATCH_SIZE = 128  # images, or pairs of image and label, per batch; results do not depend on it
+# decoder evaluations to hold in memory if the decoder returns _NUM_OUTPUTS numbers, fewer if it
+# returns more; the limits affect results only by rounding
 _CPU_ROWS = 2048  # fits the caches
 _GPU_ROWS = 32_768  # 100 MB of logits; fewer would wait for kernel launches
-_OUTPUTS = 784
+_NUM_OUTPUTS = 784
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def importance_weighted_nlls(
         raise ValueError(f"num_samples={min(counts)}: must be at least 1")
     if max_rows is None:
         max_rows = _CPU_ROWS if x.device.type == "cpu" else _GPU_ROWS
-    max_rows = max_rows * _OUTPUTS // max(_OUTPUTS, model.output_bias.numel())
+    max_rows = max_rows * _NUM_OUTPUTS // max(_NUM_OUTPUTS, model.output_bias.numel())
     chunk = max(2, max_rows // max(1, len(x)) // 2 * 2)  # even: noise comes in pairs
     total = x.new_full((len(x),), -math.inf)  # log of the sum of the weights so far
     nlls: dict[int, Nats] = {}
@@ -95,8 +95,8 @@ def split_nlls(
     """Return :func:`importance_weighted_nlls` of a split, and report the fraction done."""
     parts: dict[int, list[Nats]] = {k: [] for k in counts}
     count = len(split.labels)
-    for i, index in enumerate(torch.arange(count, device=split.labels.device).split(BATCH)):
-        progress(i * BATCH / count)
+    for i, index in enumerate(torch.arange(count, device=split.labels.device).split(BATCH_SIZE)):
+        progress(i * BATCH_SIZE / count)
         x, y = split.inputs[index].float() / 255.0, None
         if model.conditional:
             y = split.labels[index] if split.conditions is None else split.conditions[index]
@@ -117,7 +117,7 @@ def score_batch(model: Autoencoder, batch: Batch, num_samples: int = 0) -> dict[
     Args:
         num_samples: K of nll_kK, the importance-weighted bound; 0 to skip it.
     """
-    x, y, indices, _ = batch.with_stand_in()
+    x, y, indices, _ = batch.or_placeholder()
     label = y if model.conditional else None
     eps = noise.standard_normal(
         indices, (model.latent_dim,), seed=_EVALUATION_SEED, stream=noise.Stream.POSTERIOR

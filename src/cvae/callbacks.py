@@ -123,13 +123,13 @@ class Figures(Callback):
         index = torch.arange(min(self.num_test_images, len(data.test)))
         batches = data.examples(), data.test[Rows(0, index, len(index))]
         weight = module.model.output_bias
-        examples, many = (b._replace(x=b.x.to(weight), y=b.y.to(weight)) for b in batches)
+        examples, test_batch = (b._replace(x=b.x.to(weight), y=b.y.to(weight)) for b in batches)
         self.folder.mkdir(parents=True, exist_ok=True)
         names = data.class_names
-        shown = figures.draw(module.model, examples, many, data.classes, names, at_end)
+        pictures = figures.draw(module.model, examples, test_batch, data.classes, names, at_end)
         if at_end and (curves := draw_curves(self.folder.parent / "metrics.csv", _UNITS)):
-            shown["curves"] = figures.to_picture(curves)
-        for name, picture in shown.items():
+            pictures["curves"] = figures.to_picture(curves)
+        for name, picture in pictures.items():
             with files.atomic_write(self.folder / f"{name}.png") as file:
                 picture.save(file, format="PNG", optimize=True)
             log_picture(trainer.loggers, f"figures/{name}", picture, trainer.global_step)

@@ -16,8 +16,8 @@ from cvae.digits import SETS, load_digits
 from harness.contract.settings import Name, Size
 
 _SEED = 0  # not the run's seed, so that all runs have the same images
-_DIGIT, _GROUND = 255, 89  # V of HSV, the largest of red, green and blue, in bytes
-_ROWS = 1000  # images at a time
+_DIGIT_VALUE, _BACKGROUND_VALUE = 255, 89  # V of HSV, the largest of red, green and blue, in bytes
+_CHUNK_SIZE = 1000  # images at a time
 
 Hues = Float64[np.ndarray, "num_images 2"]  # of the digit and its background, in [0, 1)
 
@@ -66,7 +66,7 @@ class ColouredMNISTDataModule(MNISTDataModule):
             "background_hue_cos": (np.cos(train[1]), np.cos(test[1])),
             "background_hue_sin": (np.sin(train[1]), np.sin(test[1])),
         }
-        return color(train_x, hues[0]), train_y, color(test_x, hues[1]), test_y
+        return color_digits(train_x, hues[0]), train_y, color_digits(test_x, hues[1]), test_y
 
 
 def random_hues(index: NDArray[np.int64], is_test: bool) -> Hues:
@@ -77,18 +77,20 @@ def random_hues(index: NDArray[np.int64], is_test: bool) -> Hues:
     return (bits.numpy().view(np.uint64) >> np.uint64(11)) * 2.0**-53
 
 
-def color(grey: UInt8[np.ndarray, "n height width"], hues: Hues) -> UInt8[np.ndarray, "n 3 h w"]:
+def color_digits(
+    grey: UInt8[np.ndarray, "n height width"], hues: Hues
+) -> UInt8[np.ndarray, "n 3 h w"]:
     """Return digits in their first hue on a background of their second hue."""
     colored = np.empty((len(grey), 3, *grey.shape[1:]), np.uint8)
-    for start in range(0, len(grey), _ROWS):
-        rows = slice(start, start + _ROWS)
+    for start in range(0, len(grey), _CHUNK_SIZE):
+        rows = slice(start, start + _CHUNK_SIZE)
         level = grey[rows, None].astype(np.uint16)
-        digit, ground = (
+        digit, background = (
             _to_rgb(hues[rows, column], value).astype(np.uint16)[:, :, None, None]
-            for column, value in ((0, _DIGIT), (1, _GROUND))
+            for column, value in ((0, _DIGIT_VALUE), (1, _BACKGROUND_VALUE))
         )
         # to the nearest byte: 255² + 127 fits into 16 bits
-        colored[rows] = (ground * (255 - level) + digit * level + 127) // 255
+        colored[rows] = (background * (255 - level) + digit * level + 127) // 255
     return colored
 
 

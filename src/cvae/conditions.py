@@ -34,7 +34,7 @@ class Part(NamedTuple):
     start: int
     size: int  # categorical: number of classes; continuous: 1; image: channels x given pixels
 
-    def of(self, y: Condition) -> Tensor:
+    def select(self, y: Condition) -> Tensor:
         """Return the class (int64) or the value (float) of each row; not for an image."""
         assert self.kind != "image"
         columns = y[:, self.start : self.start + self.size]
@@ -138,10 +138,10 @@ def _encode_integers(labels: Tensor, count: int, num_classes: int, name: str = "
     return F.one_hot(labels.expand(count), num_classes)
 
 
-def num_rows(y: Labels | None) -> int | None:
+def count_rows(y: Labels | None) -> int | None:
     """Return the number of rows that y implies; None if y has one value for all rows."""
     if isinstance(y, Mapping):
-        counts = (num_rows(values) for values in y.values())
+        counts = (count_rows(values) for values in y.values())
         return next((count for count in counts if count is not None), None)
     if y is None:
         return None
@@ -229,14 +229,14 @@ class Attributes(nn.Module):
                     f"or rows of shape {(rows.shape[0], self.size)} as in a batch"
                 )
             return vectors
-        _check_names(y, self.parts, self.allowed)
-        columns = [self._column(name, y[name], rows) for name in self.parts]
+        _check_names(y, self.parts, self.describe_range)
+        columns = [self._encode_part(name, y[name], rows) for name in self.parts]
         if self.is_fitted:
             for name, column in zip(self.parts, columns, strict=True):
                 self._check_range(name, column)
         return torch.cat(columns, dim=1)
 
-    def _column(self, name: str, value: Values, rows: Tensor) -> Tensor:
+    def _encode_part(self, name: str, value: Values, rows: Tensor) -> Tensor:
         """Return one part of y, for each row."""
         part, count = self.parts[name], len(rows)
         kind = "an integer" if part.kind == "categorical" else "a number"
@@ -248,41 +248,43 @@ class Attributes(nn.Module):
         if part.kind == "categorical":
             if values.is_floating_point():
                 example = float(values.flatten()[0])
-                raise ValueError(f"{name}={example:g}: must be an integer, {self.allowed(name)}")
+                raise ValueError(
+                    f"{name}={example:g}: must be an integer, {self.describe_range(name)}"
+                )
             return _encode_integers(values.to(rows.device).long(), count, part.size, name).to(rows)
         return values.to(rows).expand(count)[:, None]
 
     def _check_range(self, name: str, column: Tensor) -> None:
         if self.parts[name].kind == "categorical":
             return
-        low, high = self.range(name)
+        low, high = self.training_range(name)
         margin = _MARGIN * (high - low)
         outside = column[~((column >= low - margin) & (column <= high + margin))]
         if len(outside):
-            raise ValueError(f"{name}={float(outside[0]):g}: must be {self.allowed(name)}")
+            raise ValueError(f"{name}={float(outside[0]):g}: must be {self.describe_range(name)}")
 
-    def allowed(self, name: str) -> str:
+    def describe_range(self, name: str) -> str:
         """Return the range of a part, as text."""
         part = self.parts[name]
         if part.kind == "categorical":
             return f"0 to {part.size - 1}"
-        low, high = self.range(name)
+        low, high = self.training_range(name)
         return f"{low:.3g} to {high:.3g}" if self.is_fitted else "a number"
 
-    def range(self, name: str) -> tuple[float, float]:
+    def training_range(self, name: str) -> tuple[float, float]:
         """Return the smallest and the largest training value of a continuous part."""
         start = self.parts[name].start
         return float(self.low[start]), float(self.high[start])
 
     def _describe(self) -> str:
-        return ", ".join(f"{name} ({self.allowed(name)})" for name in self.parts)
+        return ", ".join(f"{name} ({self.describe_range(name)})" for name in self.parts)
 
     def from_columns(self, columns: Mapping[str, Values]) -> Condition:
         if absent := [name for name in self.parts if name not in columns]:
             raise ValueError(f"no attribute {absent[0]}: must be one of {', '.join(columns)}")
         rows, parts = torch.zeros(len(to_tensor(columns[next(iter(self.parts))])), 1), []
         for name, part in self.parts.items():
-            column = self._column(name, columns[name], rows)
+            column = self._encode_part(name, columns[name], rows)
             if part.kind == "continuous":
                 _check_precision(name, to_tensor(columns[name]).double(), column[:, 0].double())
             parts.append(column)
@@ -291,10 +293,11 @@ class Attributes(nn.Module):
     def fit(self, y: Condition) -> None:
         for part in self.parts.values():
             if part.kind == "continuous":
-                values, at = y[:, part.start].double(), part.start
+                values, column = y[:, part.start].double(), part.start
                 std = values.std(correction=0)
-                self.shift[at], self.scale[at] = values.mean(), torch.where(std > 0, std, 1.0)
-                self.low[at], self.high[at] = values.min(), values.max()
+                self.shift[column] = values.mean()
+                self.scale[column] = torch.where(std > 0, std, 1.0)
+                self.low[column], self.high[column] = values.min(), values.max()
         self.is_fitted.fill_(1.0)
 
     def examples(self, count: int) -> Condition:
@@ -303,7 +306,7 @@ class Attributes(nn.Module):
             if part.kind == "categorical":
                 columns[name] = torch.arange(count) % part.size
             else:
-                columns[name] = torch.linspace(*self.range(name), count)
+                columns[name] = torch.linspace(*self.training_range(name), count)
         return self.from_columns(columns)
 
     def forward(self, y: Condition) -> Condition:
@@ -336,11 +339,11 @@ def _parts(columns: Mapping[str, Any]) -> Iterator[tuple[str, Part]]:
         start += part.size
 
 
-def _check_names(given: Mapping[str, Any], parts: Mapping[str, Part], allowed: Any) -> None:
-    known = ", ".join(f"{name} ({allowed(name)})" for name in parts)
-    for name in given:
+def _check_names(values: Mapping[str, Any], parts: Mapping[str, Part], describe: Any) -> None:
+    known = ", ".join(f"{name} ({describe(name)})" for name in parts)
+    for name in values:
         if name not in parts:
             raise ValueError(f"y has no part {name}: must be {known}")
     for name in parts:
-        if name not in given:
+        if name not in values:
             raise ValueError(f"y lacks {name}: must have {known}")

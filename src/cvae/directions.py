@@ -46,8 +46,8 @@ def traverse(
         z = traverse(center(model, batch), first.vector, first.values(11))  # (1, 11, latent_dim)
     """
     direction = vector[None]
-    rest = z - (z @ direction.T) * direction
-    return rest[:, None] + values[:, None] * direction
+    orthogonal = z - (z @ direction.T) * direction
+    return orthogonal[:, None] + values[:, None] * direction
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def style_directions(model: Autoencoder, batch: Batch, factors: Factors) -> list
             continue
         vector = _covariance(points[known], values[known], labels[known])
         if (length := np.linalg.norm(vector)) > 0:
-            directions.append(_direction(model, name, vector / length, latent))
+            directions.append(_make_direction(model, name, vector / length, latent))
     return directions
 
 
@@ -140,7 +140,7 @@ def principal_directions(model: Autoencoder, batch: Batch, count: int) -> list[D
     directions = []
     for i, vector in enumerate(vectors[: min(count, len(points) - 1)]):
         sign = np.sign(vector[np.abs(vector).argmax()])
-        direction = _direction(model, f"component {i + 1}", sign * vector, latent)
+        direction = _make_direction(model, f"component {i + 1}", sign * vector, latent)
         directions.append(direction._replace(share=float(shares[i])))
     return directions
 
@@ -155,15 +155,15 @@ def coordinate_directions(model: Autoencoder, batch: Batch, count: int) -> list[
     latent = embed(model, batch)
     order = latent.std(dim=0, correction=0).argsort(descending=True)[:count]
     axes = np.eye(model.latent_dim)
-    return [_direction(model, f"z{i}", axes[i], latent) for i in order.tolist()]
+    return [_make_direction(model, f"z{i}", axes[i], latent) for i in order.tolist()]
 
 
-def _direction(model: Autoencoder, name: str, vector: Values, latent: Latent) -> Direction:
+def _make_direction(model: Autoencoder, name: str, vector: Values, latent: Latent) -> Direction:
     unit = torch.from_numpy(vector).to(latent)
-    return Direction(name, unit, *shown_range(model, latent @ unit))
+    return Direction(name, unit, *display_range(model, latent @ unit))
 
 
-def shown_range(model: Autoencoder, values: Float[Tensor, " batch"]) -> tuple[float, float]:
+def display_range(model: Autoencoder, values: Float[Tensor, " batch"]) -> tuple[float, float]:
     """Return the range of a coordinate of z to show: the mean ± three standard deviations.
 
     Args:

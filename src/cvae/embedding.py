@@ -14,7 +14,7 @@ from cvae.priors import StandardNormal
 from harness.contract.errors import ConfigError
 from harness.contract.files import atomic_write, output_error
 
-_ROWS = 1000  # images at a time
+_CHUNK_SIZE = 1000  # images at a time
 
 Latents = dict[str, NDArray[Any]]
 
@@ -47,7 +47,7 @@ def embed(model: Autoencoder, data: MNISTDataModule, split: str = "test") -> Lat
     model.eval()
     has_base = isinstance(model, VAE) and not isinstance(model.prior, StandardNormal)
     parts: dict[str, list[NDArray[Any]]] = {}
-    for index in torch.arange(len(images.labels)).split(_ROWS):
+    for index in torch.arange(len(images.labels)).split(_CHUNK_SIZE):
         x = (images.inputs[index].float() / 255.0).to(model.output_bias)
         known = images.labels if images.conditions is None else images.conditions
         y = known[index] if model.conditional else None

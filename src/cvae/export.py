@@ -43,8 +43,8 @@ def load(folder: str | Path, trusted: str | Sequence[str] | None = None) -> Auto
 def save_model(model: Autoencoder, config: Mapping[str, Any], folder: Path) -> None:
     """Save the weights and the config of a run, without the training penalty."""
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith("penalty.")}
-    described = {key: node for key, node in config["model"].items() if key != "penalty"}
-    exported.save(weights, {**config, "model": described}, folder)
+    model_config = {key: node for key, node in config["model"].items() if key != "penalty"}
+    exported.save(weights, {**config, "model": model_config}, folder)
 
 
 class DecoderMeans(nn.Module):
@@ -91,7 +91,7 @@ def _describe_files(model: Autoencoder) -> str:
     signatures = onnx_export.signatures(model)
     signatures[PROGRAM] = (signatures[onnx_export.DECODER][0], ("mean",))
     rows = [
-        f"| `{name}` | {_code(inputs)} | {_code(outputs)} |"
+        f"| `{name}` | {_join_as_code(inputs)} | {_join_as_code(outputs)} |"
         for name, (inputs, outputs) in signatures.items()
     ]
     used = {name for inputs, outputs in signatures.values() for name in (*inputs, *outputs)}
@@ -125,7 +125,7 @@ def _describe_files(model: Autoencoder) -> str:
     )
 
 
-def _code(names: Sequence[str]) -> str:
+def _join_as_code(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
@@ -182,7 +182,7 @@ def save_card(
         ],
     )
     rows = "\n".join(
-        f"| `{name}` | {value:.2f}{rest} |" for name, (value, rest) in measured.items()
+        f"| `{name}` | {value:.2f}{suffix} |" for name, (value, suffix) in measured.items()
     )
     exported_parameters = (
         p for name, p in model.named_parameters() if not name.startswith("penalty.")

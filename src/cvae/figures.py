@@ -32,7 +32,7 @@ _SMALL_POINTS = 9  # font size of a legend of several columns
 _LEGEND_ROWS, _MAX_LEGEND = 12, 48  # rows of a column, and classes; more get a color bar
 
 
-def _tiles(images: Image, columns: int) -> Tiles:
+def _to_tiles(images: Image, columns: int) -> Tiles:
     return images.unflatten(0, (-1, columns))
 
 
@@ -80,13 +80,13 @@ def label_grid(
     y = _one_hot_labels(model, [c for c in shown for _ in range(columns)])
     images = model.sample(y=y, z=z.repeat(len(shown), 1))
     title = "Row: requested label. Column: one latent sample z."
-    return image_grid(_tiles(images, columns), class_labels(shown, names), title=title)
+    return image_grid(_to_tiles(images, columns), class_labels(shown, names), title=title)
 
 
 def random_samples(model: Autoencoder, rows: int = 10, columns: int = 10) -> PILImage.Image:
     """Draw decoded samples of N(0, I), for a model without labels."""
     images = model.sample(z=fixed_latents(model, rows * columns))
-    return image_grid(_tiles(images, columns), title="Decoded samples of N(0, I)")
+    return image_grid(_to_tiles(images, columns), title="Decoded samples of N(0, I)")
 
 
 def style_transfer(
@@ -99,14 +99,14 @@ def style_transfer(
     z, shown = model.embed(batch.x, batch.y), _select_labels(model, classes)
     y = _one_hot_labels(model, shown * len(z))
     images = model.sample(y=y, z=z.repeat_interleave(len(shown), dim=0))
-    tiles = torch.cat((batch.x[:, None], _tiles(images, len(shown))), dim=1)
+    tiles = torch.cat((batch.x[:, None], _to_tiles(images, len(shown))), dim=1)
     labels = class_labels(shown, names, batch.x.shape[3] * SCALE)  # as wide as a column
     title = "Row: one test digit. Column: its z decoded with this label."
     labels = ["test", *labels]
     return image_grid(tiles, (), labels, title, on_baseline=names is not None)
 
 
-def along(
+def condition_grids(
     model: Autoencoder, batch: Batch, name: str, columns: int = 9, rows: int = 10
 ) -> dict[str, PILImage.Image]:
     """Draw samples and test images with one part of the condition varied over its values.
@@ -130,7 +130,7 @@ def along(
     grids = {}
     for kind, z in (("samples", fixed_latents(model, len(y))), ("transfer", model.embed(x, y))):
         images = model.sample(y=varied, z=z.repeat_interleave(len(values), dim=0))
-        tiles = torch.cat((x[:, None], _tiles(images, len(values))), dim=1)
+        tiles = torch.cat((x[:, None], _to_tiles(images, len(values))), dim=1)
         source = "one sample of z" if kind == "samples" else "its z"
         title = f"Row: a test image, then {source}, decoded with the {name} of each column."
         grids[f"{kind}_{name}"] = image_grid(tiles, (), labels, title, on_baseline=True)
@@ -144,10 +144,10 @@ def completions(
     assert isinstance(model.condition, Quadrants)
     x, y = batch.x[:rows], batch.y[:rows]
     grey = torch.full_like(x, 0.5)
-    given = model.condition.complete(grey, y)
+    observed = model.condition.complete(grey, y)
     z = fixed_latents(model, len(x) * columns)
     images = model.sample(y=y.repeat_interleave(columns, dim=0), z=z)
-    tiles = torch.cat((given[:, None], _tiles(images, columns), x[:, None]), dim=1)
+    tiles = torch.cat((observed[:, None], _to_tiles(images, columns), x[:, None]), dim=1)
     labels = ("given", *[f"z {i + 1}" for i in range(columns)], "truth")
     title = "Row: one test image. Column: its completion with one sample of z."
     return image_grid(tiles, column_labels=labels, title=title, on_baseline=True)
@@ -171,22 +171,22 @@ def traversals(
     shown = [*styles, *directions.coordinate_directions(model, batch, num_rows)]
     z = directions.center(model, batch)
     rows = [directions.traverse(z, d.vector, d.values(columns))[0] for d in shown]
-    y, of_label = None, ""
+    y, note = None, ""
     if isinstance(model.condition, OneHot) and model.conditional:
         label = _select_labels(model, classes)[:4][-1]
         y = _one_hot_labels(model, [label] * len(shown) * columns)
-        of_label = f" Label {class_labels([label], names)[0]}."
+        note = f" Label {class_labels([label], names)[0]}."
     elif model.conditional:
         y = batch.y[:1].expand(len(shown) * columns, -1)
-        of_label = " Condition of the first test image."
+        note = " Condition of the first test image."
     images = model.sample(y=y, z=torch.cat(rows))
     deviations = torch.linspace(-directions.EXTENT, directions.EXTENT, columns).round(decimals=1)
     unit = "s.d. of N(0, I)" if isinstance(model, VAE) else "s.d. of the codes"
     return image_grid(
-        _tiles(images, columns),
+        _to_tiles(images, columns),
         [direction.name for direction in shown],
         [f"{value + 0.0:.1f}" for value in deviations.tolist()],
-        title=f"Row: one direction of z, the rest at its mean. Column: value in {unit}.{of_label}",
+        title=f"Row: one direction of z, the rest at its mean. Column: value in {unit}.{note}",
     )
 
 
@@ -206,7 +206,7 @@ def latent_plane(
     from matplotlib.figure import Figure
 
     name_of_part, part = next(iter(model.condition.parts.items()))
-    labels = (part.of(batch.y) if batch.y.ndim == 2 else batch.y).cpu()
+    labels = (part.select(batch.y) if batch.y.ndim == 2 else batch.y).cpu()
     z, axis_labels, title = _project(model, batch)
     if z.shape[1] == 1:
         z, axis_labels = torch.stack((z[:, 0], labels.to(z)), dim=1), (*axis_labels, name_of_part)
@@ -281,7 +281,7 @@ def manifold(
     extent = f"from -{_PLANE_EXTENT} to {_PLANE_EXTENT}"
     title = f"Decoded latent plane. Right: z0 {extent}. Up: z1 {extent}."
     if not model.conditional:
-        return image_grid(_tiles(model.sample(z=z), columns), title=title)
+        return image_grid(_to_tiles(model.sample(z=z), columns), title=title)
     if isinstance(model.condition, OneHot):
         shown = _select_labels(model, classes)
         titles = [f"label {c}" if names is None else shorten_name(names[c]) for c in shown]
@@ -291,7 +291,7 @@ def manifold(
         titles = [f"condition {i + 1}" for i in range(len(conditions))]
     panels = []
     for text, y in zip(titles, conditions, strict=True):
-        tiles = _tiles(model.sample(y=y.expand(len(z), -1), z=z), columns)
+        tiles = _to_tiles(model.sample(y=y.expand(len(z), -1), z=z), columns)
         panels.append(image_grid(tiles, title=text, scale=1, font_size=_PANEL_FONT_SIZE))
     return join_panels(panels, title, _PANEL_FONT_SIZE)
 
@@ -300,7 +300,7 @@ def manifold(
 def draw(
     model: Autoencoder,
     examples: Batch,
-    many: Batch,
+    test_batch: Batch,
     classes: Sequence[int] | None = None,
     names: Names = None,
     at_end: bool = True,
@@ -309,7 +309,7 @@ def draw(
 
     Args:
         examples: one test image of each class.
-        many: more test images, for the traversals and the latent plane.
+        test_batch: more test images, for the traversals and the latent plane.
         classes: labels that have training images; None for all.
         names: names of all classes, to show instead of their numbers.
         at_end: also draw the slow figures, which take a second or two: the directions of
@@ -320,20 +320,20 @@ def draw(
     model.eval()
     pictures = {"reconstructions": reconstructions(model, examples)}
     if model.conditional and isinstance(model.condition, Quadrants):
-        pictures["completions"] = completions(model, many)
+        pictures["completions"] = completions(model, test_batch)
     elif model.conditional and not isinstance(model.condition, OneHot):
         for name in model.condition.parts:
-            pictures |= along(model, many, name)
+            pictures |= condition_grids(model, test_batch, name)
     elif model.conditional:
         pictures["label_grid"] = label_grid(model, classes=classes, names=names)
         pictures["style_transfer"] = style_transfer(model, examples, classes, names)
     else:
         pictures["samples"] = random_samples(model)
-    styles = _find_styles(model, many) if at_end else []
-    pictures["traversals"] = traversals(model, many, 10, 11, classes, names, styles)
+    styles = _find_styles(model, test_batch) if at_end else []
+    pictures["traversals"] = traversals(model, test_batch, 10, 11, classes, names, styles)
     has_labels = not isinstance(model.condition, Quadrants)
-    if has_labels and len(many.x) > 2 and (at_end or model.latent_dim == 2):
-        pictures["latent_plane"] = latent_plane(model, many, names=names)
+    if has_labels and len(test_batch.x) > 2 and (at_end or model.latent_dim == 2):
+        pictures["latent_plane"] = latent_plane(model, test_batch, names=names)
     if has_labels and model.latent_dim == 2:
         pictures["manifold"] = manifold(model, classes=classes, names=names)
     model.train(was_training)

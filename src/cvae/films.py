@@ -57,7 +57,7 @@ def closed_loop(
 def interpolate(
     start: Float[Tensor, " latent_dim"],
     end: Float[Tensor, " latent_dim"],
-    shares: Float[Tensor, " num_points"],
+    fractions: Float[Tensor, " num_points"],
 ) -> Float[Tensor, "num_points latent_dim"]:
     """Return points from ``start`` to ``end``, spherical in direction and linear in length.
 
@@ -67,19 +67,19 @@ def interpolate(
     Args:
         fractions: positions on the path, from 0 at the start to 1 at the end.
     """
-    share = shares[:, None].to(start)
+    fraction = fractions[:, None].to(start)
     lengths = start.norm(), end.norm()
     cosine = start @ end / (lengths[0] * lengths[1]).clamp(min=1e-12)
     angle = cosine.clamp(-1, 1).arccos()
     if float(lengths[0] * lengths[1]) == 0 or float(angle.sin()) < 1e-3:
-        return start + share * (end - start)  # parallel or opposite: no unique arc
-    arc = ((1 - share) * angle).sin() * (start / lengths[0])
-    arc += (share * angle).sin() * (end / lengths[1])
-    return arc / angle.sin() * (lengths[0] + share * (lengths[1] - lengths[0]))
+        return start + fraction * (end - start)  # parallel or opposite: no unique arc
+    arc = ((1 - fraction) * angle).sin() * (start / lengths[0])
+    arc += (fraction * angle).sin() * (end / lengths[1])
+    return arc / angle.sin() * (lengths[0] + fraction * (lengths[1] - lengths[0]))
 
 
 @torch.no_grad()
-def find_ends(model: Autoencoder, data: MNISTDataModule, positions: Sequence[int]) -> Ends:
+def load_ends(model: Autoencoder, data: MNISTDataModule, positions: Sequence[int]) -> Ends:
     """Return two test images and their z: the posterior mean given their own y, or the code.
 
     Raises:
@@ -121,8 +121,8 @@ def draw_morph(
     model: Autoencoder, rows: Sequence[Row], ends: Ends, seed: int, sample_pixels: bool = False
 ) -> list[PILImage.Image]:
     """Return the frames of a film of z from one test image to the other and back."""
-    shares = 0.5 - 0.5 * (2 * math.pi / NUM_FRAMES * torch.arange(NUM_FRAMES)).cos()
-    points = interpolate(ends.z[0], ends.z[1], shares)
+    fractions = 0.5 - 0.5 * (2 * math.pi / NUM_FRAMES * torch.arange(NUM_FRAMES)).cos()
+    points = interpolate(ends.z[0], ends.z[1], fractions)
     images = decode_rows(model, rows, points, seed, sample_pixels)
     return [_draw_frame(images[:, i : i + 1], rows, ends) for i in range(NUM_FRAMES)]
 
@@ -136,11 +136,11 @@ def draw_strip(
     sample_pixels: bool = False,
 ) -> PILImage.Image:
     """Draw a row for each condition, with columns from one test image to the other."""
-    shares = torch.linspace(0, 1, num_columns)
-    points = interpolate(ends.z[0], ends.z[1], shares)
+    fractions = torch.linspace(0, 1, num_columns)
+    points = interpolate(ends.z[0], ends.z[1], fractions)
     images = decode_rows(model, rows, points, seed, sample_pixels)
     first, last = (x.expand(len(rows), 1, *x.shape) for x in ends.x.to(images))
-    labels = ("test", *(f"{share:.2g}" for share in shares.tolist()), "test")
+    labels = ("test", *(f"{fraction:.2g}" for fraction in fractions.tolist()), "test")
     tiles = torch.cat((first, images, last), dim=1)
     names = [row.name for row in rows]
     return image_grid(tiles, names, labels, f"{ends.title}. Column: fraction of the path.")

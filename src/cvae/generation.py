@@ -108,7 +108,7 @@ class Request:
         rows = sampling.requested_rows(model, self.label, self.condition)
         if isinstance(self.morph, list):
             assert data is not None
-            ends = films.find_ends(model, data, self.morph)
+            ends = films.load_ends(model, data, self.morph)
             options = (self.seed, self.sample_pixels)
             count = self.num_samples or _NUM_COLUMNS
             if self.film:

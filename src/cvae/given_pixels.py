@@ -35,8 +35,8 @@ class Quadrants(nn.Module):
         hidden_dim: width of the hidden layer and of the encoded condition.
     """
 
-    given: Tensor
-    rest: Tensor
+    given_index: Tensor
+    remaining_index: Tensor
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class Quadrants(nn.Module):
         for quadrant in quadrants[:num_given]:
             is_given[quadrant] = True
         self.image_shape = (channels, height, width)
-        for name, mask in (("given", is_given), ("rest", ~is_given)):
+        for name, mask in (("given_index", is_given), ("remaining_index", ~is_given)):
             self.register_buffer(name, mask.flatten().nonzero()[:, 0], persistent=False)
-        self.size = channels * len(self.given)
+        self.size = channels * len(self.given_index)
         self.embedding_size = hidden_dim
         self.parts: Mapping[str, Part] = {"given": Part("image", 0, self.size)}
         self.network = nn.Sequential(
@@ -67,9 +67,9 @@ class Quadrants(nn.Module):
             nn.LayerNorm(hidden_dim),
         )
 
-    def of_images(self, x: Image) -> Condition:
+    def from_images(self, x: Image) -> Condition:
         """Return the given pixels of images."""
-        return x.flatten(2)[..., self.given.to(x.device)].flatten(1)
+        return x.flatten(2)[..., self.given_index.to(x.device)].flatten(1)
 
     def encode(self, y: Labels, rows: Tensor) -> Condition:
         """Return the given pixels for each row, from whole images or from their given pixels."""
@@ -79,7 +79,7 @@ class Quadrants(nn.Module):
             y = y["given"]
         pixels = to_tensor(y, allowed="images, or their given pixels").to(rows)
         if pixels.shape[1:] == self.image_shape:
-            pixels = self.of_images(pixels)
+            pixels = self.from_images(pixels)
         count = rows.shape[0]  # len would fix the batch size of an export
         if pixels.ndim == 2 and pixels.shape[0] == 1:
             pixels = pixels.expand(count, -1)
@@ -91,22 +91,22 @@ class Quadrants(nn.Module):
         return pixels
 
     def from_columns(self, columns: Mapping[str, Values]) -> Condition:
-        raise ValueError("Quadrants takes y from images, not from columns: call of_images")
+        raise ValueError("Quadrants takes y from images, not from columns: call from_images")
 
     def fit(self, y: Condition) -> None: ...
 
     def examples(self, count: int) -> Condition:
         return torch.zeros(count, self.size)
 
-    def pick_rest(self, pixels: Tensor) -> Tensor:
+    def select_remaining(self, pixels: Tensor) -> Tensor:
         """Return the pixels that are not given, as images of height 1."""
-        return pixels.flatten(-2)[..., None, self.rest]
+        return pixels.flatten(-2)[..., None, self.remaining_index]
 
     def complete(self, images: Tensor, y: Condition) -> Tensor:
         """Return the images with the given pixels of y in their place."""
         known = y.unflatten(1, (self.image_shape[0], -1))
         known = known.expand(*images.shape[:-2], known.shape[-1])
-        return images.flatten(-2).index_copy(-1, self.given, known).view(images.shape)
+        return images.flatten(-2).index_copy(-1, self.given_index, known).view(images.shape)
 
     def forward(self, y: Condition) -> Condition:
         """Return the encoded pixels."""

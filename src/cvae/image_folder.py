@@ -23,8 +23,8 @@ from harness.contract.errors import DataError
 from harness.contract.settings import Name, Size
 
 _ATTRIBUTES = "attributes.csv"
-_VERSION = 1  # of the decoder; with a new version, all images are decoded again
-_PART = 64  # images that a thread decodes per task, because one image takes only 0.2 ms
+_DECODER_VERSION = 1  # of the decoder; with a new version, all images are decoded again
+_IMAGES_PER_TASK = 64  # images that a thread decodes per task, because one image takes only 0.2 ms
 
 
 class ImageFile(NamedTuple):
@@ -112,7 +112,7 @@ class ImageFolderDataModule(MNISTDataModule):
         self, root: Path, images: Sequence[ImageFile], order: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
         """Return the training images in this order, then the test images, as a memory map."""
-        settings = hashlib.sha256(repr((_VERSION, self.image_shape, self.resize)).encode())
+        settings = hashlib.sha256(repr((_DECODER_VERSION, self.image_shape, self.resize)).encode())
         content = hashlib.sha256()
         for image in images:
             content.update(os.fsencode(f"{image.path}\0{image.size}\0{image.mtime_ns}\0"))
@@ -148,13 +148,15 @@ def _decode_all(
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task(f"decoding {root.name}", total=len(images))
-            at_once = 4 * num_threads * _PART
-            for start in range(0, len(images), at_once):
-                chosen = images[start : start + at_once]
-                parts = [chosen[i : i + _PART] for i in range(0, len(chosen), _PART)]
+            chunk_size = 4 * num_threads * _IMAGES_PER_TASK
+            for start in range(0, len(images), chunk_size):
+                chunk = images[start : start + chunk_size]
+                parts = [
+                    chunk[i : i + _IMAGES_PER_TASK] for i in range(0, len(chunk), _IMAGES_PER_TASK)
+                ]
                 decoded = chain.from_iterable(pool.map(decode_part, parts))
-                yield from zip(rows[start : start + at_once], decoded, strict=True)
-                bar.advance(task, len(chosen))
+                yield from zip(rows[start : start + chunk_size], decoded, strict=True)
+                bar.advance(task, len(chunk))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -167,19 +169,19 @@ def _list_files(root: Path) -> tuple[list[ImageFile], list[ImageFile], list[str]
     """
     if not (root / "train").is_dir():
         raise DataError(f"{root / 'train'}: no such folder; put images into {root}/train/CLASS/")
-    names = [entry.name for entry in _class_folders(root / "train")]
+    names = [entry.name for entry in _list_class_folders(root / "train")]
     if not names:
         raise DataError(f"{root / 'train'}: no class folders; put images into {root}/train/CLASS/")
-    train = list(chain.from_iterable(_images(root, "train", names, c) for c in names))
+    train = list(chain.from_iterable(_list_images(root, "train", names, c) for c in names))
     if not (root / "test").exists():
         return train, [], names
-    tested = [entry.name for entry in _class_folders(root / "test")]
-    if unknown := sorted(set(tested) - set(names)):
+    test_names = [entry.name for entry in _list_class_folders(root / "test")]
+    if unknown := sorted(set(test_names) - set(names)):
         raise DataError(
             f"{root / 'test' / unknown[0]}: a class without training images; remove it "
             f"or add {root / 'train' / unknown[0]}"
         )
-    test = list(chain.from_iterable(_images(root, "test", names, c) for c in tested))
+    test = list(chain.from_iterable(_list_images(root, "test", names, c) for c in test_names))
     if not test:
         raise DataError(
             f"{root / 'test'}: no test images; add some, or remove the folder to test on a "
@@ -188,27 +190,29 @@ def _list_files(root: Path) -> tuple[list[ImageFile], list[ImageFile], list[str]
     return train, test, names
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _list_entries(folder: Path) -> list[os.DirEntry[str]]:
     """Return the files and folders in a folder, sorted by name, without hidden ones."""
     try:
-        with os.scandir(folder) as found:
-            entries = [entry for entry in found if not entry.name.startswith(".")]
+        with os.scandir(folder) as iterator:
+            entries = [entry for entry in iterator if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
     return sorted(entries, key=lambda entry: entry.name)
 
 
-def _class_folders(folder: Path) -> list[os.DirEntry[str]]:
-    entries = _entries(folder)
+def _list_class_folders(folder: Path) -> list[os.DirEntry[str]]:
+    entries = _list_entries(folder)
     for entry in entries:
         if not entry.is_dir():
             raise DataError(f"{entry.path}: outside the class folders; move or remove it")
     return entries
 
 
-def _images(root: Path, split: str, names: Sequence[str], name: str) -> Iterator[ImageFile]:
-    folder, label = root / split / name, names.index(name)
-    entries = _entries(folder)
+def _list_images(
+    root: Path, split: str, class_names: Sequence[str], class_name: str
+) -> Iterator[ImageFile]:
+    folder, label = root / split / class_name, class_names.index(class_name)
+    entries = _list_entries(folder)
     if not entries:
         raise DataError(f"{folder}: no images; add some or remove the folder")
     for entry in entries:
@@ -222,5 +226,5 @@ def _images(root: Path, split: str, names: Sequence[str], name: str) -> Iterator
             raise DataError(f"{entry.path}: cannot be read ({error.strerror})") from None
         if status.st_size == 0:
             raise DataError(f"{entry.path}: an empty file; replace or remove it")
-        path = f"{split}/{name}/{entry.name}"
+        path = f"{split}/{class_name}/{entry.name}"
         yield ImageFile(path, status.st_size, status.st_mtime_ns, label)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 SCALE = 2  # screen pixels for each pixel of an image
 FONT_SIZE = 13
-_PAPER = "#ffffff"
+_PAGE_COLOR = "#ffffff"
 _GAP = 2  # screen pixels between images
-_INK, _BETWEEN = "#000000", "#808080"  # of text and gaps
+_TEXT_COLOR, _GAP_COLOR = "#000000", "#808080"  # of text and gaps
 _MAX_NAME = 12  # characters of a class name
 
 Tiles = Float[Tensor, "rows columns channels height width"]
@@ -47,10 +47,10 @@ def image_grid(
         max(left + columns * cell_width + _GAP + 8, title_width),
         top + rows * cell_height + _GAP + 8,
     )
-    page = PILImage.new("L" if channels == 1 else "RGB", size, _PAPER)
+    page = PILImage.new("L" if channels == 1 else "RGB", size, _PAGE_COLOR)
     draw = ImageDraw.Draw(page)
     right, bottom = left + columns * cell_width + _GAP - 1, top + rows * cell_height + _GAP - 1
-    draw.rectangle((left, top, right, bottom), fill=_BETWEEN)
+    draw.rectangle((left, top, right, bottom), fill=_GAP_COLOR)
     pixels = (tiles.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     arrays = (pixels[:, :, 0] if channels == 1 else pixels.movedim(2, 4)).numpy()
     for i in range(rows):
@@ -59,15 +59,17 @@ def image_grid(
             page.paste(tile, (left + _GAP + j * cell_width, top + _GAP + i * cell_height))
     if num_blank:
         x, y = right + 1 - num_blank * cell_width, bottom + 1 - cell_height
-        draw.rectangle((x, y, right, bottom), fill=_PAPER)
+        draw.rectangle((x, y, right, bottom), fill=_PAGE_COLOR)
     if title:
-        draw.text((8, 5), title, fill=_INK, font=font)
+        draw.text((8, 5), title, fill=_TEXT_COLOR, font=font)
     for i, text in enumerate(row_labels):
         y = top + _GAP + i * cell_height + height * scale // 2
-        draw.text((left - 6, y), text, fill=_INK, font=font, anchor="rm")
+        draw.text((left - 6, y), text, fill=_TEXT_COLOR, font=font, anchor="rm")
     for j, text in enumerate(column_labels):
         x = left + _GAP + j * cell_width + width * scale // 2
-        draw.text((x, top - 4), text, fill=_INK, font=font, anchor="ms" if on_baseline else "mb")
+        draw.text(
+            (x, top - 4), text, fill=_TEXT_COLOR, font=font, anchor="ms" if on_baseline else "mb"
+        )
     return page
 
 
@@ -75,15 +77,15 @@ def join_panels(
     panels: Sequence[PILImage.Image], title: str, font_size: int = FONT_SIZE
 ) -> PILImage.Image:
     """Join panels of equal size, at most five in a row, with as few gaps as possible."""
-    across = min((5, 4, 3), key=lambda n: -len(panels) % n) if len(panels) > 5 else len(panels)
+    columns = min((5, 4, 3), key=lambda n: -len(panels) % n) if len(panels) > 5 else len(panels)
     font, top = ImageFont.load_default(font_size), font_size + 12
     width, height = panels[0].size
-    page_width = max(across * width, round(font.getlength(title)) + 16)
-    page_height = top + -(-len(panels) // across) * height
-    page = PILImage.new(panels[0].mode, (page_width, page_height), _PAPER)
-    ImageDraw.Draw(page).text((8, 6), title, fill=_INK, font=font)
+    page_width = max(columns * width, round(font.getlength(title)) + 16)
+    page_height = top + -(-len(panels) // columns) * height
+    page = PILImage.new(panels[0].mode, (page_width, page_height), _PAGE_COLOR)
+    ImageDraw.Draw(page).text((8, 6), title, fill=_TEXT_COLOR, font=font)
     for i, panel in enumerate(panels):
-        page.paste(panel, (i % across * width, top + i // across * height))
+        page.paste(panel, (i % columns * width, top + i // columns * height))
     return page
 
 

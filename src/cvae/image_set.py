@@ -15,7 +15,7 @@ from harness.contract.errors import DataError
 from harness.contract.sampler import Rows
 
 _BINARIZATION_SEED = 0  # of the binarized evaluation sets, the same in all runs
-_ROWS = 250  # images at a time in a digest
+_CHUNK_SIZE = 250  # images at a time in a digest
 NOT_BINARIZED = "color images are not binarized; set data.binarization=none"
 
 
@@ -77,18 +77,18 @@ class ImageSet(Dataset[Batch]):
         """Return y of all images, or None if one-hot; only for pixels that are not resampled."""
         if not callable(self.conditions):
             return self.conditions
-        parts = [self.conditions(rows.float() / 255.0) for rows in self.pixels.split(_ROWS)]
+        parts = [self.conditions(rows.float() / 255.0) for rows in self.pixels.split(_CHUNK_SIZE)]
         return torch.cat(parts)
 
     def binarize(self) -> "ImageSet":
         """Return the images with pixels sampled once, with the same seed in every run."""
         index = torch.arange(len(self))
-        # in pieces, because the random bits of a whole split take gigabytes
-        pieces = [
+        # in chunks, because the random bits of a whole split take gigabytes
+        chunks = [
             noise.bernoulli(self.pixels[i].flatten(1), i, seed=_BINARIZATION_SEED)
             for i in index.split(1000)
         ]
-        pixels = torch.cat(pieces).to(torch.uint8).view_as(self.pixels) * 255
+        pixels = torch.cat(chunks).to(torch.uint8).view_as(self.pixels) * 255
         return ImageSet(pixels, self.labels, self.num_classes, conditions=self.conditions)
 
     def to(self, device: torch.device | str) -> "ImageSet":
@@ -110,7 +110,7 @@ class ImageSet(Dataset[Batch]):
     def digest(self) -> str:
         """Return a hash of pixels, labels and conditions, which identifies an evaluation set."""
         content = hashlib.sha256()
-        for rows in self.pixels.split(_ROWS):  # a memory map may be larger than memory
+        for rows in self.pixels.split(_CHUNK_SIZE):  # a memory map may be larger than memory
             content.update(rows.flatten().numpy())
         content.update(self.labels.numpy().tobytes())
         if isinstance(self.conditions, Tensor):

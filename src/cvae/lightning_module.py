@@ -174,7 +174,7 @@ class VAEModule(ExactModule):
             terms = self._compute_terms(batch)
         else:  # a loss without images, so that this process takes part in averaging gradients
             with frozen_batch_norm(self.model):
-                terms = self._compute_terms(batch.with_stand_in()).first(num_rows)
+                terms = self._compute_terms(batch.or_placeholder()).first(num_rows)
         losses = self.model.loss(terms, self.global_step)
         return self.training_loss({"loss": losses, **self.model.metrics(terms)}, batch.global_size)
 

@@ -27,8 +27,8 @@ Moment = Float[Tensor, "channel height width"]
 _GREY_LEVELS = 256  # x = level / 255
 _MIN_LOG_SCALE = -8.0  # 99 % of the narrowest logistic lies within one grey level
 _MAX_LOG_SCALE = 6.0  # levels 0 and 255 each get half of the mass of the widest logistic
-_MAX_START = 50.0  # |logit| of a continuous Bernoulli; its mean is then 0.02 or 0.98
-_FLAT = 0.02  # |logit| below which a continuous Bernoulli is expanded around 0
+_MAX_INITIAL_LOGIT = 50.0  # |logit| of a continuous Bernoulli; its mean is then 0.02 or 0.98
+_SMALL_LOGIT = 0.02  # |logit| below which a continuous Bernoulli is expanded around 0
 
 
 @runtime_checkable
@@ -90,12 +90,12 @@ class LikelihoodFactory(Protocol):
         ...
 
 
-def _aligned(x: Image, parameters: Tensor) -> Tensor:
+def _align_with_samples(x: Image, parameters: Tensor) -> Tensor:
     """Return x with a dimension of size 1 for every dimension of samples, as a view."""
     return x.view(x.shape[0], *[1] * (parameters.ndim - 5), *x.shape[1:])
 
 
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _sample_uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return uniform samples in (0, 1), drawn on the CPU."""
     draws = torch.rand(like.shape, generator=generator, dtype=torch.float64)
     return draws.clamp(1e-12, 1 - 1e-12).to(like)
@@ -167,31 +167,36 @@ class ContinuousBernoulli(nn.Module):
 
     def log_prob(self, x: Image, parameters: Parameters) -> LogProbs:
         logits, x = parameters.squeeze(-4).flatten(-3), x.flatten(1)
-        size = logits.abs().clamp_min(_FLAT)
+        magnitude = logits.abs().clamp_min(_SMALL_LOGIT)
         # log((e^l - 1) / l) = l / 2 + log(2 sinh(|l| / 2) / |l|), where the last term is even
-        outer = 0.5 * size + torch.log(-torch.expm1(-size)) - size.log()
+        outer = 0.5 * magnitude + torch.log(-torch.expm1(-magnitude)) - magnitude.log()
         inner = logits**2 / 24
-        log_normalizer = 0.5 * logits + torch.where(logits.abs() < _FLAT, inner, outer)
+        log_normalizer = 0.5 * logits + torch.where(logits.abs() < _SMALL_LOGIT, inner, outer)
         if logits.ndim == x.ndim:  # not einsum, which is bfloat16 under autocast
             return (logits * x - log_normalizer).sum(-1)
         return torch.einsum("b...p,bp->b...", logits, x) - log_normalizer.sum(-1)
 
     def mean(self, parameters: Parameters) -> Tensor:
         logits = parameters.squeeze(-4)
-        size = logits.abs().clamp_min(_FLAT)
-        outer = torch.sign(logits) * (0.5 / torch.tanh(0.5 * size) - 1 / size)
-        return 0.5 + torch.where(logits.abs() < _FLAT, logits / 12, outer)
+        magnitude = logits.abs().clamp_min(_SMALL_LOGIT)
+        outer = torch.sign(logits) * (0.5 / torch.tanh(0.5 * magnitude) - 1 / magnitude)
+        return 0.5 + torch.where(logits.abs() < _SMALL_LOGIT, logits / 12, outer)
 
     def sample(self, parameters: Parameters, generator: torch.Generator | None = None) -> Tensor:
         logits = parameters.squeeze(-4)
-        u, size = _uniform(logits, generator), logits.abs().clamp_min(_FLAT)
+        u, magnitude = _sample_uniform(logits, generator), logits.abs().clamp_min(_SMALL_LOGIT)
         # the inverse of the distribution function, for a positive logit; 1 - x for a negative one
-        upper = (1 + torch.log(u + (1 - u) * torch.exp(-size)) / size).clamp(0, 1)
-        return torch.where(logits.abs() < _FLAT, u, torch.where(logits > 0, upper, 1 - upper))
+        upper = (1 + torch.log(u + (1 - u) * torch.exp(-magnitude)) / magnitude).clamp(0, 1)
+        return torch.where(
+            logits.abs() < _SMALL_LOGIT, u, torch.where(logits > 0, upper, 1 - upper)
+        )
 
     def initial_parameters(self, mean: Moment, std: Moment) -> Tensor:
         """Return the logits of distributions with these means, by bisection."""
-        low, high = torch.full_like(mean, -_MAX_START), torch.full_like(mean, _MAX_START)
+        low, high = (
+            torch.full_like(mean, -_MAX_INITIAL_LOGIT),
+            torch.full_like(mean, _MAX_INITIAL_LOGIT),
+        )
         for _ in range(60):
             middle = 0.5 * (low + high)
             is_below = self.mean(middle[None]) < mean
@@ -229,7 +234,7 @@ class Gaussian(nn.Module):
 
     def log_prob(self, x: Image, parameters: Parameters) -> LogProbs:
         mean = parameters.squeeze(-4)
-        squares = (_aligned(x, parameters) - mean).square().flatten(-3).sum(-1)
+        squares = (_align_with_samples(x, parameters) - mean).square().flatten(-3).sum(-1)
         per_pixel = self.log_scale + 0.5 * math.log(2 * math.pi)
         return -0.5 * squares * torch.exp(-2 * self.log_scale) - math.prod(x.shape[1:]) * per_pixel
 
@@ -291,7 +296,7 @@ class DiscretizedLogistic(nn.Module):
 
     def log_prob(self, x: Image, parameters: Parameters) -> LogProbs:
         log_weights, mean, log_scale = self._components(parameters)
-        level = _aligned(x, parameters).unsqueeze(-4)
+        level = _align_with_samples(x, parameters).unsqueeze(-4)
         half, inverse = 0.5 / (_GREY_LEVELS - 1), torch.exp(-log_scale)
         upper, lower = (level - mean + half) * inverse, (level - mean - half) * inverse
         below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
@@ -312,10 +317,10 @@ class DiscretizedLogistic(nn.Module):
 
     def sample(self, parameters: Parameters, generator: torch.Generator | None = None) -> Tensor:
         log_weights, mean, log_scale = self._components(parameters)
-        gumbel = -torch.log(-torch.log(_uniform(log_weights, generator)))
-        chosen = (log_weights + gumbel).argmax(dim=-4, keepdim=True)
-        mean, log_scale = (t.gather(-4, chosen).squeeze(-4) for t in (mean, log_scale))
-        x = mean + log_scale.exp() * torch.logit(_uniform(mean, generator))
+        gumbel = -torch.log(-torch.log(_sample_uniform(log_weights, generator)))
+        component = (log_weights + gumbel).argmax(dim=-4, keepdim=True)
+        mean, log_scale = (t.gather(-4, component).squeeze(-4) for t in (mean, log_scale))
+        x = mean + log_scale.exp() * torch.logit(_sample_uniform(mean, generator))
         return (x.clamp(0, 1) * (_GREY_LEVELS - 1)).round() / (_GREY_LEVELS - 1)
 
     def initial_parameters(self, mean: Moment, std: Moment) -> Tensor:

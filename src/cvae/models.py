@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from cvae.conditions import ConditionSpec, Labels, OneHot, num_rows
+from cvae.conditions import ConditionSpec, Labels, OneHot, count_rows
 from cvae.given_pixels import Quadrants
 from cvae.likelihoods import Bernoulli, LikelihoodFactory
 from cvae.networks import NetworkFactory
@@ -33,17 +33,17 @@ def _to_float32(values: Tensor) -> Tensor:
 def _resolve_num_samples(y: Labels | None, z: Tensor | None, num_samples: int | None) -> int:
     """Return the number of samples that the arguments imply, or 1; raise if they differ."""
     counts = {
-        "y": num_rows(y),
+        "y": count_rows(y),
         "z": None if z is None else len(z),
         "num_samples": num_samples,
     }
-    given = {name: count for name, count in counts.items() if count is not None}
-    if len(set(given.values())) > 1:
-        shown = ", ".join(f"{count} from {name}" for name, count in given.items())
+    implied = {name: count for name, count in counts.items() if count is not None}
+    if len(set(implied.values())) > 1:
+        shown = ", ".join(f"{count} from {name}" for name, count in implied.items())
         raise ValueError(f"contradictory numbers of samples ({shown}): they must be equal")
     if num_samples is not None and num_samples < 0:
         raise ValueError(f"num_samples={num_samples}: must be at least 0")
-    return next(iter(given.values()), 1)
+    return next(iter(implied.values()), 1)
 
 
 def _sampled_kl(w: Latent, log_det: Nats, eps: Latent, log_std: Latent) -> Nats:
@@ -150,7 +150,8 @@ class Autoencoder(nn.Module):
     def _log_prob(self, x: Image, parameters: Parameters) -> Tensor:
         """Return log p(x | z, y) of each image, summed over the pixels that y does not give."""
         if isinstance(self.condition, Quadrants):
-            x, parameters = self.condition.pick_rest(x), self.condition.pick_rest(parameters)
+            select = self.condition.select_remaining
+            x, parameters = select(x), select(parameters)
         return self.likelihood.log_prob(x, parameters)
 
     def _to_z(self, latent: Latent, c: Condition | None) -> Latent:
@@ -241,7 +242,7 @@ class Autoencoder(nn.Module):
     def num_dimensions(self) -> int:
         """Number of pixels and channels that the likelihood counts."""
         if isinstance(self.condition, Quadrants):
-            return self.image_shape[0] * len(self.condition.rest)
+            return self.image_shape[0] * len(self.condition.remaining_index)
         return math.prod(self.image_shape)
 
     def nats_name(self, quantity: str) -> str:

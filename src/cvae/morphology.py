@@ -24,7 +24,7 @@ def thickness(images: Image) -> Values:
     """
     fine = F.interpolate(images.float().cpu(), scale_factor=_SCALE, mode="bilinear")[:, 0]
     ink = F.pad(fine, [1, 1, 1, 1]).numpy() > _THRESHOLD
-    return np.array([_thickness(one) for one in ink])
+    return np.array([_thickness(mask) for mask in ink])
 
 
 def _thickness(ink: NDArray[np.bool_]) -> float:
@@ -42,7 +42,7 @@ def slant(images: Image) -> Values:
 
     It is the arc tangent of the horizontal shear, from the second moments of the grey levels.
     """
-    return np.array([_slant(one) for one in images[:, 0].cpu().numpy().astype(np.float64)])
+    return np.array([_slant(image) for image in images[:, 0].cpu().numpy().astype(np.float64)])
 
 
 def _slant(image: NDArray[np.float64]) -> float:

@@ -73,7 +73,7 @@ class NetworkFactory(Protocol):
         ...
 
 
-def _with_latent(z: Latent, y: Condition | None) -> Tensor:
+def _append_condition(z: Latent, y: Condition | None) -> Tensor:
     return z if y is None else torch.cat([z, y.to(z)], dim=-1)
 
 
@@ -134,7 +134,7 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, h: Tensor, y: Condition | None) -> Tensor:
-        condition = _with_latent(h, y) if self.skips else y
+        condition = _append_condition(h, y) if self.skips else y
         h = self.stem(h, y)
         for block in self.blocks:
             h = block(h, condition)
@@ -294,7 +294,7 @@ class Conv(nn.Module):
         return self.to_statistics(h.flatten(1), y)
 
     def decode(self, z: Latent, y: Condition | None) -> Outputs:
-        condition = _with_latent(z, y)
+        condition = _append_condition(z, y)
         h = self.from_latent(z, y)
         for block in self.latent_blocks:
             h = block(h, condition)

@@ -32,17 +32,20 @@ def read_npz(
             arrays = [archive[key] for key in keys]
             names = archive.get(_CLASS_NAMES)
             others = [key for key in archive if key.startswith("train_") and key not in keys]
-            ends = [key.removeprefix("train_") for key in others]
-            if lacking := [end for end in ends if f"test_{end}" not in archive]:
-                raise DataError(f"{path}: train_{lacking[0]} without test_{lacking[0]}; add it")
-            if "label" in ends:
+            attribute_names = [key.removeprefix("train_") for key in others]
+            if missing := [name for name in attribute_names if f"test_{name}" not in archive]:
+                raise DataError(f"{path}: train_{missing[0]} without test_{missing[0]}; add it")
+            if "label" in attribute_names:
                 raise DataError(f"{path}: train_label clashes with train_labels: rename it")
-            attributes = {end: (archive[f"train_{end}"], archive[f"test_{end}"]) for end in ends}
+            attributes = {
+                name: (archive[f"train_{name}"], archive[f"test_{name}"])
+                for name in attribute_names
+            }
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: {reason}; must contain {', '.join(keys)}") from None
     for i, split in ((0, "train"), (2, "test")):
-        arrays[i] = _with_channels(path, split, arrays[i], arrays[i + 1].shape)
+        arrays[i] = _add_channels(path, split, arrays[i], arrays[i + 1].shape)
     for name, pair in attributes.items():
         for values, labels, split in zip(pair, arrays[1::2], ("train", "test"), strict=True):
             if values.shape != labels.shape:
@@ -54,7 +57,7 @@ def read_npz(
     return arrays, class_names, attributes
 
 
-def _with_channels(
+def _add_channels(
     path: Path, split: str, images: NDArray[Any], labels: tuple[int, ...]
 ) -> NDArray[np.uint8]:
     """Return images as (N, channels, height, width)."""
@@ -81,8 +84,10 @@ def _with_channels(
 
 
 def _suggest_fix(images: NDArray[Any]) -> str:
-    is_share = images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1
-    return "; multiply by 255 and convert to uint8" if is_share else ""
+    is_fraction = (
+        images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1
+    )
+    return "; multiply by 255 and convert to uint8" if is_fraction else ""
 
 
 def _to_names(path: Path, names: NDArray[Any], num_classes: int) -> list[str]:

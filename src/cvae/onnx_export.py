@@ -240,11 +240,11 @@ def _max_difference(model: Autoencoder, part: _Part, path: Path, count: int) -> 
     used = [node.name for node in session.get_inputs()]
     actual = session.run(None, {name: inputs[name].numpy() for name in used})
     largest = 0.0
-    for name, ours, theirs in zip(
+    for name, reference, output in zip(
         part.outputs, expected if isinstance(expected, tuple) else (expected,), actual, strict=True
     ):
-        scale = max(1.0, float(ours.abs().max()))
-        difference = float((torch.from_numpy(theirs) - ours).abs().max()) / scale
+        scale = max(1.0, float(reference.abs().max()))
+        difference = float((torch.from_numpy(output) - reference).abs().max()) / scale
         if not difference <= _TOLERANCE:
             raise ConfigError(
                 f"{path.name}: {name} differs from PyTorch by {difference:.1e}, above 1e-4"

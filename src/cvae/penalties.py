@@ -91,7 +91,7 @@ class Adversary(nn.Module):
         samples, references = reverse_gradient(latent, self.weight), eps
         if y is not None:
             samples, references = torch.cat([samples, y], dim=1), torch.cat([references, y], dim=1)
-        posterior_logits, prior_logits = _score_both(self.network, samples, references)
+        posterior_logits, prior_logits = _compute_logits(self.network, samples, references)
         return (softplus(-posterior_logits) + softplus(prior_logits)).squeeze(1)
 
 
@@ -132,18 +132,18 @@ class LabelwiseAdversary(nn.Module):
         The gradient to the latent is reversed and multiplied by the weight.
         """
         samples = reverse_gradient(latent, self.weight)
-        posterior_logits, prior_logits = _score_both(self.network, samples, eps)
+        posterior_logits, prior_logits = _compute_logits(self.network, samples, eps)
         own_logits = posterior_logits if y is None else posterior_logits * y
         return softplus(-own_logits.sum(1)) + softplus(prior_logits).mean(1)
 
 
-def _make_mlp(inputs: int, width: int, scores: int) -> nn.Sequential:
+def _make_mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(inputs, width),
         nn.SiLU(),
         nn.Linear(width, width),
         nn.SiLU(),
-        nn.Linear(width, scores),
+        nn.Linear(width, outputs),
     )
 
 
@@ -152,7 +152,7 @@ def reverse_gradient(latent: Latent, scale: float) -> Latent:
     return (1 + scale) * latent.detach() - scale * latent
 
 
-def _score_both(network: nn.Module, samples: Tensor, references: Tensor) -> tuple[Tensor, ...]:
-    """Return the logits of both, each (batch, scores), from one forward pass."""
+def _compute_logits(network: nn.Module, samples: Tensor, references: Tensor) -> tuple[Tensor, ...]:
+    """Return the logits of both, each (batch, outputs), from one forward pass."""
     rows = torch.cat([samples, references])
     return network(rows).to(rows.dtype).chunk(2)  # autocast returns bfloat16

@@ -25,9 +25,10 @@ from harness.contract.errors import DataError
 
 log = logging.getLogger(__name__)
 
-Rows = Callable[[], Iterable[tuple[int, NDArray[np.uint8]]]]  # positions and images, in any order
+# returns positions and images, in any order
+RowReader = Callable[[], Iterable[tuple[int, NDArray[np.uint8]]]]
 
-_PIXELS, _FACTS = "pixels.bin", "facts.json"
+_PIXELS, _METADATA = "pixels.bin", "facts.json"
 _LOCK_TIMEOUT = 3600  # seconds to wait for another process that decodes the same images
 # Blocks that are verified at every start, in 4 ms for 2.4 GB; a hash of all bytes takes 2 to 6 s.
 # A resume is still safe, because a run hashes its splits anyway.
@@ -35,7 +36,12 @@ _NUM_BLOCKS, _BLOCK_SIZE = 64, 2**16
 
 
 def open_map(
-    folder: Path, settings: str, content: str, shape: tuple[int, ...], rows: Rows, **facts: Any
+    folder: Path,
+    settings: str,
+    content: str,
+    shape: tuple[int, ...],
+    rows: RowReader,
+    **metadata: Any,
 ) -> NDArray[np.uint8]:
     """Return the images as a copy-on-write memory map; write it first if there is no valid one.
 
@@ -52,29 +58,31 @@ def open_map(
         DataError: the map cannot be written.
     """
     map_folder = folder / f".cache-{settings}-{content}"
-    if _problem(map_folder, shape) is not None:
+    if _find_problem(map_folder, shape) is not None:
         with _lock_folder(folder):
-            problem = _problem(map_folder, shape)  # another process may have made it
+            problem = _find_problem(map_folder, shape)  # another process may have made it
             if problem is not None:
-                old = [path for path in folder.glob(f".cache-{settings}-*") if path != map_folder]
-                _report(folder, problem, bool(old), shape[0])
-                _make_map(map_folder, shape, rows, facts)
-                for path in old:
+                outdated = [
+                    path for path in folder.glob(f".cache-{settings}-*") if path != map_folder
+                ]
+                _log_decoding(folder, problem, bool(outdated), shape[0])
+                _make_map(map_folder, shape, rows, metadata)
+                for path in outdated:
                     shutil.rmtree(path, ignore_errors=True)
     return np.memmap(map_folder / _PIXELS, dtype=np.uint8, mode="c", shape=shape)
 
 
-def _problem(map_folder: Path, shape: tuple[int, ...]) -> str | None:
+def _find_problem(map_folder: Path, shape: tuple[int, ...]) -> str | None:
     """Return None for a valid map, else "missing" or a description of the damage."""
     if not map_folder.is_dir():
         return "missing"
     try:
-        facts = json.loads((map_folder / _FACTS).read_text(encoding="utf-8"))
-        if facts["shape"] != list(shape):
-            return f"{_FACTS} has shape {facts['shape']}"
+        metadata = json.loads((map_folder / _METADATA).read_text(encoding="utf-8"))
+        if metadata["shape"] != list(shape):
+            return f"{_METADATA} has shape {metadata['shape']}"
         if (map_folder / _PIXELS).stat().st_size != math.prod(shape):
             return f"{_PIXELS} has a wrong size"
-        if _blocks_digest(map_folder / _PIXELS) != facts["blocks_sha256"]:
+        if _blocks_digest(map_folder / _PIXELS) != metadata["blocks_sha256"]:
             return f"{_PIXELS} has changed"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return " ".join(f"{type(error).__name__}: {error}".split())
@@ -92,7 +100,7 @@ def _blocks_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _report(folder: Path, problem: str, has_old: bool, count: int) -> None:
+def _log_decoding(folder: Path, problem: str, has_old: bool, count: int) -> None:
     if problem != "missing":
         log.warning("%s: damaged cache (%s); decoding %d images again", folder, problem, count)
     elif has_old:
@@ -118,7 +126,7 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _make_map(
-    map_folder: Path, shape: tuple[int, ...], rows: Rows, facts: Mapping[str, Any]
+    map_folder: Path, shape: tuple[int, ...], rows: RowReader, metadata: Mapping[str, Any]
 ) -> None:
     """Write all images to a temporary folder, then rename it."""
     folder, size = map_folder.parent, math.prod(shape)
@@ -138,10 +146,10 @@ def _make_map(
             file.flush()
             os.fsync(file.fileno())
         with (temporary / _PIXELS).open("rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest()
-        blocks = _blocks_digest(temporary / _PIXELS)
-        digests = {"sha256": whole, "blocks_sha256": blocks}
-        files.write_json(temporary / _FACTS, {"shape": list(shape), **facts, **digests})
+            pixels_digest = hashlib.file_digest(file, "sha256").hexdigest()
+        blocks_digest = _blocks_digest(temporary / _PIXELS)
+        digests = {"sha256": pixels_digest, "blocks_sha256": blocks_digest}
+        files.write_json(temporary / _METADATA, {"shape": list(shape), **metadata, **digests})
         if map_folder.exists():
             shutil.rmtree(map_folder)
         temporary.rename(map_folder)

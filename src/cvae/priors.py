@@ -186,8 +186,8 @@ class Flow(nn.Module):
         with torch.autocast(z.device.type, enabled=False):  # sums in bfloat16 lose nats
             w, log_det = z, z.new_zeros(z.shape[0])
             for coupling in self.couplings:
-                w, added = coupling(w)
-                log_det = log_det + added
+                w, step_log_det = coupling(w)
+                log_det = log_det + step_log_det
             return w, log_det
 
     def from_base(self, w: Latent, y: Condition | None) -> Latent:

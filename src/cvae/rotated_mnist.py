@@ -15,7 +15,7 @@ from cvae.digits import SETS, load_digits
 
 _SEED = 0  # not the run's seed, so that all runs have the same images
 _MAX_ANGLE = 60.0  # degrees to either side
-_ROWS = 1000  # images at a time
+_CHUNK_SIZE = 1000  # images at a time
 
 Angles = Float64[np.ndarray, " num_images"]
 
@@ -60,8 +60,8 @@ def rotate(
 ) -> UInt8[np.ndarray, "n height width"]:
     """Rotate images about their center, with bilinear interpolation and black outside."""
     rotated = np.empty_like(grey)
-    for start in range(0, len(grey), _ROWS):
-        rows = slice(start, start + _ROWS)
+    for start in range(0, len(grey), _CHUNK_SIZE):
+        rows = slice(start, start + _CHUNK_SIZE)
         images = torch.from_numpy(grey[rows].astype(np.float32))[:, None]
         radians = torch.from_numpy(np.radians(angles[rows])).float()
         cos, sin, zero = radians.cos(), radians.sin(), torch.zeros(len(images))

@@ -64,42 +64,44 @@ def requested_rows(
     if not isinstance(model.condition, OneHot) and model.conditional:
         if label is not None or condition is None:
             names = ", ".join(f"{name}: ..." for name in model.condition.parts)
-            instead = "" if label is None else ", not label="
-            raise ConfigError(f"condition: this run needs condition='{{{names}}}'{instead}")
-        return _combinations(model, condition)
+            advice = "" if label is None else ", not label="
+            raise ConfigError(f"condition: this run needs condition='{{{names}}}'{advice}")
+        return _combine_attributes(model, condition)
     if not model.conditional and (label is not None or condition is not None):
-        given = f"condition={condition}" if label is None else f"label={label}"
-        raise ConfigError(f"{given}: the run's model, {kind}, is unconditional; remove it")
+        setting = f"condition={condition}" if label is None else f"label={label}"
+        raise ConfigError(f"{setting}: the run's model, {kind}, is unconditional; remove it")
     if condition is not None:
         raise ConfigError(f"condition={dict(condition)}: the run's model takes a label; use label=")
     if model.conditional and label is None:
         raise ConfigError(
             f"label=null: the run's model, {kind}, needs one: 0 to {model.num_classes - 1}, or all"
         )
-    labels = _labels(label, model.num_classes)
+    labels = _list_labels(label, model.num_classes)
     if unknown := [c for c in labels if c is not None and c >= model.num_classes]:
         last = model.num_classes - 1
         raise ConfigError(f"label={unknown[0]}: must be from 0 to {last}, a list of these, or all")
     return [Row("" if c is None else str(c), c) for c in labels]
 
 
-def _labels(label: Label, num_classes: int) -> list[int | None]:
+def _list_labels(label: Label, num_classes: int) -> list[int | None]:
     if label == "all":
         return list(range(num_classes))
     return [*label] if isinstance(label, list) else [label]
 
 
-def _combinations(model: Autoencoder, condition: Mapping[str, Values]) -> list[Row]:
-    listed = {k: v if isinstance(v, list) else [v] for k, v in condition.items()}
-    for name, values in listed.items():
+def _combine_attributes(model: Autoencoder, condition: Mapping[str, Values]) -> list[Row]:
+    values_by_name = {k: v if isinstance(v, list) else [v] for k, v in condition.items()}
+    for name, values in values_by_name.items():
         if not all(isinstance(value, int | float) for value in values):
             raise ConfigError(f"condition: {name}={values}: must be a number or a list of numbers")
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"condition: {name}={values}: must be different values")
-    varied = [name for name, values in listed.items() if len(values) > 1] or list(listed)
+    varied = [name for name, values in values_by_name.items() if len(values) > 1] or list(
+        values_by_name
+    )
     rows = []
-    for combination in itertools.product(*listed.values()):
-        y = dict(zip(listed, combination, strict=True))
+    for combination in itertools.product(*values_by_name.values()):
+        y = dict(zip(values_by_name, combination, strict=True))
         try:
             model.condition.encode(y, model.output_bias[:1, 0])
         except ValueError as error:

@@ -30,7 +30,7 @@ _DATA = (
 _CALLBACKS = ("cvae.callbacks.EMA", "cvae.callbacks.Figures")  # these log no metric
 
 
-def _class_of(node: Any) -> str:
+def _class_name(node: Any) -> str:
     """Return the class name of a node, such as VAE; empty for no class, or for a wrong value."""
     return _target(node).rpartition(".")[2]
 
@@ -43,22 +43,22 @@ def run_name(cfg: Mapping[str, Any]) -> str:
     """Return a readable name of a run, such as cvae-mlp-adversary-z32-s1."""
     model, data = cfg["model"], cfg["data"]
     nodes = [model, *(model.get(part) for part in ("network", "prior", "penalty"))]
-    classes = [_class_of(node) for node in (*nodes, data.get("augmentation")) if node]
+    classes = [_class_name(node) for node in (*nodes, data.get("augmentation")) if node]
     parts = [name for name in classes if name != "StandardNormal"]
     parts += [f"z{model['latent_dim']}"] if "latent_dim" in model else []
     parts += [str(data["name"])] if data.get("name") not in ("MNIST", "", None) else []
     return "-".join([*parts, f"s{cfg['seed']}"]).lower()
 
 
-def _suffix(cfg: Mapping[str, Any]) -> str:
+def _nats_suffix(cfg: Mapping[str, Any]) -> str:
     """Return the end of metrics in nats: _density for a likelihood of grey pixels in [0, 1]."""
-    return "_density" if _class_of(cfg["model"].get("likelihood") or {}) in _DENSITIES else ""
+    return "_density" if _class_name(cfg["model"].get("likelihood") or {}) in _DENSITIES else ""
 
 
 def monitor(cfg: Mapping[str, Any]) -> str:
     """Return val/elbo, or val/reconstruction for a plain autoencoder."""
     quantity = "reconstruction" if _target(cfg["model"]) == _MODELS[0] else "elbo"
-    return f"val/{quantity}{_suffix(cfg)}"
+    return f"val/{quantity}{_nats_suffix(cfg)}"
 
 
 def validation_metrics(cfg: Mapping[str, Any]) -> Sequence[str]:
@@ -67,16 +67,16 @@ def validation_metrics(cfg: Mapping[str, Any]) -> Sequence[str]:
     targets = [_target(node) for node in callbacks if node]
     library = ("lightning.", "harness.")
     has_own = any(not t.startswith(library) and t not in _CALLBACKS for t in targets)
-    if has_own or _target(model) not in _MODELS or not _is_ours(model.get("likelihood")):
+    if has_own or _target(model) not in _MODELS or not _is_from_library(model.get("likelihood")):
         return ()
-    reconstruction = f"val/reconstruction{_suffix(cfg)}"
+    reconstruction = f"val/reconstruction{_nats_suffix(cfg)}"
     if _target(model) == _MODELS[0]:
         return (reconstruction,)
-    metrics = (f"val/elbo{_suffix(cfg)}", reconstruction, "val/kl")
+    metrics = (f"val/elbo{_nats_suffix(cfg)}", reconstruction, "val/kl")
     return metrics + (("val/penalty",) if model.get("penalty") else ())
 
 
-def _is_ours(likelihood: Any) -> bool:
+def _is_from_library(likelihood: Any) -> bool:
     return not likelihood or _target(likelihood).startswith("cvae.likelihoods.")
 
 
@@ -88,26 +88,28 @@ def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
     prior = model.get("prior") or {}
     if _target(prior) == "cvae.priors.Flow" and model["latent_dim"] < 2:
         yield f"model.latent_dim={model['latent_dim']}: must be at least 2 with model/prior=flow"
-    wants_label = _target(prior) == "cvae.priors.Conditional" or prior.get("conditional") is True
-    if wants_label and _target(model) in _MODELS[:2]:
-        yield f"model={_class_of(model).lower()}: a prior that depends on y needs model=cvae"
+    prior_takes_y = _target(prior) == "cvae.priors.Conditional" or prior.get("conditional") is True
+    if prior_takes_y and _target(model) in _MODELS[:2]:
+        yield f"model={_class_name(model).lower()}: a prior that depends on y needs model=cvae"
     condition = model.get("condition") or {}
-    if _class_of(condition) == "Quadrants" and _target(model) in _MODELS[:2]:
-        yield f"model={_class_of(model).lower()}: data/condition=quadrants needs model=cvae"
+    if _class_name(condition) == "Quadrants" and _target(model) in _MODELS[:2]:
+        yield f"model={_class_name(model).lower()}: data/condition=quadrants needs model=cvae"
     columns = condition.get("columns")
     if isinstance(columns, Mapping):
         yield from (f"data.condition.columns{text}" for text in column_problems(columns))
     is_known = _target(condition) in ("cvae.conditions.Attributes", "cvae.given_pixels.Quadrants")
     has_label = not is_known or _target(model) in _MODELS[:2]
-    if _class_of(model.get("penalty") or {}) == "LabelwiseAdversary" and not has_label:
+    if _class_name(model.get("penalty") or {}) == "LabelwiseAdversary" and not has_label:
         yield (
             "model/penalty=labelwise_adversary: must be adversary or none, as y is not one label"
         )
     yield from _pixel_problems(data, model)
-    ups = [metric for metric in validation_metrics(cfg) if not metric.endswith(("kl", "penalty"))]
-    if cfg.get("mode") == "min" and cfg["monitor"] in (None, *ups):
-        yield f"mode=min: must be max, as {' and '.join(ups) or monitor(cfg)} are maximized"
-    trainer, schedule = cfg["trainer"], _class_of(cfg.get("scheduler") or {})
+    maximized = [
+        metric for metric in validation_metrics(cfg) if not metric.endswith(("kl", "penalty"))
+    ]
+    if cfg.get("mode") == "min" and cfg["monitor"] in (None, *maximized):
+        yield f"mode=min: must be max, as {' and '.join(maximized) or monitor(cfg)} are maximized"
+    trainer, schedule = cfg["trainer"], _class_name(cfg.get("scheduler") or {})
     has_no_end = trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1
     if has_no_end and schedule == "warmup_cosine":
         shown = "null" if trainer["max_epochs"] is None else trainer["max_epochs"]
@@ -127,9 +129,9 @@ def _pixel_problems(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
         yield "data.binarization=dynamic: must be none, as color images are not binarized"
         return
     likelihood = model.get("likelihood")
-    if _target(model) not in _MODELS or not _is_ours(likelihood) or binarization is None:
+    if _target(model) not in _MODELS or not _is_from_library(likelihood) or binarization is None:
         return
-    name = _class_of(likelihood or {"_target_": ".Bernoulli"})
+    name = _class_name(likelihood or {"_target_": ".Bernoulli"})
     if name == "Bernoulli" and channels == 3:
         yield (
             "model/likelihood=bernoulli: must be discretized_logistic, continuous_bernoulli or "
@@ -162,7 +164,7 @@ def next_commands(cfg: Mapping[str, Any]) -> dict[str, str]:
     requested = "label=all num_samples=10"
     if _target(cfg["model"]) in _MODELS[:2]:
         requested = "num_samples=10"
-    elif _class_of(condition) == "Quadrants":  # generate.py has no images to complete
+    elif _class_name(condition) == "Quadrants":  # generate.py has no images to complete
         return {"evaluate": ""}
     elif columns := condition.get("columns"):
         if "continuous" in columns.values():  # the config does not hold its range

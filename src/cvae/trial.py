@@ -52,9 +52,11 @@ def _check_likelihood(model: Autoencoder, x: Image) -> None:
     _check_tensor(f"{type(likelihood).__name__}.initial_parameters(mean, std)", start, shape)
     log_p = likelihood.log_prob(x, start.expand(rows, _NUM_SAMPLES, *shape).to(x))
     _check_tensor("log_prob of two samples of z", log_p, (rows, _NUM_SAMPLES))
-    one, shape = start[None].to(x), (1, *model.image_shape)
-    _check_tensor(f"{type(likelihood).__name__}.mean(parameters)", likelihood.mean(one), shape)
-    pixels = likelihood.sample(one, torch.Generator().manual_seed(0))
+    parameters, shape = start[None].to(x), (1, *model.image_shape)
+    _check_tensor(
+        f"{type(likelihood).__name__}.mean(parameters)", likelihood.mean(parameters), shape
+    )
+    pixels = likelihood.sample(parameters, torch.Generator().manual_seed(0))
     _check_tensor(f"{type(likelihood).__name__}.sample(parameters)", pixels, shape)
 
 
@@ -65,10 +67,10 @@ def _check_prior(model: VAE, c: Condition | None, rows: int) -> None:
     z = model.prior.from_base(w, c)
     name = type(model.prior).__name__
     _check_tensor(f"{name}.from_base(w, y)", z, (rows, model.latent_dim))
-    back, log_det = model.prior.to_base(z, c)
-    _check_tensor(f"{name}.to_base(z, y)", back, (rows, model.latent_dim))
+    recovered, log_det = model.prior.to_base(z, c)
+    _check_tensor(f"{name}.to_base(z, y)", recovered, (rows, model.latent_dim))
     _check_tensor(f"{name}.to_base(z, y)[1]", log_det, (rows,))
-    if not torch.allclose(back, w, atol=0.1):
+    if not torch.allclose(recovered, w, atol=0.1):
         raise ValueError(f"{name}.to_base(from_base(w, y), y) is not w: must be its inverse")
 
 

@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     indices: ImageIndices
     global_size: int  # images in this batch over all processes
 
-    def with_stand_in(self) -> "Batch":
+    def or_placeholder(self) -> "Batch":
         """Return this batch, or a placeholder for an empty one: a striped image of class 0.
 
         Many layers raise on an empty batch. The caller drops the values of the placeholder with

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from sklearn.neighbors import KNeighborsClassifier
 
 from cvae import load_pretrained
-from cvae.bounds import BATCH, score_batch
+from cvae.bounds import BATCH_SIZE, score_batch
 from cvae.data import MNISTDataModule
 from cvae.models import Autoencoder
 from harness.contract import exported
@@ -71,7 +71,7 @@ def test_the_stated_elbo_is_measured_again(model: Autoencoder, data: MNISTDataMo
     assert data.test.digest() == evaluation["test_digest"]
     total = 0.0
     with torch.no_grad():
-        for index in torch.arange(len(data.test)).split(BATCH):
+        for index in torch.arange(len(data.test)).split(BATCH_SIZE):
             scores = score_batch(model, data.test[Rows(0, index, len(index))])
             total += float(scores["elbo"].double().sum())
     stated = evaluation["metrics"]["test/elbo"]["value"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cvae import coloured_mnist
-from cvae.coloured_mnist import ColouredMNISTDataModule, color, random_hues
+from cvae.coloured_mnist import ColouredMNISTDataModule, color_digits, random_hues
 from cvae.settings import has_data
 from cvae.types import Split
 from harness.contract.errors import DataError
@@ -55,7 +55,7 @@ def test_images_have_the_hues_of_their_attributes(monkeypatch: pytest.MonkeyPatc
 
 def test_a_pixel_is_a_mixture_of_digit_and_ground() -> None:
     hues = random_hues(np.arange(60), is_test=False)
-    found = color(TRAIN, hues).astype(float)
+    found = color_digits(TRAIN, hues).astype(float)
     ground, digit = found[:, :, 0, 0, None, None], found[:, :, 0, 1, None, None]
     exact = ground + (digit - ground) * TRAIN[:, None] / 255
     assert np.array_equal(found, np.rint(exact))

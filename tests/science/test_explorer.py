@@ -158,7 +158,7 @@ def test_the_description_of_attributes(attribute_data: ImagesDataModule) -> None
     ).eval()
     facts = description.describe(model, attribute_data, "shapes")
     assert isinstance(attribute_data.condition, Attributes)
-    low, high = attribute_data.condition.range("size")
+    low, high = attribute_data.condition.training_range("size")
     assert -1 <= low < high <= 2
     label, size = facts["parts"]
     assert label["names"] == ["disc", "bar"]

@@ -116,7 +116,7 @@ def test_a_morph_is_a_strip_with_both_test_images(data: MNISTDataModule, tmp_pat
     assert request.file_name() == "label-2-4-morph-0-7-seed-0-samples-5.png"
     (path,) = request.save(model, data, tmp_path / "strip.png")
     page = np.array(PILImage.open(path), dtype=np.int16)
-    ends = films.find_ends(model, data, [0, 7])
+    ends = films.load_ends(model, data, [0, 7])
     assert ends.labels == (0, 7)
     torch.testing.assert_close(ends.z, model.embed(ends.x, torch.eye(10)[[0, 7]]))
     tiles = [page[-66:-10, x : x + 56][::2, ::2] for x in (-66, -124)]

@@ -52,8 +52,8 @@ def test_quadrants_are_added_clockwise_from_the_lower_left(
 ) -> None:
     condition = Quadrants(num_given, (1, 4, 6), hidden_dim=4)
     image = torch.tensor(given).repeat_interleave(2, 0).repeat_interleave(3, 1)
-    assert torch.equal(condition.given, image.flatten().nonzero()[:, 0])
-    assert torch.equal(condition.rest, (1 - image).flatten().nonzero()[:, 0])
+    assert torch.equal(condition.given_index, image.flatten().nonzero()[:, 0])
+    assert torch.equal(condition.remaining_index, (1 - image).flatten().nonzero()[:, 0])
 
 
 @pytest.mark.parametrize("num_given", [1, 2, 3])
@@ -63,17 +63,17 @@ def test_only_the_rest_counts(num_given: int) -> None:
     condition = model.condition
     assert isinstance(condition, Quadrants)
     images = ALL_IMAGES
-    same = condition.complete(images, condition.of_images(images[5:6]).expand(16, -1))
+    same = condition.complete(images, condition.from_images(images[5:6]).expand(16, -1))
     completions = same.unique(dim=0)
     assert len(completions) == 2 ** (4 - num_given)
-    y = condition.of_images(completions)
+    y = condition.from_images(completions)
     eps = torch.full((len(completions), 1, 1), 0.3).double()
     zeros = torch.zeros(len(completions), 1).double()
     log_p = model.log_weights(completions, y, eps, posterior=(zeros, zeros))
     w = model.to_base(eps[:, 0], y)
     parameters = model.decode(w, y).parameters
     by_hand = model.likelihood.log_prob(
-        condition.pick_rest(completions), condition.pick_rest(parameters)
+        condition.select_remaining(completions), condition.select_remaining(parameters)
     )
     assert by_hand.exp().sum().item() == pytest.approx(1)
     rest = log_p[:, 0] - by_hand  # log p(z | y) - log q(z | x, y)
@@ -91,14 +91,14 @@ def test_the_bound_converges_to_the_evidence() -> None:
             p.mul_(0.3)
         model.network.encoder.head.bias[1:] = 1.0  # type: ignore[attr-defined]
     x = ALL_IMAGES[4:8]
-    y = condition.of_images(x)
+    y = condition.from_images(x)
     w = torch.linspace(-8, 8, 4001).double()[:, None]
     log_prior = -0.5 * w[:, 0].square() - 0.5 * math.log(2 * math.pi)
     truth = []
     for image, given in zip(x, y, strict=True):
         parameters = model.decode(w, given[None]).parameters
-        rows = condition.pick_rest(image[None]).expand(len(w), -1, -1, -1)
-        log_p = model.likelihood.log_prob(rows, condition.pick_rest(parameters))
+        rows = condition.select_remaining(image[None]).expand(len(w), -1, -1, -1)
+        log_p = model.likelihood.log_prob(rows, condition.select_remaining(parameters))
         truth.append((log_p + log_prior).logsumexp(0) + math.log(16 / 4000))
     found = importance_weighted_nll(model, x, y, torch.arange(4), 20_000)
     torch.testing.assert_close(found, -torch.stack(truth), atol=0.05, rtol=0)
@@ -139,7 +139,7 @@ def test_every_parameter_gets_a_gradient() -> None:
         if name == "output_bias":  # those of given pixels are not used
             used = parameter.grad.flatten().nonzero()[:, 0]
             assert isinstance(model.condition, Quadrants)
-            assert torch.equal(used, model.condition.rest)
+            assert torch.equal(used, model.condition.remaining_index)
         else:
             assert (parameter.grad != 0).any(), name
 

@@ -34,7 +34,7 @@ def attribute_control(subject: SampledSubject) -> Metrics:
     assert test is not None
     metrics: Metrics = {}
     for name, part in subject.model.condition.parts.items():
-        values = [part.of(y) for y in (train, validation, test, requested)]
+        values = [part.select(y) for y in (train, validation, test, requested)]
         if part.kind == "categorical":
             metrics[f"samples/{name}_agreement"] = _agreement(subject, part.size, *values)
         else:

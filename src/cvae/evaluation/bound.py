@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from cvae.bounds import BATCH, bits_per_dimension, score_batch, split_nlls
+from cvae.bounds import BATCH_SIZE, bits_per_dimension, score_batch, split_nlls
 from cvae.conditions import OneHot
 from cvae.evaluation.claim import Metric, Metrics
 from cvae.evaluation.generative_classifier import log_marginal
@@ -27,7 +27,7 @@ def bound(subject: Subject) -> Metrics:
     """
     parts: dict[str, list[Nats]] = {}
     images = torch.arange(len(subject.test.labels), device=subject.device)
-    for index in images.split(BATCH):
+    for index in images.split(BATCH_SIZE):
         for key, values in score_batch(subject.model, subject.test_batch(index)).items():
             parts.setdefault(f"test/{key}", []).append(values)
     scores = {key: torch.cat(values) for key, values in parts.items()}

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from cvae.bounds import BATCH, importance_weighted_nll
+from cvae.bounds import BATCH_SIZE, importance_weighted_nll
 from cvae.evaluation.claim import Metric, Metrics
 from cvae.evaluation.subject import LabelBounds, Subject, as_vae, labelled_model
 from cvae.types import Nats
@@ -77,8 +77,8 @@ def _bounds(subject: Subject, pairs: Int64[Tensor, " num_pairs"], num_samples: i
     """Return the bound for pairs, numbered image * len(classes) + index of the label in classes."""
     model, classes = as_vae(subject), subject.classes
     parts = [torch.zeros(0, device=subject.device)]
-    for part in pairs.split(BATCH) if len(pairs) else ():
-        subject.progress(f"all labels, K = {num_samples}", BATCH * len(parts) / (len(pairs) + 1))
+    for part in pairs.split(BATCH_SIZE) if len(pairs) else ():
+        subject.progress(f"all labels, K = {num_samples}", BATCH_SIZE * len(parts) / (len(pairs) + 1))
         image, label = part // len(classes), classes[part % len(classes)]
         x = subject.test.inputs[image].float() / 255.0
         y = subject.condition(label)

@@ -31,7 +31,7 @@ def latent_independence(subject: Subject) -> Metrics:
 
 
 def _values(split: Split, part: Part) -> Tensor:
-    return split.labels if split.conditions is None else part.of(split.conditions)
+    return split.labels if split.conditions is None else part.select(split.conditions)
 
 
 def _accuracies(subject: Subject, name: str, part: Part) -> Metrics:

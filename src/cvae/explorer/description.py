@@ -16,7 +16,7 @@ from cvae.directions import (
     Direction,
     embed,
     principal_directions,
-    shown_range,
+    display_range,
     style_directions,
 )
 from cvae.image_set import ImageSet
@@ -97,7 +97,7 @@ def _describe_parts(model: Autoencoder, class_names: list[str] | None) -> Iterat
         if part.kind == "categorical":
             entry["names"] = _names_of_classes(name, part, class_names)
         elif isinstance(model.condition, Attributes):
-            entry["low"], entry["high"] = model.condition.range(name)
+            entry["low"], entry["high"] = model.condition.training_range(name)
         yield entry
 
 
@@ -115,7 +115,7 @@ def _describe_direction(direction: Direction) -> dict[str, Any]:
 def _describe_dimensions(model: Autoencoder, latent: Latent) -> Iterator[dict[str, float]]:
     """Yield the standard deviation of each dimension over held-out images, and its range."""
     for i, spread in enumerate(latent.std(dim=0, correction=0).tolist()):
-        low, high = shown_range(model, latent[:, i])
+        low, high = display_range(model, latent[:, i])
         yield {"spread": spread, "low": low, "high": high}
 
 
@@ -158,7 +158,7 @@ def _describe_condition(model: Autoencoder, y: Tensor, class_names: list[str] | 
     """Return the values of one row of y as text, such as "label 3, angle -12"."""
     texts = []
     for name, part in model.condition.parts.items():
-        value = part.of(y)[0].item()
+        value = part.select(y)[0].item()
         if part.kind == "categorical":
             texts.append(f"{name} {_names_of_classes(name, part, class_names)[int(value)]}")
         else:
