@@ -39,7 +39,7 @@ def main(
     if claims == "quick":
         chosen = list(QUICK)
     subject, results = report.measure(model, data, chosen, num_samples, num_generated, device)
-    measured = report.as_json(results)
+    measured = report.to_json(results)
     measured_on = {
         "checkpoint": checkpoint.name,
         "checkpoint_digest": file_digest(checkpoint),

@@ -13,7 +13,7 @@ from cvae.evaluation.probes import Labels, Points, mlp_predictions
 from cvae.evaluation.subject import Posterior, Subject
 
 _BANDWIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25)  # _kernel_sums needs each to be half the previous one
-_ROWS = 1000
+_CHUNK_SIZE = 1000
 _NULL_SIZE, _NULL_COUNT = 1000, 200
 _NULL_QUANTILE = 0.95
 _ACTIVE = 0.01  # variance of the posterior mean, as in Burda et al. 2016
@@ -35,23 +35,23 @@ def aggregated_posterior(subject: Subject) -> Metrics:
     z = subject.test_posterior.sample()
     count = len(z)
     subject.progress("maximum mean discrepancy", 0.0)
-    of_train = subject.train_posterior.sample(_TRAIN_EPOCH)[:count]  # independent noise
+    train_z = subject.train_posterior.sample(_TRAIN_EPOCH)[:count]  # independent noise
     prior = subject.sample_prior(count, _MMD_EPOCH)
     null, null_error = mmd_null(subject, count)
-    pairs = ((z, prior), (of_train, prior), (z, of_train))
+    pairs = ((z, prior), (train_z, prior), (z, train_z))
     (ratio, error), (train_ratio, train_error), (floor, floor_error) = (
         (squared / null, math.hypot(error, null_error) / null)
         for squared, error in (mmd_squared(a, b) for a, b in pairs)
     )
-    predicted_of, is_posterior = _labelled(z, subject.sample_prior(count, _TEST_EPOCH))
+    test_points, is_posterior = _label_by_source(z, subject.sample_prior(count, _TEST_EPOCH))
     validation = subject.validation_posterior.sample()
     predicted = mlp_predictions(
-        lambda epoch: _labelled(
+        lambda epoch: _label_by_source(
             subject.train_posterior.sample(epoch),
             subject.sample_prior(len(subject.train.labels), epoch + 1),
         ),
-        _labelled(validation, subject.sample_prior(len(validation), _VALIDATION_EPOCH)),
-        predicted_of,
+        _label_by_source(validation, subject.sample_prior(len(validation), _VALIDATION_EPOCH)),
+        test_points,
         2,
         lambda share: subject.progress("posterior against N(0, I)", share),
     )
@@ -63,7 +63,7 @@ def aggregated_posterior(subject: Subject) -> Metrics:
     }
 
 
-def _labelled(posterior: Points, prior: Points) -> tuple[Points, Labels]:
+def _label_by_source(posterior: Points, prior: Points) -> tuple[Points, Labels]:
     points = torch.cat([posterior, prior])
     return points, (torch.arange(len(points), device=points.device) < len(posterior)).long()
 
@@ -73,7 +73,7 @@ def active_units(posterior: Posterior) -> int:
     return int((posterior.mean.var(dim=0) - posterior.mean_error > _ACTIVE).sum())
 
 
-class _Sums(NamedTuple):
+class _KernelSums(NamedTuple):
     """Kernel sums over all pairs, and over the other set for each point."""
 
     total: float
@@ -81,12 +81,12 @@ class _Sums(NamedTuple):
     of_b: Float[Tensor, " num_b"]
 
 
-def _kernel_sums(a: Points, b: Points) -> _Sums:
+def _kernel_sums(a: Points, b: Points) -> _KernelSums:
     r"""Return sums over pairs of :math:`\sum_s \exp(-|a-b|^2 / (2 s d))`, d being latent_dim."""
     total, of_a, of_b = 0.0, [], torch.zeros(len(b), device=b.device)
     scale = 2 * _BANDWIDTHS[0] * a.shape[1]
     b_squared = (b**2).sum(1)
-    for rows in a.split(_ROWS):
+    for rows in a.split(_CHUNK_SIZE):
         squared = torch.addmm((rows**2).sum(1)[:, None] + b_squared, rows, b.T, alpha=-2)
         kernel: Float[Tensor, "rows num_points"] = torch.exp(squared.clamp_min_(0) / -scale)
         of_rows = torch.zeros(len(rows), device=rows.device)
@@ -96,7 +96,7 @@ def _kernel_sums(a: Points, b: Points) -> _Sums:
             of_b += kernel.sum(0)
             kernel = kernel * kernel  # half the bandwidth
         of_a.append(of_rows)
-    return _Sums(total, torch.cat(of_a), of_b)
+    return _KernelSums(total, torch.cat(of_a), of_b)
 
 
 def mmd_squared(a: Points, b: Points) -> tuple[float, float]:

@@ -36,13 +36,13 @@ def attribute_control(subject: SampledSubject) -> Metrics:
     for name, part in subject.model.condition.parts.items():
         values = [part.select(y) for y in (train, validation, test, requested)]
         if part.kind == "categorical":
-            metrics[f"samples/{name}_agreement"] = _agreement(subject, part.size, *values)
+            metrics[f"samples/{name}_agreement"] = _measure_agreement(subject, part.size, *values)
         else:
-            metrics[f"samples/{name}_error"] = _error(subject, *values)
+            metrics[f"samples/{name}_error"] = _measure_error(subject, *values)
     return metrics
 
 
-def _agreement(
+def _measure_agreement(
     subject: SampledSubject,
     num_classes: int,
     train: Labels,
@@ -66,7 +66,7 @@ def _agreement(
     return Metric.share(predicted == requested, float(floor))
 
 
-def _error(
+def _measure_error(
     subject: SampledSubject,
     train: Values,
     validation: Values,
@@ -81,5 +81,5 @@ def _error(
     )
     floor = float((regressor(subject.test_grey) - test).abs().median())
     errors = (regressor(subject.samples.means) - requested).abs().double().cpu().numpy()
-    spread = bootstrap_error(lambda index: float(np.median(errors[index])), len(errors))
-    return Metric(float(np.median(errors)), "", spread, floor)
+    error = bootstrap_error(lambda index: float(np.median(errors[index])), len(errors))
+    return Metric(float(np.median(errors)), "", error, floor)

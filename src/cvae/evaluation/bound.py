@@ -32,7 +32,7 @@ def bound(subject: Subject) -> Metrics:
             parts.setdefault(f"test/{key}", []).append(values)
     scores = {key: torch.cat(values) for key, values in parts.items()}
     name = subject.model.nats_name
-    nlls = _nlls(subject, subject.model) if isinstance(subject.model, VAE) else {}
+    nlls = _compute_nlls(subject, subject.model) if isinstance(subject.model, VAE) else {}
     for k, nll in nlls.items():
         scores[f"test/{name('nll')}_k{k}"] = nll
     if nlls and subject.model.conditional and isinstance(subject.model.condition, OneHot):
@@ -52,7 +52,7 @@ def bound(subject: Subject) -> Metrics:
     return metrics
 
 
-def _nlls(subject: Subject, model: VAE) -> dict[int, Nats]:
+def _compute_nlls(subject: Subject, model: VAE) -> dict[int, Nats]:
     """Return the importance-weighted nll of every test image, by K."""
     counts = sorted(
         {k for k in _STANDARD_COUNTS if k < subject.num_samples} | {subject.num_samples}

@@ -31,24 +31,24 @@ class Metric(NamedTuple):
         values: Values,
         unit: str = "",
         floor: float | None = None,
-        independent: Values | None = None,
+        independent_means: Values | None = None,
     ) -> "Metric":
         """Return the mean of values with its standard error.
 
         Args:
             values: one per image.
             floor: the value of real images, or chance.
-            independent: means over groups of dependent values; None if values are independent.
+            independent_means: means over groups of dependent values; None for independent values.
         """
-        error = standard_error(values if independent is None else independent)
+        error = standard_error(values if independent_means is None else independent_means)
         return cls(float(values.mean()), unit, error, floor)
 
     @classmethod
     def share(
-        cls, right: Tensor, floor: float | None = None, independent: Values | None = None
+        cls, is_correct: Tensor, floor: float | None = None, independent_means: Values | None = None
     ) -> "Metric":
         """Return the share of images that are correct, with its standard error."""
-        return cls.mean(right.double(), "%", floor, independent)
+        return cls.mean(is_correct.double(), "%", floor, independent_means)
 
     @classmethod
     def r2(cls, errors: Values, centered: Values, floor: float | None = None) -> "Metric":

@@ -15,7 +15,7 @@ from cvae.evaluation.latent_content import latent_content
 from cvae.evaluation.latent_independence import latent_independence
 from cvae.evaluation.prior_samples import prior_samples
 from cvae.evaluation.sampled import SampledSubject as Subject
-from cvae.evaluation.style import style, traversals
+from cvae.evaluation.style import draw_traversals, style
 from cvae.evaluation.variety import variety
 
 __all__ = ["CLAIMS", "FIGURES", "Subject"]
@@ -34,4 +34,4 @@ CLAIMS: Mapping[str, Callable[[Subject], Metrics]] = {
     "prior_samples": prior_samples,
 }
 
-FIGURES: Mapping[str, Callable[[Subject], dict[str, PILImage.Image]]] = {"style": traversals}
+FIGURES: Mapping[str, Callable[[Subject], dict[str, PILImage.Image]]] = {"style": draw_traversals}

@@ -5,9 +5,9 @@ import torch
 from cvae.evaluation.claim import Metric, Metrics
 from cvae.evaluation.oracle import SHORT_EPOCHS, predict, train_classifier
 from cvae.evaluation.sampled import SampledSubject
-from cvae.evaluation.subject import labelled_model
+from cvae.evaluation.subject import require_label
 
-_PER_LABEL = 6  # times Subject.num_generated; 60,000 images by default
+_SIZE_FACTOR = 6  # times Subject.num_generated; 60,000 images by default
 _EPOCH = 1  # of the prior noise; SampledSubject.samples uses 0
 
 
@@ -18,9 +18,9 @@ def classification_accuracy(subject: SampledSubject) -> Metrics:
     and tests on the inputs of the model, usually binarized. The floor is the score after the same
     training on real images.
     """
-    labelled_model(subject)
+    require_label(subject)
     subject.progress("generating a training set", 0.0)
-    labels = subject.classes.repeat_interleave(_PER_LABEL * subject.num_generated)
+    labels = subject.classes.repeat_interleave(_SIZE_FACTOR * subject.num_generated)
     z = subject.sample_prior(len(labels), _EPOCH)
     means, drawn = subject.decode_and_sample(z, labels, _EPOCH)
     inputs = subject.test.inputs.float() / 255.0
@@ -34,7 +34,7 @@ def classification_accuracy(subject: SampledSubject) -> Metrics:
             (pixels, labels), None, subject.num_classes, SHORT_EPOCHS, 0.0, subject.progress
         )
         ceiling = subject.oracle.ceiling(binarized=real is inputs and subject.is_binary)
-        right = predict(classifier, real).labels == subject.test.labels
-        best = predict(ceiling, real).labels == subject.test.labels
-        metrics[name] = Metric.share(right, float(best.double().mean()))
+        is_correct = predict(classifier, real).labels == subject.test.labels
+        is_ceiling_correct = predict(ceiling, real).labels == subject.test.labels
+        metrics[name] = Metric.share(is_correct, float(is_ceiling_correct.double().mean()))
     return metrics

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cvae.bounds import BATCH_SIZE, importance_weighted_nll
 from cvae.evaluation.claim import Metric, Metrics
-from cvae.evaluation.subject import LabelBounds, Subject, as_vae, labelled_model
+from cvae.evaluation.subject import LabelBounds, Subject, require_label, require_vae
 from cvae.types import Nats
 
 # K, and the margin in nats by which a dropped label is behind the best one
@@ -40,8 +40,8 @@ def log_marginal(subject: Subject, nll: Nats) -> Nats:
         nll: bound of every test image with its own label, at the largest K.
     """
     log_p = label_bounds(subject, _MARGINAL_STAGE).log_p.clone()
-    own = torch.searchsorted(subject.classes, subject.test.labels)
-    log_p[torch.arange(len(nll), device=nll.device), own] = -nll
+    own_label = torch.searchsorted(subject.classes, subject.test.labels)
+    log_p[torch.arange(len(nll), device=nll.device), own_label] = -nll
     return log_p.logsumexp(dim=1) - math.log(len(subject.classes))
 
 
@@ -53,7 +53,7 @@ def label_bounds(subject: Subject, stage: int) -> LabelBounds:
     Raises:
         NotApplicable: the model takes no label.
     """
-    labelled_model(subject)
+    require_label(subject)
     for k, margin in _STAGES[len(subject.label_bounds) : stage + 1]:
         subject.label_bounds.append(_refine_bounds(subject, k, margin))
     return subject.label_bounds[stage]
@@ -75,10 +75,12 @@ def _refine_bounds(subject: Subject, num_samples: int, margin: float) -> LabelBo
 
 def _bounds(subject: Subject, pairs: Int64[Tensor, " num_pairs"], num_samples: int) -> Nats:
     """Return the bound for pairs, numbered image * len(classes) + index of the label in classes."""
-    model, classes = as_vae(subject), subject.classes
+    model, classes = require_vae(subject), subject.classes
     parts = [torch.zeros(0, device=subject.device)]
     for part in pairs.split(BATCH_SIZE) if len(pairs) else ():
-        subject.progress(f"all labels, K = {num_samples}", BATCH_SIZE * len(parts) / (len(pairs) + 1))
+        subject.progress(
+            f"all labels, K = {num_samples}", BATCH_SIZE * len(parts) / (len(pairs) + 1)
+        )
         image, label = part // len(classes), classes[part % len(classes)]
         x = subject.test.inputs[image].float() / 255.0
         y = subject.condition(label)

@@ -25,13 +25,13 @@ def latent_content(subject: Subject) -> Metrics:
         # standardize first: float32 rounds away small differences of large numbers
         mean, std = columns[0].mean(), columns[0].std(correction=0)
         train, validation, test = (((v - mean) / std.clamp_min(1e-300)).float() for v in columns)
-        metrics |= probe_values(subject, name, train, validation, test)
+        metrics |= probe_property(subject, name, train, validation, test)
     if not metrics:
         raise NotApplicable("the data have no numeric attributes that vary, other than y")
     return metrics
 
 
-def probe_values(
+def probe_property(
     subject: Subject, name: str, train: Values, validation: Values, test: Values
 ) -> Metrics:
     """Return R² of both probes for a continuous property of the images.
@@ -51,9 +51,12 @@ def probe_values(
             lambda share: subject.progress("perceptron probe", share),
         ),
     }
-    return {f"latent/{name}_r2_{probe}": _r2(found, test) for probe, found in predicted.items()}
+    return {
+        f"latent/{name}_r2_{probe}": _measure_r2(estimates, test)
+        for probe, estimates in predicted.items()
+    }
 
 
-def _r2(predicted: Values, values: Values) -> Metric:
+def _measure_r2(predicted: Values, values: Values) -> Metric:
     errors = (predicted - values).double().square()
     return Metric.r2(errors, (values - values.mean()).double().square(), floor=0.0)

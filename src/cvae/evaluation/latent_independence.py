@@ -4,7 +4,7 @@ from torch import Tensor
 
 from cvae.conditions import Part
 from cvae.evaluation.claim import Metric, Metrics, NotApplicable
-from cvae.evaluation.latent_content import probe_values
+from cvae.evaluation.latent_content import probe_property
 from cvae.evaluation.probes import logistic_predictions, mlp_predictions
 from cvae.evaluation.subject import Subject
 from cvae.given_pixels import Quadrants
@@ -21,7 +21,7 @@ def latent_independence(subject: Subject) -> Metrics:
     metrics: Metrics = {}
     for name, part in subject.model.condition.parts.items():
         if part.kind != "image":
-            measure = _accuracies if part.kind == "categorical" else _r2s
+            measure = _measure_accuracy if part.kind == "categorical" else _measure_r2
             metrics |= measure(subject, name, part)
     if not metrics and isinstance(subject.model.condition, Quadrants):
         raise NotApplicable("the condition is a part of the image")
@@ -30,21 +30,21 @@ def latent_independence(subject: Subject) -> Metrics:
     return metrics
 
 
-def _values(split: Split, part: Part) -> Tensor:
+def _select_part(split: Split, part: Part) -> Tensor:
     return split.labels if split.conditions is None else part.select(split.conditions)
 
 
-def _accuracies(subject: Subject, name: str, part: Part) -> Metrics:
-    labels, of_train = _values(subject.test, part), _values(subject.train, part)
-    if len(of_train.unique()) < 2:
+def _measure_accuracy(subject: Subject, name: str, part: Part) -> Metrics:
+    labels, train_labels = _select_part(subject.test, part), _select_part(subject.train, part)
+    if len(train_labels.unique()) < 2:
         return {}
     z = subject.test_posterior.sample()
     chance = float(labels.bincount().max() / len(labels))
     subject.progress("logistic probe", 0.0)
-    logistic = logistic_predictions((subject.train_posterior.sample(), of_train), z)
+    logistic = logistic_predictions((subject.train_posterior.sample(), train_labels), z)
     perceptron = mlp_predictions(
-        lambda epoch: (subject.train_posterior.sample(epoch), of_train),
-        (subject.validation_posterior.sample(), _values(subject.validation, part)),
+        lambda epoch: (subject.train_posterior.sample(epoch), train_labels),
+        (subject.validation_posterior.sample(), _select_part(subject.validation, part)),
         z,
         part.size,
         lambda share: subject.progress("perceptron probe", share),
@@ -55,8 +55,8 @@ def _accuracies(subject: Subject, name: str, part: Part) -> Metrics:
     }
 
 
-def _r2s(subject: Subject, name: str, part: Part) -> Metrics:
+def _measure_r2(subject: Subject, name: str, part: Part) -> Metrics:
     train, validation, test = (
-        _values(split, part) for split in (subject.train, subject.validation, subject.test)
+        _select_part(split, part) for split in (subject.train, subject.validation, subject.test)
     )
-    return probe_values(subject, name, train, validation, test)
+    return probe_property(subject, name, train, validation, test)

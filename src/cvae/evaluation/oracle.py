@@ -33,12 +33,12 @@ SHORT_EPOCHS = 2  # of classifiers that train on samples
 _BATCH_SIZE = 128
 _MIN_BATCHES = 20  # per epoch
 _LEARNING_RATE = 6e-3  # peak
-_RISE = 0.2  # share of the steps that warm up the learning rate
+_WARM_UP = 0.2  # share of the steps that warm up the learning rate
 _WEIGHT_DECAY = 0.02
 _MAX_SHIFT = 2  # pixels, in training
 _LABEL_SMOOTHING = 0.05
 _SEED = 0
-_ROWS = 1000  # images at a time in prediction
+_CHUNK_SIZE = 1000  # images at a time in prediction
 
 Pixels = UInt8[Tensor, "_ channel height width"]
 Labels = Int64[Tensor, " _"]
@@ -88,7 +88,7 @@ class Prediction(NamedTuple):
 @torch.no_grad()
 def predict(classifier: Classifier, images: Float[Tensor, "n channels height width"]) -> Prediction:
     """Return the predicted labels and the features of images in [0, 1]."""
-    features = [classifier.features(x) for x in images.split(_ROWS)]
+    features = [classifier.features(x) for x in images.split(_CHUNK_SIZE)]
     labels = [classifier.head(f).argmax(1) for f in features]
     return Prediction(torch.cat(labels), torch.cat(features))
 
@@ -112,9 +112,9 @@ def _shift(x: Image, generator: torch.Generator) -> Image:
 
 def _one_cycle(share: float) -> float:
     """Return the learning-rate factor after a share of the steps: linear warm-up, then cosine."""
-    if share < _RISE:
-        return 0.04 + 0.96 * share / _RISE
-    return 0.5 * (1 + math.cos(math.pi * (share - _RISE) / (1 - _RISE)))
+    if share < _WARM_UP:
+        return 0.04 + 0.96 * share / _WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (share - _WARM_UP) / (1 - _WARM_UP)))
 
 
 def train_classifier(
@@ -132,16 +132,16 @@ def train_classifier(
             epoch; the others stay grey.
     """
 
-    def loss_of(logits: Tensor, labels: Labels) -> Tensor:
+    def loss_function(logits: Tensor, labels: Labels) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=_LABEL_SMOOTHING)
 
-    def score_of(model: Classifier) -> float:
+    def score_function(model: Classifier) -> float:
         assert validation is not None
         predicted = predict(model, validation[0].float() / 255.0).labels
         return accuracy(predicted, validation[1], num_classes)
 
-    score = None if validation is None else score_of
-    return _fit(num_classes, train, loss_of, score, num_epochs, binarized_share, progress)
+    score = None if validation is None else score_function
+    return _fit(num_classes, train, loss_function, score, num_epochs, binarized_share, progress)
 
 
 def train_regressor(
@@ -153,18 +153,18 @@ def train_regressor(
     """Return a function that predicts a value per image, from the epoch of lowest error."""
     mean, std = train[1].mean(), train[1].std().clamp_min(1e-12)
 
-    def loss_of(outputs: Tensor, values: Values) -> Tensor:
+    def loss_function(outputs: Tensor, values: Values) -> Tensor:
         return F.mse_loss(outputs[:, 0], (values - mean) / std)
 
     def predict_values(model: Classifier, images: Image) -> Values:
         with torch.no_grad():
-            return torch.cat([model(x)[:, 0] for x in images.split(_ROWS)]) * std + mean
+            return torch.cat([model(x)[:, 0] for x in images.split(_CHUNK_SIZE)]) * std + mean
 
-    def score_of(model: Classifier) -> float:
+    def score_function(model: Classifier) -> float:
         predicted = predict_values(model, validation[0].float() / 255.0)
         return -float((predicted - validation[1]).square().mean() / std**2)
 
-    model = _fit(1, train, loss_of, score_of, _ORACLE_EPOCHS, binarized_share, progress)
+    model = _fit(1, train, loss_function, score_function, _ORACLE_EPOCHS, binarized_share, progress)
     return partial(predict_values, model)
 
 
@@ -172,8 +172,8 @@ def train_regressor(
 def _fit(
     num_outputs: int,
     train: tuple[Pixels, Tensor],
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    score_of: Callable[[Classifier], float] | None,
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    score_function: Callable[[Classifier], float] | None,
     num_epochs: int,
     binarized_share: float,
     progress: Progress | None,
@@ -197,10 +197,10 @@ def _fit(
             grey = pixels[index]
             x = grey.float() / 255.0
             if binarized_share:
-                drawn = noise.bernoulli(grey.flatten(1), index, seed=_SEED, epoch=epoch)
+                binarized = noise.bernoulli(grey.flatten(1), index, seed=_SEED, epoch=epoch)
                 chosen = torch.rand(len(x), generator=generator).to(x.device) < binarized_share
-                x[chosen] = drawn.float().view_as(x)[chosen]
-            loss = loss_of(model(_shift(x, generator)), targets[index])
+                x[chosen] = binarized.float().view_as(x)[chosen]
+            loss = loss_function(model(_shift(x, generator)), targets[index])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -208,7 +208,7 @@ def _fit(
             if progress is not None and i % 20 == 0:
                 progress("training a classifier", (epoch * num_batches + i) / total)
         model.eval()
-        if score_of is not None and (score := score_of(model)) > best:
+        if score_function is not None and (score := score_function(model)) > best:
             best, best_state = score, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(best_state)
     return model.eval()
@@ -283,7 +283,7 @@ class Oracle:
     ) -> Classifier:
         if name in self._classifiers:
             return self._classifiers[name]
-        path = None if self.folder is None else self.folder / f"{name}-{self._key()}.pt"
+        path = None if self.folder is None else self.folder / f"{name}-{self._cache_key()}.pt"
         classifier = None if path is None else _load(path, self.num_classes, self.num_channels)
         if classifier is None:
             validation = (self.validation.grey, self.validation.labels) if select else None
@@ -300,20 +300,20 @@ class Oracle:
         self._classifiers[name] = classifier.to(self.device)
         return self._classifiers[name]
 
-    def _key(self) -> str:
+    def _cache_key(self) -> str:
         """Return a digest of everything that determines the classifiers."""
         if self._digest is None:
             content = hashlib.sha256(Path(__file__).read_bytes())
             content.update(torch.__version__.encode())
             for split in (self.train, self.validation):
-                for rows in split.grey.split(_ROWS):  # a copy may exceed the memory
+                for rows in split.grey.split(_CHUNK_SIZE):  # a copy may exceed the memory
                     content.update(rows.flatten().numpy())
                 content.update(split.labels.numpy().tobytes())
             self._digest = content.hexdigest()[:16]
         return self._digest
 
 
-_UNREADABLE = (  # what torch raises for a damaged file
+_LOAD_ERRORS = (  # what torch raises for a damaged file
     OSError,
     EOFError,
     RuntimeError,
@@ -332,7 +332,7 @@ def _load(path: Path, num_classes: int, num_channels: int) -> Classifier | None:
         model.load_state_dict(torch.load(path, weights_only=True))
     except FileNotFoundError:
         return None
-    except _UNREADABLE as error:
+    except _LOAD_ERRORS as error:
         log.warning("%s: damaged (%s); training the classifier again", path, type(error).__name__)
         return None
     return model.eval()
@@ -340,11 +340,11 @@ def _load(path: Path, num_classes: int, num_channels: int) -> Classifier | None:
 
 def _save(model: Classifier, path: Path) -> None:
     """Save a classifier atomically; only warn if the folder cannot be written."""
-    whole = io.BytesIO()  # in memory first: torch.save hides that a disk is full
-    torch.save(model.state_dict(), whole)
+    buffer = io.BytesIO()  # in memory first: torch.save hides that a disk is full
+    torch.save(model.state_dict(), buffer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic_write(path) as file:
-            file.write(whole.getbuffer())
+            file.write(buffer.getbuffer())
     except OSError as error:
         log.warning("%s; the next evaluation trains the classifier again", error)

@@ -17,8 +17,8 @@ _NUM_IMAGES = 2000  # test images for the latent plane
 def save_pictures(
     subject: Subject, examples: Batch, claims: Iterable[str], folder: Path
 ) -> dict[str, PILImage.Image]:
-    """Write :func:`pictures` into a folder as PNG files, and return them."""
-    pictures_by_name = pictures(subject, examples, claims)
+    """Write :func:`draw_pictures` into a folder as PNG files, and return them."""
+    pictures_by_name = draw_pictures(subject, examples, claims)
     folder.mkdir(exist_ok=True)
     for name, picture in pictures_by_name.items():
         with atomic_write(folder / f"{name}.png") as file:
@@ -26,7 +26,9 @@ def save_pictures(
     return pictures_by_name
 
 
-def pictures(subject: Subject, examples: Batch, claims: Iterable[str]) -> dict[str, PILImage.Image]:
+def draw_pictures(
+    subject: Subject, examples: Batch, claims: Iterable[str]
+) -> dict[str, PILImage.Image]:
     """Return all figures that apply to the model, by name.
 
     Args:
@@ -36,10 +38,10 @@ def pictures(subject: Subject, examples: Batch, claims: Iterable[str]) -> dict[s
     subject.progress("drawing", 0.0)
     model = subject.model
     count = min(_NUM_IMAGES, len(subject.test.labels))
-    many = subject.test_batch(torch.arange(count, device=subject.device))
-    examples = examples._replace(x=examples.x.to(many.x), y=examples.y.to(many.y))
+    test_batch = subject.test_batch(torch.arange(count, device=subject.device))
+    examples = examples._replace(x=examples.x.to(test_batch.x), y=examples.y.to(test_batch.y))
     classes, names = subject.classes.tolist(), subject.class_names
-    pictures_by_name = figures.draw(model, examples, many, classes, names)
+    pictures_by_name = figures.draw(model, examples, test_batch, classes, names)
     for name in claims:
         if name in FIGURES:
             pictures_by_name |= FIGURES[name](subject)

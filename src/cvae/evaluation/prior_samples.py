@@ -45,7 +45,7 @@ def prior_samples(subject: SampledSubject) -> Metrics:
         return metrics
     for name, components in (("gaussian", 1), ("mixture", _NUM_COMPONENTS)):
         subject.progress(f"fitting a {name} to the codes", 0.0)
-        z = fitted_samples(subject.train_posterior.mean, components, len(samples.labels))
+        z = sample_fitted_mixture(subject.train_posterior.mean, components, len(samples.labels))
         features = oracle.predict(subject.decode(z, samples.labels)).features
         metrics[f"samples/frechet_distance_{name}"] = Metric(
             frechet_distance(features, test_grey), floor=floor
@@ -75,7 +75,7 @@ def frechet_distance(a: Features, b: Features) -> float:
     return float(metric.compute())
 
 
-def fitted_samples(codes: Points, num_components: int, count: int) -> Points:
+def sample_fitted_mixture(codes: Points, num_components: int, count: int) -> Points:
     """Return samples of a mixture of Gaussians that is fitted to codes by maximum likelihood.
 
     The CPU fits and samples; the result is on the device of the codes.

@@ -47,7 +47,9 @@ def mlp_predictions(
         draw: returns new training points for each epoch, so that none can be memorized.
         validation: points for early stopping; the epoch with the lowest loss is kept.
     """
-    return _perceptron(draw, validation, points, num_classes, F.cross_entropy, progress).argmax(1)
+    return _train_perceptron(
+        draw, validation, points, num_classes, F.cross_entropy, progress
+    ).argmax(1)
 
 
 def ridge_values(train: tuple[Points, Values], points: Points) -> Values:
@@ -66,23 +68,25 @@ def mlp_values(
     progress: Callable[[float], None] = lambda share: None,
 ) -> Values:
     """Predict the values of points by the perceptron of :func:`mlp_predictions`."""
-    of_train = draw(0)[1]
+    train_values = draw(0)[1]
     varies = len(validation[1].unique()) > 1
-    standard = validation[1] if varies else of_train  # one validation image may be too few
-    mean, std = standard.mean(), standard.std().clamp_min(1e-6)
+    reference = validation[1] if varies else train_values  # one validation image may be too few
+    mean, std = reference.mean(), reference.std().clamp_min(1e-6)
 
     def squared_error(outputs: Tensor, values: Values) -> Tensor:
         return F.mse_loss(outputs[:, 0], (values - mean) / std)
 
-    return _perceptron(draw, validation, points, 1, squared_error, progress)[:, 0] * std + mean
+    return (
+        _train_perceptron(draw, validation, points, 1, squared_error, progress)[:, 0] * std + mean
+    )
 
 
-def _perceptron(
+def _train_perceptron(
     draw: Callable[[int], tuple[Points, Tensor]],
     validation: tuple[Points, Tensor],
     points: Points,
     num_outputs: int,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
+    loss_function: Callable[[Tensor, Tensor], Tensor],
     progress: Callable[[float], None],
 ) -> Float[Tensor, "_ num_outputs"]:
     """Train a perceptron and return its outputs for points."""
@@ -101,22 +105,24 @@ def _perceptron(
         ).to(z.device)
     optimizer = torch.optim.AdamW(model.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=1)
-    best, best_epoch, best_model = float("inf"), 0, model
+    lowest_loss, best_epoch, best_model = float("inf"), 0, model
     for epoch in range(_MAX_EPOCHS):
         progress(epoch / _MAX_EPOCHS)
         z, labels = draw(epoch)
         z = (z - mean) / std
         order = torch.randperm(len(z), generator=generator).to(z.device)
         for index in order.split(batch_size):
-            loss = loss_of(model(z[index]), labels[index])
+            loss = loss_function(model(z[index]), labels[index])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            validation_loss = float(loss_of(model((validation[0] - mean) / std), validation[1]))
+            validation_loss = float(
+                loss_function(model((validation[0] - mean) / std), validation[1])
+            )
         schedule.step(validation_loss)
-        if validation_loss < best:
-            best, best_epoch, best_model = validation_loss, epoch, copy.deepcopy(model)
+        if validation_loss < lowest_loss:
+            lowest_loss, best_epoch, best_model = validation_loss, epoch, copy.deepcopy(model)
         elif epoch - best_epoch >= _PATIENCE:
             break
     with torch.no_grad():

@@ -19,20 +19,20 @@ class ClaimProgress:
     def __init__(self, bar: Progress | None, console: Console) -> None:
         self._bar, self._console = bar, console
         self._task = None if bar is None else bar.add_task("", total=1.0)
-        self._claim = self._doing = ""
+        self._claim = self._step = ""
 
     def start_claim(self, name: str, number: int, count: int) -> None:
         """Show the name of the next claim and its number, from 1 to ``count``."""
         self._claim = f"{name} ({number} of {count})"
         self.update("", 0.0)
 
-    def update(self, doing: str, share: float) -> None:
+    def update(self, step: str, share: float) -> None:
         """Show the current step of the claim and the fraction of it that is done."""
         if self._bar is None or self._task is None:
             return
-        if doing != self._doing:  # the time left is that of this step
-            self._doing = doing
-            self._bar.reset(self._task, description=f"{self._claim}: {doing}")
+        if step != self._step:  # the time left is that of this step
+            self._step = step
+            self._bar.reset(self._task, description=f"{self._claim}: {step}")
         self._bar.update(self._task, completed=share)
 
     def end_claim(self, outcome: str) -> None:

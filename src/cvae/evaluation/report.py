@@ -106,17 +106,17 @@ def evaluate(
         report.metrics[name] = apply_targets(claim_metrics)
         report.seconds[name] = round(time.perf_counter() - start, 1)
         progress.end_claim(f"{report.seconds[name]} s")
-    for name, accuracy in subject.instruments().items():
+    for name, accuracy in subject.classifier_accuracy().items():
         report.metrics[name] = apply_targets(accuracy)
     return report
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def to_json(report: Report) -> dict[str, Any]:
     """Return the report as plain data: metrics by name, each with its claim, without nan."""
     metrics = {
         name: {
             "claim": claim,
-            **{k: v for k, v in metric._asdict().items() if _is_written(v)},
+            **{k: v for k, v in metric._asdict().items() if _is_json_value(v)},
         }
         for claim, claim_metrics in report.metrics.items()
         for name, metric in claim_metrics.items()
@@ -126,7 +126,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {"metrics": metrics, "left_out": report.left_out, "seconds": report.seconds}
 
 
-def _is_written(value: Any) -> bool:
+def _is_json_value(value: Any) -> bool:
     """Return whether JSON can hold a value: not None, nan or an infinity."""
     return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
@@ -137,7 +137,7 @@ _DIGITS = {"%": 2, "nats": 2, "bits": 4, "dims": 0}  # of values; 3 for others
 _SHOWN_UNITS = ("%", "nats", "bits")
 
 
-def _number(metric: Metric, value: float | None, error: float | None = None) -> str:
+def _format_value(metric: Metric, value: float | None, error: float | None = None) -> str:
     """Return a value of the metric as text, with its unit; empty for None."""
     if value is None:
         return ""
@@ -147,7 +147,7 @@ def _number(metric: Metric, value: float | None, error: float | None = None) -> 
     return f"{text} {metric.unit}" if metric.unit in _SHOWN_UNITS else text
 
 
-def _target(metric: Metric) -> str:
+def _format_target(metric: Metric) -> str:
     low, high = metric.at_least, metric.at_most
     digits = 1 if metric.unit == "%" else 2
     shown = [f"{metric.scale * bound:.{digits}f}" for bound in (low, high) if bound is not None]
@@ -160,23 +160,23 @@ def _target(metric: Metric) -> str:
 def print_table(report: Report, title: str, console: Console | None = None) -> None:
     """Print one line per metric in 80 columns: value ± standard error, target, real data."""
     console = console or Console()
-    shown = partial(encodable, encoding=console.encoding)
+    to_encodable = partial(encodable, encoding=console.encoding)
     table = Table(
-        title=Text(shown(title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title=Text(to_encodable(title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
     table.add_column("metric", overflow="fold")
-    table.add_column(shown("value ± s.e."), justify="right", no_wrap=True)
+    table.add_column(to_encodable("value ± s.e."), justify="right", no_wrap=True)
     table.add_column("target", justify="right", no_wrap=True)
     table.add_column("real data", justify="right", no_wrap=True)
     for claim_metrics in report.metrics.values():
         for name, metric in claim_metrics.items():
-            value = _number(metric, metric.value, metric.standard_error)
-            floor = _number(metric, metric.floor)
-            table.add_row(*map(shown, (name, value, _target(metric), floor)))
+            value = _format_value(metric, metric.value, metric.standard_error)
+            floor = _format_value(metric, metric.floor)
+            table.add_row(*map(to_encodable, (name, value, _format_target(metric), floor)))
         table.add_section()
     console.print(table)
     metrics = [m for claim_metrics in report.metrics.values() for m in claim_metrics.values()]
     if any(m.status for m in metrics):
-        console.print(shown(_LEGEND), style="dim", highlight=False, soft_wrap=True)
+        console.print(to_encodable(_LEGEND), style="dim", highlight=False, soft_wrap=True)
     for claim, reason in report.left_out.items():
         console.print(f"{claim}: skipped, {reason}", soft_wrap=True)

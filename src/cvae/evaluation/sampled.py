@@ -54,7 +54,7 @@ class SampledSubject(Subject):
         )
         super().__post_init__()
 
-    def instruments(self) -> dict[str, Metrics]:
+    def classifier_accuracy(self) -> dict[str, Metrics]:
         """Return the accuracy of the oracle on test images, grey and as inputs of the model."""
         if not self.oracle.is_used:
             return {}
@@ -75,13 +75,13 @@ class SampledSubject(Subject):
             z = self.sample_prior(count).repeat(len(self.classes), 1)
         else:
             z = self.sample_prior(len(labels))
-        y = self._requested(labels)
+        y = self._choose_condition(labels)
         means, drawn = self._decode_and_sample(z, y)
         predicted, features = self.oracle.predict(means)
         labels = labels if self.model.conditional else predicted
         return Samples(z, labels, means, drawn, features, predicted, y)
 
-    def _requested(self, labels: Int64[Tensor, " batch"]) -> Condition | None:
+    def _choose_condition(self, labels: Int64[Tensor, " batch"]) -> Condition | None:
         """Return y to sample with: the labels, or y of training images if y is not a label."""
         if self.train.conditions is None:
             return self.condition(labels)
@@ -104,7 +104,9 @@ class SampledSubject(Subject):
             epoch: selects the noise of the pixels.
         """
         generator = _generator(epoch)
-        parts = [(p.mean, p.sample(generator=generator).clamp(0, 1)) for p in self.decoded(z, y)]
+        parts = [
+            (p.mean, p.sample(generator=generator).clamp(0, 1)) for p in self.decode_in_chunks(z, y)
+        ]
         means, drawn = zip(*parts, strict=True)
         return torch.cat(means), torch.cat(drawn)
 

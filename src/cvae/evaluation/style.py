@@ -13,7 +13,7 @@ from cvae.directions import label_means
 from cvae.evaluation.claim import Metric, Metrics, bootstrap_error
 from cvae.evaluation.probes import Points
 from cvae.evaluation.sampled import SampledSubject
-from cvae.evaluation.subject import check_label
+from cvae.evaluation.subject import reject_attributes
 from cvae.morphology import FACTORS, Values
 from cvae.types import Latent
 
@@ -34,7 +34,7 @@ def style(subject: SampledSubject) -> Metrics:
     Raises:
         NotApplicable: the images have color.
     """
-    check_label(subject)
+    reject_attributes(subject)
     metrics: Metrics = {}
     fits = fit_ridges(subject)
     for name, ridge in fits.items():
@@ -42,7 +42,7 @@ def style(subject: SampledSubject) -> Metrics:
         metrics[f"style/r2_{name}"] = Metric.r2(errors, centered)
     for name, ridge in fits.items():
         rhos = _rank_correlations(subject, name, ridge.direction)
-        metrics[f"style/rho_{name}"] = Metric.mean(rhos, independent=rhos.mean(axis=0))
+        metrics[f"style/rho_{name}"] = Metric.mean(rhos, independent_means=rhos.mean(axis=0))
     if not subject.model.conditional:
         return metrics
     for name, factor in subject.factors.items():
@@ -106,7 +106,7 @@ def traverse(z: Points, direction: Points) -> Points:
     return directions.traverse(z, direction[0], steps).flatten(0, 1)
 
 
-def traversals(subject: SampledSubject) -> dict[str, PILImage.Image]:
+def draw_traversals(subject: SampledSubject) -> dict[str, PILImage.Image]:
     """Return grids of images along the direction of every factor: traversal_thickness, ..."""
     model, grids = subject.model, {}
     for name, ridge in fit_ridges(subject).items():

@@ -19,7 +19,7 @@ from cvae.priors import StandardNormal
 from cvae.types import Batch, Condition, Image, Latent, Split
 
 _SEED = 0  # not the run's seed, so that all runs are evaluated with the same noise
-_ROWS = 1000  # images at a time
+_CHUNK_SIZE = 1000  # images at a time
 _MEAN_DRAWS = 16  # posterior samples to estimate the mean of a latent
 _MEAN_EPOCH = 10_000  # epoch of their noise, used for nothing else
 
@@ -64,8 +64,8 @@ class LabelBounds(NamedTuple):
 
 def select_classes(split: Split, classes: Int64[Tensor, " num_classes"]) -> Split:
     """Return the images of these classes, or the same split if it has no others."""
-    wanted = torch.isin(split.labels, classes)
-    return split if wanted.all() else split.select(wanted)
+    is_selected = torch.isin(split.labels, classes)
+    return split if is_selected.all() else split.select(is_selected)
 
 
 @dataclass(eq=False)
@@ -93,7 +93,7 @@ class Subject:
     test: Split
     num_samples: int = 50
     num_generated: int = 1000
-    progress: Progress = lambda doing, share: None
+    progress: Progress = lambda step, share: None
     cache: Path | None = None
     class_names: Sequence[str] | None = None
     # one for each finished stage of cvae.evaluation.generative_classifier
@@ -129,7 +129,7 @@ class Subject:
         """True if the pixels that the model takes are 0 or 1."""
         return self.model.likelihood.num_levels == 2
 
-    def instruments(self) -> dict[str, Metrics]:
+    def classifier_accuracy(self) -> dict[str, Metrics]:
         """Return the accuracy of the classifiers that claims have used, by classifier."""
         return {}
 
@@ -160,7 +160,7 @@ class Subject:
         return torch.nn.functional.one_hot(labels, self.num_classes).float()
 
     def _row_indices(self, count: int) -> Sequence[Int64[Tensor, " batch"]]:
-        return torch.arange(count, device=self.device).split(_ROWS)
+        return torch.arange(count, device=self.device).split(_CHUNK_SIZE)
 
     @torch.no_grad()
     def _encode(self, split: Split) -> Posterior:
@@ -210,15 +210,15 @@ class Subject:
     @torch.no_grad()
     def decode(self, z: Latent, labels: Int64[Tensor, " batch"]) -> Image:
         """Return the decoder's means; an unconditional model ignores the labels."""
-        return torch.cat([p.mean for p in self.decoded(z, self.condition(labels))])
+        return torch.cat([p.mean for p in self.decode_in_chunks(z, self.condition(labels))])
 
-    def decoded(self, z: Latent, y: Condition | None) -> Iterator[PixelDistribution]:
+    def decode_in_chunks(self, z: Latent, y: Condition | None) -> Iterator[PixelDistribution]:
         """Yield p(x | z, y) for 1,000 rows at a time."""
         for index in self._row_indices(len(z)):
             yield self.model.decode(z[index], None if y is None else y[index])
 
 
-def as_vae(subject: Subject) -> VAE:
+def require_vae(subject: Subject) -> VAE:
     """Check that the model has a bound, and return it.
 
     Raises:
@@ -229,7 +229,7 @@ def as_vae(subject: Subject) -> VAE:
     return subject.model
 
 
-def labelled_model(subject: Subject) -> Autoencoder:
+def require_label(subject: Subject) -> Autoencoder:
     """Check that the condition of the model is one label, and return the model.
 
     Raises:
@@ -237,11 +237,11 @@ def labelled_model(subject: Subject) -> Autoencoder:
     """
     if not subject.model.conditional:
         raise NotApplicable("the model takes no label")
-    check_label(subject)
+    reject_attributes(subject)
     return subject.model
 
 
-def check_label(subject: Subject) -> None:
+def reject_attributes(subject: Subject) -> None:
     """Check that the model takes no condition other than one label.
 
     Raises:

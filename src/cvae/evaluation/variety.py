@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvae.evaluation.claim import Metric, Metrics, bootstrap_error
 from cvae.evaluation.sampled import SampledSubject
-from cvae.evaluation.subject import check_label
+from cvae.evaluation.subject import reject_attributes
 from cvae.types import Image
 
 _NEIGHBOURS = 5
@@ -31,7 +31,7 @@ def variety(subject: SampledSubject) -> Metrics:
     same label; it is small for copies. Its floor is the distance of test images. The other floors
     are measured on training images.
     """
-    check_label(subject)
+    reject_attributes(subject)
     samples, test = subject.samples, subject.test
     metrics: Metrics = {}
     real = (subject.test_prediction.features, test.labels)
@@ -56,8 +56,10 @@ def variety(subject: SampledSubject) -> Metrics:
         metrics[f"samples/sd_{name}_ratio"] = Metric(spread, "", error, floor_spread)
     subject.progress("nearest training images", 0.0)
     distances = nearest_distances(subject, samples.means, samples.labels)
-    own = nearest_distances(subject, subject.test_grey, test.labels)
-    metrics["samples/nearest_train_distance"] = Metric.mean(distances, floor=float(own.mean()))
+    test_distances = nearest_distances(subject, subject.test_grey, test.labels)
+    metrics["samples/nearest_train_distance"] = Metric.mean(
+        distances, floor=float(test_distances.mean())
+    )
     return metrics
 
 
@@ -87,10 +89,14 @@ def _measure_per_label(
     """Measure every real point against the fake points of its label: 1 or 0."""
     measured = []
     for c in real_labels.unique():
-        ours = real[real_labels == c][:_MAX_PER_LABEL]
-        theirs = fake[fake_labels == c][:_MAX_PER_LABEL]
-        enough = len(ours) > 1 and len(theirs) > 1
-        is_hit = measure(ours, theirs) if enough else torch.zeros(len(ours), device=ours.device)
+        real_points = real[real_labels == c][:_MAX_PER_LABEL]
+        fake_points = fake[fake_labels == c][:_MAX_PER_LABEL]
+        enough = len(real_points) > 1 and len(fake_points) > 1
+        is_hit = (
+            measure(real_points, fake_points)
+            if enough
+            else torch.zeros(len(real_points), device=real_points.device)
+        )
         measured.append(is_hit.double())
     return torch.cat(measured)
 

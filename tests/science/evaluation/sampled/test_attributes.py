@@ -16,7 +16,7 @@ from cvae.evaluation.claim import NotApplicable
 from cvae.evaluation.latent_content import latent_content
 from cvae.evaluation.latent_independence import latent_independence
 from cvae.evaluation.sampled import SampledSubject
-from cvae.evaluation.subject import Subject, labelled_model
+from cvae.evaluation.subject import Subject, require_label
 from cvae.models import CVAE, VAE
 from tests.science.test_conditions import network, saved
 
@@ -123,7 +123,7 @@ def test_claims_of_labels_do_not_apply_to_attributes(tmp_path: Path) -> None:
     model = CVAE(network, 2, (1, 12, 12), num_classes=2, condition=data.condition).eval()
     subject = subject_of(model, data)
     with pytest.raises(NotApplicable, match="the condition is not one label but label, height"):
-        labelled_model(subject)
+        require_label(subject)
     names = list(bound(subject))
     assert "test/nll_k3" in names
     assert not any("joint" in name or "marginal" in name for name in names)

@@ -14,7 +14,7 @@ from cvae.conditions import Attributes
 from cvae.evaluation import latent_independence, report
 from cvae.evaluation.claims import CLAIMS
 from cvae.evaluation.device import choose_device, full_float32
-from cvae.evaluation.pictures import pictures
+from cvae.evaluation.pictures import draw_pictures
 from cvae.evaluation.sampled import SampledSubject
 from cvae.likelihoods import DiscretizedLogistic
 from cvae.models import CVAE, VAE, Autoencoder
@@ -67,7 +67,7 @@ def measured(
     found = report.evaluate(one, claims)
     few = one.test_batch(torch.arange(3, device=device))
     on_cpu = few._replace(x=few.x.cpu(), y=few.y.cpu(), indices=few.indices.cpu())
-    return found, pictures(one, on_cpu, found.seconds)
+    return found, draw_pictures(one, on_cpu, found.seconds)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_every_claim_runs_on_a_gpu(build: Callable[[], Autoencoder], claims: lis
     assert on_gpu.left_out == on_cpu.left_out
     found, expected = (
         {(name, key): v for name, metric in metrics.items() for key, v in metric.items()}
-        for metrics in (report.as_json(one)["metrics"] for one in (on_gpu, on_cpu))
+        for metrics in (report.to_json(one)["metrics"] for one in (on_gpu, on_cpu))
     )
     numbers = {key for key, value in expected.items() if isinstance(value, float)}
     # a GPU takes more samples of z at a time, so sums differ by rounding

@@ -6,7 +6,7 @@ import torch
 
 from cvae.evaluation import variety
 from cvae.evaluation.oracle import Oracle
-from cvae.evaluation.prior_samples import fitted_samples, frechet_distance
+from cvae.evaluation.prior_samples import frechet_distance, sample_fitted_mixture
 from cvae.models import CVAE
 from tests.science.evaluation.known import TRAIN, normal
 from tests.science.evaluation.sampled.subjects import subject
@@ -23,10 +23,10 @@ def test_frechet_distance_has_its_closed_form() -> None:
 
 def test_fitted_samples_follow_the_codes() -> None:
     codes = torch.cat([normal(0, 500, 2) + 5, normal(1, 500, 2) - 5])
-    drawn = fitted_samples(codes, 2, 1000)
+    drawn = sample_fitted_mixture(codes, 2, 1000)
     assert drawn.abs().mean(0).tolist() == pytest.approx([5, 5], abs=0.3)
     assert ((drawn > 0).float().mean(0) - 0.5).abs().max() < 0.1
-    one = fitted_samples(codes, 1, 1000)
+    one = sample_fitted_mixture(codes, 1, 1000)
     assert one.std(0).tolist() == pytest.approx(codes.std(0).tolist(), rel=0.1)
 
 
