@@ -14,9 +14,9 @@ from cvae.conditions import Attributes, Part
 from cvae.data import MNISTDataModule
 from cvae.directions import (
     Direction,
+    display_range,
     embed,
     principal_directions,
-    display_range,
     style_directions,
 )
 from cvae.image_set import ImageSet
@@ -42,7 +42,7 @@ def describe(model: Autoencoder, data: MNISTDataModule, name: str) -> dict[str, 
     """
     assert data.validation is not None, "call setup() first"
     held_out = data.validation
-    batch = _rows(held_out, torch.arange(min(_MAX_IMAGES, len(held_out))))
+    batch = _select_images(held_out, torch.arange(min(_MAX_IMAGES, len(held_out))))
     latent = embed(model, batch)
     is_binary = data.binarization == "dynamic"
     is_of_digits = has_centered_digits(data)
@@ -64,8 +64,8 @@ def describe(model: Autoencoder, data: MNISTDataModule, name: str) -> dict[str, 
         "condition_size": model.condition.size if model.conditional else 0,
         "directions": [_describe_direction(direction) for direction in directions],
         "dimensions": list(_describe_dimensions(model, latent)),
-        "eps": _stored_normal(model.latent_dim),
-        "thresholds": _stored_uniform(model.output_bias[0].numel()) if is_binary else None,
+        "eps": _sample_normal(model.latent_dim),
+        "thresholds": _sample_uniform(model.output_bias[0].numel()) if is_binary else None,
         "examples": list(_describe_examples(model, held_out, data.class_names)),
     }
 
@@ -85,7 +85,7 @@ def _digest(model: Autoencoder) -> str:
     return content.hexdigest()[:16]
 
 
-def _rows(images: ImageSet, index: Tensor) -> Batch:
+def _select_images(images: ImageSet, index: Tensor) -> Batch:
     return images[Rows(0, index, len(index))]
 
 
@@ -95,13 +95,13 @@ def _describe_parts(model: Autoencoder, class_names: list[str] | None) -> Iterat
     for name, part in model.condition.parts.items():
         entry: dict[str, Any] = {"name": name, **part._asdict()}
         if part.kind == "categorical":
-            entry["names"] = _names_of_classes(name, part, class_names)
+            entry["names"] = _list_class_names(name, part, class_names)
         elif isinstance(model.condition, Attributes):
             entry["low"], entry["high"] = model.condition.training_range(name)
         yield entry
 
 
-def _names_of_classes(name: str, part: Part, class_names: list[str] | None) -> list[str]:
+def _list_class_names(name: str, part: Part, class_names: list[str] | None) -> list[str]:
     """Return the names of the classes of a part, or numbers if the data have no names."""
     if name == "label" and class_names is not None:
         return list(class_names)
@@ -119,14 +119,14 @@ def _describe_dimensions(model: Autoencoder, latent: Latent) -> Iterator[dict[st
         yield {"spread": spread, "low": low, "high": high}
 
 
-def _stored_normal(count: int) -> list[float]:
+def _sample_normal(count: int) -> list[float]:
     """Return a sample of N(0, I), which the page uses as eps in each bound."""
     index = torch.zeros(1, dtype=torch.long)
     eps = noise.standard_normal(index, (count,), seed=_SEED, stream=noise.Stream.POSTERIOR)
     return eps[0].tolist()
 
 
-def _stored_uniform(count: int) -> list[float]:
+def _sample_uniform(count: int) -> list[float]:
     """Return uniform samples in (0, 1), one per pixel: the thresholds that binarize a drawing."""
     index = torch.zeros(1, dtype=torch.long)
     bits = noise.random_bits(index, count, seed=_SEED, stream=noise.Stream.BINARIZATION)
@@ -143,7 +143,7 @@ def _describe_examples(
     ]
     ranked = [index[k : k + 1] for k in range(_EXAMPLES_PER_CLASS) for index in firsts]
     index = torch.cat(ranked)[:_MAX_EXAMPLES]
-    batch = _rows(images, index)
+    batch = _select_images(images, index)
     y = batch.y if model.conditional else None
     for i, label in enumerate(images.labels[index].tolist()):
         text = f"label {class_names[label] if class_names else label}"
@@ -160,7 +160,7 @@ def _describe_condition(model: Autoencoder, y: Tensor, class_names: list[str] | 
     for name, part in model.condition.parts.items():
         value = part.select(y)[0].item()
         if part.kind == "categorical":
-            texts.append(f"{name} {_names_of_classes(name, part, class_names)[int(value)]}")
+            texts.append(f"{name} {_list_class_names(name, part, class_names)[int(value)]}")
         else:
             texts.append(f"{name} {value:.3g}")
     return ", ".join(texts)

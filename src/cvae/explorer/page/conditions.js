@@ -15,7 +15,7 @@ export class Conditions {
     this.model = model;
     this.tilePart = parts.find(({ kind }) => kind === "categorical") ?? parts[0] ?? null;
     this.others = parts.filter((part) => part !== this.tilePart);
-    this.setters = { given: {}, wanted: {} };
+    this.setters = { drawingValues: {}, tileValues: {} };
     this.reset();
     this.values = [null]; // value of tilePart in each tile
     this.texts = [""];
@@ -36,10 +36,10 @@ export class Conditions {
 
   /** True if the model can estimate the label of a drawing. */
   get canGuess() {
-    return this.isLabelled && this.model.facts.has_bound;
+    return this.isLabelled && this.model.description.has_bound;
   }
 
-  #forTiles(settings) {
+  #conditionsPerTile(settings) {
     if (!this.tilePart) {
       return [];
     }
@@ -48,26 +48,26 @@ export class Conditions {
   }
 
   /** Return one y for each tile. */
-  ofTiles() {
-    return this.#forTiles(this.wanted);
+  tileConditions() {
+    return this.#conditionsPerTile(this.tileValues);
   }
 
   /** Return one y for each label that the drawing may have. */
-  ofGuesses() {
-    return this.#forTiles(this.given);
+  labelConditions() {
+    return this.#conditionsPerTile(this.drawingValues);
   }
 
   /** Return a list with y of the drawing; empty for a model without conditions. */
-  ofDrawing() {
-    return this.tilePart ? [this.model.condition(this.given)] : [];
+  drawingConditions() {
+    return this.tilePart ? [this.model.condition(this.drawingValues)] : [];
   }
 
   /** Set all parts, of the drawing and of the tiles, from a condition vector. */
-  readGiven(y) {
+  setFromVector(y) {
     for (const { name, kind, start, size } of this.model.parts) {
       const columns = y.slice(start, start + size);
       const value = kind === "categorical" ? columns.indexOf(Math.max(...columns)) : columns[0];
-      this.given[name] = this.wanted[name] = value;
+      this.drawingValues[name] = this.tileValues[name] = value;
     }
     this.refresh();
   }
@@ -75,14 +75,14 @@ export class Conditions {
   /** Set all parts, of the drawing and of the tiles, to their initial values. */
   reset() {
     const { parts } = this.model;
-    this.given = Object.fromEntries(parts.map((part) => [part.name, initialValue(part)]));
-    this.wanted = { ...this.given };
+    this.drawingValues = Object.fromEntries(parts.map((part) => [part.name, initialValue(part)]));
+    this.tileValues = { ...this.drawingValues };
     this.refresh();
   }
 
   /** Show the values in the controls. */
   refresh() {
-    for (const role of ["given", "wanted"]) {
+    for (const role of ["drawingValues", "tileValues"]) {
       for (const [name, set] of Object.entries(this.setters[role])) {
         set(this[role][name]);
       }
@@ -91,11 +91,11 @@ export class Conditions {
 
   /**
    * Add a control for each part that has no tiles.
-   * @param role "given" or "wanted"
+   * @param role "drawingValues" or "tileValues"
    * @param suffix text after the name of the part
    */
   addControls(parent, role, suffix, onChange) {
-    const parts = role === "given" && !this.isLabelled ? this.model.parts : this.others;
+    const parts = role === "drawingValues" && !this.isLabelled ? this.model.parts : this.others;
     for (const part of parts) {
       const text = `${part.name}${suffix}`;
       const change = (value) => {

@@ -3,9 +3,9 @@ import { paint } from "./pixels.js";
 
 /** Return a new element with these properties and children. */
 export function element(name, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
+  const node = Object.assign(document.createElement(name), properties);
+  node.append(...children);
+  return node;
 }
 
 let numSliders = 0;
@@ -29,7 +29,7 @@ export function addSlider(parent, { text, low, high, unit = "" }, onInput) {
   const output = element("output");
   const range = { low, high, unit };
   output.setAttribute("for", id);
-  makeSteps(input);
+  enableFineSteps(input);
   input.addEventListener("input", () => {
     const value = input.valueAsNumber;
     setSlider(input, output, value, range);
@@ -41,7 +41,7 @@ export function addSlider(parent, { text, low, high, unit = "" }, onInput) {
 }
 
 /** Let a slider take any value, and let the arrow keys move it by a hundredth of its range. */
-export function makeSteps(input) {
+export function enableFineSteps(input) {
   const signs = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 };
   input.step = "any"; // steps would round the value of z
   input.addEventListener("keydown", (event) => {

@@ -1,5 +1,5 @@
 // The drawing area: strokes of a pen, and their image, which the encoder takes.
-import { onGrid } from "./link.js";
+import { roundToGrid } from "./link.js";
 
 const SIDE = 280; // canvas pixels on the longer side
 const SUBPIXELS = 8; // along each side of an image pixel, for anti-aliasing
@@ -11,12 +11,12 @@ const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDo
 export class Drawing {
   /**
    * @param canvas the drawing area
-   * @param facts contents of model.json
+   * @param description contents of model.json
    * @param onChange called after each change of the strokes or the paper
    */
-  constructor(canvas, facts, onChange) {
-    const [channels, height, width] = facts.image_shape;
-    Object.assign(this, { canvas, facts, onChange, channels, height, width });
+  constructor(canvas, description, onChange) {
+    const [channels, height, width] = description.image_shape;
+    Object.assign(this, { canvas, description, onChange, channels, height, width });
     const longer = Math.max(height, width);
     canvas.width = Math.round((SIDE * width) / longer);
     canvas.height = Math.round((SIDE * height) / longer);
@@ -95,7 +95,7 @@ export class Drawing {
 
   /** Return the nearest point of the drawing area. */
   #inside(point) {
-    return point.map((value, i) => onGrid(Math.min(this.aspect[i], Math.max(0, value))));
+    return point.map((value, i) => roundToGrid(Math.min(this.aspect[i], Math.max(0, value))));
   }
 
   #start(point) {
@@ -183,7 +183,7 @@ export class Drawing {
   /** Return the input of the encoder, in [0, 1]; binarized for a model of binary pixels. */
   toImage() {
     const image = this.#render();
-    const { thresholds, pixels } = this.facts;
+    const { thresholds, pixels } = this.description;
     if (pixels === "binary") {
       return image.map((grey, i) => (grey > thresholds[i] ? 1 : 0));
     }
@@ -206,7 +206,7 @@ export class Drawing {
       drawStrokes(context, this.strokes, place);
       return context.getImageData(0, 0, page.width, page.height).data;
     };
-    if (!this.facts.centered || this.isEmpty) {
+    if (!this.description.centered || this.isEmpty) {
       return average(draw({ scale: longer * SUBPIXELS, x: 0, y: 0 }), this.channels, height, width);
     }
     const place = fitBox(this.strokes, page, longer * SUBPIXELS);

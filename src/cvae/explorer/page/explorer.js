@@ -8,20 +8,23 @@ const PLANE_DELAY = 120; // ms without a change before the plane is decoded agai
 
 export class Explorer {
   constructor(model) {
-    const { facts } = model;
+    const { description } = model;
     this.model = model;
     this.conditions = new Conditions(model);
-    this.directions = allDirections(facts);
-    this.examples = facts.examples.map((one) => ({ ...one, image: decodePixels(one.pixels) }));
+    this.directions = allDirections(description);
+    this.examples = description.examples.map((example) => ({
+      ...example,
+      image: decodePixels(example.pixels),
+    }));
     this.example = null; // position of the chosen example; null for a drawing
     this.x = null; // input of the encoder
     this.label = null; // of the drawing, chosen by the user; null for the guess
     this.bounds = null; // one for each label, in nats
-    this.z = new Float32Array(facts.latent_dim);
+    this.z = new Float32Array(description.latent_dim);
     this.encoded = this.z; // z of the drawing or example, before changes
     this.noise = null; // sample of N(0, I): z is temperature * noise; null if z is not sampled
     this.temperature = 1;
-    this.chosen = 0; // tile whose label the plane shows
+    this.chosenTile = 0; // tile whose label the plane shows
     this.images = []; // of the tiles
     this.ends = { a: null, b: null }; // styles to morph between
     this.share = 0; // of the way from a to b
@@ -45,7 +48,7 @@ export class Explorer {
     try {
       while (this.pending.encode || this.pending.decode || this.pending.plane) {
         await new Promise(requestAnimationFrame);
-        await this.inTurn(() => this.#step());
+        await this.runExclusive(() => this.#step());
       }
     } finally {
       this.running = null;
@@ -53,26 +56,26 @@ export class Explorer {
   }
 
   /** Call a function when the networks are free. */
-  inTurn(call) {
+  runExclusive(call) {
     const result = this.queue.then(call);
     this.queue = result.catch(() => {});
     return result;
   }
 
   async #step() {
-    const begun = performance.now();
+    const startTime = performance.now();
     if (this.pending.encode) {
       this.pending.encode = false;
       await this.#encode();
     }
     if (this.pending.decode) {
       this.pending.decode = false;
-      const ys = this.conditions.ofTiles();
+      const ys = this.conditions.tileConditions();
       const latents = this.conditions.values.map(() => this.z);
       this.images = await this.model.decode(latents, ys);
       this.view.showStyle();
       this.decodedAt = performance.now();
-      this.milliseconds = this.decodedAt - begun;
+      this.milliseconds = this.decodedAt - startTime;
     } else if (this.pending.plane && performance.now() - this.decodedAt > PLANE_DELAY) {
       this.pending.plane = false;
       const points = this.view.plane.centers().map((at) => this.#pointInPlane(at));
@@ -88,14 +91,14 @@ export class Explorer {
     this.x = x;
     let [latents, bounds] = [null, null];
     if (conditions.canGuess) {
-      const ys = conditions.ofGuesses();
+      const ys = conditions.labelConditions();
       const codes = await model.encode(x, ys);
       [latents, bounds] = [codes.latents, await model.bounds(x, ys, codes)];
     } else {
       if (conditions.isLabelled) {
-        conditions.given[conditions.tilePart.name] = this.label ?? 0;
+        conditions.drawingValues[conditions.tilePart.name] = this.label ?? 0;
       }
-      ({ latents } = await model.encode(x, conditions.ofDrawing()));
+      ({ latents } = await model.encode(x, conditions.drawingConditions()));
     }
     if (this.x !== x) {
       return; // the drawing was cleared meanwhile
@@ -103,9 +106,9 @@ export class Explorer {
     this.bounds = bounds;
     if (conditions.isLabelled) {
       const label = this.label ?? this.guess ?? 0;
-      conditions.given[conditions.tilePart.name] = this.chosen = label;
+      conditions.drawingValues[conditions.tilePart.name] = this.chosenTile = label;
     }
-    this.encoded = latents[conditions.canGuess ? this.chosen : 0];
+    this.encoded = latents[conditions.canGuess ? this.chosenTile : 0];
     this.z = this.encoded;
     this.noise = null;
     this.view.showInput();
@@ -118,7 +121,7 @@ export class Explorer {
 
   /** Decode latents with the condition of the chosen tile. */
   #decodeChosen(latents) {
-    const y = this.conditions.ofTiles()[this.chosen];
+    const y = this.conditions.tileConditions()[this.chosenTile];
     return this.model.decode(latents, latents.map(() => y));
   }
 
@@ -129,7 +132,7 @@ export class Explorer {
 
   // ---- changes by the user
 
-  drawn() {
+  onDrawingChange() {
     if (this.example !== null) {
       this.label = null;
       this.conditions.reset(); // the conditions of the example do not apply to the drawing
@@ -152,9 +155,9 @@ export class Explorer {
 
   chooseExample(index) {
     const { conditions } = this;
-    conditions.readGiven(this.examples[index].y);
+    conditions.setFromVector(this.examples[index].y);
     this.example = index;
-    this.label = conditions.isLabelled ? conditions.given[conditions.tilePart.name] : null;
+    this.label = conditions.isLabelled ? conditions.drawingValues[conditions.tilePart.name] : null;
     this.view.showExample();
     return this.update("encode", "decode", "plane");
   }
@@ -172,7 +175,7 @@ export class Explorer {
   }
 
   chooseTile(index) {
-    this.chosen = index;
+    this.chosenTile = index;
     this.update("decode", "plane");
     return this.showEnds();
   }
@@ -191,7 +194,7 @@ export class Explorer {
     this.#setStyle(this.#pointInPlane(at));
   }
 
-  backToImage() {
+  restoreImage() {
     if (this.x) {
       this.#setStyle(this.encoded, "plane");
     }
@@ -212,7 +215,7 @@ export class Explorer {
   }
 
   /** Store z as one end of the morph. */
-  keep(end) {
+  storeEnd(end) {
     this.ends[end] = this.z;
     this.update("decode");
     return this.showEnds();
@@ -221,7 +224,7 @@ export class Explorer {
   async showEnds() {
     for (const [end, z] of Object.entries(this.ends)) {
       if (z) {
-        const [image] = await this.inTurn(() => this.#decodeChosen([z]));
+        const [image] = await this.runExclusive(() => this.#decodeChosen([z]));
         this.view.showEnd(end, image);
       }
     }
@@ -237,11 +240,11 @@ export class Explorer {
   /** Return the state that a link restores, as plain data. */
   snapshot() {
     const pack = (z) => z && packFloats(z);
-    const { given, wanted } = this.conditions;
+    const { drawingValues: given, tileValues: wanted } = this.conditions;
     const { strokes, paper } = this.view.drawing;
-    const { example, label, chosen, temperature, axes, dimension, share } = this;
+    const { example, label, temperature, axes, dimension, share } = this;
     return {
-      model: this.model.facts.digest,
+      model: this.model.description.digest,
       z: pack(this.z),
       noise: pack(this.noise),
       a: pack(this.ends.a),
@@ -250,7 +253,8 @@ export class Explorer {
       paper,
       given,
       wanted,
-      ...{ example, label, chosen, temperature, axes, dimension, share },
+      chosen: this.chosenTile,
+      ...{ example, label, temperature, axes, dimension, share },
     };
   }
 
@@ -269,14 +273,14 @@ export class Explorer {
       this.chooseExample(example);
     }
     Object.assign(this, settings);
-    Object.assign(conditions.given, given);
+    Object.assign(conditions.drawingValues, given);
     if (example !== null || strokes.length) {
       await this.update("encode");
     } else {
       this.#forgetImage();
     }
-    Object.assign(conditions.wanted, wanted);
-    Object.assign(this, { z, noise, chosen });
+    Object.assign(conditions.tileValues, wanted);
+    Object.assign(this, { z, noise, chosenTile: chosen });
     this.view.showSettings();
     await this.update("decode", "plane");
     await this.showEnds();
@@ -285,13 +289,13 @@ export class Explorer {
 
   /** Return the content of the page as plain numbers. */
   state() {
-    const { tilePart, given } = this.conditions;
+    const { tilePart, drawingValues } = this.conditions;
     return {
       latent: Array.from(this.z),
       pixels: this.x && Array.from(this.x),
       guess: this.guess,
       bounds: this.bounds,
-      label: tilePart ? given[tilePart.name] : null,
+      label: tilePart ? drawingValues[tilePart.name] : null,
       images: this.images.map((image) => Array.from(image)),
       milliseconds: this.milliseconds ?? null,
     };

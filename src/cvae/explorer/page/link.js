@@ -1,10 +1,10 @@
 // State of the page in the fragment of its address (after #), as base64 of JSON.
 
-const ACCURACY = 1000; // grid points per unit, for the points of strokes
+const GRID_POINTS = 1000; // grid points per unit, for the points of strokes
 
 /** Round a coordinate to the grid, so that a link restores the exact points. */
-export function onGrid(value) {
-  return Math.round(value * ACCURACY) / ACCURACY;
+export function roundToGrid(value) {
+  return Math.round(value * GRID_POINTS) / GRID_POINTS;
 }
 
 function toBase64(bytes) {
@@ -29,7 +29,7 @@ function unpackFloats(text) {
 /** Return strokes with each point as the difference from the previous, to keep links short. */
 export function packStrokes(strokes) {
   return strokes.map(({ pen, ink, points }) => {
-    const steps = points.map((value) => Math.round(value * ACCURACY));
+    const steps = points.map((value) => Math.round(value * GRID_POINTS));
     return [pen, ink, steps.map((value, i) => (i < 2 ? value : value - steps[i - 2]))];
   });
 }
@@ -38,7 +38,7 @@ function unpackStrokes(packed) {
   return packed.map(([pen, ink, differences]) => {
     const steps = [];
     differences.forEach((value, i) => steps.push(i < 2 ? value : value + steps[i - 2]));
-    return { pen, ink, points: steps.map((value) => value / ACCURACY) };
+    return { pen, ink, points: steps.map((value) => value / GRID_POINTS) };
   });
 }
 
@@ -60,7 +60,7 @@ export function decodeState(text) {
 export function checkSnapshot(snapshot, { model, examples, conditions, directions }) {
   const isIn = (value, low, high) => Number.isFinite(value) && value >= low && value <= high;
   const isIndex = (value, count) => Number.isInteger(value) && isIn(value, 0, count - 1);
-  const size = model.facts.latent_dim;
+  const size = model.description.latent_dim;
   const isLatent = (z) => z.length === size && z.every((value) => isIn(value, -100, 100));
   const isColor = (text) => /^#[0-9a-f]{6}$/.test(text);
   const areValues = (values) =>
@@ -73,9 +73,9 @@ export function checkSnapshot(snapshot, { model, examples, conditions, direction
     const [z, noise, a, b] = ["z", "noise", "a", "b"].map(latent);
     const strokes = unpackStrokes(snapshot.strokes);
     const fits =
-      snapshot.model === model.facts.digest &&
+      snapshot.model === model.description.digest &&
       isLatent(z) &&
-      [noise, a, b].every((one) => one === null || isLatent(one)) &&
+      [noise, a, b].every((vector) => vector === null || isLatent(vector)) &&
       strokes.every(({ pen, ink, points }) => isIn(pen, 0, 1) && isColor(ink) && points.length > 1) &&
       strokes.every(({ points }) => points.every((value) => isIn(value, 0, 1))) &&
       isColor(snapshot.paper) &&

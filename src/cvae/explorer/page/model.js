@@ -35,11 +35,11 @@ export class Model {
     if (!response.ok) {
       throw new Error(`model/model.json: ${response.status} ${response.statusText}`);
     }
-    const facts = await response.json();
+    const description = await response.json();
     const model = new Model();
-    Object.assign(model, { facts, shape: facts.image_shape, parts: facts.parts });
-    model.isConditional = facts.parts.length > 0;
-    const names = ["encoder", "decoder", ...(facts.has_bound ? ["likelihood"] : [])];
+    Object.assign(model, { description, shape: description.image_shape, parts: description.parts });
+    model.isConditional = description.parts.length > 0;
+    const names = ["encoder", "decoder", ...(description.has_bound ? ["likelihood"] : [])];
     const sessions = await Promise.all(
       names.map((name) => ort.InferenceSession.create(url(`${name}.onnx`))),
     );
@@ -49,7 +49,7 @@ export class Model {
 
   /** Return the vector y that the networks take, from the value of each part. */
   condition(values) {
-    const y = new Float32Array(this.facts.condition_size);
+    const y = new Float32Array(this.description.condition_size);
     for (const { name, kind, start } of this.parts) {
       if (kind === "categorical") {
         y[start + values[name]] = 1;
@@ -78,14 +78,14 @@ export class Model {
     const count = Math.max(1, ys.length);
     const tensors = {
       x: new ort.Tensor("float32", repeat(x, count), [count, ...this.shape]),
-      eps: this.#rows(Array(count).fill(Float32Array.from(this.facts.eps))),
+      eps: this.#rows(Array(count).fill(Float32Array.from(this.description.eps))),
     };
     if (this.isConditional) {
       tensors.y = this.#rows(ys);
     }
     const outputs = await this.encoder.run(this.#inputs(this.encoder, tensors));
     const latents = unstack(outputs.latent.data, count);
-    if (!this.facts.has_bound) {
+    if (!this.description.has_bound) {
       return { latents };
     }
     const samples = unstack(outputs.sample.data, count);

@@ -30,22 +30,22 @@ export class Plane {
 
   #drag(event) {
     const box = this.canvas.getBoundingClientRect();
-    const share = [
+    const relative = [
       (event.clientX - box.left) / box.width,
       1 - (event.clientY - box.top) / box.height,
     ];
-    this.#move(share);
+    this.#move(relative);
   }
 
   #type(event) {
     if (event.key in KEYS) {
-      this.#move(this.#share().map((value, i) => value + STEP * KEYS[event.key][i]));
+      this.#move(this.#relativePosition().map((value, i) => value + STEP * KEYS[event.key][i]));
       event.preventDefault();
     }
   }
 
-  #move(share) {
-    const inside = share.map((value) => Math.min(1, Math.max(0, value)));
+  #move(relative) {
+    const inside = relative.map((value) => Math.min(1, Math.max(0, value)));
     this.onMove(inside.map((value, i) => this.axes[i].low + value * this.#length(i)));
   }
 
@@ -53,7 +53,7 @@ export class Plane {
     return this.axes[i].high - this.axes[i].low;
   }
 
-  #share() {
+  #relativePosition() {
     return this.position.map((value, i) => (value - this.axes[i].low) / this.#length(i));
   }
 
@@ -81,7 +81,7 @@ export class Plane {
   show() {
     const context = this.canvas.getContext("2d");
     context.drawImage(this.tiles, 0, 0);
-    const [x, y] = this.#share();
+    const [x, y] = this.#relativePosition();
     context.beginPath();
     context.arc(x * SIDE, (1 - y) * SIDE, 11, 0, 2 * Math.PI);
     context.lineWidth = 5;

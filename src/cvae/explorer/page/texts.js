@@ -1,8 +1,8 @@
 // Texts of the page that depend on the model.
 
 /** Return the title, the headings and the sentences of the page. */
-export function explain(facts, { tilePart, isLabelled, texts }) {
-  const { name, kind, data, latent_dim: size, parts, centered, has_prior: hasPrior } = facts;
+export function explain(description, { tilePart, isLabelled, texts }) {
+  const { name, kind, data, latent_dim: size, parts, centered, has_prior: hasPrior } = description;
   const thing = centered ? "digit" : "image";
   const content = centered ? "digit" : "content of the image";
   const article = centered ? "a" : "an";
@@ -39,6 +39,6 @@ export function explain(facts, { tilePart, isLabelled, texts }) {
     explanation,
     result,
     model: `${kind} ${name}, trained on ${data}, ${size} latent dimensions`,
-    facts: "The model runs in this browser: no image leaves your machine.",
+    privacy: "The model runs in this browser: no image leaves your machine.",
   };
 }

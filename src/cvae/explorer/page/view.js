@@ -4,7 +4,7 @@ import {
   addSlider,
   addTiles,
   fillSelect,
-  makeSteps,
+  enableFineSteps,
   markTile,
   setSlider,
   showBars,
@@ -26,14 +26,14 @@ export class View {
   constructor(explorer) {
     this.explorer = explorer;
     explorer.view = this;
-    const { facts } = explorer.model;
-    this.unit = facts.has_prior ? " s.d." : "";
-    this.#write(explain(facts, explorer.conditions));
-    this.#connectDrawing(facts);
+    const { description } = explorer.model;
+    this.unit = description.has_prior ? " s.d." : "";
+    this.#write(explain(description, explorer.conditions));
+    this.#connectDrawing(description);
     this.#connectConditions();
     this.#connectStyle();
-    this.#connectSamples(facts);
-    this.#connectButtons(facts);
+    this.#connectSamples(description);
+    this.#connectButtons(description);
     this.showSettings();
   }
 
@@ -53,7 +53,7 @@ export class View {
     const input = explorer.x ?? new Float32Array(explorer.model.shape.reduce((a, b) => a * b));
     paint($("input"), input, explorer.model.shape);
     markTile($("examples"), explorer.example);
-    markTile($("tiles"), explorer.chosen);
+    markTile($("tiles"), explorer.chosenTile);
     $("reset").disabled = !explorer.x;
     this.#showLabel();
     if (!conditions.canGuess) {
@@ -128,7 +128,7 @@ export class View {
     $("dimension").value = String(explorer.dimension);
     $("morph").value = explorer.share;
     this.#describeEnds();
-    markTile($("tiles"), explorer.chosen);
+    markTile($("tiles"), explorer.chosenTile);
     this.#showLabel();
     this.#showDimension();
   }
@@ -153,24 +153,24 @@ export class View {
     $("model-name").textContent = texts.model;
     $("explanation").textContent = texts.explanation;
     $("result-title").textContent = texts.result;
-    $("facts").textContent = texts.facts;
+    $("privacy").textContent = texts.privacy;
   }
 
-  #connectDrawing(facts) {
+  #connectDrawing(description) {
     const { explorer } = this;
-    this.drawing = new Drawing($("drawing"), facts, () => explorer.drawn());
+    this.drawing = new Drawing($("drawing"), description, () => explorer.onDrawingChange());
     const { drawing } = this;
     on("undo", "click", () => drawing.undo());
     on("clear", "click", () => drawing.clear());
     $("pen").value = drawing.pen;
     on("pen", "input", () => (drawing.pen = $("pen").valueAsNumber));
-    $("colors").hidden = facts.pixels !== "color";
-    if (facts.pixels === "color" && explorer.examples.length) {
-      Object.assign(drawing, colorsOf(explorer.examples[0].image, facts.image_shape));
+    $("colors").hidden = description.pixels !== "color";
+    if (description.pixels === "color" && explorer.examples.length) {
+      Object.assign(drawing, colorsOf(explorer.examples[0].image, description.image_shape));
     }
     on("ink", "input", () => (drawing.ink = $("ink").value));
     on("paper", "input", () => drawing.setPaper($("paper").value));
-    addExamples($("examples"), explorer.examples, facts.image_shape, (i) =>
+    addExamples($("examples"), explorer.examples, description.image_shape, (i) =>
       explorer.chooseExample(i),
     );
   }
@@ -188,8 +188,10 @@ export class View {
         explorer.chooseLabel(index < 0 ? null : index);
       });
     }
-    conditions.addControls($("given"), "given", " of the drawing", () => explorer.encodeAgain());
-    conditions.addControls($("wanted"), "wanted", "", () => explorer.update("decode", "plane"));
+    conditions.addControls($("given"), "drawingValues", " of the drawing", () =>
+      explorer.encodeAgain(),
+    );
+    conditions.addControls($("wanted"), "tileValues", "", () => explorer.update("decode", "plane"));
     const describe = (text) =>
       text ? `Show ${conditions.tilePart.name} ${text} in the plane` : "Decoded image";
     this.tiles = addTiles($("tiles"), conditions.texts, describe, (i) => {
@@ -213,7 +215,7 @@ export class View {
       this.#showDimension();
       this.#scheduleLink();
     });
-    makeSteps($("dimension-value"));
+    enableFineSteps($("dimension-value"));
     on("dimension-value", "input", () => {
       explorer.moveAlong(directions.single[explorer.dimension], $("dimension-value").valueAsNumber);
     });
@@ -228,28 +230,28 @@ export class View {
     }
   }
 
-  #connectSamples(facts) {
+  #connectSamples(description) {
     const { explorer } = this;
-    $("sample-block").hidden = !facts.has_prior;
-    on("sample", "click", () => explorer.sample(standardNormal(facts.latent_dim)));
+    $("sample-block").hidden = !description.has_prior;
+    on("sample", "click", () => explorer.sample(standardNormal(description.latent_dim)));
     on("temperature", "input", () => {
       explorer.setTemperature($("temperature").valueAsNumber);
       this.showSettings();
       this.#scheduleLink();
     });
-    on("keep-a", "click", () => explorer.keep("a"));
-    on("keep-b", "click", () => explorer.keep("b"));
+    on("keep-a", "click", () => explorer.storeEnd("a"));
+    on("keep-b", "click", () => explorer.storeEnd("b"));
     on("morph", "input", () => explorer.morph($("morph").valueAsNumber));
   }
 
-  #connectButtons(facts) {
+  #connectButtons(description) {
     const { explorer } = this;
-    on("reset", "click", () => explorer.backToImage());
+    on("reset", "click", () => explorer.restoreImage());
     on("save", "click", () => {
       const { texts } = explorer.conditions;
       const tiles = explorer.images.map((image, i) => ({ image, text: texts[i] }));
       const input = explorer.noise ? null : explorer.x;
-      savePicture(input, tiles, facts.image_shape, facts.name);
+      savePicture(input, tiles, description.image_shape, description.name);
     });
     on("copy", "click", () => this.#copyLink());
     window.addEventListener("hashchange", () => this.restoreLink());
