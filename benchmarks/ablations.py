@@ -81,22 +81,22 @@ def make_jobs(name: str) -> dict[int, Job]:
 
 def saved_rows(settings: dict[str, str]) -> dict[str, Any]:
     """Return the rows of the output file; empty ones for variants whose settings have changed."""
-    there = json.loads(OUTPUT.read_text(encoding="utf-8"))["variants"] if OUTPUT.exists() else {}
+    saved = json.loads(OUTPUT.read_text(encoding="utf-8"))["variants"] if OUTPUT.exists() else {}
     return {
-        name: there[name]
-        if name in there and there[name]["settings"] == settings[name]
+        name: saved[name]
+        if name in saved and saved[name]["settings"] == settings[name]
         else {"overrides": list(VARIANTS[name]), "settings": settings[name], "runs": {}}
         for name in VARIANTS
     }
 
 
 def main(names: list[str]) -> None:
-    chosen = list(dict.fromkeys([DEFAULT, *select_names(names, VARIANTS)]))
+    selected = list(dict.fromkeys([DEFAULT, *select_names(names, VARIANTS)]))
     default = settings_digest(VARIANTS[DEFAULT])
     rows = saved_rows({name: f"{settings_digest(VARIANTS[name])} {default}" for name in VARIANTS})
     jobs = [
         (name, seed, job)
-        for name in chosen
+        for name in selected
         for seed, job in make_jobs(name).items()
         if str(seed) not in rows[name]["runs"]
     ]

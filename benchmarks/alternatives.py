@@ -116,13 +116,13 @@ class LabelAtInput(MLP):
 
 
 class FreeBits(CVAE):
-    """CVAE with free bits: in training, a latent dimension costs at least ``free`` nats.
+    """CVAE with free bits: in training, a latent dimension costs at least ``min_nats`` nats.
 
     The minimum applies to the batch mean of the closed-form KL to N(0, I) (Kingma et al. 2016, who
     use values around this one). With the path gradient, the KL above it is a one-sample estimate.
     """
 
-    free = 0.1
+    min_nats = 0.1
 
     def terms(self, x: Image, y: Labels | None, eps: Latent) -> Terms:
         if not self.training:
@@ -131,12 +131,12 @@ class FreeBits(CVAE):
         c = self._condition(y, x)
         mean, log_std = self._posterior(x, c)
         z = mean + log_std.exp() * eps
-        each = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
-        costly = each.mean(0) > self.free
+        kl_per_dimension = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
+        is_above_minimum = kl_per_dimension.mean(0) > self.min_nats
         if self.path_gradient:
             mean, log_std = mean.detach(), log_std.detach()
-            each = 0.5 * (z**2 - ((z - mean) * torch.exp(-log_std)) ** 2) - log_std
-        kl = torch.where(costly, each, self.free).sum(-1)
+            kl_per_dimension = 0.5 * (z**2 - ((z - mean) * torch.exp(-log_std)) ** 2) - log_std
+        kl = torch.where(is_above_minimum, kl_per_dimension, self.min_nats).sum(-1)
         penalty = 0.0 if self.penalty is None else self.penalty(z, c, eps)
         return Terms(self.likelihood.log_prob(x, self._pixel_parameters(z, c)), kl, penalty)
 
@@ -158,9 +158,9 @@ class ImportanceWeighted(CVAE):
         assert (self.beta, self.warmup_steps) == (1, 0), "model.beta=1 model.warmup_steps=0"
         c = _require_condition(self._condition(y, x))
         mean, log_std = self._posterior(x, c)
-        more = torch.randn(len(x), self.num_samples - 1, self.latent_dim, device=x.device)
-        draws = torch.cat([eps[:, None], more], dim=1)
-        z = mean[:, None] + log_std.exp()[:, None] * draws
+        other_eps = torch.randn(len(x), self.num_samples - 1, self.latent_dim, device=x.device)
+        all_eps = torch.cat([eps[:, None], other_eps], dim=1)
+        z = mean[:, None] + log_std.exp()[:, None] * all_eps
         rows = c.repeat_interleave(self.num_samples, dim=0)
         w, log_det = self.prior.to_base(z.flatten(0, 1), rows)
         mean_q, log_std_q = mean.detach()[:, None], log_std.detach()[:, None]  # q of z alone

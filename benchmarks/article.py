@@ -28,8 +28,8 @@ from harness.run_folder import loading, reading
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-DRAWN = ("autoencoder", "vae", "cvae")  # shown in the figure
-SYSTEMS = (*DRAWN, "cvae_plain")  # in the table
+FIGURE_SYSTEMS = ("autoencoder", "vae", "cvae")  # shown in the figure
+SYSTEMS = (*FIGURE_SYSTEMS, "cvae_plain")  # in the table
 PLANES = ("vae", "cvae")  # also trained with two latent dimensions, for the latent plane
 _KEYS_OF_JOBS = {  # keys that differ between the jobs and cannot be set for all
     "train": ("model", "seed", "resume", "rerun", "sweep"),
@@ -103,9 +103,9 @@ def make_jobs(
     return jobs
 
 
-def table(all_jobs: Sequence[Job]) -> str:
+def make_table(all_jobs: Sequence[Job]) -> str:
     """Return the comparison as Markdown, with targets, values of real data, and a caption."""
-    read = {
+    results_by_system = {
         system: [
             run_results.read_run(j.folder)
             for j in all_jobs
@@ -115,15 +115,18 @@ def table(all_jobs: Sequence[Job]) -> str:
     }
     groups = [
         comparison.make_group(system, [r for r in results if isinstance(r, run_results.Run)])
-        for system, results in read.items()
+        for system, results in results_by_system.items()
     ]
     broken = [
-        r for results in read.values() for r in results if isinstance(r, run_results.Excluded)
+        r
+        for results in results_by_system.values()
+        for r in results
+        if isinstance(r, run_results.Excluded)
     ]
     known = comparison.metric_names(groups)
     targets, floors = _targets_and_floors(all_jobs)
-    extra = {"target, CVAE": targets, "real data": floors}
-    text = comparison.to_markdown(groups, [m for m in _TABLE if m in known], broken, extra)
+    extra_columns = {"target, CVAE": targets, "real data": floors}
+    text = comparison.to_markdown(groups, [m for m in _TABLE if m in known], broken, extra_columns)
     summaries = [s for job in all_jobs if (s := reading.read_summary(job.folder))]
     minutes = sum(s.get("seconds", 0.0) for s in summaries) / 60
     measured = [reading.read_evaluation(j.folder).get("seconds", {}) for j in all_jobs]
@@ -158,19 +161,21 @@ def _targets_and_floors(all_jobs: Sequence[Job]) -> tuple[dict[str, str], dict[s
     return targets, floors
 
 
-def figure(all_jobs: Sequence[Job]) -> "PILImage.Image":
+def draw_figure(all_jobs: Sequence[Job]) -> "PILImage.Image":
     """Draw the pictures of the article, from the first seed of each system."""
     from article_figure import draw_systems  # imported here because it imports torch
 
     folders = {job.folder.name: job.folder for job in all_jobs}
     first = {j.train[0].removeprefix("model="): j.folder for j in reversed(all_jobs) if j.claims}
-    models = {system: loading.load_run(first[system]) for system in DRAWN if system in first}
+    models = {
+        system: loading.load_run(first[system]) for system in FIGURE_SYSTEMS if system in first
+    }
     planes = {system: loading.load_run(folders[f"{system}-plane"]) for system in PLANES}
     data = loading.load_data(reading.load_config(first["cvae"]))
     data.prepare_data()
     data.setup()
-    many = next(iter(data.test_dataloader()))
-    return draw_systems(models, planes, data.examples(), many)
+    test_batch = next(iter(data.test_dataloader()))
+    return draw_systems(models, planes, data.examples(), test_batch)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -190,8 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with report_errors("train", options.train):
         train, evaluate = (
-            quote_paths(rewrite_for_hydra(words), Path.cwd())
-            for words in (options.train, options.evaluate)
+            quote_paths(rewrite_for_hydra(typed), Path.cwd())
+            for typed in (options.train, options.evaluate)
         )
         jobs = make_jobs(options.folder.resolve(), options.seeds, train, evaluate)
         with report_errors("evaluate", options.evaluate):
@@ -200,9 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train_and_evaluate(jobs, options.num_jobs)
         output = options.output
         output.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(output.with_name(f"{output.name}.md"), table(jobs))
+        files.write_text(output.with_name(f"{output.name}.md"), make_table(jobs))
         with files.atomic_write(output.with_name(f"{output.name}.png")) as file:
-            figure(jobs).save(file, format="PNG", optimize=True)
+            draw_figure(jobs).save(file, format="PNG", optimize=True)
         print(f"{output}.md .png")
 
 

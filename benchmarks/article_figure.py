@@ -33,7 +33,7 @@ def draw_systems(
     models: Mapping[str, Autoencoder],
     planes: Mapping[str, Autoencoder],
     examples: Batch,
-    many: Batch,
+    test_batch: Batch,
 ) -> PILImage.Image:
     """Draw all systems on one page of two columns.
 
@@ -44,10 +44,10 @@ def draw_systems(
         models: models by the name to show.
         planes: models with a two-dimensional latent, by name.
         examples: one test image of each class.
-        many: more test images, for the planes and to compare samples with.
+        test_batch: more test images, for the planes and to compare samples with.
     """
     count = len(examples.x)
-    reconstructed, random = [examples.x], [many.x[:count]]
+    reconstructed, random = [examples.x], [test_batch.x[:count]]
     for model in models.values():
         y = examples.y if model.conditional else None
         reconstructed.append(model.reconstruct(examples.x, y))
@@ -58,15 +58,15 @@ def draw_systems(
             Block("Decoded samples of N(0, I)", torch.stack(random)),
         )
     ]
-    rows += [_controls(name, m, examples) for name, m in models.items() if m.conditional]
+    rows += [_make_label_blocks(name, m, examples) for name, m in models.items() if m.conditional]
     page = _stack([_draw_blocks(row) for row in rows])
     if not planes:
         return page
-    pictures = [figures.latent_plane(model, many, name) for name, model in planes.items()]
-    return _stack([page, _spread(pictures, page.width)])
+    pictures = [figures.latent_plane(model, test_batch, name) for name, model in planes.items()]
+    return _stack([page, _place_evenly(pictures, page.width)])
 
 
-def _controls(name: str, model: Autoencoder, examples: Batch) -> tuple[Block, Block]:
+def _make_label_blocks(name: str, model: Autoencoder, examples: Batch) -> tuple[Block, Block]:
     """Return label grid and style transfer of a model that takes a label."""
     count = len(examples.x)
     labels = torch.arange(count)
@@ -99,13 +99,13 @@ def _draw_blocks(blocks: Sequence[Block]) -> PILImage.Image:
     pictures = [
         image_grid(b.tiles, b.row_labels, b.column_labels, font_size=FONT_SIZE) for b in blocks
     ]
-    bare = image_grid(blocks[0].tiles).width - 2 * _MARGIN
-    width = 2 * _MARGIN + label_width + len(blocks) * bare + (len(blocks) - 1) * _GUTTER
+    grid_width = image_grid(blocks[0].tiles).width - 2 * _MARGIN
+    width = 2 * _MARGIN + label_width + len(blocks) * grid_width + (len(blocks) - 1) * _GUTTER
     page = PILImage.new("RGB", (width, _TITLE + max(p.height for p in pictures)), "white")
     draw = ImageDraw.Draw(page)
     for place, (block, picture) in enumerate(zip(blocks, pictures, strict=True)):
-        left = _MARGIN + label_width + place * (bare + _GUTTER)  # of the grid
-        page.paste(picture, (left + bare + _MARGIN - picture.width, _TITLE))
+        left = _MARGIN + label_width + place * (grid_width + _GUTTER)  # of the grid
+        page.paste(picture, (left + grid_width + _MARGIN - picture.width, _TITLE))
         if block.left_column is not None:
             column = image_grid(block.left_column, (), ["test"], font_size=FONT_SIZE)
             page.paste(column, (left - column.width, _TITLE))
@@ -113,7 +113,7 @@ def _draw_blocks(blocks: Sequence[Block]) -> PILImage.Image:
     return page
 
 
-def _spread(pictures: Sequence[PILImage.Image], width: int) -> PILImage.Image:
+def _place_evenly(pictures: Sequence[PILImage.Image], width: int) -> PILImage.Image:
     """Center each picture in an equal share of the width."""
     page = PILImage.new("RGB", (width, max(p.height for p in pictures)), "white")
     share = width // len(pictures)

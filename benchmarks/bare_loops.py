@@ -19,7 +19,7 @@ def select_device(cfg: DictConfig) -> torch.device:
     return torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
 
 
-def build(cfg: DictConfig, **arguments: Any) -> tuple[VAE, torch.optim.Optimizer]:
+def build_model(cfg: DictConfig, **arguments: Any) -> tuple[VAE, torch.optim.Optimizer]:
     """Return the model on its device, and its optimizer, built with these arguments."""
     torch.manual_seed(1)
     model = instantiation.instantiate(cfg.model)
@@ -71,7 +71,7 @@ def make_average(cfg: DictConfig, model: VAE) -> Callable[[int], None]:
 
 def bare(cfg: DictConfig, timer: Timer) -> None:
     """Train in a plain loop over tensors in memory, with clipping, schedule and average."""
-    model, optimizer = build(cfg)
+    model, optimizer = build_model(cfg)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, timer.steps)
     grey, one_hot = load_images(cfg)
     take_step = make_step(cfg, model, optimizer, grey, one_hot)
@@ -85,7 +85,7 @@ def bare(cfg: DictConfig, timer: Timer) -> None:
                 return
 
 
-def capture(take_step: Callable[[Tensor, int], None], index: Tensor) -> Callable[[], None]:
+def capture_step(take_step: Callable[[Tensor, int], None], index: Tensor) -> Callable[[], None]:
     """Return a function that replays a step on ``index`` as a CUDA graph, or runs it on a CPU."""
     if index.device.type == "cpu":
         return lambda: take_step(index, 0)
@@ -109,10 +109,10 @@ def bare_graph(cfg: DictConfig, timer: Timer) -> None:
     grey, one_hot = load_images(cfg)
     device, batch_size, peak = grey.device, cfg.data.batch_size, cfg.optimizer.lr
     rate = torch.tensor(peak, device=device)
-    model, optimizer = build(cfg, lr=rate, capturable=device.type == "cuda")
+    model, optimizer = build_model(cfg, lr=rate, capturable=device.type == "cuda")
     update_average = make_average(cfg, model)
     rows = torch.arange(batch_size, device=device)  # the graph reads the rows of its batch here
-    replay = capture(make_step(cfg, model, optimizer, grey, one_hot), rows)
+    replay = capture_step(make_step(cfg, model, optimizer, grey, one_hot), rows)
     while True:
         order = torch.randperm(len(grey), device=device)
         for index in order[: len(grey) // batch_size * batch_size].split(batch_size):

@@ -42,10 +42,10 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "WANDB_MODE": "offline", **variables}
 
 
-def run(
+def run_command(
     command: list[str], timeout: float | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
+    completed = subprocess.run(
         command,
         cwd=ROOT,
         env=environment(**variables),
@@ -54,23 +54,25 @@ def run(
         check=False,
         timeout=timeout,
     )
-    if done.returncode:
-        raise SystemExit(f"{command}\n{done.stdout}{done.stderr}")
-    return done
+    if completed.returncode:
+        raise SystemExit(f"{command}\n{completed.stdout}{completed.stderr}")
+    return completed
 
 
 def train(overrides: list[str], steps: int, start: int, **variables: str) -> dict[int, float]:
     """Run train.py with its callbacks, metrics.csv and offline W&B; return the times of steps."""
     name = f"{time.time_ns():x}"
     clock = LOGS / f"{name}.json"
-    timed = [
+    clock_overrides = [
         f"hydra.run.dir={LOGS / 'runs' / name}",
         "+callbacks.clock._target_=clock.Clock",
         f"+callbacks.clock.path={clock}",
         f"+callbacks.clock.start={start}",
         f"trainer.max_steps={steps}",
     ]
-    run([sys.executable, "src/train.py", *TRAIN, *timed, *overrides], None, **variables)
+    run_command(
+        [sys.executable, "src/train.py", *TRAIN, *clock_overrides, *overrides], None, **variables
+    )
     return parse_times(clock.read_text(encoding="utf-8"))
 
 
@@ -91,8 +93,10 @@ def measure_contender(name: str, steps: int) -> float:
         batch = 512 if "batch 512" in name else DEFAULT_BATCH
         return images_per_second(train(OURS[name], steps, start), batch)
     script = str(HERE / "contenders.py")
-    done = run([sys.executable, script, name, str(steps), str(start), MODEL, "device=cpu"])
-    return images_per_second(parse_times(done.stdout.splitlines()[-1]), DEFAULT_BATCH)
+    completed = run_command(
+        [sys.executable, script, name, str(steps), str(start), MODEL, "device=cpu"]
+    )
+    return images_per_second(parse_times(completed.stdout.splitlines()[-1]), DEFAULT_BATCH)
 
 
 def summarize(values: list[float]) -> dict[str, Any]:
@@ -131,16 +135,16 @@ def measure_curves(rounds: int, steps: int) -> dict[str, Any]:
     }
     rates: dict[str, dict[str, list[float]]] = {curve: {} for curve in points}
     for _ in range(rounds):
-        for curve, at in points.items():
-            for label, (overrides, batch, variables) in at.items():
+        for curve, curve_points in points.items():
+            for label, (overrides, batch, variables) in curve_points.items():
                 measured = images_per_second(
                     train(overrides, steps, steps // 4, **variables), batch
                 )
                 rates[curve].setdefault(label, []).append(measured)
                 print(f"{curve} {label}: {measured:,.0f} images/s", flush=True)
     return {
-        curve: {label: summarize(values) for label, values in at.items()}
-        for curve, at in rates.items()
+        curve: {label: summarize(values) for label, values in curve_points.items()}
+        for curve, curve_points in rates.items()
     }
 
 
@@ -148,8 +152,10 @@ def measure_pauses() -> dict[str, Any]:
     """Measure the seconds of a default run, and of its checkpoints and pictures."""
     name = f"{time.time_ns():x}"
     clock, folder = LOGS / f"{name}.json", LOGS / "runs" / name
-    clocked = ["+callbacks.clock._target_=clock.Pauses", f"+callbacks.clock.path={clock}"]
-    run([sys.executable, "src/train.py", "device=cpu", f"hydra.run.dir={folder}", *clocked])
+    clock_overrides = ["+callbacks.clock._target_=clock.Pauses", f"+callbacks.clock.path={clock}"]
+    run_command(
+        [sys.executable, "src/train.py", "device=cpu", f"hydra.run.dir={folder}", *clock_overrides]
+    )
     pauses = json.loads(clock.read_text(encoding="utf-8"))
     paused = pauses["checkpoints"] + pauses["pictures"]
     share = paused / pauses["fit and test"]
@@ -198,13 +204,13 @@ def measure_sweeps(rounds: int) -> dict[str, Any]:
             sweep = ["-m", "seed=1,2,3", f"hydra.sweep.dir={folder}", f"trainer.devices={devices}"]
             short = ["trainer.max_steps=20", "callbacks.figures=null", *TRAIN]
             start = time.perf_counter()
-            run([sys.executable, "src/train.py", *sweep, *short])
-            whole = time.perf_counter() - start
+            run_command([sys.executable, "src/train.py", *sweep, *short])
+            total_seconds = time.perf_counter() - start
             texts = [p.read_text(encoding="utf-8") for p in folder.glob("*/summary.json")]
             summaries = [json.loads(text) for text in texts]
-            spent = sum(s["train_seconds"] for s in summaries)
+            training_seconds = sum(s["train_seconds"] for s in summaries)
             overheads.setdefault(f"{devices} device{'s' * (devices > 1)}", []).append(
-                (whole - spent) / len(summaries)
+                (total_seconds - training_seconds) / len(summaries)
             )
     for name, values in overheads.items():
         print(f"a job of a sweep, {name}: {statistics.median(values):.2f} s", flush=True)
@@ -239,16 +245,16 @@ def describe_machine() -> dict[str, Any]:
 
 def run_script(script: str) -> Any:
     """Run another script of this folder and return the JSON of its last line."""
-    return json.loads(run([sys.executable, str(HERE / script)]).stdout.splitlines()[-1])
+    return json.loads(run_command([sys.executable, str(HERE / script)]).stdout.splitlines()[-1])
 
 
 def add_ratios(document: dict[str, Any]) -> None:
     """Add the ratios to the bare loop, and the milliseconds of a step."""
     rates = {name: result["median"] for name, result in document["training"].items()}
-    alike = [name for name in OURS if "batch 512" not in name]
+    equal_batch = [name for name in OURS if "batch 512" not in name]
     document["ours_over_bare"] = rates["ours"] / rates["bare"]
     document["best_over_bare"] = max(rates[name] for name in OURS) / rates["bare"]
-    document["best_at_equal_batch_over_bare"] = max(rates[n] for n in alike) / rates["bare"]
+    document["best_at_equal_batch_over_bare"] = max(rates[n] for n in equal_batch) / rates["bare"]
     document["step_milliseconds"] = round(1000 * DEFAULT_BATCH / rates["ours"], 3)
 
 
@@ -282,7 +288,7 @@ def main() -> None:
     text = json.dumps(document, indent=1) + "\n"
     for path in (LOGS / "latest.json", ROOT / "docs/measured/bench.json"):
         path.write_text(text, encoding="utf-8")
-    run([sys.executable, str(HERE / "picture.py")])
+    run_command([sys.executable, str(HERE / "picture.py")])
     print(f"ours_over_bare {document['ours_over_bare']:.3f}")
     print(f"best_over_bare {document['best_over_bare']:.3f}")
 

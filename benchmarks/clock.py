@@ -85,13 +85,13 @@ class Pauses(Callback):
             checkpoints.save = self._timed("checkpoints", checkpoints.save)
             Figures._draw = self._timed("pictures", Figures._draw)  # type: ignore[method-assign]
 
-    def _timed(self, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds[what] += time.perf_counter() - start
+                self.seconds[name] += time.perf_counter() - start
 
         return timed
 
@@ -101,12 +101,12 @@ class Pauses(Callback):
         self.start = time.perf_counter()
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        whole = time.perf_counter() - self.start
-        text = json.dumps({**self.seconds, "fit and test": whole})
+        total = time.perf_counter() - self.start
+        text = json.dumps({**self.seconds, "fit and test": total})
         self.path.write_text(text, encoding="utf-8")
 
 
-class Stop(Callback):
+class StopAfterStep(Callback):
     """Send SIGTERM to this process after an optimizer step.
 
     Args:
@@ -128,7 +128,7 @@ class Stop(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Watch(Callback):
+class WatchSynchronizations(Callback):
     """Warn of each synchronization with the GPU, and save where the batches are made as JSON.
 
     Args:
@@ -167,5 +167,5 @@ class Watch(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        made_on = next(iter(loader)).x.device.type  # before Lightning moves the batch
-        self.path.write_text(json.dumps({"batches": made_on}), encoding="utf-8")
+        device = next(iter(loader)).x.device.type  # before Lightning moves the batch
+        self.path.write_text(json.dumps({"batches": device}), encoding="utf-8")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bare_loops import bare, bare_graph, build
+from bare_loops import bare, bare_graph, build_model
 from clock import Timer
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -38,7 +38,7 @@ def conventional(cfg: DictConfig, timer: Timer) -> None:
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.optimizer = build(cfg)
+            self.model, self.optimizer = build_model(cfg)
 
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
             x, y = torch.bernoulli(batch[0]), nn.functional.one_hot(batch[1], 10).float()
@@ -76,24 +76,24 @@ def pythae(cfg: DictConfig, timer: Timer) -> None:
     from pythae.trainers.training_callbacks import TrainingCallback
 
     cfg.model._target_ = "cvae.models.VAE"
-    ours: Any = instantiation.instantiate(cfg.model)
+    our_model: Any = instantiation.instantiate(cfg.model)
 
     class Encoder(BaseEncoder):
         def __init__(self) -> None:
             super().__init__()
-            self.ours = ours.network.encoder
+            self.network = our_model.network.encoder
 
         def forward(self, x: Tensor) -> Any:
-            mean, raw = self.ours(x.flatten(1), None).chunk(2, dim=1)
+            mean, raw = self.network(x.flatten(1), None).chunk(2, dim=1)
             return ModelOutput(embedding=mean, log_covariance=2 * raw)
 
     class Decoder(BaseDecoder):
         def __init__(self) -> None:
             super().__init__()
-            self.ours, self.bias = ours.network.decoder, ours.output_bias
+            self.network, self.bias = our_model.network.decoder, our_model.output_bias
 
         def forward(self, z: Tensor) -> Any:
-            logits = self.ours(z, None).unflatten(1, (1, 28, 28)) + self.bias
+            logits = self.network(z, None).unflatten(1, (1, 28, 28)) + self.bias
             return ModelOutput(reconstruction=torch.sigmoid(logits))
 
     class Binarized(Dataset[Any]):
@@ -111,7 +111,7 @@ def pythae(cfg: DictConfig, timer: Timer) -> None:
     class DoneError(Exception):
         pass
 
-    class Note(TrainingCallback):
+    class RecordStep(TrainingCallback):
         def on_train_step_end(self, training_config: Any, **kwargs: Any) -> None:
             if timer.step():
                 raise DoneError
@@ -131,7 +131,7 @@ def pythae(cfg: DictConfig, timer: Timer) -> None:
         no_cuda=True,
     )
     try:
-        BaseTrainer(model, Binarized(), training_config=config, callbacks=[Note()]).train()
+        BaseTrainer(model, Binarized(), training_config=config, callbacks=[RecordStep()]).train()
     except DoneError:
         return
 

@@ -36,26 +36,27 @@ def main() -> None:
     z, rows_y = torch.randn(ROWS, 32), y[:1].expand(ROWS, 10).contiguous()
     flat = x.flatten(1)
     compiled = torch.compile(roofline)
-    ceilings: dict[str, list[float]] = {"eager": [], "compiled": []}
-    ours: dict[int, list[float]] = {k: [] for k in (50, 500, 5000)}
+    roofline_rates: dict[str, list[float]] = {"eager": [], "compiled": []}
+    bound_rates: dict[int, list[float]] = {k: [] for k in (50, 500, 5000)}
     for _ in range(ROUNDS + 1):  # the first is a warm-up
         for name, function in (("eager", roofline), ("compiled", compiled)):
             start = time.perf_counter()
             for _ in range(4):
                 function(model, flat, rows_y, z)
-            ceilings[name].append(4 * ROWS / (time.perf_counter() - start))
-        for k, values in ours.items():
+            roofline_rates[name].append(4 * ROWS / (time.perf_counter() - start))
+        for k, values in bound_rates.items():
             start = time.perf_counter()
             importance_weighted_nll(model, x, y, index, k)
             values.append(IMAGES * k / (time.perf_counter() - start))
-    best = max(statistics.median(values[1:]) for values in ceilings.values())
-    rates = {k: statistics.median(values[1:]) for k, values in ours.items()}
+    best = max(statistics.median(values[1:]) for values in roofline_rates.values())
+    rates = {k: statistics.median(values[1:]) for k, values in bound_rates.items()}
     print(
         json.dumps(
             {
                 "decoded_rows_per_second": {str(k): round(v) for k, v in rates.items()},
                 "roofline_rows_per_second": {
-                    name: round(statistics.median(values[1:])) for name, values in ceilings.items()
+                    name: round(statistics.median(values[1:]))
+                    for name, values in roofline_rates.items()
                 },
                 "over_roofline": round(rates[5000] / best, 3),
             }

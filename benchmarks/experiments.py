@@ -88,25 +88,28 @@ def summarize_experiments() -> dict[str, Any]:
             "n": len(jobs),
             "minutes": round(mean(minutes), 1),
             "metrics": {
-                metric: _summarize([measure(job.folder, metric) for job in jobs])
+                metric: _summarize([read_metric(job.folder, metric) for job in jobs])
                 for metric in experiment.metrics
             },
         }
     return rows
 
 
-def measure(folder: Path, metric: str) -> tuple[float, float | None]:
+def read_metric(folder: Path, metric: str) -> tuple[float, float | None]:
     """Return a metric of a run and its floor, the value of real images or of chance."""
     if metric == GREY_ELBO:
         return grey_negative_elbo(folder), None
     if metric in (known := reading.read_summary(folder)["metrics"]):
         return known[metric], None
-    found = reading.read_evaluation(folder)["metrics"][metric]
-    return found["value"], found.get("floor")
+    entry = reading.read_evaluation(folder)["metrics"][metric]
+    return entry["value"], entry.get("floor")
 
 
-def _summarize(each: list[tuple[float, float | None]]) -> dict[str, float]:
-    values, floors = [value for value, _ in each], [floor for _, floor in each if floor is not None]
+def _summarize(pairs: list[tuple[float, float | None]]) -> dict[str, float]:
+    values, floors = (
+        [value for value, _ in pairs],
+        [floor for _, floor in pairs if floor is not None],
+    )
     summary = {"mean": mean(values), "sd": stdev(values)}
     return {**summary, "floor": mean(floors)} if floors else summary
 
@@ -132,8 +135,8 @@ def grey_negative_elbo(folder: Path) -> float:
 
 
 def main(names: list[str]) -> None:
-    each = zip(*map(make_jobs, select_names(names, EXPERIMENTS)), strict=True)
-    run_in_parallel([job for of_a_seed in each for job in of_a_seed])
+    jobs_by_seed = zip(*map(make_jobs, select_names(names, EXPERIMENTS)), strict=True)
+    run_in_parallel([job for of_a_seed in jobs_by_seed for job in of_a_seed])
     settings = {name: settings_digest(make_jobs(name)[0].train[1:]) for name in EXPERIMENTS}
     rows = merge_rows(summarize_experiments(), OUTPUT, "experiments", settings)
     files.write_json(OUTPUT, {"experiments": rows})

@@ -29,7 +29,7 @@ BUDGETS = {"checks": 85, "rates": 185, "nats": 105, "evaluation": 85}  # seconds
 MARGIN = 5.0  # seconds that a section keeps to write its last measurement
 
 
-def measurements(section: str, is_cpu: bool) -> dict[str, Callable[..., dict[str, Any]]]:
+def select_measurements(section: str, is_cpu: bool) -> dict[str, Callable[..., dict[str, Any]]]:
     """Return the measurements of a section by name, in order."""
     # imported late: a process runs one section, and evaluation imports for seconds
     if section == "checks":
@@ -56,37 +56,37 @@ def measure(function: Callable[..., dict[str, Any]], options: argparse.Namespace
     """
     start = time.perf_counter()
     try:
-        found = function(options)
+        result = function(options)
     except Skipped as reason:
-        found = {"skipped": str(reason), "shown": f"skipped: {reason}"}
+        result = {"skipped": str(reason), "shown": f"skipped: {reason}"}
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        found = failure(f"{type(error).__name__}: {error}")
-    return {**found, "wall_seconds": round(time.perf_counter() - start, 1)}
+        result = describe_failure(f"{type(error).__name__}: {error}")
+    return {**result, "wall_seconds": round(time.perf_counter() - start, 1)}
 
 
-def failure(reason: str) -> dict[str, Any]:
+def describe_failure(reason: str) -> dict[str, Any]:
     """Return the entry of a measurement that failed."""
     last = reason.strip().splitlines()[-1].replace("|", "/")  # a cell of a table in Markdown
     return {"error": reason[-1000:], "shown": f"**no result**: {last}"}
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return document
 
 
 def run_section(section: str, options: argparse.Namespace) -> None:
     """Run the measurements of a section in this process, and write each to the file."""
-    for name, function in measurements(section, options.cpu).items():
-        found = measure(function, options)
-        document = read(options.output)
-        document[section][name] = found
+    for name, function in select_measurements(section, options.cpu).items():
+        result = measure(function, options)
+        document = read_document(options.output)
+        document[section][name] = result
         files.write_json(options.output, document)
-        print(f"{section}: {name}: {found['shown']} [{found['wall_seconds']} s]", flush=True)
+        print(f"{section}: {name}: {result['shown']} [{result['wall_seconds']} s]", flush=True)
 
 
-def start_section(
+def run_section_in_process(
     section: str, arguments: Sequence[str], seconds: float, is_cpu: bool
 ) -> str | None:
     """Run a section in a new process group; return the reason if it does not finish."""
@@ -105,13 +105,13 @@ def start_section(
     return f"ended with exit code {code}" if code else None
 
 
-def failures(document: dict[str, Any]) -> list[str]:
+def list_failures(document: dict[str, Any]) -> list[str]:
     """Return a line for every check that did not pass and every measurement that failed."""
     return [
-        f"{section}: {name}: {found['shown']}"
+        f"{section}: {name}: {result['shown']}"
         for section in BUDGETS
-        for name, found in document.get(section, {}).items()
-        if "error" in found or found.get("passed") is False
+        for name, result in document.get(section, {}).items()
+        if "error" in result or result.get("passed") is False
     ]
 
 
@@ -148,11 +148,11 @@ def main(arguments: Sequence[str]) -> int:
         run_section(options.run_section, options)
         return 0
     # on a CPU, allow 20 times the budget, because its timings are not reported
-    start, limit, share = time.perf_counter(), 0.0, 20 if options.cpu else 1
+    start, limit, time_factor = time.perf_counter(), 0.0, 20 if options.cpu else 1
     device = {"gpu": describe_gpu(), "cuda": torch.version.cuda, "machine": describe_machine()}
     document: dict[str, Any] = {**device, "seconds": {}}
     if options.sections and options.output.exists():
-        document = read(options.output)
+        document = read_document(options.output)
         if any(document[key] != value for key, value in device.items()):
             raise SystemExit(
                 f"{options.output} is from another machine or other versions: "
@@ -160,18 +160,20 @@ def main(arguments: Sequence[str]) -> int:
             )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     for section in options.sections or BUDGETS:
-        limit += share * BUDGETS[section]  # unused time goes to the next sections
-        begun = time.perf_counter()
+        limit += time_factor * BUDGETS[section]  # unused time goes to the next sections
+        section_start = time.perf_counter()
         files.write_json(options.output, {**document, section: {}})
         with exit_on_sigterm():
-            reason = start_section(section, arguments, limit - (begun - start), options.cpu)
-        document = read(options.output)
+            reason = run_section_in_process(
+                section, arguments, limit - (section_start - start), options.cpu
+            )
+        document = read_document(options.output)
         if reason is not None:
-            document[section][f"rest of {section}"] = failure(reason)
-        document["seconds"][section] = round(time.perf_counter() - begun, 1)
+            document[section][f"rest of {section}"] = describe_failure(reason)
+        document["seconds"][section] = round(time.perf_counter() - section_start, 1)
         files.write_json(options.output, document)
     print(f"{options.output}: {time.perf_counter() - start:.0f} s in all")
-    for line in (failed := failures(document)):
+    for line in (failed := list_failures(document)):
         print(f"FAILED {line}")
     return int(bool(failed))
 

@@ -59,58 +59,60 @@ def are_equal(one: Path, other: Path) -> bool:
     )
 
 
-def verdict(passed: bool, shown: str) -> dict[str, Any]:
+def make_verdict(passed: bool, shown: str) -> dict[str, Any]:
     return {"passed": passed, "shown": f"{'passed' if passed else '**failed**'}: {shown}"}
 
 
-def losses(options: Namespace) -> dict[str, Any]:
+def check_losses(options: Namespace) -> dict[str, Any]:
     """Compare the losses of the first steps with those on the CPU, in float32 without TF32."""
     overrides = [*_EVERY_STEP, f"trainer.max_steps={STEPS}", "trainer.limit_val_batches=1"]
     overrides += graph_override(False)
     with full_float32():
-        here = train(options, "losses", overrides)
+        on_device = train(options, "losses", overrides)
     on_cpu = train(options, "losses-cpu", ["device=cpu", *overrides])
-    difference = relative_difference(read_losses(on_cpu), read_losses(here))
+    difference = relative_difference(read_losses(on_cpu), read_losses(on_device))
     return {
-        **verdict(difference <= LOSS_TOLERANCE, f"largest relative difference {difference:.1e}"),
+        **make_verdict(
+            difference <= LOSS_TOLERANCE, f"largest relative difference {difference:.1e}"
+        ),
         "steps": STEPS,
         "largest_relative_difference": difference,
         "tolerance": LOSS_TOLERANCE,
     }
 
 
-def watch(options: Namespace, overrides: list[str]) -> tuple[list[str], str]:
+def watch_synchronizations(options: Namespace, overrides: list[str]) -> tuple[list[str], str]:
     """Return the code lines that synchronize in the watched steps, and the device of batches."""
     file, (first, last) = new_folder(options, "watch.json"), WATCHED
     file.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    words = [
-        "+callbacks.watch._target_=clock.Watch",
+    arguments = [
+        "+callbacks.watch._target_=clock.WatchSynchronizations",
         f"+callbacks.watch.path={file}",
         f"+callbacks.watch.first={first}",
         f"+callbacks.watch.last={last}",
         *("test=false", f"trainer.max_steps={last + 5}", "trainer.limit_val_batches=1", *overrides),
     ]
-    with warnings.catch_warnings(record=True) as seen:  # mode "error" would stop at the first
+    with warnings.catch_warnings(record=True) as caught:  # mode "error" would stop at the first
         warnings.simplefilter("always")
         try:
-            train(options, "watch", words)
+            train(options, "watch", arguments)
         finally:
             if torch.cuda.is_available():
                 torch.cuda.set_sync_debug_mode("default")
-    places = [f"{w.filename}:{w.lineno}" for w in seen if "synchronizing CUDA" in str(w.message)]
+    places = [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing CUDA" in str(w.message)]
     return places, json.loads(file.read_text(encoding="utf-8"))["batches"]
 
 
-def synchronizations(options: Namespace, is_graph: bool) -> dict[str, Any]:
+def check_synchronizations(options: Namespace, is_graph: bool) -> dict[str, Any]:
     """Count synchronizations with the GPU within steps that do not log."""
-    places, made_on = watch(options, graph_override(is_graph))
+    places, made_on = watch_synchronizations(options, graph_override(is_graph))
     if options.cpu:
         raise Skipped(f"needs a GPU; batches were made on {made_on}")
     first, last = WATCHED
     shown = f"{len(places)} synchronizations, batches on {made_on}"
     return {
-        **verdict(not places and made_on == "cuda", shown),
+        **make_verdict(not places and made_on == "cuda", shown),
         "steps": last - first + 1,
         "synchronizations": len(places),
         "places": sorted(set(places)),
@@ -118,7 +120,7 @@ def synchronizations(options: Namespace, is_graph: bool) -> dict[str, Any]:
     }
 
 
-def graph(options: Namespace) -> dict[str, Any]:
+def check_graph(options: Namespace) -> dict[str, Any]:
     """Compare CUDA graphs with eager steps over two epochs and the KL warm-up."""
     overrides = [*_TWO_EPOCHS, _WARM_UP]
     replayed = train(options, "graph", [*overrides, *graph_override(True)])
@@ -128,7 +130,7 @@ def graph(options: Namespace) -> dict[str, Any]:
     equal = are_equal(eager, replayed)
     shown = f"largest relative difference {difference:.1e}, weights{'' if equal else ' not'} equal"
     return {
-        **verdict(difference <= GRAPH_TOLERANCE, shown),
+        **make_verdict(difference <= GRAPH_TOLERANCE, shown),
         "steps": len(one),
         "largest_relative_difference": difference,
         "tolerance": GRAPH_TOLERANCE,
@@ -136,35 +138,35 @@ def graph(options: Namespace) -> dict[str, Any]:
     }
 
 
-def resume(options: Namespace) -> dict[str, Any]:
+def check_resume(options: Namespace) -> dict[str, Any]:
     """Stop a run by SIGTERM in its second epoch, resume it, and compare with a run never stopped.
 
     The two parts run in processes of their own, in the precision of the device.
     """
     overrides = ["test=false", "trainer.max_epochs=2", "trainer.limit_val_batches=1"]
-    whole = train(options, "whole", overrides)
-    steps = int(load_checkpoint(whole / LAST)["global_step"])
+    uninterrupted = train(options, "whole", overrides)
+    steps = int(load_checkpoint(uninterrupted / LAST)["global_step"])
     stop = 3 * steps // 4
     folder = new_folder(options, "stopped")
-    stopping = ["+callbacks.stop._target_=clock.Stop", f"+callbacks.stop.step={stop}"]
+    stopping = ["+callbacks.stop._target_=clock.StopAfterStep", f"+callbacks.stop.step={stop}"]
     first = [*common_overrides(options), *overrides, *stopping, f"hydra.run.dir={folder}"]
     codes = []
-    for words in (first, [f"resume={folder}", "trust=clock"]):
-        done = subprocess.run(
-            [sys.executable, "src/train.py", *words],
+    for arguments in (first, [f"resume={folder}", "trust=clock"]):
+        completed = subprocess.run(
+            [sys.executable, "src/train.py", *arguments],
             cwd=ROOT,
             env=environment(),
             capture_output=True,
             text=True,
             check=False,
         )
-        codes.append(done.returncode)
-        if done.returncode not in (0, TERMINATED):
-            raise RuntimeError(done.stdout[-1000:] + done.stderr[-1000:])
-    equal = are_equal(whole, folder)
+        codes.append(completed.returncode)
+        if completed.returncode not in (0, TERMINATED):
+            raise RuntimeError(completed.stdout[-1000:] + completed.stderr[-1000:])
+    equal = are_equal(uninterrupted, folder)
     shown = f"stopped after {stop} of {steps} steps, weights{'' if equal else ' not'} equal"
     return {
-        **verdict(codes == [TERMINATED, 0] and equal, shown),
+        **make_verdict(codes == [TERMINATED, 0] and equal, shown),
         "steps": steps,
         "stopped_after": stop,
         "exit_codes": codes,
@@ -175,9 +177,11 @@ def resume(options: Namespace) -> dict[str, Any]:
 CHECKS: dict[
     str, Callable[[Namespace], dict[str, Any]]
 ] = {  # CUDA graphs last: a capture that fails can leave the device unusable
-    f"{STEPS} steps have the same losses as on the CPU, float32": losses,
-    "no eager step synchronizes with the GPU": partial(synchronizations, is_graph=False),
-    "a run stopped by SIGTERM and resumed ends with the same weights": resume,
-    "no step with CUDA graphs synchronizes with the GPU": partial(synchronizations, is_graph=True),
-    "CUDA graphs and eager steps have the same losses over two epochs, float32": graph,
+    f"{STEPS} steps have the same losses as on the CPU, float32": check_losses,
+    "no eager step synchronizes with the GPU": partial(check_synchronizations, is_graph=False),
+    "a run stopped by SIGTERM and resumed ends with the same weights": check_resume,
+    "no step with CUDA graphs synchronizes with the GPU": partial(
+        check_synchronizations, is_graph=True
+    ),
+    "CUDA graphs and eager steps have the same losses over two epochs, float32": check_graph,
 }

@@ -40,7 +40,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     return {"shown": shown, **{key: summary[key] for key in _SPEED}, "metrics": metrics}
 
 
-def default(options: Namespace) -> dict[str, Any]:
+def train_default(options: Namespace) -> dict[str, Any]:
     """Train the default once, as ``python src/train.py device=gpu`` does."""
     return describe_run(train(options, "default", few_steps(options)))
 
@@ -61,7 +61,7 @@ def load_on_device(folder: Path, options: Namespace) -> tuple[VAE, Any]:
     return model.to("cpu" if options.cpu else "cuda"), data
 
 
-def same_weights(options: Namespace) -> dict[str, Any]:
+def score_same_weights(options: Namespace) -> dict[str, Any]:
     """Score the default's weights in both precisions: -ELBO in nats per test image."""
     model, data = load_on_device(load_default(options), options)
     float32, bfloat16 = (negative_elbo(model, data, is_bfloat16) for is_bfloat16 in (False, True))
@@ -73,12 +73,12 @@ def compare_precisions(float32: float, bfloat16: float) -> dict[str, Any]:
     return {"shown": shown, "float32": float32, "bf16-mixed": bfloat16}
 
 
-def quick(options: Namespace, seed: int) -> dict[str, Any]:
+def train_quick(options: Namespace, seed: int) -> dict[str, Any]:
     """Train experiment=quick in both precisions: nats per test image."""
     nats = []
     for precision in (FLOAT32, BFLOAT16):
-        words = ["experiment=quick", f"seed={seed}", precision, *few_steps(options)]
-        folder = train(options, "quick", words)
+        overrides = ["experiment=quick", f"seed={seed}", precision, *few_steps(options)]
+        folder = train(options, "quick", overrides)
         nats.append(reading.read_summary(folder)["metrics"][METRIC])
     return compare_precisions(*nats)
 
@@ -98,43 +98,45 @@ def validation_nll(folder: Path, options: Namespace, num_samples: int) -> float:
     return total / len(split.labels)
 
 
-def speedrun(options: Namespace) -> dict[str, Any]:
+def train_speedrun(options: Namespace) -> dict[str, Any]:
     """Train experiment=speedrun once: seconds, and whether it reaches 84 validation nats."""
-    words = ["experiment=speedrun", "test=false", *few_steps(options)]
-    folder = train(options, "speedrun", words)
+    overrides = ["experiment=speedrun", "test=false", *few_steps(options)]
+    folder = train(options, "speedrun", overrides)
     nats = validation_nll(folder, options, 10 if options.cpu else NUM_SAMPLES)
-    found = describe_run(folder)
+    result = describe_run(folder)
     verdict = "reached" if nats <= GOAL else "not reached"
-    shown = f"{nats:.2f} nats, {GOAL:.0f} {verdict}, in {found['shown']}"
-    return {**found, "shown": shown, "validation_nll": nats}
+    shown = f"{nats:.2f} nats, {GOAL:.0f} {verdict}, in {result['shown']}"
+    return {**result, "shown": shown, "validation_nll": nats}
 
 
 def _evaluate_on(
     options: Namespace, accelerator: str, num_samples: int, claims: str
 ) -> dict[str, Any]:
     """Return seconds and values of claims on the CPU ("cpu") or the GPU ("auto")."""
-    words = [f"num_samples={num_samples}"]
+    overrides = [f"num_samples={num_samples}"]
     if claims != "all":
-        words.append(f"claims=[{claims}]")
+        overrides.append(f"claims=[{claims}]")
     if has_setting("evaluate", "accelerator"):
-        words.append(f"accelerator={accelerator}")
+        overrides.append(f"accelerator={accelerator}")
     elif not options.cpu and accelerator != "cpu":
         raise Skipped("conf/evaluate.yaml has no accelerator")
-    found = evaluate(load_default(options), words, max(1.0, options.deadline - time.monotonic()))
-    nats = {name: metric["value"] for name, metric in found["metrics"].items()}
-    return {"seconds_by_claim": found["seconds"], "values": nats}
+    result = evaluate(
+        load_default(options), overrides, max(1.0, options.deadline - time.monotonic())
+    )
+    nats = {name: metric["value"] for name, metric in result["metrics"].items()}
+    return {"seconds_by_claim": result["seconds"], "values": nats}
 
 
-def bound(options: Namespace) -> dict[str, Any]:
+def time_bound(options: Namespace) -> dict[str, Any]:
     """Return the bound with K = 5,000 of the default on all test images."""
     num_samples = 2 if options.cpu else 5000
-    found = _evaluate_on(options, "cpu" if options.cpu else "auto", num_samples, "bound")
-    seconds, name = found["seconds_by_claim"]["bound"], f"test/nll_k{num_samples}"
-    shown = f"{seconds:.0f} s; {name} {found['values'][name]:.2f}"
-    return {"shown": shown, "seconds": seconds, "values": found["values"]}
+    result = _evaluate_on(options, "cpu" if options.cpu else "auto", num_samples, "bound")
+    seconds, name = result["seconds_by_claim"]["bound"], f"test/nll_k{num_samples}"
+    shown = f"{seconds:.0f} s; {name} {result['values'][name]:.2f}"
+    return {"shown": shown, "seconds": seconds, "values": result["values"]}
 
 
-def cpu_and_gpu(options: Namespace) -> dict[str, Any]:
+def compare_cpu_and_gpu(options: Namespace) -> dict[str, Any]:
     """Compare the bound with K = 50 on GPU and CPU: seconds, and the largest difference in nats."""
     if options.cpu:
         raise Skipped("needs a GPU")
@@ -149,7 +151,7 @@ def cpu_and_gpu(options: Namespace) -> dict[str, Any]:
     return {"shown": shown, "seconds": seconds, "differences": differences}
 
 
-def all_claims(options: Namespace) -> dict[str, Any]:
+def time_all_claims(options: Namespace) -> dict[str, Any]:
     """Return the seconds of every claim of evaluate.py with its default settings."""
     if options.cpu:
         raise Skipped("takes minutes on a CPU")
@@ -161,15 +163,15 @@ def select_nats(is_cpu: bool) -> dict[str, Callable[[Namespace], dict[str, Any]]
     """Return the measurements of training by name; on a CPU with one seed."""
     seeds = SEEDS[:1] if is_cpu else SEEDS
     return {
-        "default, trained once": default,
-        "default, -ELBO of the same weights": same_weights,
-        **{f"`experiment=quick`, seed {n}, {METRIC}": partial(quick, seed=n) for n in seeds},
-        "`experiment=speedrun`, validation nll": speedrun,
+        "default, trained once": train_default,
+        "default, -ELBO of the same weights": score_same_weights,
+        **{f"`experiment=quick`, seed {n}, {METRIC}": partial(train_quick, seed=n) for n in seeds},
+        "`experiment=speedrun`, validation nll": train_speedrun,
     }
 
 
 EVALUATION = {
-    "bound of all test images": bound,
-    "the same with K = 50, GPU and CPU": cpu_and_gpu,
-    "all claims of `evaluate.py`": all_claims,
+    "bound of all test images": time_bound,
+    "the same with K = 50, GPU and CPU": compare_cpu_and_gpu,
+    "all claims of `evaluate.py`": time_all_claims,
 }

@@ -18,7 +18,7 @@ from harness.config.paths import ROOT
 SLOW_STEPS = 120  # of the conventional contender, which prepares images one by one
 
 
-def overrides_of(options: Namespace, precision: str, batch_size: int) -> list[str]:
+def rate_overrides(options: Namespace, precision: str, batch_size: int) -> list[str]:
     steps = [f"trainer.max_steps={options.steps}", "trainer.max_epochs=-1"]
     scores = ["trainer.limit_val_batches=0", "test=false"]
     sizes = [] if options.cpu else [f"data.batch_size={batch_size}"]
@@ -54,7 +54,7 @@ def time_contender(options: Namespace, name: str, overrides: list[str]) -> dict[
     return timer.times
 
 
-def rate(
+def measure_rate(
     options: Namespace,
     time_steps: Callable[[Namespace, str, list[str]], dict[int, float]],
     name: str,
@@ -66,11 +66,11 @@ def rate(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    overrides = overrides_of(options, precision, batch_size)
+    overrides = rate_overrides(options, precision, batch_size)
     times = time_steps(options, name, overrides)
     cfg = compose_config([*common_overrides(options), *overrides])
     speed = images_per_second(times, cfg.data.batch_size)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "shown": f"{speed:,.0f} images/s",
         "precision": precision,
         "batch_size": cfg.data.batch_size,
@@ -78,8 +78,8 @@ def rate(
         "milliseconds_per_step": round(1000 * cfg.data.batch_size / speed, 3),
     }
     if torch.cuda.is_available():
-        found["peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-    return found
+        result["peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    return result
 
 
 LOOPS: dict[str, tuple[Callable[[Namespace, str, list[str]], dict[int, float]], str]] = {
@@ -106,7 +106,7 @@ def select_rates(is_cpu: bool) -> dict[str, Callable[[Namespace], dict[str, Any]
     rows = tuple((name, "32-true", 128) for name in LOOPS) if is_cpu else _ORDER
     return {
         f"{name}, {precision}, batch {size}": partial(
-            rate,
+            measure_rate,
             time_steps=LOOPS[name][0],
             name=LOOPS[name][1],
             precision=precision,

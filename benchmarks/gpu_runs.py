@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import run
+from bench import run_command
 from jobs import compose_config
 
 from harness.config.composition import register_resolvers
@@ -22,7 +22,7 @@ from harness.training.launch import launch
 STEPS = 900
 COMMON = ("logger=csv", "callbacks.figures=null")
 FLOAT32, BFLOAT16 = "trainer.precision=32-true", "trainer.precision=bf16-mixed"
-SMALL = (  # --cpu: a small network, a short epoch, and few images to score
+SMALL_RUN = (  # --cpu: a small network, a short epoch, and few images to score
     "model.network.hidden_dim=32",
     "data.validation_size=58000",
     "trainer.limit_val_batches=1",
@@ -58,7 +58,7 @@ def graph_override(is_on: bool) -> list[str]:
 def common_overrides(options: Namespace) -> list[str]:
     """Return the overrides of every run: device, logger, and with --cpu a small data set."""
     if options.cpu:
-        return [*COMMON, "device=cpu", *SMALL, *options.train]
+        return [*COMMON, "device=cpu", *SMALL_RUN, *options.train]
     return [*COMMON, "device=gpu", *options.train]
 
 
@@ -76,8 +76,8 @@ def train(options: Namespace, name: str, overrides: Sequence[str]) -> Path:
         RunFailed: the run failed.
         ConfigError: an override is invalid.
     """
-    folder, words = new_folder(options, name), [*common_overrides(options), *overrides]
-    launch(RunFolder.archive(compose_config(words), folder, overrides=words))
+    folder, all_overrides = new_folder(options, name), [*common_overrides(options), *overrides]
+    launch(RunFolder.archive(compose_config(all_overrides), folder, overrides=all_overrides))
     if (status := reading.read_summary(folder).get("status")) != "finished":
         raise RunFailed(f"{folder}: {status}")
     return folder
@@ -91,7 +91,7 @@ def evaluate(folder: Path, overrides: Sequence[str], timeout: float) -> dict[str
     """
     command = [sys.executable, "src/evaluate.py", f"run={folder}", "figures=false", *overrides]
     try:
-        run(command, timeout)
+        run_command(command, timeout)
     except subprocess.TimeoutExpired:
         raise Skipped(f"takes more than the {timeout:.0f} s that are left") from None
     return reading.read_evaluation(folder)

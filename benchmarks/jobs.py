@@ -46,7 +46,7 @@ def is_evaluated(job: Job) -> bool:
     """Return whether all claims are measured on the current checkpoint."""
     if not job.claims:
         return True
-    if _read(job.folder / _EVALUATED) != shlex.join(job.evaluate):
+    if _read_text(job.folder / _EVALUATED) != shlex.join(job.evaluate):
         return False
     evaluation = reading.read_evaluation(job.folder)
     checkpoint = job.folder / "checkpoints" / str(evaluation.get("checkpoint"))
@@ -68,12 +68,12 @@ def train_and_evaluate(jobs: Sequence[Job], num_parallel: int = 1) -> None:
         ConfigError: settings are invalid, or a folder holds a run of other settings.
         RunFailed: a run or an evaluation failed.
     """
-    left = [job for job in jobs if not is_trained(job)]
-    configs = [_compose_config(job) for job in left]
-    for job, cfg in zip(left, configs, strict=True):
+    untrained = [job for job in jobs if not is_trained(job)]
+    configs = [_compose_config(job) for job in untrained]
+    for job, cfg in zip(untrained, configs, strict=True):
         _archive(job, cfg)
-    run_jobs([job.folder for job in left], num_parallel)
-    if failed := [str(job.folder) for job in left if not is_trained(job)]:
+    run_jobs([job.folder for job in untrained], num_parallel)
+    if failed := [str(job.folder) for job in untrained if not is_trained(job)]:
         raise RunFailed(f"not finished: {', '.join(failed)}; repeat the command to resume")
     for job in jobs:
         if not is_evaluated(job):
@@ -98,15 +98,15 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def _archive(job: Job, cfg: DictConfig) -> None:
-    is_there = reading.holds_run(job.folder)
+    is_existing = reading.holds_run(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     files.write_text(job.folder / _TRAINED, _settings_text(*job.train))
     folder = RunFolder.archive(cfg, job.folder, overrides=job.train)
-    if is_there:
+    if is_existing:
         # trusted, because the overrides name them
-        named = trust.packages_to_trust(reading.to_plain(cfg))
+        packages = trust.packages_to_trust(reading.to_plain(cfg))
         with folder.lock():  # the folder may have moved, so its paths are updated
-            folder.write_config(reading.load_untrusted_config(job.folder, named))
+            folder.write_config(reading.load_untrusted_config(job.folder, packages))
 
 
 def _evaluate(job: Job) -> None:
@@ -123,10 +123,10 @@ def _evaluate(job: Job) -> None:
 
 def _matches_settings(job: Job) -> bool:
     """Return whether the folder holds a run of the job's current settings."""
-    return _read(job.folder / _TRAINED) == _settings_text(*job.train)
+    return _read_text(job.folder / _TRAINED) == _settings_text(*job.train)
 
 
-def _read(path: Path) -> str | None:
+def _read_text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except OSError:

@@ -26,7 +26,7 @@ STEPS, NUM_WARM_UP = 300, 50
 AVERAGE = "average of the weights, every fourth step (callbacks.py)"
 
 
-def parts() -> tuple[dict[str, float], int]:
+def measure_parts() -> tuple[dict[str, float], int]:
     """Return the median milliseconds of each part of a step, and the number of parameters."""
     with initialize_config_dir(CONF, **INITIALIZE_OPTIONS):
         cfg = compose("train", ["model=cvae_plain"])
@@ -65,9 +65,9 @@ def parts() -> tuple[dict[str, float], int]:
         now = record_time("AdamW", now)
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 0.008)
         record_time(AVERAGE, now)
-    middle = {name: statistics.median(values[NUM_WARM_UP:]) for name, values in times.items()}
-    middle[AVERAGE] /= cfg.callbacks.ema.every_n_steps
-    return middle, sum(p.numel() for p in parameters)
+    medians = {name: statistics.median(values[NUM_WARM_UP:]) for name, values in times.items()}
+    medians[AVERAGE] /= cfg.callbacks.ema.every_n_steps
+    return medians, sum(p.numel() for p in parameters)
 
 
 def time_all_reduce(rank: int, count: int, rendezvous: str, results: Any) -> None:
@@ -86,7 +86,7 @@ def time_all_reduce(rank: int, count: int, rendezvous: str, results: Any) -> Non
 
 
 def main() -> None:
-    milliseconds, count = parts()
+    milliseconds, count = measure_parts()
     rendezvous = Path(paths.ROOT / "logs" / "bench" / f"rendezvous-{time.time_ns():x}")
     rendezvous.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")

@@ -24,10 +24,10 @@ def draw(document: dict[str, Any]) -> Figure:
         color=[OURS if name.startswith("ours") else OTHERS for name in names],
     )
     for place, name in enumerate(names):
-        spread = document["training"][name]["all"]
-        bars.plot([min(spread), max(spread)], [place, place], color="black", linewidth=1)
+        values = document["training"][name]["all"]
+        bars.plot([min(values), max(values)], [place, place], color="black", linewidth=1)
         ratio = rates[name] / rates["bare"]
-        bars.text(max(spread), place, f"  {rates[name]:,.0f}  ({ratio:.2f})", va="center")
+        bars.text(max(values), place, f"  {rates[name]:,.0f}  ({ratio:.2f})", va="center")
     bars.set_xlim(0, 1.18 * max(max(result["all"]) for result in document["training"].values()))
     machine = document["machine"]
     bars.set_title(
@@ -37,9 +37,11 @@ def draw(document: dict[str, Any]) -> Figure:
         fontsize=8,
         loc="left",
     )
-    for place, (curve, at) in enumerate(document["curves"].items()):
+    for place, (curve, points) in enumerate(document["curves"].items()):
         axes = figure.add_subplot(grid[1, place])
-        axes.plot(list(at), [point["median"] for point in at.values()], color=OURS, marker=".")
+        axes.plot(
+            list(points), [point["median"] for point in points.values()], color=OURS, marker="."
+        )
         axes.set_ylim(bottom=0)
         axes.set_xlabel(curve)
         axes.tick_params(axis="x", labelsize=6)

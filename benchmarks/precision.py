@@ -33,7 +33,7 @@ METRIC = "test/nll_k10"
 
 def train_in_both_precisions(seed: int, overrides: list[str]) -> list[Path]:
     """Train a seed in both precisions in parallel, unless done; return the two run folders."""
-    started, folders = [], []
+    processes, folders = [], []
     setting = "-".join(["quick", *(re.sub(r"[^\w.=]", "_", word) for word in overrides)])
     for precision in PRECISIONS:
         folder = ROOT / "logs" / "bench" / "precision" / setting / f"{precision}-s{seed}"
@@ -52,8 +52,8 @@ def train_in_both_precisions(seed: int, overrides: list[str]) -> list[Path]:
         command = [sys.executable, "src/train.py", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         quiet = subprocess.DEVNULL
-        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=quiet))
-    codes = [process.wait() for process in started]  # wait for all, even if one fails
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=quiet))
+    codes = [process.wait() for process in processes]  # wait for all, even if one fails
     if any(codes):
         raise SystemExit(f"seed {seed}: a run failed")
     return folders
@@ -83,28 +83,30 @@ def main(overrides: list[str]) -> None:
     differences, nlls = [], []
     for seed in SEEDS:
         folders = train_in_both_precisions(seed, overrides)
-        one, other = (reading.read_summary(folder)["metrics"][METRIC] for folder in folders)
-        nlls.append(one)
-        differences.append(other - one)
-        print(f"seed {seed}: {METRIC} {one:.3f}, bf16-mixed {differences[-1]:+.3f}", flush=True)
+        float32, bfloat16 = (reading.read_summary(folder)["metrics"][METRIC] for folder in folders)
+        nlls.append(float32)
+        differences.append(bfloat16 - float32)
+        print(f"seed {seed}: {METRIC} {float32:.3f}, bf16-mixed {differences[-1]:+.3f}", flush=True)
     cfg = reading.load_config(folders[0])
     data: MNISTDataModule = instantiation.instantiate(cfg.data, seed=cfg.seed)
     data.prepare_data()
     data.setup()
     model = loading.load_run(folders[0])
     assert isinstance(model, VAE)
-    scored = [negative_elbo(model, data, is_bfloat16) for is_bfloat16 in (False, True)]
+    negative_elbos = [negative_elbo(model, data, is_bfloat16) for is_bfloat16 in (False, True)]
     error = stdev(differences) / math.sqrt(len(SEEDS))
-    half = float(stats.t.ppf(0.975, len(SEEDS) - 1)) * error
+    half_width = float(stats.t.ppf(0.975, len(SEEDS) - 1)) * error
     document: dict[str, Any] = {
         "torch": torch.__version__,
         "experiment": " ".join(["quick", *overrides]),
         "seeds": len(SEEDS),
         "metric": METRIC,
         "float32_nats": round(mean(nlls), 3),
-        "same_weights_difference_nats": round(scored[1] - scored[0], 5),
+        "same_weights_difference_nats": round(negative_elbos[1] - negative_elbos[0], 5),
         "trained_difference_nats": round(mean(differences), 3),
-        "trained_difference_95_percent": [round(mean(differences) + s * half, 3) for s in (-1, 1)],
+        "trained_difference_95_percent": [
+            round(mean(differences) + s * half_width, 3) for s in (-1, 1)
+        ],
         "differences": [round(d, 3) for d in differences],
     }
     text = json.dumps(document, indent=2) + "\n"

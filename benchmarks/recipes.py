@@ -52,7 +52,7 @@ class Recipe(NamedTuple):
         return f"{settings_digest(self.overrides)} k{self.num_samples}"
 
     def metrics(self) -> list[str]:
-        bounds = [f"test/{what}nll_k{self.num_samples}" for what in ("", "joint_", "marginal_")]
+        bounds = [f"test/{prefix}nll_k{self.num_samples}" for prefix in ("", "joint_", "marginal_")]
         return list(dict.fromkeys([*bounds, *METRICS]))
 
 
@@ -87,8 +87,10 @@ def summarize_recipes() -> dict[str, Any]:
             "num_samples": recipe.num_samples,
         }
         for metric in recipe.metrics():
-            each = [reading.read_evaluation(job.folder)["metrics"][metric]["value"] for job in jobs]
-            recipes[name][metric] = {"mean": mean(each), "sd": stdev(each)}
+            values = [
+                reading.read_evaluation(job.folder)["metrics"][metric]["value"] for job in jobs
+            ]
+            recipes[name][metric] = {"mean": mean(values), "sd": stdev(values)}
     return recipes
 
 
@@ -121,8 +123,8 @@ def run_in_parallel(jobs: Sequence[Job]) -> None:
 
 
 def main(names: list[str]) -> None:
-    each = zip(*map(make_jobs, select_names(names, RECIPES)), strict=True)
-    jobs = [job for of_a_seed in each for job in of_a_seed]
+    jobs_by_seed = zip(*map(make_jobs, select_names(names, RECIPES)), strict=True)
+    jobs = [job for of_a_seed in jobs_by_seed for job in of_a_seed]
     run_in_parallel(jobs)
     settings = {name: recipe.settings() for name, recipe in RECIPES.items()}
     rows = merge_rows(summarize_recipes(), OUTPUT, "recipes", settings)

@@ -31,20 +31,20 @@ def main(seeds: list[str]) -> None:
         flush=True,
     )
     folder = FOLDER / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"  # new runs, never skipped
-    taken, reached = [], []
+    seconds, nats = [], []
     for seed in seeds or SEEDS:
         job = Job(folder / f"s{seed}", [f"seed={seed}", *OVERRIDES])
         with report_errors():
             train_and_evaluate([job])
         summary = reading.read_summary(job.folder)
-        taken.append(summary["seconds"])
-        reached.append(validation_nll(job.folder))
+        seconds.append(summary["seconds"])
+        nats.append(validation_nll(job.folder))
         steps = f"of which {summary['train_seconds']:.0f} s are training steps"
-        print(f"seed {seed}: {reached[-1]:.2f} nats in {taken[-1]:.0f} s, {steps}", flush=True)
-    verdict = "reached" if mean(reached) <= GOAL else "NOT reached"
+        print(f"seed {seed}: {nats[-1]:.2f} nats in {seconds[-1]:.0f} s, {steps}", flush=True)
+    verdict = "reached" if mean(nats) <= GOAL else "NOT reached"
     print(
-        f"mean of {len(taken)}: {mean(reached):.2f} nats (validation, K = {NUM_SAMPLES}) "
-        f"in {mean(taken):.0f} s; {GOAL:.0f} {verdict}"
+        f"mean of {len(seconds)}: {mean(nats):.2f} nats (validation, K = {NUM_SAMPLES}) "
+        f"in {mean(seconds):.0f} s; {GOAL:.0f} {verdict}"
     )
 
 

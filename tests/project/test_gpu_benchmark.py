@@ -36,7 +36,7 @@ def test_the_gpu_benchmark_runs_on_a_cpu(data_dir: Path, tmp_path: Path) -> None
     document = json.loads((tmp_path / "measured.json").read_text())
     assert document["gpu"] is None
     for section in gpu.BUDGETS:
-        assert list(document[section]) == list(gpu.measurements(section, is_cpu=True))
+        assert list(document[section]) == list(gpu.select_measurements(section, is_cpu=True))
     losses, waits, resumed, *_ = document["checks"].values()
     assert "batches were made on cpu" in waits["skipped"]
     assert losses["passed"]
@@ -71,7 +71,7 @@ def test_a_measurement_that_fails_is_recorded_and_the_others_go_on(
     def skip(options: Any) -> dict[str, Any]:
         raise Skipped("needs a GPU")
 
-    functions = {"one": fail, "two": skip, "three": lambda _: gpu_checks.verdict(False, "0.5")}
+    functions = {"one": fail, "two": skip, "three": lambda _: gpu_checks.make_verdict(False, "0.5")}
     monkeypatch.setattr(gpu, "measurements", lambda section, is_cpu: functions)
     output = tmp_path / "gpu.json"
     output.write_text('{"checks": {}}')
@@ -81,7 +81,7 @@ def test_a_measurement_that_fails_is_recorded_and_the_others_go_on(
     assert one["error"] == "ValueError: no such kernel"
     assert two["shown"] == "skipped: needs a GPU"
     assert not three["passed"]
-    assert gpu.failures(document) == [
+    assert gpu.list_failures(document) == [
         "checks: one: **no result**: ValueError: no such kernel",
         "checks: three: **failed**: 0.5",
     ]
@@ -93,8 +93,10 @@ def test_a_section_is_stopped_at_the_end_of_its_time(
     script = tmp_path / "script.py"
     script.write_text("import sys, time; time.sleep(60 * (sys.argv[1] == 'slow')); sys.exit(3)")
     monkeypatch.setattr(gpu, "__file__", str(script))
-    assert "stopped" in (gpu.start_section("rates", ["slow"], 1, is_cpu=True) or "")
-    assert gpu.start_section("rates", ["fast"], 60, is_cpu=True) == "ended with exit code 3"
+    assert "stopped" in (gpu.run_section_in_process("rates", ["slow"], 1, is_cpu=True) or "")
+    assert (
+        gpu.run_section_in_process("rates", ["fast"], 60, is_cpu=True) == "ended with exit code 3"
+    )
 
 
 def test_the_bound_on_gpu_and_cpu_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +109,7 @@ def test_the_bound_on_gpu_and_cpu_is_compared(monkeypatch: pytest.MonkeyPatch) -
         return {"seconds_by_claim": {"bound": seconds}, "values": values}
 
     monkeypatch.setattr(gpu_nats, "_evaluate_on", evaluate)
-    found = gpu_nats.cpu_and_gpu(argparse.Namespace(cpu=False))
+    found = gpu_nats.compare_cpu_and_gpu(argparse.Namespace(cpu=False))
     assert found["shown"] == "2.0 s and 30.0 s; largest difference 2.5e-01 nats"
 
 
@@ -123,7 +125,9 @@ def test_the_runs_on_a_gpu_compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     options.cpu = False
     for module in (gpu_runs, gpu_rates):
         monkeypatch.setattr(module, "compose_config", record)
-    measured = {k: v for s in ("rates", "nats") for k, v in gpu.measurements(s, False).items()}
+    measured = {
+        k: v for s in ("rates", "nats") for k, v in gpu.select_measurements(s, False).items()
+    }
     reasons = {name: gpu.measure(run, options)["shown"] for name, run in measured.items()}
     of_weights = reasons.pop("default, -ELBO of the same weights")
     assert "measure the section nats first" in of_weights
@@ -154,8 +158,8 @@ def test_the_table_names_the_gpu_and_what_failed() -> None:
         "cuda": "13.0",
         "machine": {"versions": {"torch": "2.14.1"}},
         "seconds": {"checks": 60.0, "rates": 180.0},
-        "checks": {"equal losses": gpu_checks.verdict(False, "0.5")},
-        "rates": {"ours": rate, "bare": gpu.failure("RuntimeError: a | b")},
+        "checks": {"equal losses": gpu_checks.make_verdict(False, "0.5")},
+        "rates": {"ours": rate, "bare": gpu.describe_failure("RuntimeError: a | b")},
         "nats": {},
         "evaluation": {},
     }
