@@ -14,19 +14,19 @@ export class Conditions {
     const { parts } = model;
     this.model = model;
     this.tilePart = parts.find(({ kind }) => kind === "categorical") ?? parts[0] ?? null;
-    this.others = parts.filter((part) => part !== this.tilePart);
-    this.setters = { drawingValues: {}, tileValues: {} };
+    this.otherParts = parts.filter((part) => part !== this.tilePart);
+    this.setters = { encoderValues: {}, decoderValues: {} };
     this.reset();
-    this.values = [null]; // value of tilePart in each tile
-    this.texts = [""];
+    this.tileValues = [null]; // value of tilePart in each tile
+    this.tileTexts = [""];
     if (this.tilePart?.kind === "categorical") {
-      this.values = this.tilePart.names.map((_, i) => i);
-      this.texts = this.tilePart.names;
+      this.tileValues = this.tilePart.names.map((_, i) => i);
+      this.tileTexts = this.tilePart.names;
     } else if (this.tilePart) {
       const { low, high } = this.tilePart;
       const at = (i) => low + (i * (high - low)) / (NUM_VALUES - 1);
-      this.values = Array.from({ length: NUM_VALUES }, (_, i) => at(i));
-      this.texts = this.values.map((value) => Number(value.toPrecision(3)).toString());
+      this.tileValues = Array.from({ length: NUM_VALUES }, (_, i) => at(i));
+      this.tileTexts = this.tileValues.map((value) => Number(value.toPrecision(3)).toString());
     }
   }
 
@@ -44,22 +44,22 @@ export class Conditions {
       return [];
     }
     const { name } = this.tilePart;
-    return this.values.map((value) => this.model.condition({ ...settings, [name]: value }));
+    return this.tileValues.map((value) => this.model.condition({ ...settings, [name]: value }));
   }
 
   /** Return one y for each tile. */
   tileConditions() {
-    return this.#conditionsPerTile(this.tileValues);
+    return this.#conditionsPerTile(this.decoderValues);
   }
 
   /** Return one y for each label that the drawing may have. */
   labelConditions() {
-    return this.#conditionsPerTile(this.drawingValues);
+    return this.#conditionsPerTile(this.encoderValues);
   }
 
   /** Return a list with y of the drawing; empty for a model without conditions. */
   drawingConditions() {
-    return this.tilePart ? [this.model.condition(this.drawingValues)] : [];
+    return this.tilePart ? [this.model.condition(this.encoderValues)] : [];
   }
 
   /** Set all parts, of the drawing and of the tiles, from a condition vector. */
@@ -67,7 +67,7 @@ export class Conditions {
     for (const { name, kind, start, size } of this.model.parts) {
       const columns = y.slice(start, start + size);
       const value = kind === "categorical" ? columns.indexOf(Math.max(...columns)) : columns[0];
-      this.drawingValues[name] = this.tileValues[name] = value;
+      this.encoderValues[name] = this.decoderValues[name] = value;
     }
     this.refresh();
   }
@@ -75,14 +75,14 @@ export class Conditions {
   /** Set all parts, of the drawing and of the tiles, to their initial values. */
   reset() {
     const { parts } = this.model;
-    this.drawingValues = Object.fromEntries(parts.map((part) => [part.name, initialValue(part)]));
-    this.tileValues = { ...this.drawingValues };
+    this.encoderValues = Object.fromEntries(parts.map((part) => [part.name, initialValue(part)]));
+    this.decoderValues = { ...this.encoderValues };
     this.refresh();
   }
 
   /** Show the values in the controls. */
   refresh() {
-    for (const role of ["drawingValues", "tileValues"]) {
+    for (const role of ["encoderValues", "decoderValues"]) {
       for (const [name, set] of Object.entries(this.setters[role])) {
         set(this[role][name]);
       }
@@ -91,11 +91,11 @@ export class Conditions {
 
   /**
    * Add a control for each part that has no tiles.
-   * @param role "drawingValues" or "tileValues"
+   * @param role "encoderValues" or "decoderValues"
    * @param suffix text after the name of the part
    */
   addControls(parent, role, suffix, onChange) {
-    const parts = role === "drawingValues" && !this.isLabelled ? this.model.parts : this.others;
+    const parts = role === "encoderValues" && !this.isLabelled ? this.model.parts : this.otherParts;
     for (const part of parts) {
       const text = `${part.name}${suffix}`;
       const change = (value) => {

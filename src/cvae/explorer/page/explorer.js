@@ -71,7 +71,7 @@ export class Explorer {
     if (this.pending.decode) {
       this.pending.decode = false;
       const ys = this.conditions.tileConditions();
-      const latents = this.conditions.values.map(() => this.z);
+      const latents = this.conditions.tileValues.map(() => this.z);
       this.images = await this.model.decode(latents, ys);
       this.view.showStyle();
       this.decodedAt = performance.now();
@@ -96,7 +96,7 @@ export class Explorer {
       [latents, bounds] = [codes.latents, await model.bounds(x, ys, codes)];
     } else {
       if (conditions.isLabelled) {
-        conditions.drawingValues[conditions.tilePart.name] = this.label ?? 0;
+        conditions.encoderValues[conditions.tilePart.name] = this.label ?? 0;
       }
       ({ latents } = await model.encode(x, conditions.drawingConditions()));
     }
@@ -106,7 +106,7 @@ export class Explorer {
     this.bounds = bounds;
     if (conditions.isLabelled) {
       const label = this.label ?? this.guess ?? 0;
-      conditions.drawingValues[conditions.tilePart.name] = this.chosenTile = label;
+      conditions.encoderValues[conditions.tilePart.name] = this.chosenTile = label;
     }
     this.encoded = latents[conditions.canGuess ? this.chosenTile : 0];
     this.z = this.encoded;
@@ -157,7 +157,7 @@ export class Explorer {
     const { conditions } = this;
     conditions.setFromVector(this.examples[index].y);
     this.example = index;
-    this.label = conditions.isLabelled ? conditions.drawingValues[conditions.tilePart.name] : null;
+    this.label = conditions.isLabelled ? conditions.encoderValues[conditions.tilePart.name] : null;
     this.view.showExample();
     return this.update("encode", "decode", "plane");
   }
@@ -240,7 +240,7 @@ export class Explorer {
   /** Return the state that a link restores, as plain data. */
   snapshot() {
     const pack = (z) => z && packFloats(z);
-    const { drawingValues: given, tileValues: wanted } = this.conditions;
+    const { encoderValues: given, decoderValues: wanted } = this.conditions;
     const { strokes, paper } = this.view.drawing;
     const { example, label, temperature, axes, dimension, share } = this;
     return {
@@ -273,13 +273,13 @@ export class Explorer {
       this.chooseExample(example);
     }
     Object.assign(this, settings);
-    Object.assign(conditions.drawingValues, given);
+    Object.assign(conditions.encoderValues, given);
     if (example !== null || strokes.length) {
       await this.update("encode");
     } else {
       this.#forgetImage();
     }
-    Object.assign(conditions.tileValues, wanted);
+    Object.assign(conditions.decoderValues, wanted);
     Object.assign(this, { z, noise, chosenTile: chosen });
     this.view.showSettings();
     await this.update("decode", "plane");
@@ -289,13 +289,13 @@ export class Explorer {
 
   /** Return the content of the page as plain numbers. */
   state() {
-    const { tilePart, drawingValues } = this.conditions;
+    const { tilePart, encoderValues } = this.conditions;
     return {
       latent: Array.from(this.z),
       pixels: this.x && Array.from(this.x),
       guess: this.guess,
       bounds: this.bounds,
-      label: tilePart ? drawingValues[tilePart.name] : null,
+      label: tilePart ? encoderValues[tilePart.name] : null,
       images: this.images.map((image) => Array.from(image)),
       milliseconds: this.milliseconds ?? null,
     };

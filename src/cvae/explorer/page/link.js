@@ -80,10 +80,10 @@ export function checkSnapshot(snapshot, { model, examples, conditions, direction
       strokes.every(({ points }) => points.every((value) => isIn(value, 0, 1))) &&
       isColor(snapshot.paper) &&
       (example === null || isIndex(example, examples.length)) &&
-      (label === null || (conditions.isLabelled && isIndex(label, conditions.values.length))) &&
+      (label === null || (conditions.isLabelled && isIndex(label, conditions.tileValues.length))) &&
       areValues(given) &&
       areValues(wanted) &&
-      isIndex(chosen, conditions.values.length) &&
+      isIndex(chosen, conditions.tileValues.length) &&
       isIn(temperature, 0, 10) &&
       axes.length === 2 &&
       axes.every((axis) => isIndex(axis, directions.all.length)) &&

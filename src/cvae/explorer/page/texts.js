@@ -1,13 +1,13 @@
 // Texts of the page that depend on the model.
 
 /** Return the title, the headings and the sentences of the page. */
-export function explain(description, { tilePart, isLabelled, texts }) {
+export function explain(description, { tilePart, isLabelled, tileTexts }) {
   const { name, kind, data, latent_dim: size, parts, centered, has_prior: hasPrior } = description;
   const thing = centered ? "digit" : "image";
   const content = centered ? "digit" : "content of the image";
   const article = centered ? "a" : "an";
   const style = centered ? "stroke thickness and slant" : "shape and texture";
-  const count = texts.length === 10 ? "ten" : texts.length;
+  const count = tileTexts.length === 10 ? "ten" : tileTexts.length;
   const names = parts.map((part) => part.name).join(", ");
   const y = parts.length === 1 ? `The ${names} y` : `The condition y (${names})`;
   let explanation;

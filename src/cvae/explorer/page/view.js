@@ -65,15 +65,15 @@ export class View {
       $("label").options[0].textContent = "as guessed";
       return;
     }
-    showBars($("guess"), conditions.texts, bounds);
+    showBars($("guess"), conditions.tileTexts, bounds);
     const others = bounds.map((bound, i) => (i === guess ? -Infinity : bound));
     const second = others.indexOf(Math.max(...others));
     const lead = `${(bounds[guess] - bounds[second]).toFixed(1)} nats`;
     $("guess-text").textContent =
-      `Guess: ${conditions.texts[guess]}. Its bound on log p(x|y) is ${lead} above that of ` +
-      `${conditions.texts[second]}. The bars are the softmax of the bounds, each an estimate from ` +
-      "one stored sample of z.";
-    $("label").options[0].textContent = `as guessed (${conditions.texts[guess]})`;
+      `Guess: ${conditions.tileTexts[guess]}. Its bound on log p(x|y) is ${lead} above that of ` +
+      `${conditions.tileTexts[second]}. The bars are the softmax of the bounds, each an estimate ` +
+      "from one stored sample of z.";
+    $("label").options[0].textContent = `as guessed (${conditions.tileTexts[guess]})`;
   }
 
   showExample() {
@@ -182,19 +182,22 @@ export class View {
     $("label-block").hidden = !conditions.isLabelled;
     if (conditions.isLabelled) {
       $("label-name").textContent = conditions.tilePart.name;
-      fillSelect($("label"), [...(conditions.canGuess ? ["as guessed"] : []), ...conditions.texts]);
+      const guessed = conditions.canGuess ? ["as guessed"] : [];
+      fillSelect($("label"), [...guessed, ...conditions.tileTexts]);
       on("label", "change", () => {
         const index = Number($("label").value) - (conditions.canGuess ? 1 : 0);
         explorer.chooseLabel(index < 0 ? null : index);
       });
     }
-    conditions.addControls($("given"), "drawingValues", " of the drawing", () =>
+    conditions.addControls($("given"), "encoderValues", " of the drawing", () =>
       explorer.encodeAgain(),
     );
-    conditions.addControls($("wanted"), "tileValues", "", () => explorer.update("decode", "plane"));
+    conditions.addControls($("wanted"), "decoderValues", "", () =>
+      explorer.update("decode", "plane"),
+    );
     const describe = (text) =>
       text ? `Show ${conditions.tilePart.name} ${text} in the plane` : "Decoded image";
-    this.tiles = addTiles($("tiles"), conditions.texts, describe, (i) => {
+    this.tiles = addTiles($("tiles"), conditions.tileTexts, describe, (i) => {
       markTile($("tiles"), i);
       explorer.chooseTile(i);
     });
@@ -248,8 +251,8 @@ export class View {
     const { explorer } = this;
     on("reset", "click", () => explorer.restoreImage());
     on("save", "click", () => {
-      const { texts } = explorer.conditions;
-      const tiles = explorer.images.map((image, i) => ({ image, text: texts[i] }));
+      const { tileTexts } = explorer.conditions;
+      const tiles = explorer.images.map((image, i) => ({ image, text: tileTexts[i] }));
       const input = explorer.noise ? null : explorer.x;
       savePicture(input, tiles, description.image_shape, description.name);
     });
