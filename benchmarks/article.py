@@ -152,12 +152,12 @@ def _targets_and_floors(all_jobs: Sequence[Job]) -> tuple[dict[str, str], dict[s
             for name, metric in reading.read_evaluation(job.folder).get("metrics", {}).items():
                 by_name.setdefault(name, []).append(metric)
         for name, metrics in by_name.items():
-            shown = dict(metrics[0])
+            averages = dict(metrics[0])
             for key in ("floor", "at_least", "at_most"):
                 if known := [m[key] for m in metrics if key in m]:
-                    shown[key] = sum(known) / len(known)
-            targets[name] = comparison.format_target(shown)
-            floors[name] = comparison.format_floor(shown)
+                    averages[key] = sum(known) / len(known)
+            targets[name] = comparison.format_target(averages)
+            floors[name] = comparison.format_floor(averages)
     return targets, floors
 
 

@@ -78,9 +78,9 @@ def bare(cfg: DictConfig, timer: Timer) -> None:
     update_average = make_average(cfg, model)
     while True:
         for index in torch.randperm(len(grey), device=grey.device).split(cfg.data.batch_size):
-            take_step(index, timer.done)
+            take_step(index, timer.steps_done)
             schedule.step()
-            update_average(timer.done)
+            update_average(timer.steps_done)
             if timer.step():
                 return
 
@@ -117,8 +117,8 @@ def bare_graph(cfg: DictConfig, timer: Timer) -> None:
         order = torch.randperm(len(grey), device=device)
         for index in order[: len(grey) // batch_size * batch_size].split(batch_size):
             rows.copy_(index)
-            rate.fill_(0.5 * peak * (1 + math.cos(math.pi * timer.done / timer.steps)))
+            rate.fill_(0.5 * peak * (1 + math.cos(math.pi * timer.steps_done / timer.steps)))
             replay()
-            update_average(timer.done)
+            update_average(timer.steps_done)
             if timer.step():
                 return

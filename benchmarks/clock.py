@@ -27,15 +27,15 @@ class Timer:
     """Record of the times at which steps end."""
 
     def __init__(self, steps: int, start: int) -> None:
-        self.steps, self.start, self.done = steps, start, 0
+        self.steps, self.start, self.steps_done = steps, start, 0
         self.times: dict[int, float] = {}
 
     def step(self) -> bool:
         """Record the end of a step; return whether it was the last one."""
-        self.done += 1
-        if self.done in (1, self.start, self.steps):
-            self.times[self.done] = read_clock()
-        return self.done == self.steps
+        self.steps_done += 1
+        if self.steps_done in (1, self.start, self.steps):
+            self.times[self.steps_done] = read_clock()
+        return self.steps_done == self.steps
 
 
 class Clock(Callback):

@@ -106,17 +106,17 @@ def watch_synchronizations(options: Namespace, overrides: list[str]) -> tuple[li
 
 def check_synchronizations(options: Namespace, is_graph: bool) -> dict[str, Any]:
     """Count synchronizations with the GPU within steps that do not log."""
-    places, made_on = watch_synchronizations(options, graph_override(is_graph))
+    places, batch_device = watch_synchronizations(options, graph_override(is_graph))
     if options.cpu:
-        raise Skipped(f"needs a GPU; batches were made on {made_on}")
+        raise Skipped(f"needs a GPU; batches were made on {batch_device}")
     first, last = WATCHED
-    shown = f"{len(places)} synchronizations, batches on {made_on}"
+    shown = f"{len(places)} synchronizations, batches on {batch_device}"
     return {
-        **make_verdict(not places and made_on == "cuda", shown),
+        **make_verdict(not places and batch_device == "cuda", shown),
         "steps": last - first + 1,
         "synchronizations": len(places),
         "places": sorted(set(places)),
-        "batches_on": made_on,
+        "batches_on": batch_device,
     }
 
 
