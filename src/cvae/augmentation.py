@@ -94,7 +94,7 @@ class Warp:
         if epoch >= self.until_epoch:
             return pixels
         height, width = pixels.shape[2:]
-        points, controls, half = _pixel_grid(height, width, pixels.device)
+        points, controls, half_size = _pixel_grid(height, width, pixels.device)
         num_moves = 2 + len(controls)  # per axis: the entries of A and the displacements
         draws = noise.standard_normal(
             index,
@@ -105,7 +105,7 @@ class Warp:
         )
         moves = draws[:, :-1] * (torch.special.ndtr(draws[:, -1:]) < self.share)
         basis = torch.cat([self.affine * points, self.elastic * controls])
-        moved = (points + moves.unflatten(1, (2, num_moves)) @ basis) / half
+        moved = (points + moves.unflatten(1, (2, num_moves)) @ basis) / half_size
         grid = moved.unflatten(2, (height, width)).movedim(1, -1)
         return F.grid_sample(pixels.float(), grid, align_corners=False).round_().to(torch.uint8)
 
@@ -115,9 +115,9 @@ def _pixel_grid(
     height: int, width: int, device: torch.device
 ) -> tuple[Float[Tensor, "2 num_pixels"], Float[Tensor, "num_controls num_pixels"], Tensor]:
     """Return pixel positions from the center, interpolation weights and half of (width, height)."""
-    half = torch.tensor([[width / 2], [height / 2]])
+    half_size = torch.tensor([[width / 2], [height / 2]])
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    points = torch.stack([x, y]).flatten(1) + 0.5 - half
+    points = torch.stack([x, y]).flatten(1) + 0.5 - half_size
     controls = torch.eye(_NUM_CONTROLS**2).view(-1, 1, _NUM_CONTROLS, _NUM_CONTROLS)
     controls = F.interpolate(controls, (height, width), mode="bicubic", align_corners=True)
-    return points.to(device), controls.flatten(1).to(device), half.to(device)
+    return points.to(device), controls.flatten(1).to(device), half_size.to(device)

@@ -59,7 +59,7 @@ class ColouredMNISTDataModule(MNISTDataModule):
     def load_arrays(self) -> Sequence[NDArray[Any]]:
         train_x, train_y, test_x, test_y = load_digits(SETS["MNIST"], self.data_dir)
         hues = [random_hues(np.arange(len(x)), x is test_x) for x in (train_x, test_x)]
-        train, test = (2 * np.pi * of_split.T for of_split in hues)
+        train, test = (2 * np.pi * split_hues.T for split_hues in hues)
         self.attributes = {
             "digit_hue_cos": (np.cos(train[0]), np.cos(test[0])),
             "digit_hue_sin": (np.sin(train[0]), np.sin(test[0])),

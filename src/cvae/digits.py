@@ -126,10 +126,10 @@ def _load_digests(digit_set: DigitSet, folder: Path) -> dict[str, str]:
     recorded = folder / _DIGESTS
     if digit_set.digests or not recorded.is_file():
         return digit_set.digests
-    known = json.loads(recorded.read_text(encoding="utf-8"))
-    if not isinstance(known, dict) or set(known) != set(digit_set.file_names()):
+    digests = json.loads(recorded.read_text(encoding="utf-8"))
+    if not isinstance(digests, dict) or set(digests) != set(digit_set.file_names()):
         raise ValueError("not the digests of the four files")
-    return known
+    return digests
 
 
 def _read_verified(digit_set: DigitSet, folder: Path) -> tuple[list[Pixels], dict[str, str]]:
@@ -137,13 +137,13 @@ def _read_verified(digit_set: DigitSet, folder: Path) -> tuple[list[Pixels], dic
     arrays: list[Pixels] = []
     problems: dict[str, str] = {}
     try:
-        known = _load_digests(digit_set, folder)
+        digests = _load_digests(digit_set, folder)
     except (OSError, ValueError) as error:
-        known, problems[_DIGESTS] = {}, f"unreadable ({error})"
+        digests, problems[_DIGESTS] = {}, f"unreadable ({error})"
     for name in digit_set.file_names():
         try:
             content = (folder / name).read_bytes()
-            if name in known and hashlib.md5(content).hexdigest() != known[name]:
+            if name in digests and hashlib.md5(content).hexdigest() != digests[name]:
                 raise ValueError("its digest differs from the original")
             arrays.append(read_idx(content))
         except FileNotFoundError:
@@ -169,12 +169,12 @@ def _read_bounded(path: Path) -> bytes:
     return content
 
 
-def _local_files(digit_set: DigitSet, data_dir: Path, known: dict[str, str]) -> Iterator[Path]:
+def _local_files(digit_set: DigitSet, data_dir: Path, digests: dict[str, str]) -> Iterator[Path]:
     """Yield the files of a set in data_dir, as .gz or unpacked, in order of preference."""
     own = data_dir / digit_set.name
     # only a digest distinguishes MNIST from FashionMNIST, and intact files in raw from damaged ones
-    plain = [own, *([own / "raw", data_dir] if known else [])]
-    packed = [own / "raw", own, *([data_dir] if known else [])]
+    plain = [own, *([own / "raw", data_dir] if digests else [])]
+    packed = [own / "raw", own, *([data_dir] if digests else [])]
     for name in digit_set.file_names():
         paths = [f / f"{name}.gz" for f in packed] + [f / name for f in plain]
         yield from (path for path in paths if path.is_file())
@@ -187,17 +187,17 @@ def _restore_from_data_dir(digit_set: DigitSet, folder: Path) -> None:
     """
     raw, data_dir = folder.parent, folder.parents[2]
     try:
-        known = _load_digests(digit_set, raw)
+        digests = _load_digests(digit_set, raw)
     except (OSError, ValueError):
-        known = {}
+        digests = {}
     rejected: dict[str, str] = {}
-    for path in _local_files(digit_set, data_dir, known):
+    for path in _local_files(digit_set, data_dir, digests):
         name = path.name.removesuffix(".gz")
         if (folder / name).exists():
             continue
         try:
             content = _read_bounded(path)
-            if name in known and hashlib.md5(content).hexdigest() != known[name]:
+            if name in digests and hashlib.md5(content).hexdigest() != digests[name]:
                 raise ValueError(f"not the original file of {digit_set.name}")
             read_idx(content)
             (folder / name).write_bytes(content)

@@ -49,8 +49,8 @@ def embed(model: Autoencoder, data: MNISTDataModule, split: str = "test") -> Lat
     parts: dict[str, list[NDArray[Any]]] = {}
     for index in torch.arange(len(images.labels)).split(_CHUNK_SIZE):
         x = (images.inputs[index].float() / 255.0).to(model.output_bias)
-        known = images.labels if images.conditions is None else images.conditions
-        y = known[index] if model.conditional else None
+        conditions = images.labels if images.conditions is None else images.conditions
+        y = conditions[index] if model.conditional else None
         q = model.encode(x, y)
         mean, sd = (q, torch.zeros_like(q)) if isinstance(q, Tensor) else (q.mean, q.stddev)
         rows = {"mean": mean, "sd": sd}

@@ -151,10 +151,10 @@ def _decode_all(
             chunk_size = 4 * num_threads * _IMAGES_PER_TASK
             for start in range(0, len(images), chunk_size):
                 chunk = images[start : start + chunk_size]
-                parts = [
+                tasks = [
                     chunk[i : i + _IMAGES_PER_TASK] for i in range(0, len(chunk), _IMAGES_PER_TASK)
                 ]
-                decoded = chain.from_iterable(pool.map(decode_part, parts))
+                decoded = chain.from_iterable(pool.map(decode_part, tasks))
                 yield from zip(rows[start : start + chunk_size], decoded, strict=True)
                 bar.advance(task, len(chunk))
     finally:

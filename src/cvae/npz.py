@@ -31,8 +31,10 @@ def read_npz(
         with np.load(path, allow_pickle=False) as archive:
             arrays = [archive[key] for key in keys]
             names = archive.get(_CLASS_NAMES)
-            others = [key for key in archive if key.startswith("train_") and key not in keys]
-            attribute_names = [key.removeprefix("train_") for key in others]
+            attribute_keys = [
+                key for key in archive if key.startswith("train_") and key not in keys
+            ]
+            attribute_names = [key.removeprefix("train_") for key in attribute_keys]
             if missing := [name for name in attribute_names if f"test_{name}" not in archive]:
                 raise DataError(f"{path}: train_{missing[0]} without test_{missing[0]}; add it")
             if "label" in attribute_names:

@@ -77,26 +77,26 @@ class _KernelSums(NamedTuple):
     """Kernel sums over all pairs, and over the other set for each point."""
 
     total: float
-    of_a: Float[Tensor, " num_a"]
-    of_b: Float[Tensor, " num_b"]
+    per_a: Float[Tensor, " num_a"]
+    per_b: Float[Tensor, " num_b"]
 
 
 def _kernel_sums(a: Points, b: Points) -> _KernelSums:
     r"""Return sums over pairs of :math:`\sum_s \exp(-|a-b|^2 / (2 s d))`, d being latent_dim."""
-    total, of_a, of_b = 0.0, [], torch.zeros(len(b), device=b.device)
+    total, per_a, per_b = 0.0, [], torch.zeros(len(b), device=b.device)
     scale = 2 * _BANDWIDTHS[0] * a.shape[1]
     b_squared = (b**2).sum(1)
     for rows in a.split(_CHUNK_SIZE):
         squared = torch.addmm((rows**2).sum(1)[:, None] + b_squared, rows, b.T, alpha=-2)
         kernel: Float[Tensor, "rows num_points"] = torch.exp(squared.clamp_min_(0) / -scale)
-        of_rows = torch.zeros(len(rows), device=rows.device)
+        row_sums = torch.zeros(len(rows), device=rows.device)
         for _ in _BANDWIDTHS:
             total += float(kernel.sum(dtype=torch.float64))
-            of_rows += kernel.sum(1)
-            of_b += kernel.sum(0)
+            row_sums += kernel.sum(1)
+            per_b += kernel.sum(0)
             kernel = kernel * kernel  # half the bandwidth
-        of_a.append(of_rows)
-    return _KernelSums(total, torch.cat(of_a), of_b)
+        per_a.append(row_sums)
+    return _KernelSums(total, torch.cat(per_a), per_b)
 
 
 def mmd_squared(a: Points, b: Points) -> tuple[float, float]:
@@ -113,9 +113,9 @@ def mmd_squared(a: Points, b: Points) -> tuple[float, float]:
     aa, bb, ab = _kernel_sums(a, a), _kernel_sums(b, b), _kernel_sums(a, b)
     within_a = (aa.total - m * diagonal) / (m * (m - 1))
     within_b = (bb.total - n * diagonal) / (n * (n - 1))
-    of_a = (aa.of_a - diagonal) / (m - 1) - ab.of_a / n
-    of_b = (bb.of_a - diagonal) / (n - 1) - ab.of_b / m
-    error = 2 * math.hypot(standard_error(of_a), standard_error(of_b))
+    influence_a = (aa.per_a - diagonal) / (m - 1) - ab.per_a / n
+    influence_b = (bb.per_a - diagonal) / (n - 1) - ab.per_b / m
+    error = 2 * math.hypot(standard_error(influence_a), standard_error(influence_b))
     return within_a + within_b - 2 * ab.total / (m * n), error
 
 

@@ -44,9 +44,9 @@ def variety(subject: SampledSubject) -> Metrics:
     for name, factor in subject.factors.items() if subject.is_grey else ():
         labels, classes = samples.labels.cpu().numpy(), test.labels.unique().tolist()
         std = within_label_std(factor.test, test.labels.cpu().numpy(), classes)
-        of_reference = (factor.reference, subject.reference.labels.cpu().numpy())
+        reference_factor = (factor.reference, subject.reference.labels.cpu().numpy())
         spread = within_label_std(factor.samples, labels, classes) / std
-        floor_spread = within_label_std(*of_reference, classes) / std
+        floor_spread = within_label_std(*reference_factor, classes) / std
         error = bootstrap_error(
             lambda i, v=factor.samples, y=labels, c=classes, r=std: (  # type: ignore[misc]
                 within_label_std(v[i], y[i], c) / r
