@@ -151,7 +151,7 @@ def test_a_wrong_table_of_attributes_is_rejected(root: Path, last: str, said: st
     [
         ("file,height,height", "the column 'height' is empty or repeated: rename it"),
         ("file,,height", "the column '' is empty or repeated: rename it"),
-        ("file,label,height", "the column label: rename it"),
+        ("file,label,height", "the folders are the labels: rename the column label"),
     ],
 )
 def test_wrong_columns_of_attributes_are_rejected(root: Path, first: str, said: str) -> None:

@@ -60,7 +60,7 @@ def test_thickness_and_slant_are_not_measured_in_color(known: Oracle) -> None:
 
 def test_the_cache_key_depends_on_the_digits(known: Oracle) -> None:
     other = TRAIN._replace(labels=TRAIN.labels.roll(1))
-    assert Oracle(other, VALIDATION, 3)._key() != known._key()
+    assert Oracle(other, VALIDATION, 3)._cache_key() != known._cache_key()
 
 
 def test_training_with_validation_images_returns_a_classifier_in_evaluation_mode() -> None:
