@@ -186,7 +186,7 @@ def results(document: dict[str, Any]) -> str:
     """Return the main results: recipes (make recipes) and the article's CVAE (make article)."""
     rows = []
     for name, row in document["recipes"].items():
-        command = f"`{' '.join(row['overrides'])}`" if row["overrides"] else "nothing (the default)"
+        command = f"`{' '.join(row['overrides'])}`" if row["overrides"] else "none (the default)"
         percent = [format_mean(row[metric], 100) for metric in (_AGREEMENT, _PROBE)]
         minutes = f"{row['minutes']:g}"
         rows.append((command, format_mean(row["test/nll_k50"]), *percent, minutes))
@@ -199,16 +199,16 @@ def results(document: dict[str, Any]) -> str:
     seeds = {row["n"] for row in document["recipes"].values()}
     caption = (
         "\nDefault: the article's CVAE plus an adversary that keeps most of the label out of z. "
-        "The article's own, trained on the bound alone, is `model=cvae_plain`. Mean ± s.d. over "
+        "`model=cvae_plain` is the article's CVAE, trained on the bound alone. Mean ± s.d. over "
         f"{', '.join(map(str, sorted(seeds)))} seeds, 10,000 test images, dynamic binarization. "
         "-log p(x|y): importance-weighted bound from K = 50 samples, nats per image, lower is "
         "better. Label agreement: share of 10,000 samples that a classifier assigns to the "
         "requested label (real "
         f"digits: {real[_AGREEMENT]}). Probe accuracy: share of labels that a perceptron predicts "
-        f"from z, lower is better (chance: {real[_PROBE]}). Minutes: one core of an "
+        f"from z, lower is better (chance: {real[_PROBE]}). Minutes of training: one core of an "
         f"{', '.join(sorted(cpus))}, both cores busy.\n"
     )
-    header = ("`python src/train.py` with", "-log p(x\\|y), nats")
+    header = ("override of `python src/train.py`", "-log p(x\\|y), nats")
     percent_header = ("label agreement, %", "probe accuracy, %")
     return markdown((*header, *percent_header, "minutes, one core"), rows) + caption
 
@@ -251,7 +251,7 @@ def ablations(document: dict[str, Any]) -> str:
     return caption + markdown(header, [rows[name] for name in best_first])
 
 
-# by metric: quantity, scale, and what its floor is
+# by metric: quantity, scale, and the name of the value to compare with
 _QUANTITIES = {
     "test/nll_k100": ("-log p(x\\|y), K = 100, nats", 1, ""),
     "test/bits_per_dim_k100": ("-log p(x\\|y), K = 100, bits per dimension", 1, ""),
@@ -292,7 +292,7 @@ def experiments(document: dict[str, Any]) -> str:
 
 
 def gpu(document: dict[str, Any]) -> str:
-    """Return speed, checks and nats on a GPU (make gpu), or that no GPU has been measured."""
+    """Return speed, checks and nats on a GPU (make gpu), or a note that none was measured."""
     if not document.get("gpu"):
         return "`make gpu` has not been run on a GPU yet, so there are no figures here.\n"
     versions = f"CUDA {document['cuda']}, torch {document['machine']['versions']['torch']}"
