@@ -33,7 +33,7 @@ Every setting that `conf/` holds, with its value there. Set one on the command l
 python src/train.py model.latent_dim=8 optimizer=sgd model/prior=flow
 ```
 
-A dot sets a value, and a name after a group, such as `optimizer=sgd`, chooses a file. The types and
+`model.latent_dim=8` sets a value. `optimizer=sgd` chooses `conf/optimizer/sgd.yaml`. The types and
 ranges are the annotations of the constructors ([how they are read](annotations.md)), and an editor
 checks them in `conf/` too. `python src/train.py --cfg job` shows the composed values.
 `make schemas` writes this page.
@@ -72,7 +72,7 @@ def _groups() -> list[str]:
 
 def _composed(name: str = "train") -> dict[str, Any]:
     """Return a composed config, or a file of a group, with its interpolations as written."""
-    with warnings.catch_warnings():  # Hydra takes a group's file for one of a script
+    with warnings.catch_warnings():  # Hydra mistakes the file of a group for that of a script
         warnings.filterwarnings("ignore", message=".*missing `_self_`")
         found = compose(name)
     assert isinstance(found, DictConfig)
@@ -182,7 +182,7 @@ def _table(
 
 
 def _allowed(schema: Node) -> str:
-    """Return what a JSON Schema allows, in few words."""
+    """Return the values that a JSON Schema allows, as short text."""
     text = describe_valid_values(schema).replace(" that is not empty", "")
     return _cell(re.sub(r"^(.+) or a list, each \1\b", r"\1, a list of these,", text))
 
