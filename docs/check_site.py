@@ -12,7 +12,7 @@ _IN_CSS = re.compile(r"""url\(\s*["']?((?:\w+:)?//[^"')]+)|@import\s+["']((?:\w+
 
 
 class _Loads(HTMLParser):
-    """Collects what a page loads from other hosts; links that a reader clicks do not count."""
+    """HTML parser that collects the files a page loads from other hosts; links do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def foreign_in_css(text: str) -> list[str]:
 
 
 def foreign_in_page(text: str) -> list[str]:
-    """Return what an HTML page loads from other hosts: scripts, styles, fonts, pictures."""
+    """Return the files an HTML page loads from other hosts: scripts, styles, fonts, pictures."""
     page = _Loads()
     page.feed(text)
     return page.found
@@ -57,7 +57,7 @@ def main() -> None:
     for sheet in sorted(SITE.rglob("*.css")):
         found += [(sheet, what) for what in foreign_in_css(sheet.read_text(encoding="utf-8"))]
     for path, what in found:
-        print(f"{path.relative_to(SITE)}: {what}: keep the file in docs/", file=sys.stderr)
+        print(f"{path.relative_to(SITE)} loads {what}: keep the file in docs/", file=sys.stderr)
     if found:
         sys.exit(1)
     print(f"{len(pages)} pages; open site/index.html")

@@ -1,7 +1,7 @@
 """Draw the pictures of docs/article-in-code.md and README.md from trained runs.
 
 ``python docs/pictures.py`` (make pictures) first trains the runs that are missing in ``--folder``,
-one after another. It repeats no finished run: delete its folder to train it again.
+one after another. To train a finished run again, delete its folder.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def load_images(run: Path) -> tuple[Batch, Batch]:
 
 
 def draw_codes(autoencoder: Autoencoder, vae: Autoencoder, examples: Batch) -> PILImage.Image:
-    """Draw test images, their reconstructions by the autoencoder, and random codes decoded."""
+    """Draw test images, their reconstructions by the autoencoder, and decoded random codes."""
     z = figures.fixed_latents(vae, len(examples.x))
     rows = {
         "test image": examples.x,
