@@ -23,58 +23,54 @@ PAGES = tuple(
 )
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def render_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def faults(document: dict[str, Any]) -> str:
+def render_faults(document: dict[str, Any]) -> str:
     """Return injected and survived faults per promise (make test-long)."""
     promises: dict[str, list[dict[str, Any]]] = {}
     for row in document["faults"]:
         promises.setdefault(row["promise"], []).append(row)
     rows = []
-    for promise, kinds in promises.items():
-        injected, survived = (sum(row[k] for row in kinds) for k in ("injected", "survived"))
-        kinds.sort(key=lambda row: -row["injected"])
-        what = "<br>".join(f"{row['injected']:,} × {row['fault']}" for row in kinds)
-        rows.append((promise, what, f"{survived:,} of {injected:,}"))
-    return markdown(("promise", "faults injected", "survived"), rows)
+    for promise, fault_rows in promises.items():
+        injected, survived = (sum(row[k] for row in fault_rows) for k in ("injected", "survived"))
+        fault_rows.sort(key=lambda row: -row["injected"])
+        injections = "<br>".join(f"{row['injected']:,} × {row['fault']}" for row in fault_rows)
+        rows.append((promise, injections, f"{survived:,} of {injected:,}"))
+    return render_table(("promise", "faults injected", "survived"), rows)
 
 
-def bench(document: dict[str, Any]) -> str:
+def render_speed(document: dict[str, Any]) -> str:
     """Return images per second of every contender, compared with the bare loop (make bench)."""
-    rates = {name: found["median"] for name, found in document["training"].items()}
+    rates = {name: result["median"] for name, result in document["training"].items()}
     rows = [
         (name, f"{rates[name]:,.0f}", f"{rates[name] / rates['bare']:.2f}")
         for name in sorted(rates, key=lambda name: -rates[name])
     ]
-    return markdown(("implementation", "images/s", "ratio to the bare loop"), rows)
+    return render_table(("implementation", "images/s", "ratio to the bare loop"), rows)
 
 
-def summary(document: dict[str, Any]) -> str:
+def render_speed_goals(document: dict[str, Any]) -> str:
     """Return the speed goals and the measured values (make bench)."""
     training, curve = document["training"], document["curves"]["processes x threads"]
-    each = [o / b for o, b in zip(training["ours"]["all"], training["bare"]["all"], strict=True)]
+    ratios = [o / b for o, b in zip(training["ours"]["all"], training["bare"]["all"], strict=True)]
     parts = document["parts"]["milliseconds"]
     loader = next(v for name, v in parts.items() if "data.py" in name)
     share = loader / document["step_milliseconds"]
-    started = {name: found["median"] for name, found in document["starting"].items()}
-    late = started["to the first step"] - started["import torch, lightning"]
-    one_device, two_devices = (found["median"] for found in document["sweeping"].values())
-    pair = curve["2 x 1"]["median"] / curve["1 x 2"]["median"]
+    start_up = {name: result["median"] for name, result in document["starting"].items()}
+    first_step = start_up["to the first step"] - start_up["import torch, lightning"]
+    one_device, two_devices = (result["median"] for result in document["sweeping"].values())
+    process_ratio = curve["2 x 1"]["median"] / curve["1 x 2"]["median"]
     rows = [
         (
             "our speed / bare loop, equal settings",
-            f"{document['ours_over_bare']:.2f} ({min(each):.2f} to {max(each):.2f}, "
+            f"{document['ours_over_bare']:.2f} ({min(ratios):.2f} to {max(ratios):.2f}, "
             f"{document['rounds']} rounds)",
             "≥ 1.00",
         ),
-        (
-            "our fastest setting / bare loop",
-            f"{document['best_over_bare']:.2f}",
-            "≥ 1.7",
-        ),
+        ("our fastest setting / bare loop", f"{document['best_over_bare']:.2f}", "≥ 1.7"),
         (
             "our fastest setting at batch size 128 / bare loop",
             f"{document['best_at_equal_batch_over_bare']:.2f}",
@@ -86,11 +82,7 @@ def summary(document: dict[str, Any]) -> str:
             f"{document['pauses']['share']:.1%}",
             "< 1 %",
         ),
-        (
-            "start to first step, minus `import torch, lightning`",
-            f"{late:.1f} s",
-            "≤ 2 s",
-        ),
+        ("start to first step, minus `import torch, lightning`", f"{first_step:.1f} s", "≤ 2 s"),
         (
             "importance-weighted bound, K = 5,000 / decoder alone, speed",
             f"{document['evaluation']['over_roofline']:.2f}",
@@ -98,21 +90,26 @@ def summary(document: dict[str, Any]) -> str:
         ),
         ("sweep overhead per job, 1 device", f"{one_device:.1f} s", "≤ 3 s"),
         ("sweep overhead per job, 2 devices", f"{two_devices:.1f} s", "≤ 6 s"),
-        ("two processes of one thread / one process of two threads, speed", f"{pair:.2f}", ""),
+        (
+            "two processes of one thread / one process of two threads, speed",
+            f"{process_ratio:.2f}",
+            "",
+        ),
     ]
-    return markdown(("quantity", "measured", "goal"), rows)
+    return render_table(("quantity", "measured", "goal"), rows)
 
 
-def parts(document: dict[str, Any]) -> str:
+def render_step_parts(document: dict[str, Any]) -> str:
     """Return the milliseconds of each part of a step of cvae_plain (make bench)."""
     total = document["step_milliseconds"]
-    found = dict(document["parts"]["milliseconds"])
-    found["rest of the step, mostly Python of the Trainer"] = total - sum(found.values())
-    rows = [(name, f"{value:.2f}", f"{value / total:.1%}") for name, value in found.items()]
-    return markdown(("part of a step", "ms", "share"), [*rows, ("total", f"{total:.1f}", "")])
+    milliseconds = dict(document["parts"]["milliseconds"])
+    rest = total - sum(milliseconds.values())
+    milliseconds["rest of the step, mostly Python of the Trainer"] = rest
+    rows = [(name, f"{value:.2f}", f"{value / total:.1%}") for name, value in milliseconds.items()]
+    return render_table(("part of a step", "ms", "share"), [*rows, ("total", f"{total:.1f}", "")])
 
 
-def precision(document: dict[str, Any]) -> str:
+def render_precision(document: dict[str, Any]) -> str:
     """Return the nats that bfloat16 costs, in -elbo and in nll (make precision)."""
     low, high = document["trained_difference_95_percent"]
     rows = [
@@ -123,15 +120,15 @@ def precision(document: dict[str, Any]) -> str:
             f"{low:+.2f} to {high:+.2f}",
         ),
     ]
-    return markdown(("bf16-mixed compared with float32", "nats lost", "95 % interval"), rows)
+    return render_table(("bf16-mixed compared with float32", "nats lost", "95 % interval"), rows)
 
 
-def seconds(document: dict[str, Any]) -> str:
+def render_start_up(document: dict[str, Any]) -> str:
     """Return start-up times in seconds (make bench)."""
-    found = {**document["starting"]}
-    found |= {f"sweep overhead per job, {k}": v for k, v in document["sweeping"].items()}
-    rows = [(name, f"{value['median']:.1f}") for name, value in found.items()]
-    return markdown(("start-up", "seconds"), rows)
+    times = {**document["starting"]}
+    times |= {f"sweep overhead per job, {k}": v for k, v in document["sweeping"].items()}
+    rows = [(name, f"{value['median']:.1f}") for name, value in times.items()]
+    return render_table(("start-up", "seconds"), rows)
 
 
 # nats per test image, dynamic binarization: -log p(x|y), -log p(x), K; * quoted by others
@@ -152,25 +149,26 @@ def format_mean(statistic: dict[str, float], scale: float = 1) -> str:
     return f"{scale * statistic['mean']:.2f} ± {scale * statistic['sd']:.2f}"
 
 
-def recipes(document: dict[str, Any]) -> str:
+def render_recipes(document: dict[str, Any]) -> str:
     """Return the likelihood of each recipe (make recipes), and published results."""
     rows = []
     for name, row in document["recipes"].items():
         k = row["num_samples"]
-        nats = [format_mean(row[f"test/{what}nll_k{k}"]) for what in ("", "joint_", "marginal_")]
+        nats = [format_mean(row[f"test/{bound}nll_k{k}"]) for bound in ("", "joint_", "marginal_")]
         percent = [format_mean(row[metric], 100) for metric in (_AGREEMENT, _PROBE)]
         rows.append((f"**{name}**", *nats, f"{k:,}", *percent, f"{row['minutes']:g}"))
     for name, conditional, marginal, num_samples in _PUBLISHED:
         joint = f"{float(conditional) + math.log(10):.2f}" if conditional else ""
         rows.append((name, conditional, joint, marginal, num_samples, "", "", ""))
     bounds = ("-log p(x\\|y)", "-log p(x, y)", "-log p(x)", "K")
-    return markdown(("model", *bounds, "label agreement, %", "probe accuracy, %", "minutes"), rows)
+    header = ("model", *bounds, "label agreement, %", "probe accuracy, %", "minutes")
+    return render_table(header, rows)
 
 
 _AGREEMENT, _PROBE = "samples/label_agreement", "latent/label_accuracy_mlp"
 
 
-def article_column(name: str) -> dict[str, str]:
+def read_article_column(name: str) -> dict[str, str]:
     """Return a column of the article's table by metric (make article), without percent signs."""
     text = (MEASURED / "article_results.md").read_text(encoding="utf-8")
     table = [
@@ -178,11 +176,11 @@ def article_column(name: str) -> dict[str, str]:
         for line in text.splitlines()
         if line.startswith("|")
     ]
-    (place,) = (i for i, title in enumerate(table[0]) if title.partition(" (")[0] == name)
-    return {row[0]: row[place] for row in table[2:]}
+    (index,) = (i for i, title in enumerate(table[0]) if title.partition(" (")[0] == name)
+    return {row[0]: row[index] for row in table[2:]}
 
 
-def results(document: dict[str, Any]) -> str:
+def render_results(document: dict[str, Any]) -> str:
     """Return the main results: recipes (make recipes) and the article's CVAE (make article)."""
     rows = []
     for name, row in document["recipes"].items():
@@ -191,10 +189,10 @@ def results(document: dict[str, Any]) -> str:
         minutes = f"{row['minutes']:g}"
         rows.append((command, format_mean(row["test/nll_k50"]), *percent, minutes))
         if name == "default":
-            plain = article_column("cvae_plain")
+            plain = read_article_column("cvae_plain")
             cells = [plain[metric] for metric in ("test/nll_k50", _AGREEMENT, _PROBE)]
             rows.append(("`model=cvae_plain`", *cells, ""))
-    real = article_column("real data")
+    real = read_article_column("real data")
     cpus = {row["machine"]["cpu"] for row in document["recipes"].values()}
     seeds = {row["n"] for row in document["recipes"].values()}
     caption = (
@@ -210,45 +208,45 @@ def results(document: dict[str, Any]) -> str:
     )
     header = ("override of `python src/train.py`", "-log p(x\\|y), nats")
     percent_header = ("label agreement, %", "probe accuracy, %")
-    return markdown((*header, *percent_header, "minutes, one core"), rows) + caption
+    return render_table((*header, *percent_header, "minutes, one core"), rows) + caption
 
 
-def ablations(document: dict[str, Any]) -> str:
+def render_ablations(document: dict[str, Any]) -> str:
     """Return the gain of each change to the default, best first (make ablations)."""
     variants = document["variants"]
     default = variants["default"]["runs"]
     gained, rows = {}, {}
     for name, variant in variants.items():
-        found = variant["runs"]
-        if len(default) < 2 or set(found) != set(default):
+        runs = variant["runs"]
+        if len(default) < 2 or set(runs) != set(default):
             continue  # some seeds are missing
-        right = [100 * found[seed]["label_agreement"] for seed in default]
-        gains = [default[seed]["nll"] - found[seed]["nll"] for seed in default]
+        agreements = [100 * runs[seed]["label_agreement"] for seed in default]
+        gains = [default[seed]["nll"] - runs[seed]["nll"] for seed in default]
         gained[name] = gains
         error = stdev(gains) / math.sqrt(len(gains))
         is_default = name == "default"
         rows[name] = (
             "**default**" if is_default else name,
             "0" if is_default else f"{mean(gains):+.2f} ± {error:.2f}",
-            f"{mean(found[seed]['nll'] for seed in default):.2f}",
-            f"{mean(right):.2f} ± {stdev(right):.2f}",
+            f"{mean(runs[seed]['nll'] for seed in default):.2f}",
+            f"{mean(agreements):.2f} ± {stdev(agreements):.2f}",
             "<br>".join(f"`{word}`" for word in variant["overrides"]),
         )
     spreads = [stdev(gains) for name, gains in gained.items() if name != "default"]
     pooled = math.sqrt(mean(s**2 for s in spreads)) if spreads else math.nan
     smallest = pooled / math.sqrt(len(default))
-    each = (run["cpu"] for variant in variants.values() for run in variant["runs"].values())
+    cpus = (run["cpu"] for variant in variants.values() for run in variant["runs"].values())
     caption = (
         "Nats of -log p(x|y) gained over the default (+ is better) and nats reached, on the "
         f"validation images, K = {document['num_samples']}; label agreement of 10,000 samples. "
         f"Mean over {len(default)} seeds, paired by seed: gain ± standard error, agreement ± s.d. "
         f"The gain of one seed has an s.d. of {pooled:.2f} nats, pooled over the rows; where the "
         f"standard error of a row is smaller than {smallest:.2f}, use {smallest:.2f}. "
-        f"{', '.join(sorted(set(each)))}, one core per run.\n\n"
+        f"{', '.join(sorted(set(cpus)))}, one core per run.\n\n"
     )
     best_first = sorted(rows, key=lambda name: -mean(gained[name]))
     header = ("name", "nats gained", "nats", "label agreement, %", "change to the default")
-    return caption + markdown(header, [rows[name] for name in best_first])
+    return caption + render_table(header, [rows[name] for name in best_first])
 
 
 # by metric: quantity, scale, and the name of the value to compare with
@@ -273,25 +271,25 @@ _QUANTITIES = {
         "chance",
     ),
 }
-_PYRO = {"quadrants_1": "71.8", "quadrants_2": "51.0", "quadrants_3": "24.2"}  # its tutorial
+_PYRO_NATS = {"quadrants_1": "71.8", "quadrants_2": "51.0", "quadrants_3": "24.2"}  # its tutorial
 
 
-def experiments(document: dict[str, Any]) -> str:
+def render_experiments(document: dict[str, Any]) -> str:
     """Return what each experiment on other data or conditions reaches (make experiments)."""
     rows = []
     for name, row in document["experiments"].items():
-        for i, (metric, found) in enumerate(row["metrics"].items()):
+        for i, (metric, statistic) in enumerate(row["metrics"].items()):
             quantity, scale, floor_name = _QUANTITIES[metric]
-            compared = f"{floor_name}: {scale * found['floor']:.2f}" if floor_name else ""
+            compare_with = f"{floor_name}: {scale * statistic['floor']:.2f}" if floor_name else ""
             if metric == "grey/negative_elbo":
-                compared = f"Pyro: {_PYRO[name]}"
+                compare_with = f"Pyro: {_PYRO_NATS[name]}"
             first = (f"**{name}**", f"{row['minutes']:g}") if i == 0 else ("", "")
-            rows.append((first[0], quantity, format_mean(found, scale), compared, first[1]))
+            rows.append((first[0], quantity, format_mean(statistic, scale), compare_with, first[1]))
     header = ("experiment", "quantity", "measured", "compare with", "minutes")
-    return markdown(header, rows)
+    return render_table(header, rows)
 
 
-def gpu(document: dict[str, Any]) -> str:
+def render_gpu(document: dict[str, Any]) -> str:
     """Return speed, checks and nats on a GPU (make gpu), or a note that none was measured."""
     if not document.get("gpu"):
         return "`make gpu` has not been run on a GPU yet, so there are no figures here.\n"
@@ -299,36 +297,37 @@ def gpu(document: dict[str, Any]) -> str:
     minutes = sum(document["seconds"].values()) / 60
     caption = f"{document['gpu']}, {versions}; `make gpu`, {minutes:.0f} minutes, n = 1.\n\n"
     columns = ("images_per_second", "milliseconds_per_step", "peak_memory_mib")
-    rates, others = [], []
+    rates, measurements = [], []
     for section in ("rates", "checks", "nats", "evaluation"):
         for name, row in document.get(section, {}).items():
             if columns[0] in row:
                 rates.append((name, *(f"{row[column]:,}" for column in columns)))
             else:
-                others.append((name, row["shown"]))
+                measurements.append((name, row["shown"]))
     header = ("loop, precision, batch size", "images/s", "ms per step", "peak GPU memory, MiB")
-    return caption + markdown(header, rates) + "\n" + markdown(("quantity", "measured"), others)
+    others = render_table(("quantity", "measured"), measurements)
+    return caption + render_table(header, rates) + "\n" + others
 
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # JSON file and function
-    "ablations": ("ablations", ablations),
-    "experiments": ("experiments", experiments),
-    "faults": ("faults", faults),
-    "gpu": ("gpu", gpu),
-    "bench": ("bench", bench),
-    "summary": ("bench", summary),
-    "parts": ("bench", parts),
-    "precision": ("precision", precision),
-    "recipes": ("recipes", recipes),
-    "results": ("recipes", results),
-    "seconds": ("bench", seconds),
+    "ablations": ("ablations", render_ablations),
+    "experiments": ("experiments", render_experiments),
+    "faults": ("faults", render_faults),
+    "gpu": ("gpu", render_gpu),
+    "bench": ("bench", render_speed),
+    "summary": ("bench", render_speed_goals),
+    "parts": ("bench", render_step_parts),
+    "precision": ("precision", render_precision),
+    "recipes": ("recipes", render_recipes),
+    "results": ("recipes", render_results),
+    "seconds": ("bench", render_start_up),
 }
 
 
 def update_tables(text: str) -> str:
     """Return the text with every marked table updated from its file."""
 
-    def render_table(match: re.Match[str]) -> str:
+    def render_match(match: re.Match[str]) -> str:
         if match[2] == "article":  # make article writes the whole table
             table = (MEASURED / "article_results.md").read_text(encoding="utf-8")
             return match[1] + table + match[3]
@@ -338,7 +337,7 @@ def update_tables(text: str) -> str:
         document = {} if is_missing else json.loads(path.read_text(encoding="utf-8"))
         return match[1] + render(document) + match[3]
 
-    return TABLE.sub(render_table, text)
+    return TABLE.sub(render_match, text)
 
 
 if __name__ == "__main__":

@@ -296,7 +296,7 @@ def test_recipes_are_measured_once(
     nll, joint = (row[f"test/{what}nll_k60"]["mean"] for what in ("", "joint_"))
     assert joint == pytest.approx(nll + 2.302585)
     assert row["test/nll_k60"]["sd"] > 0
-    table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["recipes"](document)
+    table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["render_recipes"](document)
     assert f"| **small** | {nll:.2f} ± " in table
     assert " | 60 | " in table
     capsys.readouterr()
@@ -331,7 +331,7 @@ def test_ablations_are_paired_by_seed_and_continue_from_their_file(
     default, found = (document["variants"][name]["runs"] for name in ("default", "plain"))
     assert list(default) == list(found) == ["1", "2"]
     gains = [default[seed]["nll"] - found[seed]["nll"] for seed in default]
-    table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["ablations"](document)
+    table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["render_ablations"](document)
     error = abs(gains[0] - gains[1]) / 2
     assert f"| {sum(gains) / 2:+.2f} ± {error:.2f} |" in table
     assert f"an s.d. of {error * 2**0.5:.2f} nats" in table

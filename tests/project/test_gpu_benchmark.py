@@ -151,7 +151,7 @@ def test_one_changed_weight_is_found(tmp_path: Path) -> None:
 
 
 def test_the_table_names_the_gpu_and_what_failed() -> None:
-    render = runpy.run_path(str(ROOT / "docs" / "tables.py"))["gpu"]
+    render = runpy.run_path(str(ROOT / "docs" / "tables.py"))["render_gpu"]
     rate = {"images_per_second": 123456, "milliseconds_per_step": 1.037, "peak_memory_mib": 310}
     document = {
         "gpu": "NVIDIA H100 80GB HBM3",
