@@ -33,61 +33,62 @@ DESCRIPTION = (
 )
 
 
-def box(kind: str, left: int, right: int, middle: int, height: int, *lines: str) -> str:
+def draw_box(css_class: str, left: int, right: int, middle: int, height: int, *lines: str) -> str:
     """Return a rounded box with one centered line of text, or a symbol and a word below it."""
     rows = [
-        f'<rect class="{kind}" x="{left}" y="{middle - height // 2}" width="{right - left}" '
+        f'<rect class="{css_class}" x="{left}" y="{middle - height // 2}" width="{right - left}" '
         f'height="{height}" rx="8"/>'
     ]
     center, top = (left + right) // 2, middle + 6 - 10 * (len(lines) - 1)
-    for place, line in enumerate(lines):
-        kind = "" if line.replace(" ", "").isalpha() and len(line) > 1 else "symbol"
-        rows.append(text(center, top + 20 * place, line, kind))
+    for row_number, line in enumerate(lines):
+        line_class = "" if line.replace(" ", "").isalpha() and len(line) > 1 else "symbol"
+        rows.append(draw_text(center, top + 20 * row_number, line, line_class))
     return "\n".join(rows)
 
 
-def text(x: int, y: int, content: str, kind: str = "", anchor: str = "middle") -> str:
-    name = f' class="{kind}"' if kind else ""
-    side = f' style="text-anchor: {anchor}"' if anchor != "middle" else ""
-    return f'<text{name} x="{x}" y="{y}"{side}>{content}</text>'
+def draw_text(x: int, y: int, content: str, css_class: str = "", anchor: str = "middle") -> str:
+    class_attribute = f' class="{css_class}"' if css_class else ""
+    style = f' style="text-anchor: {anchor}"' if anchor != "middle" else ""
+    return f'<text{class_attribute} x="{x}" y="{y}"{style}>{content}</text>'
 
 
-def path(kind: str, *points: tuple[int, int]) -> str:
-    return f'<path class="{kind}" d="M' + " L".join(f"{x},{y}" for x, y in points) + '"/>'
+def draw_path(css_class: str, *points: tuple[int, int]) -> str:
+    return f'<path class="{css_class}" d="M' + " L".join(f"{x},{y}" for x, y in points) + '"/>'
 
 
-def draw() -> str:
+def draw_diagram() -> str:
     """Return the diagram as the text of an SVG file."""
     parts = [
         '<rect class="page" width="100%" height="100%" rx="10"/>',
-        box("box", 16, 72, MIDDLE, 60, "x", "image"),
-        box("net", 102, 202, MIDDLE, 74, "encoder", "q(z | x, y)"),
-        box("box", 232, 288, MIDDLE, 60, "μ, σ"),
-        box("box", 318, 422, MIDDLE, 60, "z = μ + σ ε"),
-        box("net", 452, 552, MIDDLE, 74, "decoder", "p(x | z, y)"),
-        box("box", 582, 684, MIDDLE, 60, "π", "pixel means"),
-        box("box", 16, 72, LABEL_ROW, 48, "y", "label"),
+        draw_box("box", 16, 72, MIDDLE, 60, "x", "image"),
+        draw_box("net", 102, 202, MIDDLE, 74, "encoder", "q(z | x, y)"),
+        draw_box("box", 232, 288, MIDDLE, 60, "μ, σ"),
+        draw_box("box", 318, 422, MIDDLE, 60, "z = μ + σ ε"),
+        draw_box("net", 452, 552, MIDDLE, 74, "decoder", "p(x | z, y)"),
+        draw_box("box", 582, 684, MIDDLE, 60, "π", "pixel means"),
+        draw_box("box", 16, 72, LABEL_ROW, 48, "y", "label"),
     ]
     for left, right in ((72, 102), (202, 232), (288, 318), (422, 452), (552, 582)):
-        parts.append(path("arrow", (left, MIDDLE), (right - 3, MIDDLE)))
+        parts.append(draw_path("arrow", (left, MIDDLE), (right - 3, MIDDLE)))
     # the label, to both networks
     for center in (152, 502):
-        parts.append(path("arrow", (72, LABEL_ROW), (center, LABEL_ROW), (center, MIDDLE + 40)))
+        corner, end = (center, LABEL_ROW), (center, MIDDLE + 40)
+        parts.append(draw_path("arrow", (72, LABEL_ROW), corner, end))
     # the noise, and both terms of the loss
     parts += [
-        text(384, TERM_ROW + 5, "ε ~ N(0, I)", "symbol"),
-        path("arrow", (370, TERM_ROW + 14), (370, MIDDLE - 33)),
-        box("term", 176, 318, TERM_ROW, 38, "KL(q ‖ N(0, I))"),
-        path("up", (260, MIDDLE - 30), (260, TERM_ROW + 19)),
-        box("term", 544, 684, TERM_ROW, 38, "−log p(x | z, y)"),
-        path("up", (633, MIDDLE - 30), (633, TERM_ROW + 19)),
-        text(16, TERM_ROW + 1, "loss: sum of both", "small loss", "start"),
-        text(16, TERM_ROW + 17, "terms, nats per image", "small loss", "start"),
+        draw_text(384, TERM_ROW + 5, "ε ~ N(0, I)", "symbol"),
+        draw_path("arrow", (370, TERM_ROW + 14), (370, MIDDLE - 33)),
+        draw_box("term", 176, 318, TERM_ROW, 38, "KL(q ‖ N(0, I))"),
+        draw_path("up", (260, MIDDLE - 30), (260, TERM_ROW + 19)),
+        draw_box("term", 544, 684, TERM_ROW, 38, "−log p(x | z, y)"),
+        draw_path("up", (633, MIDDLE - 30), (633, TERM_ROW + 19)),
+        draw_text(16, TERM_ROW + 1, "loss: sum of both", "small loss", "start"),
+        draw_text(16, TERM_ROW + 17, "terms, nats per image", "small loss", "start"),
     ]
     # sampling takes the right half
     parts += [
-        path("line", (318, 240), (318, 248), (684, 248), (684, 240)),
-        text(501, 270, "draw a 7: sample z ~ N(0, I), set y = 7, decode", "small"),
+        draw_path("line", (318, 240), (318, 248), (684, 248), (684, 240)),
+        draw_text(501, 270, "draw a 7: sample z ~ N(0, I), set y = 7, decode", "small"),
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
@@ -101,4 +102,4 @@ def draw() -> str:
 
 
 if __name__ == "__main__":
-    PATH.write_text(draw(), encoding="utf-8")
+    PATH.write_text(draw_diagram(), encoding="utf-8")

@@ -33,13 +33,13 @@ NUM_TEST_IMAGES = 2000  # in the latent planes
 WALK_LABELS = (2, 7)
 
 
-def train_missing(folder: Path, settings: list[str]) -> None:
+def train_missing(folder: Path, extra_overrides: list[str]) -> None:
     """Train the runs that have not finished; an interrupted run resumes."""
     for name, overrides in RUNS.items():
         run = folder / name
         if reading.read_summary(run).get("status") == "finished":
             continue
-        arguments = [*overrides, *settings, "logger=csv", f"hydra.run.dir={run}"]
+        arguments = [*overrides, *extra_overrides, "logger=csv", f"hydra.run.dir={run}"]
         if reading.holds_run(run):
             arguments = [f"resume={run}"]
         command = [sys.executable, str(ROOT / "src" / "train.py"), *arguments]
@@ -56,7 +56,9 @@ def load_images(run: Path) -> tuple[Batch, Batch]:
     return data.examples(), data.test[Rows(0, index, len(index))]
 
 
-def draw_codes(autoencoder: Autoencoder, vae: Autoencoder, examples: Batch) -> PILImage.Image:
+def draw_random_codes(
+    autoencoder: Autoencoder, vae: Autoencoder, examples: Batch
+) -> PILImage.Image:
     """Draw test images, their reconstructions by the autoencoder, and decoded random codes."""
     z = figures.fixed_latents(vae, len(examples.x))
     rows = {
@@ -72,7 +74,7 @@ def draw_walk(model: Autoencoder) -> PILImage.Image:
     """Draw the plane of a two-dimensional latent, decoded with each of two labels."""
     steps = 0.6 * torch.arange(-3, 4)  # in standard deviations of p(z)
     z = torch.cartesian_prod(steps.flip(0), steps).flip(1)  # the largest second dimension on top
-    return side_by_side(
+    return join_horizontally(
         figures.image_grid(
             model.sample(y=label, z=z).unflatten(0, (len(steps), -1)),
             [f"{s:.1f}" for s in steps.flip(0)],
@@ -83,24 +85,24 @@ def draw_walk(model: Autoencoder) -> PILImage.Image:
     )
 
 
-def side_by_side(pictures: Iterable[PILImage.Image]) -> PILImage.Image:
+def join_horizontally(pictures: Iterable[PILImage.Image]) -> PILImage.Image:
     row = [picture.convert("RGB") for picture in pictures]
     page = PILImage.new("RGB", (sum(p.width for p in row), max(p.height for p in row)), "white")
-    for place, picture in enumerate(row):
-        page.paste(picture, (sum(p.width for p in row[:place]), 0))
+    for i, picture in enumerate(row):
+        page.paste(picture, (sum(p.width for p in row[:i]), 0))
     return page
 
 
 @torch.no_grad()
-def draw(folder: Path) -> dict[str, PILImage.Image]:
+def draw_pictures(folder: Path) -> dict[str, PILImage.Image]:
     """Return the pictures by file name, drawn from the runs in ``folder``."""
     models = {name: load_run(folder / name) for name in RUNS}
-    examples, many = load_images(folder / "vae")
+    examples, test_images = load_images(folder / "vae")
     planes = {"VAE": models["vae-plane"], "CVAE": models["cvae-plane"]}
     return {
-        "random_codes": draw_codes(models["autoencoder"], models["vae"], examples),
-        "latent_planes": side_by_side(
-            figures.latent_plane(model, many, name) for name, model in planes.items()
+        "random_codes": draw_random_codes(models["autoencoder"], models["vae"], examples),
+        "latent_planes": join_horizontally(
+            figures.latent_plane(model, test_images, name) for name, model in planes.items()
         ),
         "walk": draw_walk(models["cvae-plane"]),
         "label_grid": figures.label_grid(models["cvae"]),
@@ -109,14 +111,17 @@ def draw(folder: Path) -> dict[str, PILImage.Image]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("--folder", type=Path, default=ROOT / "logs" / "pictures", help="folder of the runs")
-    add("--output", type=Path, default=IMAGES, help="folder of the PNG files")
-    add("--train", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all trainings")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "logs" / "pictures", help="folder of the runs"
+    )
+    parser.add_argument("--output", type=Path, default=IMAGES, help="folder of the PNG files")
+    parser.add_argument(
+        "--train", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of every run"
+    )
     arguments = parser.parse_args()
     train_missing(arguments.folder, arguments.train)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for name, picture in draw(arguments.folder).items():
+    for name, picture in draw_pictures(arguments.folder).items():
         with files.atomic_write(arguments.output / f"{name}.png") as file:
             # few colors: the pictures are grey or have ten labels
             picture.quantize(64).save(file, format="PNG", optimize=True)

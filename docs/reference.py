@@ -45,24 +45,26 @@ HYDRA_KEYS = {"defaults", "hydra", "_target_", "_partial_", "_args_", "_convert_
 Node = Mapping[str, Any]
 
 
-def settings_page() -> str:
+def render_settings_page() -> str:
     """Return the text of docs/reference/settings.md."""
     register_resolvers()
     schemas = editor_schemas(CONF)
     parts = [INTRO, "\n## Top level of train.yaml\n\n"]
     with initialize_config_dir(str(CONF), **INITIALIZE_OPTIONS):
-        parts += _table(schemas["train.json"]["properties"], "", {"train": _composed()}, "train")
-        for group in _groups():
-            parts += [f"\n## `{group}`\n\n", *_choices(group), *_classes(group, schemas)]
+        properties = schemas["train.json"]["properties"]
+        parts += _render_settings(properties, "", {"train": _compose_config()}, "train")
+        for group in _list_groups():
+            parts += [f"\n## `{group}`\n\n", *_render_choices(group)]
+            parts += _render_classes(group, schemas)
         for script in sorted(path.stem for path in CONF.glob("*.yaml")):
             if script != "train" and f"{script}.json" in schemas:
                 properties = schemas[f"{script}.json"]["properties"]
                 parts.append(f"\n## `{script}.py`\n\n")
-                parts += _table(properties, "", {script: _composed(script)}, script)
+                parts += _render_settings(properties, "", {script: _compose_config(script)}, script)
     return re.sub(r"\n{3,}", "\n\n", "".join(parts))
 
 
-def _groups() -> list[str]:
+def _list_groups() -> list[str]:
     """Return the groups of conf/ that a run chooses from, those in ORDER first."""
     groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")}
     names = sorted(group for group in groups if not group.startswith("hydra"))
@@ -70,99 +72,110 @@ def _groups() -> list[str]:
     return sorted(names, key=lambda name: tops.index(name.partition("/")[0]))
 
 
-def _composed(name: str = "train") -> dict[str, Any]:
+def _compose_config(name: str = "train") -> dict[str, Any]:
     """Return a composed config, or a file of a group, with its interpolations as written."""
     with warnings.catch_warnings():  # Hydra mistakes the file of a group for that of a script
         warnings.filterwarnings("ignore", message=".*missing `_self_`")
-        found = compose(name)
-    assert isinstance(found, DictConfig)
-    plain = OmegaConf.to_container(found, resolve=False)
+        config = compose(name)
+    assert isinstance(config, DictConfig)
+    plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
-def _files(group: str) -> list[str]:
+def _list_files(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def _choices(group: str) -> Iterator[str]:
+def _render_choices(group: str) -> Iterator[str]:
     """Yield a table of the files of a group, with the comment at the top of each."""
-    if len(files := _files(group)) < 2:
+    if len(files := _list_files(group)) < 2:
         return
-    default = OmegaConf.load(CONF / "train.yaml").defaults
-    chosen = {key: value for entry in default if isinstance(entry, DictConfig)
+    entries = OmegaConf.load(CONF / "train.yaml").defaults
+    defaults = {key: value for entry in entries if isinstance(entry, DictConfig)
               for key, value in entry.items()}  # fmt: skip
     yield "| choice | what it is |\n|---|---|\n"
     for name in files:
-        is_default = " (default)" if chosen.get(group) == name else ""
-        yield f"| `{group}={name}`{is_default} | {_summary(group, name)} |\n"
+        is_default = " (default)" if defaults.get(group) == name else ""
+        yield f"| `{group}={name}`{is_default} | {_summarize_file(group, name)} |\n"
 
 
-def _summary(group: str, name: str) -> str:
+def _summarize_file(group: str, name: str) -> str:
     """Return the comment above the values of a file, without commands and directives."""
     text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
     comment = re.match(r"(#.*\n)*", text)
     assert comment is not None
     lines = re.findall(r"# (?!@package|yaml-language-server|python src/)(.*)", comment[0])
     if group == "experiment":  # its hardware, minutes and nats are in docs/measured/recipes.md
-        return re.split("[;:(]", _cell(lines[0]))[0].strip()
-    return _cell(" ".join(lines))
+        return re.split("[;:(]", _format_cell(lines[0]))[0].strip()
+    return _format_cell(" ".join(lines))
 
 
-def _classes(group: str, schemas: Mapping[str, Node]) -> Iterator[str]:
+def _render_classes(group: str, schemas: Mapping[str, Node]) -> Iterator[str]:
     """Yield one table for each class that a group, or a node in it, may name."""
     if group == "trainer":
-        made = {"default": _composed()["trainer"]}
+        nodes_by_file = {"default": _compose_config()["trainer"]}
         properties = schemas["trainer.json"]["properties"]
-        yield from _table(properties, "trainer.", made, group, TRAINER)
+        yield from _render_settings(properties, "trainer.", nodes_by_file, group, TRAINER)
         return
     schema = schemas.get(f"{group.replace('/', '.')}.json")
     if schema is None:
         return
-    made = {name: _node(_composed(f"{group}/{name}"), group) for name in _files(group)}
+    nodes_by_file = {
+        file: _select_group(_compose_config(f"{group}/{file}"), group)
+        for file in _list_files(group)
+    }
     key = group.replace("/", ".")
     if "definitions" not in schema:
-        yield from _by_class(key, made, schema, group)
+        yield from _render_by_class(key, nodes_by_file, schema, group)
         return
     inner = schema["definitions"]["node"]
-    for name in dict.fromkeys(name for nodes in made.values() for name in nodes or {}):
-        nodes = {file: nodes[name] for file, nodes in made.items() if name in (nodes or {})}
-        yield from _by_class(f"{key}.{name}", dict([*nodes.items()][:1]), inner, group)
+    for name in dict.fromkeys(name for nodes in nodes_by_file.values() for name in nodes or {}):
+        nodes = {file: node[name] for file, node in nodes_by_file.items() if name in (node or {})}
+        yield from _render_by_class(f"{key}.{name}", dict([*nodes.items()][:1]), inner, group)
 
 
-def _node(config: Node, group: str) -> Any:
-    found: Any = config
+def _select_group(config: Node, group: str) -> Any:
+    """Return the node of a group, such as model/network, in a composed config."""
+    node: Any = config
     for name in group.split("/"):
-        found = found.get(name) or {}
-    return found
+        node = node.get(name) or {}
+    return node
 
 
-def _by_class(key: str, made: Mapping[str, Any], schema: Node, group: str) -> Iterator[str]:
+def _render_by_class(
+    key: str, nodes_by_file: Mapping[str, Any], schema: Node, group: str
+) -> Iterator[str]:
+    """Yield one table for each class that a schema allows and a file names."""
     for case in schema["allOf"][:-1]:
         target = case["if"]["properties"]["_target_"]["const"]
-        nodes = {file: node for file, node in made.items() if node and node["_target_"] == target}
+        nodes = {
+            file: node
+            for file, node in nodes_by_file.items()
+            if node and node["_target_"] == target
+        }
         if nodes:
-            summary = _cell(case["then"].get("description", ""))
+            summary = _format_cell(case["then"].get("description", ""))
             yield f"\n### `{target}`\n\n" + (f"{summary}\n\n" if summary else "")
             properties = case["then"]["properties"]
-            yield from _table(properties, f"{key}.", nodes, group, target)
+            yield from _render_settings(properties, f"{key}.", nodes, group, target)
 
 
-def _table(
-    properties: Node, prefix: str, made: Mapping[str, Node], source: str, target: str = ""
+def _render_settings(
+    properties: Node, prefix: str, nodes_by_file: Mapping[str, Node], source: str, target: str = ""
 ) -> Iterator[str]:
     """Yield a table of settings: those of conf/, then the names of all others.
 
     Args:
         properties: JSON Schema of each setting, by name.
         prefix: text before a name on the command line, such as ``model.``.
-        made: composed values, by the name of the file that they come from.
+        nodes_by_file: composed values, by the name of the file that they come from.
         source: file or group whose comments describe settings.
         target: dotted name of the class.
     """
     names = [name for name in properties if name not in HYDRA_KEYS]
-    present = [name for name in names if any(name in node for node in made.values())]
-    comments = _comments(source, made)
+    present = [name for name in names if any(name in node for node in nodes_by_file.values())]
+    comments = _read_comments(source, nodes_by_file)
     if present:
         yield "| setting | value | allowed | meaning |\n|---|---|---|---|\n"
     for name in present:
@@ -174,44 +187,46 @@ def _table(
         meanings = [schema.get("description"), comments.get(name)]
         if target.startswith(LIBRARIES):
             meanings.reverse()
-        meaning = _cell(next(filter(None, meanings), ""))
-        allowed = _allowed(schema["anyOf"][0])
-        yield f"| `{prefix}{name}` | {_values(made, name)} | {allowed} | {meaning} |\n"
+        meaning = _format_cell(next(filter(None, meanings), ""))
+        allowed = _describe_allowed(schema["anyOf"][0])
+        values = _format_values(nodes_by_file, name)
+        yield f"| `{prefix}{name}` | {values} | {allowed} | {meaning} |\n"
     if others := [name for name in names if name not in present]:
         yield f"\nAlso accepted: {', '.join(f'`{name}`' for name in others)}.\n"
 
 
-def _allowed(schema: Node) -> str:
+def _describe_allowed(schema: Node) -> str:
     """Return the values that a JSON Schema allows, as short text."""
     text = describe_valid_values(schema).replace(" that is not empty", "")
-    return _cell(re.sub(r"^(.+) or a list, each \1\b", r"\1, a list of these,", text))
+    return _format_cell(re.sub(r"^(.+) or a list, each \1\b", r"\1, a list of these,", text))
 
 
-def _values(made: Mapping[str, Node], name: str) -> str:
+def _format_values(nodes_by_file: Mapping[str, Node], name: str) -> str:
     """Return the value of a setting, or that of each file where they differ."""
     by_value: dict[str, list[str]] = {}
-    for file, node in made.items():
+    for file, node in nodes_by_file.items():
         if name in node:
             text = format_value(node[name]).replace("'", "")
             by_value.setdefault(f"`{text}`", []).append(file)
     if len(by_value) == 1:
-        return _cell(next(iter(by_value)))
-    return _cell("<br>".join(f"{value} ({', '.join(files)})" for value, files in by_value.items()))
+        return _format_cell(next(iter(by_value)))
+    cells = (f"{value} ({', '.join(files)})" for value, files in by_value.items())
+    return _format_cell("<br>".join(cells))
 
 
-def _comments(source: str, made: Iterable[str]) -> dict[str, str]:
+def _read_comments(source: str, nodes_by_file: Iterable[str]) -> dict[str, str]:
     """Return the comment after or above each setting in the files of a group."""
-    paths = [CONF / f"{source}.yaml", *(CONF / source / f"{file}.yaml" for file in made)]
+    paths = [CONF / f"{source}.yaml", *(CONF / source / f"{file}.yaml" for file in nodes_by_file)]
     texts = [path.read_text(encoding="utf-8") for path in paths if path.is_file()]
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     for text in texts:
         values = re.sub(r"\A(#.*\n)*", "", text)  # without the comment about the file
-        for above, name, behind in re.findall(r"(?: *# (.+)\n)? *(\w+):(?:.*? # (.+))?", values):
-            found.setdefault(name, behind or above)
-    return found
+        for above, name, after in re.findall(r"(?: *# (.+)\n)? *(\w+):(?:.*? # (.+))?", values):
+            comments.setdefault(name, after or above)
+    return comments
 
 
-def _cell(text: str) -> str:
+def _format_cell(text: str) -> str:
     """Return the first sentence of a description as a cell of a Markdown table."""
     text = re.sub(r":math:`(.+?)`", r"$\1$", " ".join(text.split()))
     text = re.sub(r":\w+:`~?[\w.]*?(\w+)`|`(\w+) <\S+>`_", r"`\1\2`", text)
@@ -220,7 +235,7 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(settings_page(), encoding="utf-8")
+    PAGE.write_text(render_settings_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ FOLDER = ROOT / "docs" / "schemas"
 MARK = "# yaml-language-server:"
 
 
-def with_header(text: str, line: str | None) -> str:
+def set_header(text: str, line: str | None) -> str:
     """Return the text of a configuration file with the comment that names its schema.
 
     It follows the ``# @package`` line, which Hydra reads only above all other comments.
     """
-    lines = [found for found in text.splitlines() if not found.startswith(MARK)]
+    lines = [row for row in text.splitlines() if not row.startswith(MARK)]
     if line is not None:
-        lines.insert(sum(found.startswith("# @package") for found in lines[:1]), line)
+        lines.insert(sum(row.startswith("# @package") for row in lines[:1]), line)
     return "\n".join(lines) + "\n"
 
 
@@ -32,15 +32,15 @@ def main() -> None:
     register_resolvers()
     conf = ROOT / "conf"
     FOLDER.mkdir(exist_ok=True)
-    made = editor_schemas(conf)
-    for old in FOLDER.glob("*.json"):
-        if old.name not in made:
-            old.unlink()
-    for name, schema in made.items():
+    schemas = editor_schemas(conf)
+    for path in FOLDER.glob("*.json"):
+        if path.name not in schemas:
+            path.unlink()
+    for name, schema in schemas.items():
         (FOLDER / name).write_text(json.dumps(schema, indent=1) + "\n", encoding="utf-8")
     for path in sorted(conf.rglob("*.yaml")):
         text = path.read_text(encoding="utf-8")
-        path.write_text(with_header(text, schema_comment(path, conf, FOLDER)), encoding="utf-8")
+        path.write_text(set_header(text, schema_comment(path, conf, FOLDER)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_every_python_block_names_its_file() -> None:
 
 def test_the_diagram_is_what_its_script_draws() -> None:
     script = runpy.run_path(str(DOCS / "diagram.py"))
-    assert script["PATH"].read_text(encoding="utf-8") == script["draw"]()
+    assert script["PATH"].read_text(encoding="utf-8") == script["draw_diagram"]()
 
 
 def test_pictures_are_small() -> None:

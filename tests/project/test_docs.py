@@ -109,4 +109,4 @@ def test_every_page_is_in_the_navigation() -> None:
 )
 def test_files_of_another_host_are_found(page: str, count: int) -> None:
     script = runpy.run_path(str(DOCS / "check_site.py"))
-    assert len(script["foreign_in_page"](page)) == count
+    assert len(script["find_foreign_in_page"](page)) == count

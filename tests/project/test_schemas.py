@@ -43,7 +43,7 @@ def test_the_schemas_are_up_to_date() -> None:
 
 def test_the_reference_of_settings_is_up_to_date() -> None:
     """If this fails, run ``make schemas``."""
-    page = runpy.run_path(str(paths.ROOT / "docs" / "reference.py"))["settings_page"]()
+    page = runpy.run_path(str(paths.ROOT / "docs" / "reference.py"))["render_settings_page"]()
     assert page == (paths.ROOT / "docs" / "reference" / "settings.md").read_text()
 
 
@@ -125,6 +125,6 @@ def test_the_comment_goes_below_the_package() -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     for text in ("# @package model\n# none\na: 1\n", "# none\na: 1\n"):
-        made = script.with_header(text, f"{MARK}x.json")
-        assert script.with_header(made, None) == text
+        made = script.set_header(text, f"{MARK}x.json")
+        assert script.set_header(made, None) == text
         assert made.splitlines()[text.startswith("# @package")] == f"{MARK}x.json"
