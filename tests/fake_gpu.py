@@ -1,10 +1,10 @@
-"""A fake GPU: finds tensors on the wrong device on a machine without a GPU.
+"""Fake GPU that detects tensors on the wrong device on a machine without a GPU.
 
-``with FakeGPU():`` makes ``device="cuda"`` a mark on a tensor whose values stay on the CPU. Every
-function of torch that is called from Python raises where CUDA would, and marks its results.
+Within ``with FakeGPU():``, a tensor on ``device="cuda"`` stays on the CPU and is marked as being on
+the GPU. Functions of torch raise an error where CUDA would, and mark their results.
 
-Not covered: Python lists of 0-dimensional tensors of both devices, kernels that only exist on the
-CPU, numerical differences, speed, and memory.
+Not covered: functions that are not called from Python, lists of 0-dimensional tensors on both
+devices, kernels that only exist on the CPU, numerical differences, speed, and memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ _CPU, _GPU = torch.device("cpu"), torch.device("cuda", 0)
 _TO_NUMPY = (Tensor.numpy, Tensor.__array__)
 _FACTORIES = (torch.tensor, torch.as_tensor, torch.asarray)  # they copy from any device
 _INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
-_COPIES = (  # from any device, into a tensor that keeps its own
+_COPIES = (  # between devices; the target keeps its device
     Tensor.copy_,
     Tensor.data.__set__,  # type: ignore[attr-defined]
     Tensor.grad.__set__,  # type: ignore[union-attr]
@@ -34,7 +34,7 @@ class FakeGPU(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        # of storages, because views and parameters share them; a weak reference keeps its key
+        # keyed by storage, as views share it; the reference keeps the key from being reused
         self._on_gpu: dict[int, StorageWeakRef] = {}
 
     def is_on_gpu(self, tensor: Tensor) -> bool:
@@ -85,7 +85,7 @@ class FakeGPU(TorchFunctionMode):
     def _check(
         self, func: Callable[..., Any], args: tuple[Any, ...], tensors: list[Tensor]
     ) -> None:
-        """Raise if tensors of both devices meet; a number in a CPU tensor may meet any."""
+        """Raise if CPU and GPU tensors are mixed; 0-dimensional CPU tensors are allowed."""
         if func in _INDEXING and self.is_on_gpu(args[0]):
             tensors = list(_tensors(args[2:]))  # indices may be on the CPU
         for tensor in tensors:

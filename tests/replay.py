@@ -1,7 +1,7 @@
-"""Stand-in for CUDA graphs on a CPU: records the operators of a step, and repeats them.
+"""Stand-in for CUDA graphs on a CPU: records the operators of a step, and replays them.
 
-As in a CUDA graph, what Python read while recording stays as it was, a result is written to the
-memory of the recorded one, and reading a value is an error.
+As in a CUDA graph, values that Python reads during the recording are constants in the replay, each
+result is written to the memory of the recorded result, and reading a tensor value raises an error.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _READS = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal")
 
 
 class _NoReads(TorchDispatchMode):
-    """Raise where CUDA would wait for the device."""
+    """Raise an error where CUDA would synchronize."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if str(func).startswith(_READS):
@@ -25,7 +25,7 @@ class _NoReads(TorchDispatchMode):
 
 
 class Graph(_NoReads):
-    """Recorded operators."""
+    """Graph of recorded operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,8 @@ class Graph(_NoReads):
     @torch.no_grad()
     def replay(self) -> None:
         self.num_replays += 1
-        with _disable_current_modes():  # one launch, for those who count operators
+        # a CUDA graph is one launch: hide its operators from modes that count operators
+        with _disable_current_modes():
             for func, args, kwargs, recorded in self.calls:
                 results = pytree.tree_leaves(func(*args, **kwargs))
                 for memory, result in zip(recorded, results, strict=True):

@@ -1,6 +1,6 @@
 """Count the calls of Python functions per training step: ``python python_calls.py OVERRIDE ...``.
 
-Runs in a process of its own, because the shape checks of the tests are calls too.
+It runs in its own process, where the shape checks of the tests do not add calls.
 """
 
 import sys
