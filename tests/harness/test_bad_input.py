@@ -39,7 +39,7 @@ class Case(NamedTuple):
     script: str
     typed: list[str]
     said: list[str] = []  # noqa: RUF012 - never changed
-    torch: bool = False  # whether the script needs torch to answer
+    torch: bool = False  # whether the script needs torch to find the error
 
 
 class Answer(NamedTuple):
@@ -47,10 +47,10 @@ class Answer(NamedTuple):
     out: str
     error: str
     seconds: float
-    made: list[str]  # files in the folder of the run
+    made: list[str]  # names of the files that the script wrote
 
 
-# a user may delete the evaluation
+# without evaluate.py if the user has deleted it
 SCRIPTS = [s for s in ("train", "generate", "evaluate") if (ROOT / "src" / f"{s}.py").is_file()]
 
 # reads one line of JSON per case and writes one per answer; a process of its own, without torch
@@ -90,9 +90,9 @@ for line in sys.stdin:
         typed = (os.fsdecode(word.encode("latin-1")) for word in case["typed"])
         sys.argv = [case["script"] + ".py", *typed]
         if case["good"]:
-            modules["train"].launch = stop  # accepted and archived: training is another test's
+            modules["train"].launch = stop  # write the run folder, but do not train
         elif not case["torch"]:
-            sys.modules["torch"] = None  # an answer to bad input needs no torch
+            sys.modules["torch"] = None  # bad input is rejected without torch
         code = 1
         try:
             modules[case["script"]].main()
@@ -176,7 +176,8 @@ def entry_points(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EntryPoin
 
 def keys_of(script: str) -> list[str]:
     known = leaf_keys(plain(compose(config=script)))
-    unset = ("hydra", "_target_", "_partial_", "model.condition.")  # the last is data.condition
+    # model.condition interpolates data.condition
+    unset = ("hydra", "_target_", "_partial_", "model.condition.")
     return [key for key in known if not any(part in key for part in unset)]
 
 
@@ -203,7 +204,7 @@ def misspelt(rng: random.Random, script: str, known: list[str]) -> Case:
             return Case(script, [f"{bad}=1"], [bad])
 
 
-WRONG = {  # by type of the value in conf/: values that are invalid for every setting of this type
+WRONG = {  # invalid values for every setting whose value in conf/ has this type
     int: ["abc", "1.5", "[1]", "{a:1}", "'3'", "nan", "1e400"],
     float: ["abc", "[1,2]", "{}", "'1'", "nan", "inf", "-inf"],
     bool: ["maybe", "[true]", "0.5"],
@@ -276,12 +277,13 @@ def fields(script: str) -> list[tuple[str, Any, dict[str, Any], Callable[[Any], 
     taken = ("hydra", "data_dir", "run_dir", "run_id", "sweep", "run", "output", "resume", "rerun")
     groups = ("data", "model", "module", "optimizer", "trainer", "scheduler", "logger", "callbacks")
     kept = [f for f in found if f[0].rpartition(".")[2] not in taken and f[0] not in groups]
-    kept = [f for f in kept if not f[0].startswith("model.condition.")]  # is data.condition
+    # model.condition interpolates data.condition
+    kept = [f for f in kept if not f[0].startswith("model.condition.")]
     return sorted(kept, key=lambda f: f[0])
 
 
 def wrong(script: str) -> list[Case]:
-    """Return a case for every invalid value of every described key."""
+    """Return a case for each invalid value of each setting."""
     cases = []
     for key, value_in_conf, schema, accepts in fields(script):
         for value in wrong_values(value_in_conf, schema, accepts):
@@ -291,7 +293,7 @@ def wrong(script: str) -> list[Case]:
 
 
 LONG = "a" * 20_000
-# keys in Hydra 1.4
+# list elements: valid keys in Hydra 1.4, invalid before
 BRACKETS = ("trainer[devices]=2", "data.image_shape[0]=1")
 BY_HAND = [
     # unknown or contradictory groups
@@ -475,7 +477,7 @@ BY_HAND = [
 
 
 def all_bad_cases(seed: int = SEED, count: int = 620) -> list[Case]:
-    """Return the cases written by hand, and random ones of the other kinds."""
+    """Return the handwritten cases, and random cases of wrong values and misspelt keys."""
     rng = random.Random(seed)
     cases = [case for case in BY_HAND if case.script in SCRIPTS]
     drawn = [c for script in SCRIPTS for c in wrong(script)]

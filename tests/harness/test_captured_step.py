@@ -34,7 +34,7 @@ class BranchingModule(VAEModule):
 
 
 class LookingUpModule(VAEModule):
-    """Looks the epoch up in a set."""
+    """Looks up the epoch in a set."""
 
     def training_step(self, batch: Any, batch_idx: int | Tensor) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -42,7 +42,7 @@ class LookingUpModule(VAEModule):
 
 
 class DrawingModule(VAEModule):
-    """Draws a number in Python."""
+    """Samples a random number in Python."""
 
     def training_step(self, batch: Any, batch_idx: int | Tensor) -> Tensor:
         return float(np.random.rand()) * super().training_step(batch, batch_idx)
@@ -69,7 +69,7 @@ class LoggingModule(VAEModule):
 
 
 class BetaByEpoch(Callback):
-    """Changes a plain value of the model between epochs."""
+    """Changes an attribute of the model that is not a tensor between epochs."""
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         pl_module.model.beta = 1.0 + trainer.current_epoch // 3
@@ -96,7 +96,7 @@ class FreezeEncoder(Callback):
 
 
 class RateByStep(Callback):
-    """Writes the learning rate, as a warm-up by hand does."""
+    """Sets the learning rate before each step, as a handwritten warm-up does."""
 
     def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
         for group in trainer.optimizers[0].param_groups:
@@ -131,7 +131,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[replay.Graph]:
     monkeypatch.setattr(captured_step, "record_to", replay.record_to)
     monkeypatch.setattr(captured_step, "raise_on_synchronization", replay.raise_on_synchronization)
     monkeypatch.setattr(contract, "_NO_SYNC_DEVICE", "none of these")
-    # the shape checks of the tests draw numbers
+    # the shape checks of the tests use the random generator
     monkeypatch.setattr(random, "getstate", lambda: None)
     monkeypatch.setattr(random, "setstate", lambda state: None)
     return made
@@ -191,7 +191,7 @@ def test_replayed_steps_equal_eager_steps(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Over six epochs, a warm-up of the KL weight, a schedule, and smaller last batches."""
+    """Compare six epochs with a warm-up of the KL weight, a schedule, and smaller last batches."""
     replayed = train_weights(tmp_path / "replayed", data_dir, *overrides)
     assert len(graphs) == 2  # full batches and last ones
     assert graphs[0].num_replays > 20
@@ -221,7 +221,7 @@ def test_a_resumed_run_replays_the_same_steps(
 def test_a_replayed_step_launches_few_operators(
     graphs: list[replay.Graph], data_dir: Path, tmp_path: Path
 ) -> None:
-    """Among them are those of the next batch; eager steps have some 470 (test_speed.py)."""
+    """The count includes making a batch; an eager step has about 470 operators (test_speed.py)."""
     parts, counter = build_run(tmp_path / "run", data_dir), CountOperators()
     parts.trainer.callbacks.append(counter)  # type: ignore[attr-defined]
     train(*parts, test=False)
@@ -272,7 +272,7 @@ def test_a_step_that_cannot_be_replayed_stays_eager(
     assert len(warnings) == 1
     assert reason in warnings[0]
     assert graphs == []
-    # the first steps had a learning rate in float32
+    # with the learning rate as a number; the first steps above had it in a float32 tensor
     monkeypatch.setattr(optimization, "can_record", lambda module: False)
     eager = train_weights(tmp_path / "eager", data_dir, target)
     assert weights.keys() == eager.keys()

@@ -76,7 +76,7 @@ def test_content_that_cannot_be_loaded_is_not_saved(good: Path) -> None:
 
 
 def damaged(original: bytes, rng: random.Random) -> tuple[str, bytes]:
-    """Return the content with random damage, and the kind of damage."""
+    """Return a random kind of damage, and the damaged content."""
     size = len(original)
     place, count = rng.randrange(size), rng.randint(1, 600)
     kinds: dict[str, Callable[[], bytes]] = {

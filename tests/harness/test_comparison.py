@@ -238,7 +238,7 @@ BRACKETS = "[vae] runs=1/channels=[8,16]"
 
 
 def test_brackets_in_an_existing_folder_are_literal(tmp_path: Path) -> None:
-    """A pattern below such a folder still matches."""
+    """Wildcards after the existing folder still match."""
     sweep = tmp_path / BRACKETS
     for name in ("[8]", "8", "16"):
         write_run(sweep / name, 1, 84.0)
@@ -251,7 +251,7 @@ def test_brackets_in_an_existing_folder_are_literal(tmp_path: Path) -> None:
 
 
 def test_the_table_of_a_sweep_is_in_its_folder(tmp_path: Path) -> None:
-    """Its files are not read as runs, and brackets in names are not markup."""
+    """The files of the table are not read as runs, and brackets in names are not markup."""
     sweep = tmp_path / BRACKETS
     write_run(sweep / "0", 1, 84.0, act="[relu]")
     write_run(sweep / "1", 2, 86.0, act="[relu]")

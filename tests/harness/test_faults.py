@@ -42,7 +42,7 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[bool]:
 
 
 def fill(folder: Path, left: int) -> None:
-    """Fill the disk up to this many bytes."""
+    """Fill the disk until this many bytes are left."""
     found = os.statvfs(folder)
     room = found.f_bavail * found.f_frsize - left
     # the run may write at the same time
@@ -64,7 +64,7 @@ def fill(folder: Path, left: int) -> None:
 def test_a_full_disk_fails_a_run_with_one_line(
     what: str, left: int, devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Fill the disk after the first save; without permission to mount one, limit file sizes."""
+    """Fill the disk after the first save, or limit file sizes if no disk can be mounted."""
     with small_disk(tmp_path / "disk", 30_000_000) as mounted:
         if devices > 1 and not mounted:
             pytest.skip(

@@ -28,7 +28,7 @@ jobs.run_jobs = lambda folders, *_: [0.0 for _ in folders]
 jobs.print_report = lambda *_: True
 train.main()
 """
-# writes what it finds in its process, then leaves marks that another job must not see
+# records the state of its process, then changes state that another job must not see
 PROBE = """
 import json, logging, os, random, signal, sys, warnings
 import lightning, numpy, torch
@@ -83,7 +83,7 @@ def archive(sweep: Path, data_dir: Path, *more: str) -> list[Path]:
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Give the jobs that this process starts the environment of a command."""
+    """Give jobs the environment that they have when a command starts them."""
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(ROOT)
@@ -124,7 +124,7 @@ def test_a_forked_job_equals_one_in_a_fresh_interpreter(
     server = ForkServer(tmp_path, num_parallel, environment)
     try:
         jobs.run_jobs(forked, num_parallel, environment, server)
-        assert server._socket is not None  # it has served both
+        assert server._socket is not None  # both jobs were forked
     finally:
         server.close()
     jobs.run_jobs(fresh[:num_parallel], num_parallel, environment)

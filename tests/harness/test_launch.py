@@ -131,7 +131,7 @@ def test_ranks_with_different_settings_do_not_train(data_dir: Path, tmp_path: Pa
 def test_a_rank_times_out_if_another_is_missing(
     silent: bool, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Without the timeout, torch would wait for ever for a port that does not answer."""
+    """Without the timeout, torch would wait forever for a port that does not answer."""
     (command, _), (_, environment) = by_srun()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
@@ -298,7 +298,7 @@ def test_the_exit_of_a_rank_is_not_aborted(tmp_path: Path) -> None:
 def test_the_error_file_of_a_rank_is_complete_or_absent(
     killed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The launcher reads it after the ranks have ended, even if one was killed while writing."""
+    """The launcher reads the file when the ranks have ended, even if one was killed while writing."""
     reply = tmp_path / "error.json"
     whole = json.dump
 

@@ -144,7 +144,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def configure(home: Path, entries: Mapping[str, str]) -> None:
-    """Write files (of mode 644) and set variables; text may hold {home} and {host}."""
+    """Write files with mode 644 and set variables (upper case); {home} and {host} are replaced."""
     host = urlsplit(wandb.Settings().base_url).netloc
     for name, text in entries.items():
         text = text.format(home=home, host=host)
@@ -214,7 +214,7 @@ def test_an_account_is_found_as_wandb_finds_it(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Without a prompt, output, or a W&B process, which would connect to a server."""
+    """The check asks and prints nothing, and starts no W&B process, which would use the network."""
     monkeypatch.setattr("click.prompt", lambda *_, **__: pytest.fail("asked"))
     monkeypatch.setattr("wandb.errors.term.can_use_terminput", lambda: True)
     monkeypatch.setenv("WANDB__SERVICE_WAIT", "0.0001")  # makes the W&B process fail
@@ -412,7 +412,7 @@ def test_a_resumed_run_keeps_the_environment_of_its_start(data_dir: Path, tmp_pa
 
 
 def test_a_run_is_tracked_offline_if_the_server_refuses(data_dir: Path, tmp_path: Path) -> None:
-    """A key makes the run online; after the refusal it continues offline and says so."""
+    """With a key the run starts online; if the server refuses, it continues offline and says so."""
     run_dir = tmp_path / "run"
     done = run_script(
         "train",

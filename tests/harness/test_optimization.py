@@ -1,4 +1,4 @@
-"""A step leaves out only calls of Lightning that would have no effect."""
+"""A training step skips only those hooks of Lightning that would have no effect."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ HOOKS = optimization._HOOKS
 
 
 class HookedModule(VAEModule):
-    """Counts the calls of a method of the module."""
+    """Counts the calls of optimizer_zero_grad."""
 
     calls = 0
 

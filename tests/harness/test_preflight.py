@@ -1,4 +1,4 @@
-"""The check before training rejects networks that do not fit and passes good ones."""
+"""The check before training rejects networks that do not fit the model and accepts the others."""
 
 import logging
 import re
@@ -100,7 +100,7 @@ def scalar_penalty(**given: Any) -> Callable[..., Tensor]:
 
 
 def check(model: Autoencoder, data_dir: Path, folder: Path, **settings: Any) -> Any:
-    """Check a model for a run on the test digits; return the trainer."""
+    """Check a model before a run on small test data; return the trainer."""
     _, data, trainer = objects(data_dir, folder, **settings.pop("trainer", {}))
     for name, value in settings.items():
         setattr(data, name, value)

@@ -75,7 +75,7 @@ def train_with_kills(run_dir: Path, plan: list[Any], num_ranks: int = 1) -> Atte
         [str(run_dir), json.dumps(plan), str(num_ranks)],
         timeout=600,
         forks=False,
-        first=ROOT / "src",  # tests/harness is not the package that the script imports
+        first=ROOT / "src",  # else tests/harness would hide the package harness
     )
     log = run_dir / "attempts.log"
     assert done.returncode == 0, done.stderr + (log.read_text() if log.is_file() else "")
@@ -165,7 +165,7 @@ WHEREVER = [  # from building the objects to the end of the test
 def test_sigterm_stops_a_rank_at_any_point(
     num_ranks: int, data_dir: Path, tmp_path: Path, survived: Survived
 ) -> None:
-    """It exits with 143, and the resumed run matches an uninterrupted one."""
+    """The rank exits with 143, and the resumed run matches an uninterrupted run."""
     settings = f"trainer.devices={num_ranks}"
     uninterrupted = archived(data_dir, tmp_path / "uninterrupted", settings)
     assert train_with_kills(uninterrupted, [], num_ranks).ended == [[0] * num_ranks]
@@ -179,12 +179,12 @@ def test_sigterm_stops_a_rank_at_any_point(
 
 
 class Setting(NamedTuple):
-    """How the runs of a chain train, and which signals end them."""
+    """Settings of a run that is repeatedly stopped by signals."""
 
     override: str
     num_ranks: int = 1  # started as torchrun does
     signals: tuple[str, ...] = ("SIGKILL",)
-    part: float = 0.6  # fraction of a whole run in which the signal is sent
+    part: float = 0.6  # share of the uninterrupted duration within which the signal is sent
 
 
 def chain(fault: str, setting: Setting, count: int) -> list[Any]:
@@ -196,7 +196,7 @@ def chain(fault: str, setting: Setting, count: int) -> list[Any]:
 def whole(
     data_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Setting], tuple[Path, float]]:
-    """Return a function that trains a setting without kills and returns its folder and seconds."""
+    """Return a function that trains without kills and returns the run folder and its seconds."""
 
     @functools.cache
     def trained(setting: Setting) -> tuple[Path, float]:
@@ -269,7 +269,7 @@ def test_randomly_killed_runs_match_an_uninterrupted_run(
     run_dir = archived(data_dir, tmp_path / "run", setting.override)
     ended = train_with_kills(run_dir, plan, setting.num_ranks).ended
     for end, codes in zip(plan, ended[:-1], strict=False):
-        number = getattr(signal, str(end["signal"]))  # killed if not yet handled
+        number = getattr(signal, str(end["signal"]))  # -number if the handler is not installed yet
         assert codes[int(end["rank"])] in (-number, 128 + number)
     assert ended[-1] == [0] * setting.num_ranks
     assert_same_run(uninterrupted, run_dir)
@@ -355,7 +355,7 @@ def test_a_stop_signal_saves_the_run(
 def test_a_signal_to_the_process_group_saves_the_run(
     number: signal.Signals, data_dir: Path, tmp_path: Path, survived: Survived
 ) -> None:
-    """Ctrl-C in a terminal does this. The data workers ignore the signal; the run ends them."""
+    """Ctrl-C in a terminal signals the group. Data workers ignore the signal; the run ends them."""
     run_dir = tmp_path / "run"
     more = [*FAST, "trainer.max_epochs=400", "data.num_workers=2", f"hydra.run.dir={run_dir}"]
     process = start(*tiny(data_dir), *more, process_group=0)
@@ -386,7 +386,7 @@ class Stalling(ImageSet):
         if Stalling.count > 7:
             if os.environ.get("FAULT") == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if os.environ.get("FAULT") == "stop":  # with a batch that is not handed over yet
+            if os.environ.get("FAULT") == "stop":  # before the worker delivers the batch
                 os.kill(os.getpid(), signal.SIGSTOP)
             if os.environ.get("FAULT") == "stall":
                 time.sleep(600)
@@ -559,7 +559,8 @@ def test_resume_continues_in_the_same_folder(interrupted: Path, uninterrupted: P
     done = run_script("train", f"resume={interrupted}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resuming at step 18" in done.stdout
-    assert "dirpath has changed" not in done.stdout + done.stderr  # or the best score is lost
+    # with this warning, the best score would be lost
+    assert "dirpath has changed" not in done.stdout + done.stderr
     assert {p.name for p in interrupted.parent.iterdir()} == before
     assert_same_run(uninterrupted, interrupted)
 
@@ -752,7 +753,7 @@ def test_overrides_allowed_on_resume(
 ) -> None:
     cfg = reading.load_config(archived(data_dir, tmp_path))
     base = [*tiny(data_dir), *FAST, *BUDGET]
-    if typed.startswith("model/network="):  # its keys are not those of the default network
+    if typed.startswith("model/network="):  # the other network has other keys
         base = [word for word in base if not word.startswith("model.network.")]
     composed = compose(*base, typed)
     if not allowed:

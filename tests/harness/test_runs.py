@@ -34,7 +34,7 @@ def test_generate_writes_png_and_npy(finished_run: Path, tmp_path: Path) -> None
 
 
 def test_generate_names_pictures_by_their_settings(finished_run: Path) -> None:
-    """Rows are in the order of the labels, with the images of each label alone."""
+    """Each row equals the picture of its label alone, in the order of the labels."""
     images = {}
     for typed, name in (
         ("label=7 num_samples=4", "label-7-seed-0-samples-4"),

@@ -120,7 +120,7 @@ def last(run_dir: Path) -> dict[str, Any]:
 
 
 def tensors(node: Any, key: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor of a checkpoint with its key; keys hold file names, not whole paths."""
+    """Yield each tensor of a checkpoint with its key; keys hold the file names of paths."""
     if isinstance(node, torch.Tensor):
         yield key, node
     elif isinstance(node, dict | list | tuple):
@@ -242,7 +242,7 @@ def test_a_module_may_have_top_level_settings() -> None:
 
 
 def test_load_run_returns_the_classifier(run: Run, one: Path) -> None:
-    """Without trust=, because the class of the model is defined in src/."""
+    """No trust= is needed, because the class of the model is defined in src/."""
     done = run("loading")
     kind, accuracy = done.stdout.rsplit(maxsplit=1)
     assert kind == "<class 'digits_classifier.module.MLP'>", done.stderr

@@ -93,7 +93,7 @@ def one_epoch(data_dir: Path) -> list[str]:
 
 
 def test_a_step_has_few_python_calls(data_dir: Path) -> None:
-    """Most of them are in the networks; the limit is 10 % above the present count."""
+    """Most calls are in the networks; the limit is 10 % above the current count."""
     script = ROOT / "tests" / "harness" / "python_calls.py"
     done = run_warm(script, one_epoch(data_dir), ROOT, 120)
     calls = re.search(r"([\d.]+) calls per step", done.stdout)

@@ -80,7 +80,7 @@ def objects(data_dir: Path, folder: Path, **trainer: Any) -> tuple[Any, Any, Any
     )
 
 
-# Lightning's own, on this torch
+# warnings that Lightning itself causes with this version of torch
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -145,7 +145,7 @@ def test_plain_batches_of_your_own_loader_train(kind: type[VAE], tmp_path: Path)
 def test_a_data_module_of_tuples_trains_with_default_settings(
     kind: type[Autoencoder], tmp_path: Path
 ) -> None:
-    """As in a notebook: a plain Trainer, integer labels, no mean image."""
+    """Train as in a notebook, with a plain Trainer, integer labels and no mean image."""
     model = kind(partial(MLP, hidden_dim=8, encoder_blocks=1, decoder_blocks=1), latent_dim=2)
     module = VAEModule(model, partial(torch.optim.AdamW, lr=1e-2), test_num_samples=3)
     x, y = torch.zeros(20, 1, 28, 28), torch.arange(20, dtype=torch.int32) % 10
@@ -379,7 +379,7 @@ def test_two_devices_do_not_warn_about_sync_dist(pair_of_runs: dict[int, Path]) 
 
 
 def test_one_device_and_two_count_each_test_image_once(pair_of_runs: dict[int, Path]) -> None:
-    """The last of the batches of 16 has one of 33 images, so the second rank has none."""
+    """33 images in batches of 16 leave one for the last batch, so the second rank has none."""
     assert NUM_TEST % 2 == 1
     one, two = (summary(pair_of_runs[n]) for n in (1, 2))
     assert two["devices"] == 2
@@ -700,7 +700,7 @@ def test_resume_requires_the_same_data_and_precision() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf" / "experiment").glob("*.yaml")))
 def test_every_experiment_trains(path: Path, data_dir: Path, tmp_path: Path) -> None:
-    """Including experiments written for other machines."""
+    """This includes experiments that are meant for other hardware."""
     few = ["trainer.max_steps=2", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
     of_tests = ["data.name=KMNIST", f"data.data_dir={data_dir}", "data.validation_size=45"]
     words = [f"experiment={path.stem}", *of_tests, *few, "test_num_samples=2", "logger=csv"]

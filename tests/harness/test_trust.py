@@ -161,7 +161,7 @@ def test_targets_outside_the_trusted_list_are_rejected(name: str, tmp_path: Path
     ["harness.tracking.wandb.wandb_logger", "lightning.pytorch.loggers.TensorBoardLogger"],
 )
 def test_loggers_are_trusted_only_below_logger(target: str, place: str) -> None:
-    """As a network, a logger would write into any folder that the config names."""
+    """A logger in place of a network could write into any folder that the config names."""
     config: dict[str, Any] = {"model": {"network": {}}, "data": {}, "callbacks": {"extra": {}}}
     set_key(place, {"_target_": target, "save_dir": "/", "name": "x"})(config)
     with pytest.raises(ConfigError, match=r"not trusted"):
@@ -222,7 +222,7 @@ def test_an_installed_package_needs_trust_by_name(folder: Path, mine: Path) -> N
     for near in ("my", "my_packag", "my_package.MyNe", "other"):
         with pytest.raises(ConfigError, match="trust=my_package"):
             load_run(folder, trusted=near)
-    assert not imported.exists()  # it is not imported either
+    assert not imported.exists()  # the package is not even imported
     assert type(load_run(folder, trusted="my_package").network).__name__ == "MyNet"
     assert type(load_run(folder, trusted=["other", "my_package"]).network).__name__ == "MyNet"
     reading.load_untrusted_config(folder, "my_package")
@@ -444,7 +444,7 @@ def test_paths_out_of_the_run_folder_are_rejected(
 def test_rerun_trains_in_the_moved_folder(
     folder: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not in the folder that the config of a moved or foreign sweep names."""
+    """rerun= trains in the given folder, not in the folder that its config names."""
     started: list[Any] = []
     monkeypatch.setattr(
         jobs, "run_jobs", lambda dirs, *_, **__: started.extend(map(reading.load_config, dirs))

@@ -20,7 +20,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def test_a_run_starts_from_the_weights_of_another(
     finished_run: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """With a learning rate of almost 0 they stay what they were, the output bias too."""
+    """With a learning rate of almost 0, the weights and the output bias do not change."""
     overrides = [*tiny(data_dir, tmp_path), *SHORT, f"weights='{finished_run}'"]
     done = run_script("train", *overrides)
     assert done.returncode == 0, done.stderr
