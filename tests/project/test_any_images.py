@@ -64,7 +64,7 @@ REQUESTS = {"color": "label=all", "attributes": "condition={label: 2, size: [3,7
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with color images, and grey ones of squares of known sizes."""
+    """Return a folder with color images, and with grey images of squares of known size."""
     folder = tmp_path_factory.mktemp("shapes")
     rng = np.random.default_rng(0)
     color: dict[str, Any] = {"class_names": np.array(["red", "green", "blue", "white"])}
@@ -100,7 +100,8 @@ def finished(
 
 
 def settings_of_evaluation() -> Any:
-    return importlib.import_module("cvae.evaluation.settings")  # late: it may be deleted
+    # imported late, as users may delete the evaluation
+    return importlib.import_module("cvae.evaluation.settings")
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:

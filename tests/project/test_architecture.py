@@ -16,7 +16,7 @@ from tests.conftest import ROOT, clean_environment
 SOURCE = ROOT / "src"
 SCIENCE, HARNESS = SOURCE / PACKAGE, SOURCE / "harness"
 
-# layers of packages of the harness and modules of the science; each imports only earlier ones
+# packages of the harness and modules of the science, in layers; each imports only earlier layers
 HARNESS_LAYERS = (
     ("contract",),
     ("config",),
@@ -59,7 +59,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             yield from ((alias.name, id(node) in late) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            for alias in node.names:  # may be a module of a package or a name in a module
+            for alias in node.names:  # the name may be a module or defined in one
                 yield f"{node.module}.{alias.name}", id(node) in late
 
 
@@ -72,7 +72,7 @@ def python_files(folder: Path) -> list[Path]:
 
 
 def place(path: Path) -> str:
-    """Return the package of the harness, or the module of the science, that a file belongs to."""
+    """Return the package of the harness, or module of the science, of a file."""
     return path.relative_to(SOURCE).parts[1].removesuffix(".py")
 
 
@@ -127,7 +127,7 @@ def test_imports_come_from_lower_layers(package: Path, layers: tuple[tuple[str, 
 
 
 def test_the_science_imports_only_the_contract_of_the_harness() -> None:
-    """Except for load_run and train, which import the harness only when a user calls them."""
+    """load_run and train import more of the harness, but only when a user calls them."""
     found = [
         (shown(path), name, is_late)
         for path in SCIENCE_FILES

@@ -1,4 +1,4 @@
-"""docs/article-in-code.md quotes the code as it is, and its pictures exist."""
+"""Code and commands in docs/article-in-code.md match the project, and its pictures are small."""
 
 import re
 import runpy
@@ -17,7 +17,7 @@ EXCERPTS = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
 
 
 def find(part: str, source: str, start: int) -> int:
-    """Return the end of whole lines in a source file, at any indentation, or -1."""
+    """Return the end of the first match of these lines, at any indentation, or -1."""
     for indent in range(0, 17, 4):
         lines = "\n" + textwrap.indent(part, " " * indent)
         if (place := source.find(lines, start)) >= 0:

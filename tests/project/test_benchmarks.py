@@ -123,7 +123,7 @@ def test_bad_settings_of_the_article_are_rejected_at_once(
 def train_and_evaluate_nothing(
     monkeypatch: pytest.MonkeyPatch, status: str = "finished"
 ) -> list[str]:
-    """Replace training and evaluation by writing their files; return the list of the calls."""
+    """Replace training and evaluation by functions that write files; return a list of the calls."""
     done: list[str] = []
 
     def train(run_dirs: Sequence[Path], *_: Any) -> None:
@@ -165,7 +165,7 @@ def test_a_run_is_evaluated_again_with_other_settings_or_weights(
 def test_a_folder_of_other_settings_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if the overrides are the same but conf/ has changed."""
+    """A folder is also rejected if the overrides are equal but conf/ has changed."""
     done = train_and_evaluate_nothing(monkeypatch)
     job = jobs.Job(tmp_path / "run", ["seed=1"])
     jobs.train_and_evaluate([job])

@@ -54,7 +54,7 @@ class Block(NamedTuple):
 
     @property
     def file(self) -> str | None:
-        """Path of the file that the block is, or None."""
+        """Path of the file that the block is written to, or None."""
         named = FILE.match(self.text)
         return named[1] if named and self.kind in ("python", "yaml") else None
 
@@ -125,7 +125,7 @@ def tiny(line: str) -> str:
 
 
 def apply_diff(text: str, project: Path) -> None:
-    """Apply a diff of one file, whose context must occur once in it."""
+    """Apply a diff of one file, in which the context of each hunk must occur once."""
     path, changed = "", ""
     for hunk in re.split(r"^@@.*\n", text, flags=re.MULTILINE):
         if named := re.search(r"^\+\+\+ (?:b/)?(\S+)\n", hunk, re.MULTILINE):
@@ -208,7 +208,7 @@ def test_make_targets_in_the_page_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "harness.md"], ids=name_of)
 def test_files_in_the_page_exist(page: Path) -> None:
-    """All but harness.md, which makes a project of its own."""
+    """harness.md is left out, as its blocks make another project."""
     text = page.read_text()
     made = {block.file for block in blocks_of(page)}
     for name in re.findall(r"[`\[ ]((?:src|conf|docs|tests|benchmarks|locks)/[\w./-]+\.\w+)", text):

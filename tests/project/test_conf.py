@@ -268,7 +268,7 @@ def test_defaults_of_constructors_match_conf(group: str, option: str) -> None:
 
 
 def test_defaults_of_callbacks_match_conf() -> None:
-    """The default callbacks have the defaults of their constructors."""
+    """Arguments of the default callbacks in conf/ equal the defaults of their constructors."""
     for node in compose().callbacks.values():
         found = signature(node._target_)
         assert found is not None
@@ -304,13 +304,12 @@ def test_the_other_entry_points_compose(entry_point: str) -> None:
 
 
 def test_experiments_contain_their_command() -> None:
-    """Each experiment contains the command that runs it."""
     for path in (CONF / "experiment").glob("*.yaml"):
         assert f"python src/train.py experiment={path.stem}" in path.read_text()
 
 
 def test_schema_and_command_line_import_no_torch() -> None:
-    """Check their own imports; test_cli.py runs them without torch."""
+    """Check the imports of each module; test_cli.py runs the commands without torch."""
     for name in (
         "harness.config.checks",
         "harness.command_line.hooks",

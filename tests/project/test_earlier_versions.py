@@ -53,7 +53,8 @@ def test_an_earlier_run_is_compared_with_a_new_one(
     rows = csv.DictReader((both / "compare.csv").read_text().splitlines())
     titles = {row["group"] for row in rows}
     assert len(titles) == 2
-    assert not any("LastCheckpoint" in title for title in titles)  # it only moved to another module
+    # the class has only moved to another module
+    assert not any("LastCheckpoint" in title for title in titles)
 
 
 def test_an_earlier_run_resumes(earlier: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests of the explorer page in Chromium: its numbers are those of PyTorch, its controls work.
+"""Tests of the explorer page in Chromium: its numbers match PyTorch, and its controls work.
 
 Skipped without Playwright or Chromium, except in CI.
 """
@@ -36,7 +36,7 @@ WIDTHS = (360, 768, 1440)  # of a phone, a tablet and a computer
 
 
 def give_up(reason: str) -> NoReturn:
-    """Skip the test, or fail it in CI, which installs all that it needs."""
+    """Skip the test, or fail it in CI, where everything is installed."""
     pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     raise AssertionError
 
@@ -251,7 +251,7 @@ def test_a_link_that_does_not_fit_changes_nothing(
     tab.evaluate(broken)
     tab.locator("#message:has-text('does not fit')").wait_for()
     assert state(tab) == before
-    tab.locator("#label").select_option(label="7")  # encodes the example that was kept
+    tab.locator("#label").select_option(label="7")  # encodes the unchanged example
     after = state(tab)
     assert after["pixels"] == before["pixels"]
     assert after["label"] == 7

@@ -1,4 +1,4 @@
-"""What a newcomer meets first: make help, make doctor, CITATION.cff."""
+"""Tests of make help, make doctor and CITATION.cff, which newcomers see first."""
 
 import os
 import re

@@ -114,7 +114,7 @@ def test_the_bound_on_gpu_and_cpu_is_compared(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_runs_on_a_gpu_compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """All overrides of runs and loops are valid, and those of a GPU reach them."""
+    """All overrides of runs and loops are valid, and the GPU overrides are applied."""
     composed = []
 
     def record(words: list[str]) -> Any:
@@ -168,5 +168,5 @@ def test_the_table_names_the_gpu_and_what_failed() -> None:
     assert "| ours | 123,456 | 1.037 | 310 |" in table
     assert "| equal losses | **failed**: 0.5 |" in table
     assert "| bare | **no result**: RuntimeError: a / b |" in table
-    for measured in ({}, {**document, "gpu": None}):  # none, or by --cpu
+    for measured in ({}, {**document, "gpu": None}):  # not measured, or measured with --cpu
         assert "has not been run" in render(measured)

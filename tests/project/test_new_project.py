@@ -16,7 +16,7 @@ from tests.conftest import ROOT, clean_environment, run_warm, tiny, write_digits
 
 SCRIPT = ROOT / "tools" / "new" / "new.py"
 NAME = "a_study_with_a_name_as_long_as"  # the longest that is allowed
-# what may be called cvae besides the package: the model, and names of runs that start with it
+# allowed uses of the word cvae besides the package: the model, and names of runs
 ALLOWED = (
     r"model(=|: )([a-z_]+,)*cvae\b",
     r"\bcvae-(mlp|conv|mnist-template)",
@@ -49,7 +49,7 @@ def edits() -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a new project of the core, in a folder with a space."""
+    """Return a new project (KEEP=core) in a folder whose name has a space."""
     folder = tmp_path_factory.mktemp("new") / "a study"
     done = start(NAME, str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -178,7 +178,7 @@ def test_a_new_project_has_its_own_name_and_history(core: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tool(core: Path) -> Callable[..., None]:
-    """Return a function that runs a module of Python in the new project."""
+    """Return a function that runs ``python -m MODULE`` in the new project."""
     if (ROOT / ".mypy_cache").is_dir():  # the cache of make lint saves mypy a minute
         shutil.copytree(ROOT / ".mypy_cache", core / ".mypy_cache")
 

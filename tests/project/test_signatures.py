@@ -1,4 +1,4 @@
-"""The arguments of classes as researchers write them, read from source without an import."""
+"""Tests that the arguments of users' classes are read from their source, without an import."""
 
 import textwrap
 from collections.abc import Callable
@@ -153,7 +153,7 @@ def test_names_of_all_statements_are_found(read: Callable[[str, str], Signature 
             class F(One): ...
     """
     for name in "AB":
-        assert read(text, name) is None  # no source to read: imported later
+        assert read(text, name) is None  # not readable from source; imported later
     for name in "CDEF":
         found = read(text, name)
         assert found is not None
