@@ -156,7 +156,7 @@ def test_a_model_of_labels_takes_no_attributes() -> None:
 
 
 def saved(folder: Path, **changed: Any) -> ImagesDataModule:
-    """Return the data of bars whose height is an attribute."""
+    """Save images of bars whose height is an attribute; return their data module."""
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
     for split, count in (("train", 400), ("test", 80)):
@@ -235,7 +235,7 @@ def test_a_condition_of_your_own_gets_the_columns_of_the_data(tmp_path: Path) ->
 
 
 def test_one_specification_serves_several_data_sets(tmp_path: Path) -> None:
-    """The range of the training images does not limit the values of data."""
+    """Images of another dataset may have values outside the range of the training images."""
     data, again = saved(tmp_path), saved(tmp_path)
     data.setup()
     assert data.train is not None

@@ -1,4 +1,4 @@
-"""Tests that digits are the original files, or else an error is raised."""
+"""Tests that digits are loaded from the original files, or else an error is raised."""
 
 import gzip
 import hashlib
@@ -389,7 +389,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.fault(Promise.DATA, "a read-only folder")
 def test_a_read_only_folder(read_only: Path, offline: None) -> None:
-    """Good files are read; damaged ones are rejected, since they cannot be restored."""
+    """Files in the folder are read; missing files are an error, as they cannot be written."""
     assert len(load_digits(KMNIST, read_only)[0]) == NUM_TRAIN
     with pytest.raises(DataError, match="cannot write"):
         load_digits(MNIST, read_only)

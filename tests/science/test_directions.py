@@ -1,4 +1,4 @@
-"""Tests that each direction of the latent space changes the factor that names it."""
+"""Tests that each direction in latent space changes the factor that it is named after."""
 
 from typing import Any
 
@@ -75,7 +75,7 @@ def test_labels_do_not_shift_a_direction() -> None:
 
 
 def test_a_dimension_that_hardly_varies_has_no_part_in_a_direction() -> None:
-    """A regression would give it the coefficient 1,000."""
+    """In a regression, this dimension would have the coefficient 1,000."""
     generator = np.random.default_rng(0)
     points = generator.normal(size=(500, 2)) * [1.0, 0.001]
     values = points @ [1.0, 1000.0]

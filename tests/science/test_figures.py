@@ -59,7 +59,7 @@ def test_class_names_replace_numbers_and_are_shortened() -> None:
     assert figures.class_labels([0, 1, 2], names) == ["cat", "a bird with…", "exactly 12 c"]
     assert figures.class_labels([0, 2], None) == ["0", "2"]
     assert figures.shorten_name("anemometer", width=30) == "an…"
-    assert figures.shorten_name("\udcff") == "?"  # a byte of a file name that is no text
+    assert figures.shorten_name("\udcff") == "?"  # a byte of a file name that is not valid text
     names = [f"class {c}" for c in range(10)]
     torch.manual_seed(0)
     model = CVAE(network, 2)
@@ -72,7 +72,7 @@ def test_class_names_replace_numbers_and_are_shortened() -> None:
 
 
 class Color(CVAE):
-    """Model that decodes to one color per label, with shapes of three channels."""
+    """Model of color images that decodes each label to one color."""
 
     @torch.no_grad()
     def sample(self, y: Any = None, z: Any = None, **_: Any) -> torch.Tensor:

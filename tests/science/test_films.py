@@ -89,7 +89,7 @@ def test_a_film_of_labels_loops_in_one_row(tmp_path: Path) -> None:
     changes = [np.abs(a - b).mean() for a, b in zip(pages, [*pages[1:], pages[0]], strict=True)]
     assert 0 < changes[-1] < 1.5 * max(changes[:-1])  # no jump where the film starts again
     expected = sampling.generate(model, sampling.requested_rows(model, "all"), 1, seed=0)
-    shown = pages[0][-95:-11, 11:95, 0][1::3, 1::3]  # the first digit, without its frame
+    shown = pages[0][-95:-11, 11:95, 0][1::3, 1::3]  # the first digit, without its border
     assert np.abs(shown - 255 * expected[0, 0, 0].numpy()).max() <= 1
 
 

@@ -58,7 +58,7 @@ def test_quadrants_are_added_clockwise_from_the_lower_left(
 
 @pytest.mark.parametrize("num_given", [1, 2, 3])
 def test_only_the_rest_counts(num_given: int) -> None:
-    """The probabilities of all completions of the given pixels sum to one, for each z."""
+    """The sum is over all values of the pixels that are not given, at a fixed z."""
     model = make(num_given)
     condition = model.condition
     assert isinstance(condition, Quadrants)

@@ -29,7 +29,7 @@ CLASSES = ["cat", "dog", "emu"]
 
 
 def write_folder(root: Path, train: int = 8, test: int = 2) -> None:
-    """Write images of one color each, which encodes their class and number."""
+    """Write images of a single color, which encodes their class, number and split."""
     for split, count in (("train", train), ("test", test)):
         for label, name in enumerate(CLASSES):
             folder = root / split / name

@@ -88,7 +88,7 @@ class Linear(torch.nn.Module):
 
 
 def test_the_bound_converges_to_the_evidence() -> None:
-    """Compared with a quadrature over a one-dimensional latent; smaller K are above it."""
+    """The reference is a quadrature over z; the expected nll falls as K grows."""
     model = VAE(Linear, 1, image_shape=(1, 2, 2), num_classes=4)
     truth = -log_evidence(model.double(), ALL_IMAGES.double(), None).detach().float()
     model = model.float()

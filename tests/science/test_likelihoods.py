@@ -45,7 +45,7 @@ def parameters_for(likelihood: Likelihood, *batch: int, scale: float = 1.0) -> T
 
 
 def values_of(likelihood: Likelihood) -> Tensor:
-    """Return all values of a pixel with levels."""
+    """Return all values that a discrete pixel can have."""
     assert likelihood.num_levels is not None
     return torch.arange(likelihood.num_levels, dtype=torch.float64) / (likelihood.num_levels - 1)
 
@@ -181,7 +181,7 @@ def test_samples_have_the_mean_of_the_distribution(make: Make) -> None:
         torch.manual_seed(0)
         samples = distribution.sample((4000,)).clamp(0, 1)
     assert samples.shape == (4000, 1, *SHAPE)
-    if isinstance(likelihood, Gaussian):  # its mean is shown clipped, not the mean of clipped ones
+    if isinstance(likelihood, Gaussian):  # its clipped mean is not the mean of samples
         return
     error = samples.std(0) / math.sqrt(4000)
     assert ((samples.mean(0) - distribution.mean).abs() < 5 * error + 1e-4).all()

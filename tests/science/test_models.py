@@ -94,7 +94,7 @@ def test_kl_is_that_of_the_posterior_to_the_prior(kind: type[VAE]) -> None:
 
 @pytest.mark.parametrize("prior", [StandardNormal, FLOW])
 def test_the_path_gradient_is_unbiased(prior: PriorFactory) -> None:
-    """By quadrature over eps; the values agree for every eps."""
+    """The expected gradients are computed by quadrature over eps; the KL agrees for every eps."""
     model = randomize_weights(CVAE(network, 2, SHAPE, num_classes=4, prior=prior)).double()
     assert isinstance(model, VAE)
     nodes, mass = (torch.from_numpy(found) for found in numpy.polynomial.hermite_e.hermegauss(60))

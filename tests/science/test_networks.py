@@ -1,4 +1,4 @@
-"""Tests of networks, ours and a user's, with every model."""
+"""Tests of the networks of the project and of a user, with every model."""
 
 from collections.abc import Callable
 from typing import Any

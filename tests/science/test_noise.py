@@ -77,5 +77,5 @@ def test_the_number_of_pixels_may_be_odd() -> None:
 
 
 def test_derived_seeds_never_change() -> None:
-    """Recorded results depend on them."""
+    """Published results depend on the derived seeds."""
     assert seeds.derive_seed(1, 2, 3) == 2869315087210772132

@@ -57,7 +57,7 @@ def build(make: Callable[..., Autoencoder]) -> Any:
     torch.manual_seed(0)
     model = make(**({"latent_dim": 4, "image_shape": SHAPE} | getattr(make, "keywords", {})))
     with torch.no_grad():
-        for p in model.parameters():  # away from the initialization, but not far enough to saturate
+        for p in model.parameters():  # change the initialization, but do not saturate
             p.add_(0.1 * torch.randn_like(p))
     return model.eval()
 

@@ -59,7 +59,7 @@ def test_the_algorithm_value_clips_entries(data_dir: Path, tmp_path: Path) -> No
 
 
 def test_the_loss_is_the_mean_over_the_global_batch(data_dir: Path, tmp_path: Path) -> None:
-    """This holds for any share of the batch on a rank and any number of accumulated batches."""
+    """The loss is the same for any split of the batch over ranks or accumulated batches."""
     module, data, fit = objects(data_dir, tmp_path, callbacks=[], max_steps=1)
     data.prepare_data()
     data.setup()

@@ -2,5 +2,5 @@
 
 from jaxtyping import install_import_hook
 
-# before anything of it is imported
+# before any module of the evaluation is imported
 install_import_hook(["cvae.evaluation"], "tests.shapes.typechecker")

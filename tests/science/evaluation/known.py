@@ -27,7 +27,7 @@ TRAIN, VALIDATION, TEST = bars(240, 0), bars(30, 1), bars(45, 2)
 
 
 class Templates(torch.nn.Module):
-    """Network that decodes every label to its bar, almost without z, and encodes nothing."""
+    """Network that decodes each label to its bar, almost without z; all images have one code."""
 
     def __init__(self, image_shape: tuple[int, ...], condition_size: int, **given: int) -> None:
         super().__init__()

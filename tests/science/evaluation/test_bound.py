@@ -14,7 +14,7 @@ from tests.science.evaluation.known import TEST, subject
 
 @pytest.mark.parametrize("kind", [VAE, CVAE])
 def test_the_bound_is_tight_if_the_decoder_ignores_z(kind: type[VAE]) -> None:
-    """Then one sample is as good as many. Templates differ, so joint and marginal agree."""
+    """One sample then gives the bound of many; as templates differ, joint and marginal agree."""
     found = {name: metric.value for name, metric in bound(subject(kind, num_samples=60)).items()}
     assert found["test/nll_k60"] == pytest.approx(-found["test/elbo"], abs=0.05)
     assert found["test/nll_k60"] == pytest.approx(found["test/nll_k1"], abs=0.05)

@@ -41,7 +41,7 @@ class Heights(torch.nn.Module):
 
 
 def test_probes_find_what_z_holds_of_each_part(tmp_path: Path) -> None:
-    """z of an unconditional encoder that returns the height predicts it, and not the label."""
+    """The encoder is unconditional and returns the height of the bar."""
 
     data = saved(tmp_path)
     data.setup()

@@ -134,7 +134,7 @@ def test_a_log_gets_a_line_for_each_claim_that_ends(known: Oracle) -> None:
 
 
 def test_a_subject_is_freed_after_its_claims(known: Oracle) -> None:
-    """It holds all images, so no cache outside it may keep it alive."""
+    """A subject holds all images, so no cache may keep a reference to it."""
     one = subject(CVAE, known, num_samples=3)
     report.evaluate(one, ["bound", "generative_classifier", "style", "variety"])
     reference = weakref.ref(one)

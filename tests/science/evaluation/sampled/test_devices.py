@@ -1,4 +1,4 @@
-"""Every claim runs on a GPU, with the values that it has on the CPU."""
+"""Every claim gives the same values on a (fake) GPU as on the CPU."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,12 +25,12 @@ from tests.fake_gpu import FakeGPU
 from tests.science.evaluation.known import TEST, TRAIN, VALIDATION
 from tests.science.test_models import network
 
-# priors name the device to torch.autocast, which finds no real GPU
+# priors pass the device to torch.autocast, which finds no GPU
 pytestmark = pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 
 
 def with_attributes(split: Split) -> Split:
-    """Return the split with y of a label and a height, and an attribute that y leaves out."""
+    """Return the split with a label and a height as y, and with an attribute that is not in y."""
     height = split.grey.float().mean(dim=(1, 2, 3))
     y = torch.cat([torch.nn.functional.one_hot(split.labels, 3), height[:, None]], dim=1)
     other = (split.labels + 0.1 * height).double()

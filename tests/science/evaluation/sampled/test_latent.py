@@ -87,7 +87,7 @@ def test_dimensions_of_pure_noise_are_not_active() -> None:
 
 
 def ring(seed: int, count: int = 1500) -> tuple[Tensor, Tensor]:
-    """Return points labelled by inside or outside a circle, which no line separates."""
+    """Return points, and labels for inside and outside a circle, which no line separates."""
     z = normal(seed, count, 2)
     return z, (z.square().sum(1) > 2 * math.log(2)).long()
 
