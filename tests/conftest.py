@@ -2,7 +2,7 @@
 
 import os
 
-# one thread a worker: OpenMP threads that wait for a core taken by another worker spin
+# one OpenMP thread per worker: threads that wait for a busy core burn CPU time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
@@ -43,7 +43,7 @@ from tests.tally import (  # noqa: E402, F401 - hooks and fixtures
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-NUM_TRAIN, NUM_TEST = 260, 33  # not multiples of the batch sizes and of two ranks
+NUM_TRAIN, NUM_TEST = 260, 33  # last batches are smaller, and two ranks cannot share 33
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -69,7 +69,7 @@ def pytest_collection_finish() -> None:
 
 
 def write_digits(folder: Path, prefixes: tuple[str, str] = ("train", "t10k")) -> None:
-    """Write four small IDX files with every label, whose images differ by label."""
+    """Write four small IDX files with ten labels; the position of a bar shows the label."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     for prefix, count in zip(prefixes, (NUM_TRAIN, NUM_TEST), strict=True):

@@ -1,4 +1,6 @@
-"""Runs scripts in forks of a process that has imported the large libraries, to save seconds each.
+"""Runs each script in a fork of a process that has imported the large libraries.
+
+A fork starts several seconds sooner than an interpreter that imports the libraries itself.
 
 ``python tests/warm.py LIBRARY ...`` imports the libraries and reads one JSON request per line:
 script, arguments, working directory, environment, output files and time limit in seconds. It
@@ -37,7 +39,7 @@ def set_environment(environment: Mapping[str, str], first: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
     python_path = environment.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:1] = [first, *filter(None, python_path)]  # replaces the one folder of the server
+    sys.path[:1] = [first, *filter(None, python_path)]  # replaces the folder of this file
     if encoding := environment.get("PYTHONIOENCODING"):
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(encoding=encoding)  # type: ignore[union-attr]

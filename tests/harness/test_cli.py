@@ -311,7 +311,7 @@ def test_only_paths_are_quoted(tmp_path: Path) -> None:
 
 
 def test_weights_are_those_that_a_link_points_to_now(tmp_path: Path) -> None:
-    """Every job of a sweep starts from them, although logs/latest moves to the first job."""
+    """All jobs start from the same weights, although logs/latest moves to the first job."""
     for name in ("a run", "b,c", "d"):
         (tmp_path / name).mkdir()
     (tmp_path / "latest").symlink_to("a run")
