@@ -42,7 +42,7 @@ class FakeGPU(TorchFunctionMode):
             return StorageWeakRef(tensor.untyped_storage()).cdata in self._on_gpu
 
     def _mark(self, results: Any) -> Any:
-        for tensor in _tensors(results):
+        for tensor in _find_tensors(results):
             reference = StorageWeakRef(tensor.untyped_storage())
             self._on_gpu[reference.cdata] = reference
         return results
@@ -55,7 +55,7 @@ class FakeGPU(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = list(_tensors((args, kwargs)))
+        tensors = list(_find_tensors((args, kwargs)))
         any_on_gpu = any(map(self.is_on_gpu, tensors))
         if func == _DEVICE:
             return _GPU if any_on_gpu else _CPU
@@ -71,7 +71,7 @@ class FakeGPU(TorchFunctionMode):
         if kwargs.get("device") is not None:
             on_gpu = torch.device(kwargs.pop("device")).type == "cuda"
         if func not in _FACTORIES and any_on_gpu:
-            self._check(func, args, tensors)
+            self._check_devices(func, args, tensors)
         generator = kwargs.get("generator")
         if on_gpu and isinstance(generator, torch.Generator):
             raise RuntimeError(f"{func.__name__}: expected a 'cuda' generator but found 'cpu'")
@@ -82,12 +82,12 @@ class FakeGPU(TorchFunctionMode):
             results = results.clone()
         return self._mark(results) if on_gpu else results
 
-    def _check(
+    def _check_devices(
         self, func: Callable[..., Any], args: tuple[Any, ...], tensors: list[Tensor]
     ) -> None:
         """Raise if CPU and GPU tensors are mixed; 0-dimensional CPU tensors are allowed."""
         if func in _INDEXING and self.is_on_gpu(args[0]):
-            tensors = list(_tensors(args[2:]))  # indices may be on the CPU
+            tensors = list(_find_tensors(args[2:]))  # indices may be on the CPU
         for tensor in tensors:
             if tensor.ndim and not self.is_on_gpu(tensor):
                 raise RuntimeError(
@@ -96,11 +96,11 @@ class FakeGPU(TorchFunctionMode):
                 )
 
     def _move(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        source, *rest = args
+        source, *options = args
         if func is not Tensor.to:
-            rest, kwargs = [_CPU if func is Tensor.cpu else _GPU], {}
-        device, dtype, _, _ = torch._C._nn._parse_to(*rest, **kwargs)
-        for other in _tensors((rest, kwargs)):
+            options, kwargs = [_CPU if func is Tensor.cpu else _GPU], {}
+        device, dtype, _, _ = torch._C._nn._parse_to(*options, **kwargs)
+        for other in _find_tensors((options, kwargs)):
             device = _GPU if self.is_on_gpu(other) else _CPU
         was_on_gpu = self.is_on_gpu(source)
         is_on_gpu = was_on_gpu if device is None else device.type == "cuda"
@@ -109,5 +109,5 @@ class FakeGPU(TorchFunctionMode):
         return self._mark(moved) if is_on_gpu else moved
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _find_tensors(values: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))

@@ -26,8 +26,8 @@ from typing import Any
 LIMIT = 60  # seconds for the other ranks to exit after one has
 
 
-def die_at(
-    name: str, count: int, when: str, number: str = "SIGKILL", rank: int | None = None
+def send_signal_at(
+    name: str, count: int, when: str, signal_name: str = "SIGKILL", rank: int | None = None
 ) -> None:
     """Signal this process, or one rank, before or after the n-th call of ``module:attribute``."""
     if rank not in (None, int(os.environ.get("RANK", 0))):
@@ -42,16 +42,16 @@ def die_at(
     def counted(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] == count and when == "before":
-            os.kill(os.getpid(), getattr(signal, number))
+            os.kill(os.getpid(), getattr(signal, signal_name))
         result = original(*args, **kwargs)
         if calls[0] == count and when == "after":
-            os.kill(os.getpid(), getattr(signal, number))
+            os.kill(os.getpid(), getattr(signal, signal_name))
         return result
 
     setattr(owner, last, counted)
 
 
-def train(run_dir: Path, end: Any, ranks: dict[str, str]) -> int:
+def train(run_dir: Path, kill: Any, rank_variables: dict[str, str]) -> int:
     """Train as a fresh process would, and return the exit code."""
     from harness.run_folder.folder import RunFolder
     from harness.training.launch import launch
@@ -62,12 +62,12 @@ def train(run_dir: Path, end: Any, ranks: dict[str, str]) -> int:
         output = os.open(run_dir / "attempts.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        os.environ.update(ranks)
-        if isinstance(end, list):
-            die_at(*end)
+        os.environ.update(rank_variables)
+        if isinstance(kill, list):
+            send_signal_at(*kill)
         folder = RunFolder(run_dir)
         with exit_with_code(folder):
-            if ranks:
+            if rank_variables:
                 connect_ranks(run_dir, "", timeout=LIMIT / 3)
             launch(folder)
     except SystemExit as error:
@@ -79,7 +79,7 @@ def train(run_dir: Path, end: Any, ranks: dict[str, str]) -> int:
     return 0
 
 
-def as_rank(rank: int, count: int) -> dict[str, str]:
+def make_rank_variables(rank: int, count: int) -> dict[str, str]:
     """Return the variables that torchrun would set for a rank; none for a single rank."""
     if count == 1:
         return {}
@@ -92,39 +92,39 @@ def as_rank(rank: int, count: int) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
-def attempt(run_dir: Path, end: Any, num_ranks: int = 1) -> list[int]:
+def attempt(run_dir: Path, kill: Any, num_ranks: int = 1) -> list[int]:
     """Train in forked children; return their exit codes, negative for a signal."""
-    port = {"MASTER_PORT": str(free_port())} if num_ranks > 1 else {}
+    port = {"MASTER_PORT": str(find_free_port())} if num_ranks > 1 else {}
     children = []
     for rank in range(num_ranks):
         child = os.fork()
         if child == 0:
-            os._exit(train(run_dir, end, {**as_rank(rank, num_ranks), **port}))
+            os._exit(train(run_dir, kill, {**make_rank_variables(rank, num_ranks), **port}))
         children.append(child)
-    if isinstance(end, dict):
-        time.sleep(end["after"])
-        number = getattr(signal, end.get("signal", "SIGKILL"))
-        os.kill(children[end.get("rank", 0)], number)
-    ended: dict[int, int] = {}
-    late = None
-    while len(ended) < num_ranks:
+    if isinstance(kill, dict):
+        time.sleep(kill["after"])
+        number = getattr(signal, kill.get("signal", "SIGKILL"))
+        os.kill(children[kill.get("rank", 0)], number)
+    exit_codes: dict[int, int] = {}
+    deadline = None
+    while len(exit_codes) < num_ranks:
         for child in children:
-            if child not in ended:
+            if child not in exit_codes:
                 pid, status = os.waitpid(child, os.WNOHANG)
                 if pid:
-                    ended[child] = os.waitstatus_to_exitcode(status)
-                    late = late or time.monotonic() + LIMIT
-        if late is not None and time.monotonic() > late:
-            for child in set(children) - set(ended):
+                    exit_codes[child] = os.waitstatus_to_exitcode(status)
+                    deadline = deadline or time.monotonic() + LIMIT
+        if deadline is not None and time.monotonic() > deadline:
+            for child in set(children) - set(exit_codes):
                 os.kill(child, signal.SIGKILL)
             raise TimeoutError(f"a rank did not leave within {LIMIT} s")
         time.sleep(0.005)
-    return [ended[child] for child in children]
+    return [exit_codes[child] for child in children]
 
 
 def main(run_dir: Path, plan: list[Any], num_ranks: int = 1) -> None:
@@ -132,16 +132,16 @@ def main(run_dir: Path, plan: list[Any], num_ranks: int = 1) -> None:
 
     assert threading.active_count() == 1
     gc.freeze()  # garbage collection in a fork would copy all pages with objects
-    ended: list[list[int]] = []
+    exit_codes: list[list[int]] = []
     start = time.monotonic()
-    for end in [*plan, None]:
-        if end == "leave":
+    for kill in [*plan, None]:
+        if kill == "leave":
             break
         start = time.monotonic()
-        ended.append(attempt(run_dir, end, num_ranks))
-        if not any(ended[-1]):
+        exit_codes.append(attempt(run_dir, kill, num_ranks))
+        if not any(exit_codes[-1]):
             break
-    print(json.dumps({"ended": ended, "seconds": time.monotonic() - start}))
+    print(json.dumps({"exit_codes": exit_codes, "seconds": time.monotonic() - start}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 _READS = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal")
 
 
-class _NoReads(TorchDispatchMode):
+class _RaiseOnReads(TorchDispatchMode):
     """Raise an error where CUDA would synchronize."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -24,7 +24,7 @@ class _NoReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Graph(_NoReads):
+class Graph(_RaiseOnReads):
     """Graph of recorded operators."""
 
     def __init__(self) -> None:
@@ -75,5 +75,5 @@ def record_to(graph: Graph) -> Iterator[None]:
     graph.undo()
 
 
-def raise_on_synchronization() -> _NoReads:
-    return _NoReads()
+def raise_on_synchronization() -> _RaiseOnReads:
+    return _RaiseOnReads()

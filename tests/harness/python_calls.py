@@ -18,7 +18,7 @@ from harness.run_folder.folder import RunFolder
 from harness.training.build import build
 from harness.training.run import train
 
-FIRST, STEPS = 2, 4
+FIRST_STEP, NUM_STEPS = 2, 4
 
 
 class CountCalls(Callback):
@@ -33,9 +33,9 @@ class CountCalls(Callback):
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx == FIRST:
+        if batch_idx == FIRST_STEP:
             sys.setprofile(self.count)
-        elif batch_idx == FIRST + STEPS:
+        elif batch_idx == FIRST_STEP + NUM_STEPS:
             sys.setprofile(None)
 
 
@@ -51,7 +51,7 @@ def main() -> None:
         module, data, trainer = build(run)
         trainer.callbacks.append(counter)  # type: ignore[attr-defined]
         train(module, data, trainer, test=False)
-    print(f"{counter.calls / STEPS:g} calls per step")
+    print(f"{counter.calls / NUM_STEPS:g} calls per step")
 
 
 if __name__ == "__main__":

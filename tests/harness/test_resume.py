@@ -64,7 +64,7 @@ def archived(data_dir: Path, run_dir: Path, *overrides: str) -> Path:
 class Attempts(NamedTuple):
     """Exit codes of the ranks in each attempt, and the seconds of the last attempt."""
 
-    ended: list[list[int]]
+    exit_codes: list[list[int]]
     seconds: float
 
 
@@ -128,7 +128,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def uninterrupted(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = archived(data_dir, tmp_path_factory.mktemp("resume") / "uninterrupted")
-    assert train_with_kills(run_dir, []).ended == [[0]]
+    assert train_with_kills(run_dir, []).exit_codes == [[0]]
     return run_dir
 
 
@@ -137,7 +137,7 @@ def test_a_run_killed_ten_times_matches_an_uninterrupted_run(
     uninterrupted: Path, data_dir: Path, tmp_path: Path, survived: Survived
 ) -> None:
     run_dir = archived(data_dir, tmp_path / "run")
-    assert train_with_kills(run_dir, AROUND).ended == [[-9]] * 10 + [[0]]
+    assert train_with_kills(run_dir, AROUND).exit_codes == [[-9]] * 10 + [[0]]
     assert_same_run(uninterrupted, run_dir)
     steps = [entry["step"] for entry in summary(run_dir)["resumed"]]
     assert steps == sorted(steps)
@@ -168,10 +168,10 @@ def test_sigterm_stops_a_rank_at_any_point(
     """The rank exits with 143, and the resumed run matches an uninterrupted run."""
     settings = f"trainer.devices={num_ranks}"
     uninterrupted = archived(data_dir, tmp_path / "uninterrupted", settings)
-    assert train_with_kills(uninterrupted, [], num_ranks).ended == [[0] * num_ranks]
+    assert train_with_kills(uninterrupted, [], num_ranks).exit_codes == [[0] * num_ranks]
     plan = [[*where, "SIGTERM", i % num_ranks] for i, where in enumerate(WHEREVER)]
     run_dir = archived(data_dir, tmp_path / "run", settings)
-    *ended, last = train_with_kills(run_dir, plan, num_ranks).ended
+    *ended, last = train_with_kills(run_dir, plan, num_ranks).exit_codes
     assert [codes[i % num_ranks] for i, codes in enumerate(ended)] == [143] * len(WHEREVER)
     assert last == [0] * num_ranks
     assert_same_run(uninterrupted, run_dir)
@@ -202,7 +202,7 @@ def whole(
     def trained(setting: Setting) -> tuple[Path, float]:
         run_dir = archived(data_dir, tmp_path_factory.mktemp("whole") / "run", setting.override)
         attempts = train_with_kills(run_dir, [], setting.num_ranks)
-        assert attempts.ended == [[0] * setting.num_ranks]
+        assert attempts.exit_codes == [[0] * setting.num_ranks]
         return run_dir, attempts.seconds
 
     return trained
@@ -267,7 +267,7 @@ def test_randomly_killed_runs_match_an_uninterrupted_run(
         for _ in range(8)
     ]
     run_dir = archived(data_dir, tmp_path / "run", setting.override)
-    ended = train_with_kills(run_dir, plan, setting.num_ranks).ended
+    ended = train_with_kills(run_dir, plan, setting.num_ranks).exit_codes
     for end, codes in zip(plan, ended[:-1], strict=False):
         number = getattr(signal, str(end["signal"]))  # -number if the handler is not installed yet
         assert codes[int(end["rank"])] in (-number, 128 + number)
@@ -544,7 +544,7 @@ def test_the_batch_script_is_requeued_and_resumes(data_dir: Path, tmp_path: Path
 def killed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run that was killed before its second epoch."""
     run_dir = archived(data_dir, tmp_path_factory.mktemp("killed") / "run")
-    assert train_with_kills(run_dir, [[SAVE, 6, "after"], "leave"]).ended == [[-9]]
+    assert train_with_kills(run_dir, [[SAVE, 6, "after"], "leave"]).exit_codes == [[-9]]
     return run_dir
 
 
@@ -708,7 +708,7 @@ def test_a_run_fails_and_resumes_after_a_rank_dies_or_hangs(
     done = run_script("train", f"resume={run_dir}", "rank_timeout=60")
     assert done.returncode == 0, done.stdout + done.stderr
     whole = archived(data_dir, tmp_path / "whole", *more[1:], "callbacks.last.every_n_steps=5")
-    assert train_with_kills(whole, []).ended == [[0]]
+    assert train_with_kills(whole, []).exit_codes == [[0]]
     assert record(run_dir) == record(whole)
 
 
