@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from harness.config import checks, schemas
 from harness.config.keys import leaf_keys
 from tests.conftest import ROOT, clean_environment
-from tests.project.test_conf import compose, plain
+from tests.project.test_conf import compose, to_plain
 from tests.tally import Promise, Survived
 
 OVERRIDES = "overrides that are misspelt, of a wrong type, out of range or contradictory"
@@ -175,7 +175,7 @@ def entry_points(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EntryPoin
 
 
 def keys_of(script: str) -> list[str]:
-    known = leaf_keys(plain(compose(config=script)))
+    known = leaf_keys(to_plain(compose(config=script)))
     # model.condition interpolates data.condition
     unset = ("hydra", "_target_", "_partial_", "model.condition.")
     return [key for key in known if not any(part in key for part in unset)]
@@ -268,7 +268,7 @@ def fields(script: str) -> list[tuple[str, Any, dict[str, Any], Callable[[Any], 
             for key, child in node.items():
                 walk(child, f"{prefix}{key}.")
 
-    cfg = plain(compose(config=script))
+    cfg = to_plain(compose(config=script))
     is_run = script == "train"
     add(cfg, checks.train_arguments(cfg) if is_run else checks.arguments_of(f"{script}.main"), "")
     walk(cfg, "")

@@ -11,7 +11,7 @@ from harness.config.paths import CONF
 from harness.run_folder.metrics_file import MetricsFile
 from tests.conftest import ROOT, run_script, tiny
 from tests.harness.test_loggers import records
-from tests.project.test_conf import compose, plain
+from tests.project.test_conf import compose, to_plain
 
 FAST = ["callbacks.figures=null", "device=cpu", "logger=csv"]
 
@@ -66,7 +66,7 @@ def test_the_wandb_sweep_file_composes() -> None:
         for key, spec in sweep["parameters"].items()
     }
     arguments = create_sweep_command_args({"args": drawn})["args_no_hyphens"]
-    cfg = plain(compose(*arguments))
+    cfg = to_plain(compose(*arguments))
     assert cfg["model"]["latent_dim"] == 8
     assert cfg["test"] is False
     assert sweep["metric"] == {"name": "val/elbo", "goal": "maximize"}

@@ -25,7 +25,7 @@ from harness.run_folder.folder import RunFolder
 from harness.run_folder.metrics_file import MetricsFile
 from harness.tracking.wandb import Mode, _start_run, has_wandb_account, log_evaluation, wandb_mode
 from tests.conftest import ROOT, run_script, run_warm, tiny
-from tests.project.test_conf import compose, plain
+from tests.project.test_conf import compose, to_plain
 from tests.tally import Promise
 
 
@@ -328,7 +328,7 @@ KEYS = ("project", "entity", "name", "group", "job_type", "tags", "notes")
 
 def test_overrides_precede_the_environment_which_precedes_defaults(nobody: Path) -> None:
     def tracked(*overrides: str) -> list[Any]:
-        run = plain(compose(*overrides))["logger"]["wandb"]
+        run = to_plain(compose(*overrides))["logger"]["wandb"]
         return [run[key] for key in KEYS]
 
     default = ["conditional-vae", None, None, None, "train", None, None]
@@ -340,7 +340,7 @@ def test_overrides_precede_the_environment_which_precedes_defaults(nobody: Path)
     configure(nobody, ENVIRONMENT)
     assert tracked() == list(ENVIRONMENT.values())
     assert tracked(*typed) == mine
-    view = plain(compose(config="dashboard"))
+    view = to_plain(compose(config="dashboard"))
     assert (view["project"], view["entity"]) == ("ours", "team")
     configure(nobody, dict.fromkeys(ENVIRONMENT, ""))
     assert tracked() == default

@@ -20,7 +20,7 @@ from harness.sweeps.pruning import Pruning
 from harness.training.run import train
 from tests.conftest import run_script, tiny
 from tests.harness.test_training import objects, pytestmark, rows, summary  # noqa: F401
-from tests.project.test_conf import compose, problems_of
+from tests.project.test_conf import compose, find_problems
 from tests.tally import Promise
 
 DISTANCE = """
@@ -155,7 +155,7 @@ def test_a_users_metrics_are_compared(own_metric: Path) -> None:
 def test_settings_that_would_select_other_weights_are_rejected(
     overrides: list[str], said: str
 ) -> None:
-    problems = problems_of(*(quoted(o) for o in overrides))
+    problems = find_problems(*(quoted(o) for o in overrides))
     assert len(problems) == 1, problems
     assert said in problems[0]
 
@@ -186,7 +186,7 @@ def quoted(override: str) -> str:
     ],
 )
 def test_settings_that_select_the_best_weights_are_accepted(overrides: list[str]) -> None:
-    assert problems_of(*overrides) == []
+    assert find_problems(*overrides) == []
 
 
 @pytest.mark.fault(Promise.CHECKPOINTS, "a checkpoint without resume state in place of the last")

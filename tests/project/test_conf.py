@@ -34,7 +34,7 @@ GROUPS += [
     "hydra/launcher",
     "hydra/sweeper",
 ]
-OF_LIBRARIES = [
+LIBRARY_TARGETS = [
     "torch.optim.AdamW",
     "torch.optim.SGD",
     "torch.optim.lr_scheduler.OneCycleLR",
@@ -53,17 +53,17 @@ def compose(*overrides: str, config: str = "train") -> DictConfig:
         return hydra.compose(config, list(overrides))
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(container, dict)
     return container  # type: ignore[return-value]
 
 
-def problems_of(*overrides: str) -> list[str]:
+def find_problems(*overrides: str) -> list[str]:
     return validate(composition.settings_to_validate(compose(*overrides)))
 
 
-NEEDS = {
+REQUIRED_OVERRIDES = {
     ("data", "coloured_mnist"): ("model/likelihood=discretized_logistic",),
     ("data", "image_folder"): ("model/likelihood=discretized_logistic",),
     **{
@@ -77,20 +77,20 @@ NEEDS = {
 def test_every_file_composes_into_a_valid_config(group: str, option: str) -> None:
     if group == "hydra/launcher" and option in EXTRAS:
         pytest.importorskip(f"hydra_plugins.hydra_{EXTRAS[option]}_launcher")
-    problems = problems_of(f"{group}={option}", *NEEDS.get((group, option), ()))
+    problems = find_problems(f"{group}={option}", *REQUIRED_OVERRIDES.get((group, option), ()))
     elsewhere = option in ("gpu", "gpus", "slurm", "cpu_pair", "mps")
     assert problems == [] or (elsewhere and "this machine" in problems[0])
     assert (
-        untrusted_targets(plain(compose(f"{group}={option}"))) == []
+        untrusted_targets(to_plain(compose(f"{group}={option}"))) == []
     )  # otherwise its run folder could not be loaded
 
 
-def targets(node: Any) -> list[dict[str, Any]]:
+def find_targets(node: Any) -> list[dict[str, Any]]:
     found = []
     if isinstance(node, dict):
         found += [node] if "_target_" in node else []
         for child in node.values():
-            found += targets(child)
+            found += find_targets(child)
     return found
 
 
@@ -98,7 +98,7 @@ def targets(node: Any) -> list[dict[str, Any]]:
 def test_every_key_is_an_argument_of_its_target(group: str, option: str) -> None:
     if group == "hydra/launcher" and option in EXTRAS:
         pytest.importorskip(f"hydra_plugins.hydra_{EXTRAS[option]}_launcher")
-    for node in targets(plain(compose(f"{group}={option}"))):
+    for node in find_targets(to_plain(compose(f"{group}={option}"))):
         parameters = inspect.signature(get_object(node["_target_"])).parameters
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             continue
@@ -143,7 +143,7 @@ def test_a_file_does_not_repeat_values_of_its_base() -> None:
     ],
 )
 def test_good_overrides_are_accepted(override: str) -> None:
-    assert problems_of(override) == []
+    assert find_problems(override) == []
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_good_overrides_are_accepted(override: str) -> None:
     ],
 )
 def test_bad_values_are_reported(overrides: list[str], said: str) -> None:
-    problems = problems_of(*overrides)
+    problems = find_problems(*overrides)
     assert len(problems) == 1
     assert said in problems[0]
 
@@ -209,16 +209,16 @@ def test_bad_values_are_reported(overrides: list[str], said: str) -> None:
 @pytest.mark.parametrize("model", sorted(p.stem for p in (CONF / "model").glob("*.yaml")))
 @pytest.mark.parametrize("chosen", ["experiment=quick", "debug=one_batch", "debug=overfit"])
 def test_general_options_suit_every_model(model: str, chosen: str) -> None:
-    assert problems_of(f"model={model}", chosen) == []
+    assert find_problems(f"model={model}", chosen) == []
 
 
-def shipped_targets() -> list[str]:
+def list_shipped_targets() -> list[str]:
     """Return the classes and functions of this project that conf/ names."""
     text = "".join(p.read_text() for p in CONF.rglob("*.yaml") if CONF / "hydra" not in p.parents)
     return sorted(set(re.findall(rf"_target_: ((?:{PACKAGE}|harness)[.\w]+)", text)))
 
 
-@pytest.mark.parametrize("target", [*shipped_targets(), *OF_LIBRARIES])
+@pytest.mark.parametrize("target", [*list_shipped_targets(), *LIBRARY_TARGETS])
 def test_signatures_read_from_source_match_inspect(target: str) -> None:
     found = signature(target)
     assert found is not None
@@ -233,7 +233,7 @@ def test_signatures_read_from_source_match_inspect(target: str) -> None:
         assert parameter.default in (REQUIRED, COMPUTED, default), name
 
 
-def bases_of_groups() -> list[tuple[str, str]]:
+def list_base_files() -> list[tuple[str, str]]:
     """Return the files that build on no other file of their group."""
     found = []
     for group, option in OPTIONS:
@@ -247,7 +247,7 @@ def bases_of_groups() -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize(("group", "option"), bases_of_groups())
+@pytest.mark.parametrize(("group", "option"), list_base_files())
 def test_defaults_of_constructors_match_conf(group: str, option: str) -> None:
     """A notebook that omits an argument trains with the value in conf/."""
     content = OmegaConf.load(CONF / group / f"{option}.yaml")
@@ -288,19 +288,19 @@ def test_names_of_strategies_and_profilers_match_lightning() -> None:
 
 def test_all_violations_are_found_at_once() -> None:
     bad = ("seed=x", "model.latent_dim=0", "data.batch_size=0", "optimizer.lr=-1")
-    assert len(problems_of(*bad)) == 4
+    assert len(find_problems(*bad)) == 4
 
 
 def test_your_own_class_may_have_any_argument() -> None:
     mine = ("model.network._target_=my.Net", "+model.network.anything=-3")
-    assert problems_of(*mine, "model.network.encoder_blocks=-3") == []
+    assert find_problems(*mine, "model.network.encoder_blocks=-3") == []
 
 
 @pytest.mark.parametrize(
     "entry_point", ["generate", "embed", "compare", "export", "explore", "dashboard"]
 )
 def test_the_other_entry_points_compose(entry_point: str) -> None:
-    assert validate(plain(compose(config=entry_point)), entry_point) == []
+    assert validate(to_plain(compose(config=entry_point)), entry_point) == []
 
 
 def test_experiments_contain_their_command() -> None:
@@ -331,7 +331,7 @@ def test_the_project_root_is_found() -> None:
 @pytest.mark.parametrize("network", sorted(p.stem for p in (CONF / "model/network").glob("*.yaml")))
 @pytest.mark.parametrize("model", ["autoencoder", "vae", "cvae"])
 def test_every_model_can_be_built_from_its_file(model: str, network: str) -> None:
-    cfg = OmegaConf.create(plain(compose(f"model={model}", f"model/network={network}")))
+    cfg = OmegaConf.create(to_plain(compose(f"model={model}", f"model/network={network}")))
     built = instantiation.instantiate(cfg.model)
     y = 3 if built.conditional else None
     assert built.sample(y, num_samples=2).shape == (2, 1, 28, 28)
@@ -347,8 +347,8 @@ def test_help_fits_a_terminal(path: Path) -> None:
 def test_a_run_is_named_by_its_classes() -> None:
     from cvae.settings import run_name
 
-    assert run_name(plain(compose())) == "cvae-mlp-adversary-z32-s1"
+    assert run_name(to_plain(compose())) == "cvae-mlp-adversary-z32-s1"
     typed = ("model=vae", "model/prior=flow", "data=kmnist", "data/augmentation=warp", "seed=2")
-    assert run_name(plain(compose(*typed))) == "vae-mlp-flow-warp-z24-kmnist-s2"
+    assert run_name(to_plain(compose(*typed))) == "vae-mlp-flow-warp-z24-kmnist-s2"
     own = {"model": {"_target_": "mine.Model"}, "data": {"_target_": "mine.Data"}, "seed": 3}
     assert run_name(own) == "model-s3"

@@ -14,7 +14,7 @@ from cvae.evaluation.settings import QUICK, Claim
 from harness.config.checks import validate
 from harness.run_folder import reading
 from tests.conftest import NUM_TEST, ROOT, run_script
-from tests.project.test_conf import compose, plain
+from tests.project.test_conf import compose, to_plain
 
 BAD = [
     ("claims=buond", ["claims=buond", "bound"]),
@@ -36,7 +36,7 @@ def test_bad_input_gets_one_clear_message(typed: str, said: list[str]) -> None:
 
 
 def test_the_config_is_valid() -> None:
-    assert validate(plain(compose(config="evaluate")), "evaluate") == []
+    assert validate(to_plain(compose(config="evaluate")), "evaluate") == []
 
 
 @pytest.fixture(scope="module")
