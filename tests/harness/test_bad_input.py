@@ -30,7 +30,7 @@ OVERRIDES = "overrides that are misspelt, of a wrong type, out of range or contr
 UNUSUAL = "rare but valid values, groups and keys"
 
 SEED = 20
-LIMIT = 60  # seconds per case on a busy machine; 0.2 is usual
+TIME_LIMIT = 60  # seconds per case on a busy machine; 0.2 is usual
 
 
 class Case(NamedTuple):
@@ -42,7 +42,7 @@ class Case(NamedTuple):
     torch: bool = False  # whether the script needs torch to find the error
 
 
-class Answer(NamedTuple):
+class Result(NamedTuple):
     code: int  # exit code; negative for a signal
     out: str
     error: str
@@ -130,7 +130,7 @@ class EntryPoints:
             text=True,
         )
 
-    def run(self, case: Case, good: bool = False) -> Answer:
+    def run(self, case: Case, good: bool = False) -> Result:
         self.count += 1
         folder = self.folder / str(self.count)
         folder.mkdir()
@@ -146,7 +146,7 @@ class EntryPoints:
         }
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps({**request, "good": good, "limit": LIMIT}), file=self.process.stdin)
+        print(json.dumps({**request, "good": good, "limit": TIME_LIMIT}), file=self.process.stdin)
         self.process.stdin.flush()
         told = json.loads(self.process.stdout.readline())
         out, error = (
@@ -154,7 +154,7 @@ class EntryPoints:
             for name in ("out", "error")
         )
         made = [p.name for p in folder.iterdir() if p.name not in ("out", "error")]
-        return Answer(told["code"], out, error, told["seconds"], made)
+        return Result(told["code"], out, error, told["seconds"], made)
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -174,14 +174,14 @@ def entry_points(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EntryPoin
 # cases
 
 
-def keys_of(script: str) -> list[str]:
+def list_keys(script: str) -> list[str]:
     known = leaf_keys(to_plain(compose(config=script)))
     # model.condition interpolates data.condition
     unset = ("hydra", "_target_", "_partial_", "model.condition.")
     return [key for key in known if not any(part in key for part in unset)]
 
 
-def misspelt(rng: random.Random, script: str, known: list[str]) -> Case:
+def misspell_a_key(rng: random.Random, script: str, known: list[str]) -> Case:
     """Return a case with one typing error in a key."""
     while True:
         key = rng.choice(known)
@@ -204,7 +204,7 @@ def misspelt(rng: random.Random, script: str, known: list[str]) -> Case:
             return Case(script, [f"{bad}=1"], [bad])
 
 
-WRONG = {  # invalid values for every setting whose value in conf/ has this type
+WRONG_BY_TYPE = {  # invalid values for every setting whose value in conf/ has this type
     int: ["abc", "1.5", "[1]", "{a:1}", "'3'", "nan", "1e400"],
     float: ["abc", "[1,2]", "{}", "'1'", "nan", "inf", "-inf"],
     bool: ["maybe", "[true]", "0.5"],
@@ -212,10 +212,25 @@ WRONG = {  # invalid values for every setting whose value in conf/ has this type
     list: ["3", "[[],abc]", "{a:1}"],
     dict: ["3", "word", "[1]"],
 }
-MORE = ["null", "true", "false", "3", "1.5", "[]", "word", "nonsense:/", "-1", "-1e9", "0", "2"]
+OTHER_VALUES = [
+    "null",
+    "true",
+    "false",
+    "3",
+    "1.5",
+    "[]",
+    "word",
+    "nonsense:/",
+    "-1",
+    "-1e9",
+    "0",
+    "2",
+]
 
 
-def wrong_values(value: Any, schema: dict[str, Any], accepts: Callable[[Any], bool]) -> list[str]:
+def list_wrong_values(
+    value: Any, schema: dict[str, Any], accepts: Callable[[Any], bool]
+) -> list[str]:
     """Return values that a setting must reject, as override text.
 
     Args:
@@ -223,7 +238,7 @@ def wrong_values(value: Any, schema: dict[str, Any], accepts: Callable[[Any], bo
         schema: JSON Schema of the setting, for values out of range.
         accepts: returns whether a value is valid for the setting.
     """
-    certain = WRONG.get(type(value), []) if schema.get("type") != "null" else []
+    certain = WRONG_BY_TYPE.get(type(value), []) if schema.get("type") != "null" else []
     certain = [v for v in certain if v not in ("abc", "'3'") or "string" not in str(schema)]
     certain = [v for v in certain if v != "1.5" or "number" not in str(schema)]
     bounds = [
@@ -235,18 +250,18 @@ def wrong_values(value: Any, schema: dict[str, Any], accepts: Callable[[Any], bo
         )
         if bound in found
     ]
-    others = [v for v in (*bounds, *MORE) if not accepts(read(v))]
+    others = [v for v in (*bounds, *OTHER_VALUES) if not accepts(parse_value(v))]
     return list(dict.fromkeys([*certain, *others]))
 
 
-def read(typed: str) -> Any:
+def parse_value(typed: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     value = OverridesParser.create().parse_override(f"k={typed}").value()
     return OmegaConf.to_container(OmegaConf.create({"k": value}))["k"]  # type: ignore[index,call-overload]
 
 
-def fields(script: str) -> list[tuple[str, Any, dict[str, Any], Callable[[Any], bool]]]:
+def list_settings(script: str) -> list[tuple[str, Any, dict[str, Any], Callable[[Any], bool]]]:
     """Return key, value, JSON Schema and validity check of each setting of a composed config."""
     found: list[tuple[str, Any, dict[str, Any], Callable[[Any], bool]]] = []
 
@@ -282,11 +297,11 @@ def fields(script: str) -> list[tuple[str, Any, dict[str, Any], Callable[[Any], 
     return sorted(kept, key=lambda f: f[0])
 
 
-def wrong(script: str) -> list[Case]:
+def make_wrong_value_cases(script: str) -> list[Case]:
     """Return a case for each invalid value of each setting."""
     cases = []
-    for key, value_in_conf, schema, accepts in fields(script):
-        for value in wrong_values(value_in_conf, schema, accepts):
+    for key, value_in_conf, schema, accepts in list_settings(script):
+        for value in list_wrong_values(value_in_conf, schema, accepts):
             said = [key, "must be" if key not in ("label",) else "label"]
             cases.append(Case(script, [f"{key}={value}"], said))
     return cases
@@ -295,7 +310,7 @@ def wrong(script: str) -> list[Case]:
 LONG = "a" * 20_000
 # list elements: valid keys in Hydra 1.4, invalid before
 BRACKETS = ("trainer[devices]=2", "data.image_shape[0]=1")
-BY_HAND = [
+HANDWRITTEN = [
     # unknown or contradictory groups
     Case("train", ["model=null"], ["model"]),
     Case("train", ["optimizer=null"], ["optimizer"]),
@@ -479,23 +494,23 @@ BY_HAND = [
 def all_bad_cases(seed: int = SEED, count: int = 620) -> list[Case]:
     """Return the handwritten cases, and random cases of wrong values and misspelt keys."""
     rng = random.Random(seed)
-    cases = [case for case in BY_HAND if case.script in SCRIPTS]
-    drawn = [c for script in SCRIPTS for c in wrong(script)]
+    cases = [case for case in HANDWRITTEN if case.script in SCRIPTS]
+    drawn = [c for script in SCRIPTS for c in make_wrong_value_cases(script)]
     rng.shuffle(drawn)
     cases += drawn[: max(0, count - len(cases) - 150)]
-    known = {script: keys_of(script) for script in SCRIPTS}
+    known = {script: list_keys(script) for script in SCRIPTS}
     while len(cases) < count:
         script = rng.choice(["train", "train", *SCRIPTS])
-        cases.append(misspelt(rng, script, known[script]))
+        cases.append(misspell_a_key(rng, script, known[script]))
     return cases
 
 
-def problem_with(case: Case, answer: Answer) -> str | None:
+def find_problem(case: Case, answer: Result) -> str | None:
     """Return what is wrong with the answer to invalid input, or None."""
     lines = answer.error.strip().splitlines()
     if answer.code != 2:
         return f"exit code {answer.code}"
-    if answer.seconds > LIMIT:
+    if answer.seconds > TIME_LIMIT:
         return f"{answer.seconds:.0f} s"
     if "Traceback" in answer.error or answer.out.strip():
         return "a traceback, or output"
@@ -510,11 +525,11 @@ def problem_with(case: Case, answer: Answer) -> str | None:
     return None
 
 
-def check(cases: list[Case], entry_points: EntryPoints, survived: Survived) -> None:
+def assert_rejected(cases: list[Case], entry_points: EntryPoints, survived: Survived) -> None:
     failures = []
     for case in cases:
         answer = entry_points.run(case)
-        if problem := problem_with(case, answer):
+        if problem := find_problem(case, answer):
             typed = [t if len(t) < 200 else t[:200] + "..." for t in case.typed]
             failures.append(f"{case.script} {typed}: {problem}\n    {answer.error[-600:]}")
     survived(len(cases) - len(failures))
@@ -524,7 +539,7 @@ def check(cases: list[Case], entry_points: EntryPoints, survived: Survived) -> N
 def test_bad_input_is_rejected(entry_points: EntryPoints, survived: Survived) -> None:
     """Try a sample; the long tests try all cases."""
     cases = random.Random(SEED).sample(all_bad_cases(), 45)
-    check(cases, entry_points, survived)
+    assert_rejected(cases, entry_points, survived)
 
 
 @pytest.mark.long
@@ -535,12 +550,12 @@ def test_all_bad_input_is_rejected(
 ) -> None:
     cases = all_bad_cases()
     assert len({(c.script, *c.typed) for c in cases}) >= 500
-    check(cases[part::8], entry_points, survived)
+    assert_rejected(cases[part::8], entry_points, survived)
 
 
 # unusual but valid
 
-GOOD = [
+VALID = [
     *([f"seed={n}"] for n in (0, 1, 2**32 - 1)),
     *([f"name={n}"] for n in ("a", "'with space'", "数字", "a-b_c.d", "'50%'", "null", "'[x]'")),
     *([f"monitor={m}"] for m in ("val/elbo", "val/reconstruction", "null")),
@@ -663,7 +678,7 @@ GOOD = [
 ]
 
 
-def accept(cases: list[list[str]], entry_points: EntryPoints) -> None:
+def assert_accepted(cases: list[list[str]], entry_points: EntryPoints) -> None:
     failures = []
     for typed in cases:
         answer = entry_points.run(Case("train", typed), good=True)
@@ -674,7 +689,7 @@ def accept(cases: list[list[str]], entry_points: EntryPoints) -> None:
 
 def test_unusual_input_is_accepted(entry_points: EntryPoints) -> None:
     """Try a sample; the long tests try all cases."""
-    accept(random.Random(SEED).sample(GOOD, 12), entry_points)
+    assert_accepted(random.Random(SEED).sample(VALID, 12), entry_points)
 
 
 @pytest.mark.long
@@ -683,16 +698,16 @@ def test_unusual_input_is_accepted(entry_points: EntryPoints) -> None:
 def test_all_unusual_input_is_accepted(
     part: int, entry_points: EntryPoints, survived: Survived
 ) -> None:
-    assert len(GOOD) >= 100
-    accept(GOOD[part::3], entry_points)
-    survived(len(GOOD[part::3]))
+    assert len(VALID) >= 100
+    assert_accepted(VALID[part::3], entry_points)
+    survived(len(VALID[part::3]))
 
 
 def test_wrong_answers_are_detected(entry_points: EntryPoints) -> None:
     """Check that ``problem_with`` finds each kind of wrong answer."""
-    good = Answer(2, "", "error: seed=x: must be an integer", 0.1, [])
+    good = Result(2, "", "error: seed=x: must be an integer", 0.1, [])
     case = Case("train", ["seed=x"], ["seed=x", "must be"])
-    assert problem_with(case, good) is None
+    assert find_problem(case, good) is None
     for bad in (
         good._replace(code=1),
         good._replace(code=-signal.SIGKILL),
@@ -703,7 +718,7 @@ def test_wrong_answers_are_detected(entry_points: EntryPoints) -> None:
         good._replace(out="run folder"),
         good._replace(made=["run"]),
     ):
-        assert problem_with(case, bad) is not None
+        assert find_problem(case, bad) is not None
     start = time.monotonic()
     assert entry_points.run(Case("train", ["seed=0"]), good=True).code == 0
-    assert time.monotonic() - start < LIMIT
+    assert time.monotonic() - start < TIME_LIMIT

@@ -144,7 +144,7 @@ def build_run(folder: Path, data_dir: Path, *overrides: str) -> Parts:
     )
 
 
-def train_weights(
+def train_and_read_state(
     folder: Path, data_dir: Path, *overrides: str, resume_from: Path | None = None
 ) -> dict[str, Tensor]:
     parts = build_run(folder, data_dir, *overrides)
@@ -192,12 +192,12 @@ def test_replayed_steps_equal_eager_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Compare six epochs with a warm-up of the KL weight, a schedule, and smaller last batches."""
-    replayed = train_weights(tmp_path / "replayed", data_dir, *overrides)
+    replayed = train_and_read_state(tmp_path / "replayed", data_dir, *overrides)
     assert len(graphs) == 2  # full batches and last ones
     assert graphs[0].num_replays > 20
     assert graphs[1].num_replays == 3
     monkeypatch.setattr(captured_step, "_MAX_GRAPHS", 0)
-    eager = train_weights(tmp_path / "eager", data_dir, *overrides)
+    eager = train_and_read_state(tmp_path / "eager", data_dir, *overrides)
     assert len(graphs) == 2
     assert_equal(replayed, eager)
 
@@ -205,14 +205,14 @@ def test_replayed_steps_equal_eager_steps(
 def test_a_resumed_run_replays_the_same_steps(
     graphs: list[replay.Graph], data_dir: Path, tmp_path: Path
 ) -> None:
-    whole = train_weights(tmp_path / "whole", data_dir)
+    whole = train_and_read_state(tmp_path / "whole", data_dir)
     first = build_run(tmp_path / "first", data_dir)
     first.trainer.callbacks.append(StopAt(18))  # type: ignore[attr-defined]
     with pytest.raises(Stopped):
         train(*first, test=False)
     path = tmp_path / "first" / "checkpoints" / "last.ckpt"
     num_graphs = len(graphs)
-    resumed = train_weights(tmp_path / "resumed", data_dir, resume_from=path)
+    resumed = train_and_read_state(tmp_path / "resumed", data_dir, resume_from=path)
     assert len(graphs) > num_graphs
     del whole["logged"], resumed["logged"]
     assert_equal(resumed, whole)
@@ -239,11 +239,11 @@ def test_a_change_of_the_model_is_recorded_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     change = f"+callbacks.change._target_={__name__}.{name}"
-    replayed = train_weights(tmp_path / "replayed", data_dir, change)
+    replayed = train_and_read_state(tmp_path / "replayed", data_dir, change)
     assert len(graphs) == 2  # of full batches, before and after the change
     assert all(graph.num_replays > 5 for graph in graphs)
     monkeypatch.setattr(captured_step, "_MAX_GRAPHS", 0)
-    assert_equal(replayed, train_weights(tmp_path / "eager", data_dir, change))
+    assert_equal(replayed, train_and_read_state(tmp_path / "eager", data_dir, change))
 
 
 @pytest.mark.parametrize(
@@ -267,14 +267,14 @@ def test_a_step_that_cannot_be_replayed_stays_eager(
 ) -> None:
     target = f"module._target_={module.__module__}.{module.__name__}"
     with caplog.at_level(logging.WARNING):
-        weights = train_weights(tmp_path / "captured", data_dir, target)
+        weights = train_and_read_state(tmp_path / "captured", data_dir, target)
     warnings = [r.message for r in caplog.records if "without a CUDA graph" in r.message]
     assert len(warnings) == 1
     assert reason in warnings[0]
     assert graphs == []
     # with the learning rate as a number; the first steps above had it in a float32 tensor
     monkeypatch.setattr(optimization, "can_record", lambda module: False)
-    eager = train_weights(tmp_path / "eager", data_dir, target)
+    eager = train_and_read_state(tmp_path / "eager", data_dir, target)
     assert weights.keys() == eager.keys()
     for name, value in eager.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)

@@ -26,67 +26,71 @@ from harness.run_folder import checkpoints
 from tests.tally import Promise, Survived
 
 DAMAGE = "bits flipped or bytes lost, added or changed, at random"
-INSIDE = "SIGKILL during a save, with TMPDIR on another disk"
+KILLED_IN_SAVE = "SIGKILL during a save, with TMPDIR on another disk"
 
 
-def content(step: int = 7, size: int = 3000) -> dict[str, Any]:
+def make_checkpoint(step: int = 7, size: int = 3000) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(step)
     state = {"model.a": torch.randn(size, generator=generator), "model.b": torch.ones(2, 3)}
     return {"state_dict": state, "config": {"model": {"latent_dim": 3}}, "global_step": step}
 
 
 @pytest.fixture
-def good(tmp_path: Path) -> Path:
+def intact(tmp_path: Path) -> Path:
     path = tmp_path / "good.ckpt"
-    checkpoints.save(content(), path)
+    checkpoints.save(make_checkpoint(), path)
     return path
 
 
-def test_a_checkpoint_round_trips(good: Path) -> None:
-    read = checkpoints.load(good)
-    assert torch.equal(read["state_dict"]["model.a"], content()["state_dict"]["model.a"])
-    assert read["config"] == content()["config"]
+def test_a_checkpoint_round_trips(intact: Path) -> None:
+    read = checkpoints.load(intact)
+    assert torch.equal(read["state_dict"]["model.a"], make_checkpoint()["state_dict"]["model.a"])
+    assert read["config"] == make_checkpoint()["config"]
 
 
-def test_torch_load_reads_checkpoints(good: Path) -> None:
+def test_torch_load_reads_checkpoints(intact: Path) -> None:
     for mmap in (False, True):
-        read = torch.load(good, weights_only=True, mmap=mmap)
-        assert torch.equal(read["state_dict"]["model.a"], content()["state_dict"]["model.a"])
-    with zipfile.ZipFile(good) as archive:
+        read = torch.load(intact, weights_only=True, mmap=mmap)
+        assert torch.equal(
+            read["state_dict"]["model.a"], make_checkpoint()["state_dict"]["model.a"]
+        )
+    with zipfile.ZipFile(intact) as archive:
         assert archive.testzip() is None
         assert b"format 1, step 7, sha256" in archive.comment
 
 
 def test_the_previous_checkpoint_is_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        checkpoints.save(content(step), tmp_path / "last.ckpt")
-        checkpoints.save(content(step), tmp_path / "best.ckpt")
+        checkpoints.save(make_checkpoint(step), tmp_path / "last.ckpt")
+        checkpoints.save(make_checkpoint(step), tmp_path / "best.ckpt")
     steps = {p.name: checkpoints.load(p)["global_step"] for p in tmp_path.iterdir()}
     assert steps == {"last.ckpt": 3, "last-previous.ckpt": 2, "best.ckpt": 3}
 
 
-def test_content_that_cannot_be_loaded_is_not_saved(good: Path) -> None:
+def test_content_that_cannot_be_loaded_is_not_saved(intact: Path) -> None:
     with pytest.raises(ConfigError, match=r"pathlib"):
-        checkpoints.save({**content(), "callbacks": {"mine": Path("x")}}, good)
-    assert checkpoints.load(good)["global_step"] == 7
-    assert [p.name for p in good.parent.iterdir()] == ["good.ckpt"]
+        checkpoints.save({**make_checkpoint(), "callbacks": {"mine": Path("x")}}, intact)
+    assert checkpoints.load(intact)["global_step"] == 7
+    assert [p.name for p in intact.parent.iterdir()] == ["good.ckpt"]
 
 
 # damage
 
 
-def damaged(original: bytes, rng: random.Random) -> tuple[str, bytes]:
+def damage_randomly(original: bytes, rng: random.Random) -> tuple[str, bytes]:
     """Return a random kind of damage, and the damaged content."""
     size = len(original)
     place, count = rng.randrange(size), rng.randint(1, 600)
     kinds: dict[str, Callable[[], bytes]] = {
-        "bit": lambda: _xor(original, place, 1 << rng.randrange(8)),
-        "bit near the end": lambda: _xor(original, size - 1 - rng.randrange(160), 1),
-        "bit near the start": lambda: _xor(original, rng.randrange(100), 1 << rng.randrange(8)),
+        "bit": lambda: _flip_bits(original, place, 1 << rng.randrange(8)),
+        "bit near the end": lambda: _flip_bits(original, size - 1 - rng.randrange(160), 1),
+        "bit near the start": lambda: _flip_bits(
+            original, rng.randrange(100), 1 << rng.randrange(8)
+        ),
         "truncated": lambda: original[:place],
         "some bytes short": lambda: original[: -rng.randint(1, 150)],
-        "zeros": lambda: _splice(original, place, bytes(count)),
-        "noise": lambda: _splice(original, place, rng.randbytes(count)),
+        "zeros": lambda: _overwrite(original, place, bytes(count)),
+        "noise": lambda: _overwrite(original, place, rng.randbytes(count)),
         "appended": lambda: original + rng.randbytes(count),
         "appended zeros": lambda: original + bytes(count),
         "a page lost": lambda: (
@@ -99,21 +103,21 @@ def damaged(original: bytes, rng: random.Random) -> tuple[str, bytes]:
     return kind, kinds[kind]()
 
 
-def _xor(data: bytes, place: int, bits: int) -> bytes:
+def _flip_bits(data: bytes, place: int, bits: int) -> bytes:
     return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
 
 
-def _splice(data: bytes, place: int, new: bytes) -> bytes:
+def _overwrite(data: bytes, place: int, new: bytes) -> bytes:
     return (data[:place] + new + data[place + len(new) :])[: len(data)]
 
 
-def assert_rejects_damage(number: int, good: Path) -> None:
+def assert_rejects_damage(number: int, intact: Path) -> None:
     rng = random.Random(number)
-    original = good.read_bytes()
-    kind, bad = damaged(original, rng)
+    original = intact.read_bytes()
+    kind, bad = damage_randomly(original, rng)
     if bad == original:  # zeros over zeros
-        bad = _xor(original, rng.randrange(len(original)), 1)
-    path = good.with_name("bad.ckpt")
+        bad = _flip_bits(original, rng.randrange(len(original)), 1)
+    path = intact.with_name("bad.ckpt")
     path.write_bytes(bad)
     with pytest.raises(ConfigError) as caught:
         checkpoints.load(path)
@@ -125,15 +129,17 @@ def assert_rejects_damage(number: int, good: Path) -> None:
 
 @pytest.mark.fault(Promise.CHECKPOINTS, DAMAGE)
 @pytest.mark.parametrize("number", range(40))
-def test_damage_is_detected(number: int, good: Path) -> None:
-    assert_rejects_damage(number, good)
+def test_damage_is_detected(number: int, intact: Path) -> None:
+    assert_rejects_damage(number, intact)
 
 
 @pytest.mark.long
 @pytest.mark.fault(Promise.CHECKPOINTS, DAMAGE)
-def test_a_thousand_damages_are_detected(good: Path, survived: Survived, faults_seed: int) -> None:
+def test_a_thousand_damages_are_detected(
+    intact: Path, survived: Survived, faults_seed: int
+) -> None:
     for number in range(1000):
-        assert_rejects_damage(1000 * (1 + faults_seed) + number, good)
+        assert_rejects_damage(1000 * (1 + faults_seed) + number, intact)
         survived(1)
 
 
@@ -144,7 +150,7 @@ def test_a_flipped_bit_in_any_byte_is_detected(tmp_path: Path, survived: Survive
     checkpoints.save({"state_dict": {}, "config": {}, "global_step": 1}, path)
     original = path.read_bytes()
     for place in range(len(original)):
-        path.write_bytes(_xor(original, place, 1 << place % 8))
+        path.write_bytes(_flip_bits(original, place, 1 << place % 8))
         with pytest.raises(ConfigError):
             checkpoints.load(path)
         survived(1)
@@ -162,29 +168,29 @@ def test_truncated_files_are_rejected(tmp_path: Path, survived: Survived) -> Non
         survived(1)
 
 
-def signed(data: bytes, version: int = 1) -> bytes:
+def sign(data: bytes, version: int = 1) -> bytes:
     """Return content with a valid checksum, as an attacker would write it."""
     unsigned = f"run checkpoint, format {version}, step 1, sha256 ".encode()
     data = data[:-2] + struct.pack("<H", len(unsigned) + 64) + unsigned
     return data + hashlib.sha256(data).hexdigest().encode()
 
 
-def bomb(path: Path) -> None:
+def write_zip_bomb(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
         archive.writestr("archive/version", b"3\n")
         archive.writestr("archive/data/0", bytes(50_000_000))
 
 
-def overlapping(path: Path) -> None:
+def write_overlapping_zip(path: Path) -> None:
     """Write a zip of many entries for the same bytes, which unpacks to more than its size."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data/0", bytes(100_000))
         archive.filelist += [archive.filelist[0]] * 500
 
 
-def resign(path: Path, version: int = 1) -> None:
-    path.write_bytes(signed(path.read_bytes(), version))
+def sign_file(path: Path, version: int = 1) -> None:
+    path.write_bytes(sign(path.read_bytes(), version))
 
 
 def write_other_file(kind: str, path: Path) -> None:
@@ -195,18 +201,18 @@ def write_other_file(kind: str, path: Path) -> None:
         "lfs": b"version https://git-lfs.github.com/spec/v1\n",
         "pickle": b"\x80\x02}q\x00.",
         "noise": random.Random(0).randbytes(5000),
-        "signed nothing": signed(b"PK\x03\x04" + bytes(50)),
+        "signed nothing": sign(b"PK\x03\x04" + bytes(50)),
     }
-    saved = {"of torch": content(), "newer": content(), "a list": []}
+    saved = {"of torch": make_checkpoint(), "newer": make_checkpoint(), "a list": []}
     if kind in written:
         path.write_bytes(written[kind])
     elif kind in saved:
         torch.save(saved[kind], path)
         if kind != "of torch":
-            resign(path, 7 if kind == "newer" else 1)
+            sign_file(path, 7 if kind == "newer" else 1)
     elif kind in ("bomb", "overlapping"):
-        (bomb if kind == "bomb" else overlapping)(path)
-        resign(path)
+        (write_zip_bomb if kind == "bomb" else write_overlapping_zip)(path)
+        sign_file(path)
     elif kind == "no config":
         checkpoints.save({"state_dict": {}}, path)
     elif kind == "folder":
@@ -261,14 +267,14 @@ def test_too_large_files_are_rejected(tmp_path: Path) -> None:
 
 def test_the_newest_intact_checkpoint_is_found(tmp_path: Path) -> None:
     for step in (4, 5):
-        checkpoints.save(content(step), tmp_path / "last.ckpt")
-    checkpoints.save(content(5), tmp_path / "best.ckpt")
+        checkpoints.save(make_checkpoint(step), tmp_path / "last.ckpt")
+    checkpoints.save(make_checkpoint(5), tmp_path / "best.ckpt")
     newest = checkpoints.find_newest(tmp_path)
     assert (newest.path, newest.skipped) == (tmp_path / "last.ckpt", [])
     assert newest.content["global_step"] == 5
     for name in ("last.ckpt", "best.ckpt"):
         path = tmp_path / name
-        path.write_bytes(_xor(path.read_bytes(), 300, 4))
+        path.write_bytes(_flip_bits(path.read_bytes(), 300, 4))
     found, _, skipped = checkpoints.find_newest(tmp_path)
     assert found == tmp_path / "last-previous.ckpt"
     assert len(skipped) == 2
@@ -282,7 +288,7 @@ def test_the_newest_intact_checkpoint_is_found(tmp_path: Path) -> None:
 
 
 @contextmanager
-def small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
+def mount_small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
     """Mount a disk of this size on the folder or, without permission, limit file sizes."""
     mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "none", str(folder)]
     if (
@@ -305,11 +311,11 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
 @pytest.mark.fault(Promise.DISK, "disk full during a save")
 @pytest.mark.parametrize("size", [4_000, 30_000, 100_000, 119_000])
 def test_a_full_disk_keeps_the_earlier_checkpoint(size: int, tmp_path: Path) -> None:
-    with small_disk(tmp_path, 200_000):
+    with mount_small_disk(tmp_path, 200_000):
         path = tmp_path / "last.ckpt"
-        checkpoints.save(content(1, size=20_000), path)  # 80 of 200 kB
+        checkpoints.save(make_checkpoint(1, size=20_000), path)  # 80 of 200 kB
         with pytest.raises(OSError, match="its old content is unchanged") as caught:
-            checkpoints.save(content(2, size=size * 10), path)
+            checkpoints.save(make_checkpoint(2, size=size * 10), path)
         assert str(path) in str(caught.value)
         assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
         assert checkpoints.load(path)["global_step"] == 1
@@ -361,12 +367,12 @@ def kill_while_saving(folder: Path, seed: int, kills: int, size: int = 1_000_000
         if finished > 1:
             before = checkpoints.load(folder / "last-previous.ckpt")
             assert before["global_step"] in (last["global_step"] - 1, last["global_step"])
-        checkpoints.save(content(9), folder / "last.ckpt")
+        checkpoints.save(make_checkpoint(9), folder / "last.ckpt")
         assert not list(folder.glob(".*.tmp"))  # a save removes temporary files of killed processes
     return counts
 
 
-@pytest.mark.fault(Promise.CHECKPOINTS, INSIDE)
+@pytest.mark.fault(Promise.CHECKPOINTS, KILLED_IN_SAVE)
 def test_kills_while_saving_leave_a_checkpoint(tmp_path: Path, survived: Survived) -> None:
     counts = kill_while_saving(tmp_path, seed=1, kills=10)
     assert counts["inside a save"] > 0
@@ -374,7 +380,7 @@ def test_kills_while_saving_leave_a_checkpoint(tmp_path: Path, survived: Survive
 
 
 @pytest.mark.long
-@pytest.mark.fault(Promise.CHECKPOINTS, INSIDE)
+@pytest.mark.fault(Promise.CHECKPOINTS, KILLED_IN_SAVE)
 @pytest.mark.parametrize("part", range(4))
 def test_hundreds_of_kills_while_saving_leave_a_checkpoint(
     part: int, tmp_path: Path, survived: Survived, faults_seed: int

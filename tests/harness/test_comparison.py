@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(folder: Path) -> tuple[list[run_results.Run], list[run_results.Excluded]]:
+def read_runs(folder: Path) -> tuple[list[run_results.Run], list[run_results.Excluded]]:
     found = [run_results.read_run(f) for f in run_results.find_folders(str(folder / "**"))]
     return (
         [f for f in found if isinstance(f, run_results.Run)],
@@ -71,7 +71,7 @@ def read(folder: Path) -> tuple[list[run_results.Run], list[run_results.Excluded
 
 
 def test_every_folder_is_compared_or_reported(folder: Path) -> None:
-    usable, broken = read(folder)
+    usable, broken = read_runs(folder)
     assert len(usable) == 4
     reasons = {b.folder.name: b.reason for b in broken}
     assert set(reasons) == {"running", "failed", "cut off", "no config", "empty"}
@@ -81,7 +81,7 @@ def test_every_folder_is_compared_or_reported(folder: Path) -> None:
 
 
 def test_runs_are_grouped_by_all_settings_but_the_seed(folder: Path) -> None:
-    groups = comparison.group_runs(read(folder)[0])
+    groups = comparison.group_runs(read_runs(folder)[0])
     assert {g.title for g in groups} == {"latent_dim=24", "latent_dim=8"}
     (wide,) = (g for g in groups if g.title == "latent_dim=24")
     found = wide.statistics["test/nll_k50"]
@@ -96,7 +96,7 @@ def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
     write_run(tmp_path / "new", 1, 85.0, started="2026-01-02T10:00:00")
     write_run(tmp_path / "other", 2, 87.0, started="2026-01-01T11:00:00")
     write_run(tmp_path / "wide", 1, 80.0, latent_dim=8)
-    kept, repeats = run_results.drop_repeats(read(tmp_path)[0])
+    kept, repeats = run_results.drop_repeats(read_runs(tmp_path)[0])
     assert [b.folder.name for b in repeats] == ["old"]
     assert repeats[0].reason == f"same settings and seed as {tmp_path / 'new'}"
     (group, _) = comparison.group_runs(kept)
@@ -107,10 +107,10 @@ def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
 def test_different_test_sets_are_named(tmp_path: Path) -> None:
     write_run(tmp_path / "1", 1, 84.0, test_digest="aa")
     write_run(tmp_path / "2", 1, 80.0, latent_dim=8, test_digest="aa")
-    groups = comparison.group_runs(read(tmp_path)[0])
+    groups = comparison.group_runs(read_runs(tmp_path)[0])
     assert comparison.describe_test_sets(groups) == []
     write_run(tmp_path / "3", 1, 20.0, latent_dim=4, test_digest="bb")
-    groups = comparison.group_runs(read(tmp_path)[0])
+    groups = comparison.group_runs(read_runs(tmp_path)[0])
     heading, *lines = comparison.describe_test_sets(groups)
     assert lines == ["test set aa: latent_dim=24, latent_dim=8", "test set bb: latent_dim=4"]
     assert heading in comparison.to_markdown(groups, ["test/nll_k50"])
@@ -120,23 +120,23 @@ def test_settings_implied_by_the_class_are_not_in_titles(tmp_path: Path) -> None
     write_run(tmp_path / "1", 1, 84.0)
     write_run(tmp_path / "2", 1, 90.0, target="Autoencoder")
     write_run(tmp_path / "3", 1, 91.0, target="Autoencoder", lr=2e-3)
-    labels = {g.title for g in comparison.group_runs(read(tmp_path)[0])}
+    labels = {g.title for g in comparison.group_runs(read_runs(tmp_path)[0])}
     assert labels == {"CVAE lr=0.001", "Autoencoder lr=0.001", "Autoencoder lr=0.002"}
 
 
 def test_long_values_are_compared_to_their_ends(tmp_path: Path) -> None:
     for i, name in enumerate(("DiscretizedLogistic", "DiscretizedLogisticMixture")):
         write_run(tmp_path / f"{i}", 1, 84.0 + i, target=f"a.package.of.a.long.name.{name}")
-    groups = comparison.group_runs(read(tmp_path)[0])
+    groups = comparison.group_runs(read_runs(tmp_path)[0])
     assert [g.title for g in groups] == ["DiscretizedLogistic", "DiscretizedLogisticMixture"]
     for i, end in enumerate("ab"):
         write_run(tmp_path / f"long {end}", 1, 90.0 + i, latent_dim="x" * 40 + end)
-    titles = [g.title for g in comparison.group_runs(read(tmp_path)[0])]
+    titles = [g.title for g in comparison.group_runs(read_runs(tmp_path)[0])]
     assert len(set(titles)) == 4, titles
 
 
 def test_the_best_group_comes_first(folder: Path) -> None:
-    groups = comparison.group_runs(read(folder)[0])
+    groups = comparison.group_runs(read_runs(folder)[0])
     for metric in ("test/nll_k50", "val/elbo"):  # to minimize, to maximize
         assert comparison.sort_groups(groups, metric, ["nll"])[0].title == "latent_dim=8"
 
@@ -168,7 +168,7 @@ def test_compare_needs_no_torch(folder: Path, tmp_path: Path) -> None:
         assert min(picture.size) > 100
 
 
-def group(title: str, nlls: list[float]) -> comparison.Group:
+def make_group(title: str, nlls: list[float]) -> comparison.Group:
     """Return a group of runs with these values of test/nll_k50, and an accuracy of 0.5."""
     metrics = [{"test/nll_k50": nll, "test/accuracy": 0.5} for nll in nlls]
     units = {"test/nll_k50": "nats", "test/accuracy": "%"}
@@ -177,7 +177,7 @@ def group(title: str, nlls: list[float]) -> comparison.Group:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def saved_figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return a list to which each saved figure is added."""
     figures: list[Any] = []
     save = Figure.savefig
@@ -190,32 +190,32 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return figures
 
 
-def test_the_plot_says_which_direction_is_better(tmp_path: Path, drawn: list[Any]) -> None:
-    groups = [group("a", [80.0]), group("b", [81.0])]
+def test_the_plot_says_which_direction_is_better(tmp_path: Path, saved_figures: list[Any]) -> None:
+    groups = [make_group("a", [80.0]), make_group("b", [81.0])]
     names = ["test/nll_k50", "test/accuracy"]
     comparison_plot.save_plot(groups, names, tmp_path / "x.png", ["nll"])
-    titles = [axes.get_title() for axes in drawn[0].axes]
+    titles = [axes.get_title() for axes in saved_figures[0].axes]
     assert titles == [
         "test/nll_k50, nats\n← lower is better",
         "test/accuracy, %\nhigher is better →",
     ]
-    assert not drawn[0].legends  # one kind of marker
-    groups = [group("a", [80.0, 80.5]), group("b", [81.0])]
+    assert not saved_figures[0].legends  # one kind of marker
+    groups = [make_group("a", [80.0, 80.5]), make_group("b", [81.0])]
     comparison_plot.save_plot(groups, names, tmp_path / "x.png", ["nll"])
-    (legend,) = drawn[1].legends
+    (legend,) = saved_figures[1].legends
     assert [text.get_text() for text in legend.get_texts()] == ["mean ± s.d.", "one run"]
 
 
 @pytest.mark.parametrize("count", [2, 20])
 def test_names_in_the_plot_are_not_cut_and_do_not_overlap(
-    count: int, tmp_path: Path, drawn: list[Any]
+    count: int, tmp_path: Path, saved_figures: list[Any]
 ) -> None:
     titles = [
         f"Model latent_dim={i} weight_decay=0.0001 a_long_name={i:030d}" for i in range(count)
     ]
-    groups = [group(title, [80.0 + i]) for i, title in enumerate(titles)]
+    groups = [make_group(title, [80.0 + i]) for i, title in enumerate(titles)]
     comparison_plot.save_plot(groups, ["test/nll_k50", "test/accuracy"], tmp_path / "x.png")
-    figure = drawn[0]
+    figure = saved_figures[0]
     texts = [text for text in figure.axes[0].get_yticklabels() if text.get_text()]
     assert len(texts) == count
     boxes = sorted((text.get_window_extent() for text in texts), key=lambda box: -box.y0)
@@ -228,18 +228,18 @@ def test_names_in_the_plot_are_not_cut_and_do_not_overlap(
 
 def test_names_that_are_equal_after_a_cut_are_shown_whole() -> None:
     names = [" ".join(["word"] * 40) + end for end in (" a", " b")]
-    cut = comparison_plot.wrap_names([group(names[0], [1.0]), group("other", [1.0])])
+    cut = comparison_plot.wrap_names([make_group(names[0], [1.0]), make_group("other", [1.0])])
     assert cut[0].endswith(" …\n(n=1)")
-    whole = comparison_plot.wrap_names([group(name, [1.0]) for name in names])
+    whole = comparison_plot.wrap_names([make_group(name, [1.0]) for name in names])
     assert [name.split()[-2] for name in whole] == ["a", "b"]
 
 
-BRACKETS = "[vae] runs=1/channels=[8,16]"
+SWEEP_NAME = "[vae] runs=1/channels=[8,16]"
 
 
 def test_brackets_in_an_existing_folder_are_literal(tmp_path: Path) -> None:
     """Wildcards after the existing folder still match."""
-    sweep = tmp_path / BRACKETS
+    sweep = tmp_path / SWEEP_NAME
     for name in ("[8]", "8", "16"):
         write_run(sweep / name, 1, 84.0)
     names = [f.name for f in run_results.find_folders(str(sweep))]
@@ -252,14 +252,14 @@ def test_brackets_in_an_existing_folder_are_literal(tmp_path: Path) -> None:
 
 def test_the_table_of_a_sweep_is_in_its_folder(tmp_path: Path) -> None:
     """The files of the table are not read as runs, and brackets in names are not markup."""
-    sweep = tmp_path / BRACKETS
+    sweep = tmp_path / SWEEP_NAME
     write_run(sweep / "0", 1, 84.0, act="[relu]")
     write_run(sweep / "1", 2, 86.0, act="[relu]")
     write_run(sweep / "[red]", 2, 86.0, status="running")
     for _ in range(2):
         done = run_script("compare", f"runs={sweep}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == f"{BRACKETS}/compare.md .csv .png"
+        assert done.stdout.splitlines()[-1] == f"{SWEEP_NAME}/compare.md .csv .png"
         assert f"{sweep}/[red]: running" in done.stdout
         assert sorted(p.name for p in sweep.glob("compare.*")) == [
             *("compare.csv", "compare.md", "compare.png")
@@ -272,11 +272,11 @@ def test_a_sweep_ends_with_the_command_to_compare_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sweep = tmp_path / BRACKETS
+    sweep = tmp_path / SWEEP_NAME
     write_run(sweep / "0", 1, 84.0)
     assert jobs.print_report(sweep)
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert command[-2:] == [str(paths.ROOT / "src" / "compare.py"), f"runs={BRACKETS}"]
+    assert command[-2:] == [str(paths.ROOT / "src" / "compare.py"), f"runs={SWEEP_NAME}"]
 
 
 @pytest.mark.fault(

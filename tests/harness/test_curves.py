@@ -11,18 +11,18 @@ from harness.run_folder.metrics_file import MetricsFile
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def metrics_path(tmp_path: Path) -> Path:
     """Return the metrics.csv of a run of 40 steps, which was resumed at step 20."""
-    log(tmp_path / "metrics.csv", range(0, 31, 5), 1.0)
+    log_steps(tmp_path / "metrics.csv", range(0, 31, 5), 1.0)
     logger = MetricsFile(tmp_path / "metrics.csv")
     logger.rewind(20)
-    log(tmp_path / "metrics.csv", range(25, 41, 5), 2.0)
+    log_steps(tmp_path / "metrics.csv", range(25, 41, 5), 2.0)
     logger.log_metrics({"test/loss": 7.0}, 40)
     return tmp_path / "metrics.csv"
 
 
-def log(path: Path, steps: range, offset: float) -> None:
-    logger = MetricsFile(path)
+def log_steps(metrics_path: Path, steps: range, offset: float) -> None:
+    logger = MetricsFile(metrics_path)
     for step in steps:
         epoch = step // 10
         train = {"train/loss": offset + step, "train/learning_rate": 0.1, "epoch": epoch}
@@ -33,8 +33,8 @@ def log(path: Path, steps: range, offset: float) -> None:
             )
 
 
-def test_curves_cover_the_steps_before_and_after_a_resume(path: Path) -> None:
-    curves = read_curves(path)
+def test_curves_cover_the_steps_before_and_after_a_resume(metrics_path: Path) -> None:
+    curves = read_curves(metrics_path)
     assert [step for step, _ in curves["loss"]["train"]] == list(range(0, 41, 5))
     assert dict(curves["loss"]["train"])[20] == 21.0
     assert dict(curves["loss"]["train"])[25] == 27.0
@@ -42,8 +42,8 @@ def test_curves_cover_the_steps_before_and_after_a_resume(path: Path) -> None:
     assert "test" not in curves["loss"]
 
 
-def test_panels_are_validated_quantities_and_the_learning_rate(path: Path) -> None:
-    curves = read_curves(path)
+def test_panels_are_validated_quantities_and_the_learning_rate(metrics_path: Path) -> None:
+    curves = read_curves(metrics_path)
     assert select_panels(curves, ["absent", "loss"]) == ["loss", "accuracy", "learning_rate"]
     unvalidated = {name: {"train": [(0, 1.0)]} for name in ("loss", "rows_per_second")}
     assert select_panels(unvalidated) == ["loss"]
@@ -52,8 +52,8 @@ def test_panels_are_validated_quantities_and_the_learning_rate(path: Path) -> No
     assert len(select_panels(many)) == 9
 
 
-def test_each_split_has_a_line_of_its_own_color(path: Path) -> None:
-    figure = draw_curves(path, {"loss": "nats per row"})
+def test_each_split_has_a_line_of_its_own_color(metrics_path: Path) -> None:
+    figure = draw_curves(metrics_path, {"loss": "nats per row"})
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes][:2] == ["loss, nats per row", "accuracy"]
     figure.savefig(content := io.BytesIO(), format="rgba")

@@ -10,7 +10,7 @@ from harness.config.hydra_versions import INITIALIZE_OPTIONS
 from harness.config.paths import CONF
 from harness.run_folder.metrics_file import MetricsFile
 from tests.conftest import ROOT, run_script, tiny
-from tests.harness.test_loggers import records
+from tests.harness.test_loggers import read_wandb_records
 from tests.project.test_conf import compose, to_plain
 
 FAST = ["callbacks.figures=null", "device=cpu", "logger=csv"]
@@ -89,7 +89,7 @@ def test_a_run_of_a_wandb_agent_has_the_id_of_the_agent(data_dir: Path, tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads((run_dir / "summary.json").read_text())
     assert told["run_id"] == "named-by-agent"
-    (run,) = [r["run"] for r in records(run_dir) if r["type"] == "run"]
+    (run,) = [r["run"] for r in read_wandb_records(run_dir) if r["type"] == "run"]
     assert (run["run_id"], run["sweep_id"]) == ("named-by-agent", "abc123")
     assert (run["project"], run["entity"]) == ("of-the-sweep", "team")
 

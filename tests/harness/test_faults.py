@@ -27,7 +27,7 @@ from tests.tally import Promise
 
 
 @contextmanager
-def small_disk(folder: Path, num_bytes: int) -> Iterator[bool]:
+def mount_small_disk(folder: Path, num_bytes: int) -> Iterator[bool]:
     """Make a folder and mount a disk of this size on it; yield whether it is mounted."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "none", str(folder)]
@@ -41,7 +41,7 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[bool]:
             subprocess.run(["umount", str(folder)], check=True)
 
 
-def fill(folder: Path, left: int) -> None:
+def fill_disk(folder: Path, left: int) -> None:
     """Fill the disk until this many bytes are left."""
     found = os.statvfs(folder)
     room = found.f_bavail * found.f_frsize - left
@@ -65,7 +65,7 @@ def test_a_full_disk_fails_a_run_with_one_line(
     what: str, left: int, devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
     """Fill the disk after the first save, or limit file sizes if no disk can be mounted."""
-    with small_disk(tmp_path / "disk", 30_000_000) as mounted:
+    with mount_small_disk(tmp_path / "disk", 30_000_000) as mounted:
         if devices > 1 and not mounted:
             pytest.skip(
                 "no disk can be mounted here, and file sizes are limited for one process only"
@@ -84,7 +84,7 @@ def test_a_full_disk_fails_a_run_with_one_line(
                         break
                     time.sleep(0.1)
                 if mounted:
-                    fill(tmp_path / "disk", left)
+                    fill_disk(tmp_path / "disk", left)
                 else:
                     limit = (1000, resource.RLIM_INFINITY)
                     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
@@ -116,11 +116,11 @@ def test_a_full_disk_fails_a_run_with_one_line(
 # no network: local servers that refuse connections, hang or disconnect
 
 
-class Answers(BaseHTTPRequestHandler):
+class DisconnectingHandler(BaseHTTPRequestHandler):
     """A W&B server that accepts a run and disconnects in the middle of it."""
 
     protocol_version = "HTTP/1.1"
-    server: "Server"
+    start_faulty_server: "Server"
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -156,13 +156,13 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def server(kind: str) -> Iterator[str]:
+def start_faulty_server(kind: str) -> Iterator[str]:
     """Yield the address of a local server with one kind of fault."""
     if kind == "refuses":
         yield "http://127.0.0.1:9"
         return
     if kind == "cut off in the middle":
-        with Server(("127.0.0.1", 0), Answers) as web:
+        with Server(("127.0.0.1", 0), DisconnectingHandler) as web:
             threading.Thread(target=web.serve_forever, daemon=True).start()
             yield f"http://127.0.0.1:{web.server_port}"
             assert web.streamed > 0  # the run was accepted
@@ -229,25 +229,25 @@ def train_and_check(
     return done.stdout
 
 
-def online(address: str) -> dict[str, str]:
+def make_online_environment(address: str) -> dict[str, str]:
     kept = {k: v for k, v in clean_environment().items() if not k.startswith("WANDB")}
     return {**kept, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": address}
 
 
-KINDS = ["refuses", "closes", "half an answer", "wrong key", "broken"]
+SERVER_FAULTS = ["refuses", "closes", "half an answer", "wrong key", "broken"]
 
 
 @pytest.mark.fault(
     Promise.NETWORK, "a server that refuses, hangs or sends wrong or partial answers"
 )
 @pytest.mark.parametrize(
-    "kind", ["hangs", *(pytest.param(k, marks=pytest.mark.long) for k in KINDS)]
+    "kind", ["hangs", *(pytest.param(k, marks=pytest.mark.long) for k in SERVER_FAULTS)]
 )
 def test_a_run_continues_without_the_wandb_server(
     kind: str, data_dir: Path, tmp_path: Path
 ) -> None:
-    with server(kind) as address:
-        shown = train_and_check(tmp_path / "run", data_dir, 120, online(address))
+    with start_faulty_server(kind) as address:
+        shown = train_and_check(tmp_path / "run", data_dir, 120, make_online_environment(address))
     assert "W&B does not answer" in shown
     assert "wandb sync" in shown
 
@@ -255,17 +255,20 @@ def test_a_run_continues_without_the_wandb_server(
 @pytest.mark.long
 @pytest.mark.fault(Promise.NETWORK, "a server that disconnects during the run")
 def test_a_run_continues_after_the_server_disconnects(data_dir: Path, tmp_path: Path) -> None:
-    with server("cut off in the middle") as address:
-        shown = train_and_check(tmp_path / "run", data_dir, 180, online(address))
+    with start_faulty_server("cut off in the middle") as address:
+        shown = train_and_check(tmp_path / "run", data_dir, 180, make_online_environment(address))
     assert "W&B" in shown
 
 
 @pytest.mark.long
 @pytest.mark.fault(Promise.NETWORK, "an invalid API key")
 def test_a_run_continues_with_an_invalid_key(data_dir: Path, tmp_path: Path) -> None:
-    with server("wrong key") as address:
+    with start_faulty_server("wrong key") as address:
         train_and_check(
-            tmp_path / "run", data_dir, 120, {**online(address), "WANDB_API_KEY": "short"}
+            tmp_path / "run",
+            data_dir,
+            120,
+            {**make_online_environment(address), "WANDB_API_KEY": "short"},
         )
 
 

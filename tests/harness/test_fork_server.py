@@ -19,7 +19,7 @@ from tests.conftest import ROOT, clean_environment, run_fork, run_fresh, tiny
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks only on Linux")
 
-ARCHIVES = """
+ARCHIVE_SCRIPT = """
 import sys
 from harness.sweeps import jobs
 import train
@@ -67,10 +67,10 @@ class Probe(lightning.Callback):
 SHORT = ("trainer.max_steps=3", "callbacks.figures=null", "device=cpu", "logger=csv", "test=false")
 
 
-def archive(sweep: Path, data_dir: Path, *more: str) -> list[Path]:
+def archive_sweep(sweep: Path, data_dir: Path, *more: str) -> list[Path]:
     """Archive a sweep of two jobs with a probe, without training them."""
     script = sweep.parent / "archives.py"
-    script.write_text(ARCHIVES)
+    script.write_text(ARCHIVE_SCRIPT)
     (sweep.parent / "probe.py").write_text(PROBE)
     probe = ["+callbacks.probe._target_=probe.Probe"]
     probe += ["+callbacks.probe.path=${run_dir}/probe.json", f"hydra.sweep.dir={sweep}"]
@@ -82,14 +82,14 @@ def archive(sweep: Path, data_dir: Path, *more: str) -> list[Path]:
 
 
 @pytest.fixture
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def command_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Give jobs the environment that they have when a command starts them."""
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(ROOT)
 
 
-def probed(run_dir: Path) -> dict[str, Any]:
+def read_probe(run_dir: Path) -> dict[str, Any]:
     assert reading.read_summary(run_dir)["status"] == "finished", reading.read_summary(run_dir)
     found = dict(json.loads((run_dir / "probe.json").read_text()))
     # the server sets these; Lightning sets the seed, in which the jobs differ
@@ -99,7 +99,7 @@ def probed(run_dir: Path) -> dict[str, Any]:
     return found
 
 
-def metrics(run_dir: Path) -> list[list[str]]:
+def read_metrics(run_dir: Path) -> list[list[str]]:
     rows = [row.split(",") for row in (run_dir / "metrics.csv").read_text().splitlines()]
     speed = [number for number, name in enumerate(rows[0]) if "per_second" in name]
     return [[cell for i, cell in enumerate(row) if i not in speed] for row in rows]
@@ -112,15 +112,15 @@ CASES = [
 ]
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("command_environment")
 @pytest.mark.parametrize(("num_parallel", "environment"), CASES)
 def test_a_forked_job_equals_one_in_a_fresh_interpreter(
     num_parallel: int, environment: Mapping[str, str], data_dir: Path, tmp_path: Path
 ) -> None:
     if num_cpus() < 2:
         pytest.skip("needs two cores")
-    forked = archive(tmp_path / "forked", data_dir)
-    fresh = archive(tmp_path / "fresh", data_dir)
+    forked = archive_sweep(tmp_path / "forked", data_dir)
+    fresh = archive_sweep(tmp_path / "fresh", data_dir)
     server = ForkServer(tmp_path, num_parallel, environment)
     try:
         jobs.run_jobs(forked, num_parallel, environment, server)
@@ -128,15 +128,15 @@ def test_a_forked_job_equals_one_in_a_fresh_interpreter(
     finally:
         server.close()
     jobs.run_jobs(fresh[:num_parallel], num_parallel, environment)
-    expected = probed(fresh[0])
+    expected = read_probe(fresh[0])
     shares = divide_machine(num_parallel)
     for job, run_dir in enumerate(forked):
         share = shares[job % num_parallel]
         cores = {"cores": share.cores} if num_parallel > 1 else {}
-        assert probed(run_dir) == {**expected, **cores}
+        assert read_probe(run_dir) == {**expected, **cores}
     assert expected["threads"][0] == (1 if environment else len(shares[0].cores))
     for one, other in zip(forked, fresh[:num_parallel], strict=False):
-        assert metrics(one) == metrics(other)
+        assert read_metrics(one) == read_metrics(other)
         weights = [
             torch.load(folder / reading.LAST, weights_only=True)["state_dict"]
             for folder in (one, other)
@@ -145,11 +145,11 @@ def test_a_forked_job_equals_one_in_a_fresh_interpreter(
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("command_environment")
 def test_a_job_survives_its_server_and_the_next_starts_without_it(
     data_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = archive(tmp_path / "sweep", data_dir)
+    first, second = archive_sweep(tmp_path / "sweep", data_dir)
     server = ForkServer(tmp_path)
     job = server.start(first, divide_machine(1)[0])
     assert job is not None

@@ -29,7 +29,7 @@ TRAIN = str(ROOT / "src/train.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
-def free_port() -> str:
+def find_free_port() -> str:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return str(found.getsockname()[1])
@@ -54,19 +54,19 @@ def run_in_parallel(commands: list[list[str]], environments: list[dict[str, str]
             process.kill()
 
 
-def arguments(data_dir: Path, run_dir: Path, *more: str) -> list[str]:
+def make_overrides(data_dir: Path, run_dir: Path, *more: str) -> list[str]:
     return [*tiny(data_dir, run_dir), "device=cpu", *more]
 
 
-def by_torchrun(nodes: int) -> tuple[list[list[str]], list[dict[str, str]]]:
+def make_torchrun_commands(nodes: int) -> tuple[list[list[str]], list[dict[str, str]]]:
     if nodes == 1:
         return [[*TORCHRUN, "--nproc-per-node=2", TRAIN]], [{}]
     where = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
-    where.append(f"--master-port={free_port()}")
+    where.append(f"--master-port={find_free_port()}")
     return [[*TORCHRUN, *where, f"--node-rank={n}", TRAIN] for n in range(2)], [{}, {}]
 
 
-def by_srun(tasks: int = 2) -> tuple[list[list[str]], list[dict[str, str]]]:
+def make_srun_commands(tasks: int = 2) -> tuple[list[list[str]], list[dict[str, str]]]:
     step = {
         "SLURM_JOB_ID": "4242",
         "SLURM_JOB_NAME": "a job",
@@ -76,20 +76,20 @@ def by_srun(tasks: int = 2) -> tuple[list[list[str]], list[dict[str, str]]]:
         "SLURM_NNODES": "1",
         "SLURM_NODEID": "0",
         "SLURM_NODELIST": "localhost",
-        "MASTER_PORT": free_port(),
+        "MASTER_PORT": find_free_port(),
     }
     each = [{**step, "SLURM_PROCID": str(r), "SLURM_LOCALID": str(r)} for r in range(tasks)]
     return [[sys.executable, TRAIN] for _ in range(tasks)], each
 
 
-STARTED = [
-    pytest.param(by_torchrun(1), id="torchrun"),
-    pytest.param(by_torchrun(2), id="torchrun on two nodes", marks=pytest.mark.engines),
-    pytest.param(by_srun(), id="srun", marks=pytest.mark.engines),
+LAUNCHERS = [
+    pytest.param(make_torchrun_commands(1), id="torchrun"),
+    pytest.param(make_torchrun_commands(2), id="torchrun on two nodes", marks=pytest.mark.engines),
+    pytest.param(make_srun_commands(), id="srun", marks=pytest.mark.engines),
 ]
 
 
-@pytest.mark.parametrize("started", STARTED)
+@pytest.mark.parametrize("started", LAUNCHERS)
 def test_ranks_share_one_run(
     started: tuple[list[list[str]], list[dict[str, str]]],
     finished_run: Path,
@@ -98,7 +98,7 @@ def test_ranks_share_one_run(
 ) -> None:
     run_dir = tmp_path / "runs" / "one"
     commands, environments = started
-    commands = [[*command, *arguments(data_dir, run_dir)] for command in commands]
+    commands = [[*command, *make_overrides(data_dir, run_dir)] for command in commands]
     said = run_in_parallel(commands, environments)
     assert [code for _, _, code in said] == [0] * len(said), said
     assert sum(out.count("run folder:") for out, _, _ in said) == 1
@@ -116,9 +116,9 @@ def test_ranks_share_one_run(
 @pytest.mark.engines
 def test_ranks_with_different_settings_do_not_train(data_dir: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    commands, environments = by_srun()
+    commands, environments = make_srun_commands()
     commands = [
-        [*command, *arguments(data_dir, run_dir, f"seed={rank}")]
+        [*command, *make_overrides(data_dir, run_dir, f"seed={rank}")]
         for rank, command in enumerate(commands)
     ]
     said = run_in_parallel(commands, environments)
@@ -132,12 +132,12 @@ def test_a_rank_times_out_if_another_is_missing(
     silent: bool, data_dir: Path, tmp_path: Path
 ) -> None:
     """Without the timeout, torch would wait forever for a port that does not answer."""
-    (command, _), (_, environment) = by_srun()
+    (command, _), (_, environment) = make_srun_commands()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         if not silent:
             server.close()
-        more = arguments(data_dir, tmp_path / "run", "rank_timeout=2")
+        more = make_overrides(data_dir, tmp_path / "run", "rank_timeout=2")
         start = time.monotonic()
         said = run_in_parallel([[*command, *more]], [{**environment, "MASTER_PORT": port}])
     ((_, errors, code),) = said
@@ -147,10 +147,10 @@ def test_a_rank_times_out_if_another_is_missing(
     assert not (tmp_path / "run").exists()
 
 
-WRONG = [("trainer.devices=3", "has started 2"), ("-m", "-m")]
+CONTRADICTORY = [("trainer.devices=3", "has started 2"), ("-m", "-m")]
 
 
-@pytest.mark.parametrize(("typed", "said"), WRONG)
+@pytest.mark.parametrize(("typed", "said"), CONTRADICTORY)
 def test_settings_that_contradict_the_ranks_are_rejected(
     typed: str, said: str, tmp_path: Path
 ) -> None:
@@ -176,23 +176,28 @@ def test_the_launcher_of_the_ranks_is_detected(monkeypatch: pytest.MonkeyPatch) 
     assert started_ranks() == Ranks(1, 4, 2, "srun")
 
 
-def variables(text: str) -> dict[str, str]:
+def parse_variables(text: str) -> dict[str, str]:
     return dict(word.split("=") for word in text.split())
 
 
-ALONE = ["RANK=0 WORLD_SIZE=1", "RANK=0", "WORLD_SIZE=1", "RANK=0 WORLD_SIZE=1 LOCAL_WORLD_SIZE=1"]
+ONE_RANK = [
+    "RANK=0 WORLD_SIZE=1",
+    "RANK=0",
+    "WORLD_SIZE=1",
+    "RANK=0 WORLD_SIZE=1 LOCAL_WORLD_SIZE=1",
+]
 
 
-@pytest.mark.parametrize("told", ALONE)
+@pytest.mark.parametrize("told", ONE_RANK)
 def test_a_world_size_of_one_is_a_plain_run(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in variables(told).items():
+    for name, value in parse_variables(told).items():
         monkeypatch.setenv(name, value)
     assert started_ranks() is None
     assert ranks.is_rank_zero()
     assert not {"RANK", "WORLD_SIZE"} & launch.child_environment().keys()
 
 
-NONSENSE = [
+INVALID_VARIABLES = [
     ("RANK=x WORLD_SIZE=2", "RANK=x: must be an integer"),
     ("RANK=5 WORLD_SIZE=2", "RANK=5: must be below the number of processes, 2"),
     ("RANK=-1 WORLD_SIZE=2", "RANK=-1: must be an integer"),
@@ -209,7 +214,7 @@ NONSENSE = [
 
 def test_a_run_of_one_rank_trains(data_dir: Path, tmp_path: Path) -> None:
     more = ["callbacks.figures=null", "logger=csv", "trainer.max_epochs=1"]
-    typed = arguments(data_dir, tmp_path / "run", *more)
+    typed = make_overrides(data_dir, tmp_path / "run", *more)
     done = run_script("train", *typed, RANK="0", WORLD_SIZE="1")
     assert done.returncode == 0, done.stderr
     assert reading.read_summary(tmp_path / "run")["status"] == "finished"
@@ -219,9 +224,9 @@ def test_a_run_of_one_rank_trains(data_dir: Path, tmp_path: Path) -> None:
 def test_inconsistent_rank_variables_are_rejected(
     monkeypatch: pytest.MonkeyPatch, survived: Survived, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for told, said in NONSENSE:
+    for told, said in INVALID_VARIABLES:
         with monkeypatch.context() as patched:
-            for name, value in variables(told).items():
+            for name, value in parse_variables(told).items():
                 patched.setenv(name, value)
             with pytest.raises(SystemExit) as left, report_errors():
                 started_ranks()
@@ -233,7 +238,7 @@ def test_inconsistent_rank_variables_are_rejected(
 def test_a_missing_master_address_or_port_is_rejected(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name, value in variables("RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost").items():
+    for name, value in parse_variables("RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost").items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="MASTER_PORT: is not set, but WORLD_SIZE=2 is"):
         ranks.connect_ranks(tmp_path, "", 1)

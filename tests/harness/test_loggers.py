@@ -29,7 +29,7 @@ from tests.project.test_conf import compose, to_plain
 from tests.tally import Promise
 
 
-def read(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
         return list(csv.DictReader(file))
 
@@ -38,17 +38,17 @@ def test_every_row_is_written_immediately(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     record = MetricsFile(path)
     record.log_metrics({"a": 1.5, "images_seen": 20_000_001.0}, step=1)
-    assert read(path) == [{"step": "1", "images_seen": "20000001", "a": "1.5"}]
+    assert read_rows(path) == [{"step": "1", "images_seen": "20000001", "a": "1.5"}]
     record.log_metrics({"b": 2.0}, step=2)
     record.log_metrics({"a": 3.0}, step=3)
-    assert [row["a"] for row in read(path)] == ["1.5", "", "3.0"]
-    assert [row["b"] for row in read(path)] == ["", "2.0", ""]
+    assert [row["a"] for row in read_rows(path)] == ["1.5", "", "3.0"]
+    assert [row["b"] for row in read_rows(path)] == ["", "2.0", ""]
     MetricsFile(path).log_metrics({"b": 4.0}, step=4)  # a resumed run appends
-    assert [row["step"] for row in read(path)] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in read_rows(path)] == ["1", "2", "3", "4"]
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def records(run_dir: Path, index: int = 0) -> list[dict[str, Any]]:
+def read_wandb_records(run_dir: Path, index: int = 0) -> list[dict[str, Any]]:
     """Return the records of an offline file of a run, read by W&B's own command.
 
     The process of W&B may write after the run has ended, so wait for its last record.
@@ -67,7 +67,7 @@ def records(run_dir: Path, index: int = 0) -> list[dict[str, Any]]:
 
 
 def test_the_offline_file_holds_config_metrics_and_pictures(finished_run: Path) -> None:
-    found = records(finished_run)
+    found = read_wandb_records(finished_run)
     told = json.loads((finished_run / "summary.json").read_text())
     (run,) = [r["run"] for r in found if r["type"] == "run"]
     assert run["run_id"] == told["run_id"]
@@ -119,17 +119,17 @@ def test_a_failed_run_is_marked_failed(data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def explode(groups):\n    raise ZeroDivisionError\n")
     done = run_script("train", *tiny(data_dir, run_dir), *more, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
-    (end,) = [r["exit"] for r in records(run_dir) if r["type"] == "exit"]
+    (end,) = [r["exit"] for r in read_wandb_records(run_dir) if r["type"] == "exit"]
     assert end["exit_code"] == 1
 
 
 KEY = "0" * 40
-OWN = "https://wandb.example:8080"
+OWN_URL = "https://wandb.example:8080"
 HOST = "{host}"  # the default server of W&B
 
 
 @pytest.fixture
-def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Reset W&B; return an empty folder that is the home and the working directory."""
     for name in ("NETRC", "XDG_CACHE_HOME", *(n for n in os.environ if n.startswith("WANDB_"))):
         monkeypatch.delenv(name, raising=False)
@@ -143,7 +143,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.environ.update(before)
 
 
-def configure(home: Path, entries: Mapping[str, str]) -> None:
+def configure_wandb(home: Path, entries: Mapping[str, str]) -> None:
     """Write files with mode 644 and set variables (upper case); {home} and {host} are replaced."""
     host = urlsplit(wandb.Settings().base_url).netloc
     for name, text in entries.items():
@@ -156,26 +156,26 @@ def configure(home: Path, entries: Mapping[str, str]) -> None:
             (home / name).chmod(0o644)
 
 
-def netrc(host: str) -> str:
+def make_netrc(host: str) -> str:
     return f"machine {host}\n  login user\n  password {KEY}\n"
 
 
-OWN_NETRC = netrc("wandb.example:8080")
-OWN_SERVER = f"[default]\nbase_url = {OWN}\n"
+OWN_NETRC = make_netrc("wandb.example:8080")
+OWN_SERVER = f"[default]\nbase_url = {OWN_URL}\n"
 ACCOUNTS: dict[str, tuple[dict[str, str], bool]] = {
     "nothing": ({}, False),
     "key": ({"WANDB_API_KEY": KEY}, True),
     "malformed key": ({"WANDB_API_KEY": "0123"}, False),
-    "netrc": ({".netrc": netrc(HOST)}, True),
-    "_netrc": ({"_netrc": netrc(HOST)}, True),
-    "NETRC": ({"NETRC": "{home}/mine", "mine": netrc(HOST)}, True),
-    "NETRC without a file": ({"NETRC": "{home}/mine", ".netrc": netrc(HOST)}, False),
-    "NETRC is a folder": ({"NETRC": "{home}", ".netrc": netrc(HOST)}, False),
+    "netrc": ({".netrc": make_netrc(HOST)}, True),
+    "_netrc": ({"_netrc": make_netrc(HOST)}, True),
+    "NETRC": ({"NETRC": "{home}/mine", "mine": make_netrc(HOST)}, True),
+    "NETRC without a file": ({"NETRC": "{home}/mine", ".netrc": make_netrc(HOST)}, False),
+    "NETRC is a folder": ({"NETRC": "{home}", ".netrc": make_netrc(HOST)}, False),
     "broken netrc": ({".netrc": "machine {host} nonsense"}, False),
     "netrc of another server": ({".netrc": OWN_NETRC}, False),
-    "own server": ({"WANDB_BASE_URL": OWN, ".netrc": OWN_NETRC}, True),
-    "own server without a key": ({"WANDB_BASE_URL": OWN, ".netrc": netrc(HOST)}, False),
-    "invalid server": ({"WANDB_BASE_URL": "nonsense", ".netrc": netrc(HOST)}, False),
+    "own server": ({"WANDB_BASE_URL": OWN_URL, ".netrc": OWN_NETRC}, True),
+    "own server without a key": ({"WANDB_BASE_URL": OWN_URL, ".netrc": make_netrc(HOST)}, False),
+    "invalid server": ({"WANDB_BASE_URL": "nonsense", ".netrc": make_netrc(HOST)}, False),
     "settings": ({".config/wandb/settings": OWN_SERVER, ".netrc": OWN_NETRC}, True),
     "settings elsewhere": (
         {"WANDB_CONFIG_DIR": "{home}/a", "a/settings": OWN_SERVER, ".netrc": OWN_NETRC},
@@ -192,13 +192,13 @@ ACCOUNTS: dict[str, tuple[dict[str, str], bool]] = {
         {"WANDB_BASE_URL": "http://a", "wandb/settings": OWN_SERVER, ".netrc": OWN_NETRC},
         False,
     ),
-    "broken settings": ({"wandb/settings": "nonsense", ".netrc": netrc(HOST)}, True),
+    "broken settings": ({"wandb/settings": "nonsense", ".netrc": make_netrc(HOST)}, True),
     "key in settings": ({"wandb/settings": f"[default]\napi_key = {KEY}\n"}, True),
     "identity token": ({"WANDB_IDENTITY_TOKEN_FILE": "{home}/token", "token": "a.b.c"}, True),
     "key and token": ({"WANDB_API_KEY": KEY, "WANDB_IDENTITY_TOKEN_FILE": "{home}/t"}, False),
     "offline": ({"WANDB_API_KEY": KEY, "wandb/settings": "[default]\nmode = offline\n"}, False),
     "empty variables": (
-        {"WANDB_API_KEY": "", "WANDB_BASE_URL": "", "WANDB_MODE": "", ".netrc": netrc(HOST)},
+        {"WANDB_API_KEY": "", "WANDB_BASE_URL": "", "WANDB_MODE": "", ".netrc": make_netrc(HOST)},
         True,
     ),
     "invalid mode": ({"WANDB_MODE": "on", "WANDB_API_KEY": KEY}, False),
@@ -210,7 +210,7 @@ ACCOUNTS: dict[str, tuple[dict[str, str], bool]] = {
 @pytest.mark.parametrize("way", ACCOUNTS)
 def test_an_account_is_found_as_wandb_finds_it(
     way: str,
-    nobody: Path,
+    empty_home: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -219,15 +219,15 @@ def test_an_account_is_found_as_wandb_finds_it(
     monkeypatch.setattr("wandb.errors.term.can_use_terminput", lambda: True)
     monkeypatch.setenv("WANDB__SERVICE_WAIT", "0.0001")  # makes the W&B process fail
     entries, expected = ACCOUNTS[way]
-    configure(nobody, entries)
+    configure_wandb(empty_home, entries)
     assert has_wandb_account() is expected
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_account_of_wandb_login_is_found(nobody: Path) -> None:
-    configure(nobody, {"WANDB_SILENT": "true"})
+def test_the_account_of_wandb_login_is_found(empty_home: Path) -> None:
+    configure_wandb(empty_home, {"WANDB_SILENT": "true"})
     wandb.login(key=KEY, verify=False)
-    assert list(nobody.glob("*netrc"))
+    assert list(empty_home.glob("*netrc"))
     wandb.teardown()
     assert has_wandb_account()
 
@@ -257,26 +257,26 @@ def test_the_mode_follows_override_then_environment_then_account(
     mode: Mode,
     entries: dict[str, str],
     expected: str,
-    nobody: Path,
+    empty_home: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    configure(nobody, entries)
+    configure_wandb(empty_home, entries)
     monkeypatch.setattr(wandb, "init", lambda mode, **_: mode)
-    assert _start_run(mode, {"dir": str(nobody)}) == expected
+    assert _start_run(mode, {"dir": str(empty_home)}) == expected
 
 
 @pytest.mark.fault(Promise.NETWORK, "W&B fails to start")
 def test_a_run_is_untracked_if_wandb_does_not_start(
-    nobody: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def init(mode: str, **_: Any) -> str:
         if mode != "disabled":
             raise wandb.errors.Error("no process")
         return mode
 
-    configure(nobody, {"WANDB_API_KEY": KEY})
+    configure_wandb(empty_home, {"WANDB_API_KEY": KEY})
     monkeypatch.setattr(wandb, "init", init)
-    assert _start_run("auto", {"dir": str(nobody)}) == "disabled"
+    assert _start_run("auto", {"dir": str(empty_home)}) == "disabled"
     ours = [r.message for r in caplog.records if r.name == "harness.tracking.wandb"]
     assert [message.partition(" (")[0] for message in ours] == [
         "W&B does not answer",
@@ -285,7 +285,7 @@ def test_a_run_is_untracked_if_wandb_does_not_start(
 
 
 def test_a_user_without_a_passwd_entry_and_home_is_tracked(
-    nobody: Path, monkeypatch: pytest.MonkeyPatch
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_entry(_: int) -> None:
         raise KeyError
@@ -293,7 +293,7 @@ def test_a_user_without_a_passwd_entry_and_home_is_tracked(
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", no_entry)
     monkeypatch.setattr(wandb, "init", lambda mode, **_: mode)
-    assert _start_run("auto", {"dir": str(nobody)}) == "offline"
+    assert _start_run("auto", {"dir": str(empty_home)}) == "offline"
 
 
 @pytest.mark.parametrize(
@@ -307,11 +307,11 @@ def test_a_user_without_a_passwd_entry_and_home_is_tracked(
     ],
 )
 def test_variables_that_wandb_rejects_are_reported(
-    variable: dict[str, str], message: str, nobody: Path
+    variable: dict[str, str], message: str, empty_home: Path
 ) -> None:
-    configure(nobody, variable)
+    configure_wandb(empty_home, variable)
     with pytest.raises(ConfigError, match=re.escape(message)):
-        _start_run("auto", {"dir": str(nobody)})
+        _start_run("auto", {"dir": str(empty_home)})
 
 
 ENVIRONMENT = {
@@ -326,7 +326,7 @@ ENVIRONMENT = {
 KEYS = ("project", "entity", "name", "group", "job_type", "tags", "notes")
 
 
-def test_overrides_precede_the_environment_which_precedes_defaults(nobody: Path) -> None:
+def test_overrides_precede_the_environment_which_precedes_defaults(empty_home: Path) -> None:
     def tracked(*overrides: str) -> list[Any]:
         run = to_plain(compose(*overrides))["logger"]["wandb"]
         return [run[key] for key in KEYS]
@@ -337,26 +337,28 @@ def test_overrides_precede_the_environment_which_precedes_defaults(nobody: Path)
     typed += [f"logger.wandb.{key}=mine" for key in ("project", "entity", "group", "job_type")]
     mine = ["mine", "mine", "mine", "mine", "mine", ["c"], None]
     assert tracked(*typed) == mine
-    configure(nobody, ENVIRONMENT)
+    configure_wandb(empty_home, ENVIRONMENT)
     assert tracked() == list(ENVIRONMENT.values())
     assert tracked(*typed) == mine
     view = to_plain(compose(config="dashboard"))
     assert (view["project"], view["entity"]) == ("ours", "team")
-    configure(nobody, dict.fromkeys(ENVIRONMENT, ""))
+    configure_wandb(empty_home, dict.fromkeys(ENVIRONMENT, ""))
     assert tracked() == default
 
 
 @pytest.mark.parametrize("group", [None, "together"])
-def test_the_environment_overrides_the_group_of_a_sweep(group: str | None, nobody: Path) -> None:
-    configure(nobody, {"WANDB_RUN_GROUP": group or ""})
-    RunFolder.archive(compose(), nobody / "run", sweep="my-sweep")
-    assert reading.load_config(nobody / "run").logger.wandb.group == (group or "my-sweep")
+def test_the_environment_overrides_the_group_of_a_sweep(
+    group: str | None, empty_home: Path
+) -> None:
+    configure_wandb(empty_home, {"WANDB_RUN_GROUP": group or ""})
+    RunFolder.archive(compose(), empty_home / "run", sweep="my-sweep")
+    assert reading.load_config(empty_home / "run").logger.wandb.group == (group or "my-sweep")
 
 
-def test_a_run_keeps_its_project_with_another_logger_override(nobody: Path) -> None:
-    RunFolder.archive(compose(), nobody / "run")
-    cfg = reading.load_config(nobody / "run")
-    configure(nobody, ENVIRONMENT)
+def test_a_run_keeps_its_project_with_another_logger_override(empty_home: Path) -> None:
+    RunFolder.archive(compose(), empty_home / "run")
+    cfg = reading.load_config(empty_home / "run")
+    configure_wandb(empty_home, ENVIRONMENT)
     resume_overrides.apply_overrides(cfg, compose("logger=wandb"), ["logger=wandb"])
     assert (cfg.logger.wandb.project, cfg.logger.wandb.entity) == ("conditional-vae", None)
     typed = ["logger=wandb", "logger.wandb.project=typed"]
@@ -377,7 +379,7 @@ def test_a_run_keeps_its_project_with_another_logger_override(nobody: Path) -> N
         ("WANDB_MODE", "on"),
     ],
 )
-def test_a_bad_variable_is_reported(variable: str, value: str, nobody: Path) -> None:
+def test_a_bad_variable_is_reported(variable: str, value: str, empty_home: Path) -> None:
     os.environ[variable] = value
     cfg = compose()
     assert _with_variable(cfg, validate(settings_to_validate(cfg))[0]).startswith(variable)
@@ -401,7 +403,12 @@ def test_a_resumed_run_keeps_the_environment_of_its_start(data_dir: Path, tmp_pa
     resume = [f"resume={run_dir}", "trainer.max_epochs=2"]
     done = run_warm(script, resume, ROOT, 120, **later)
     assert done.returncode == 0, done.stdout + done.stderr
-    kept = [r["run"] for index in (0, 1) for r in records(run_dir, index) if r["type"] == "run"]
+    kept = [
+        r["run"]
+        for index in (0, 1)
+        for r in read_wandb_records(run_dir, index)
+        if r["type"] == "run"
+    ]
     assert len(kept) == 2
     for run in kept:
         assert (run["project"], run.get("entity", "")) == ("ours", "")
@@ -450,9 +457,9 @@ def test_mode_to_add_to_a_tracked_run(
     there: str | None,
     environment: str,
     mode: str | None,
-    nobody: Path,
+    empty_home: Path,
 ) -> None:
-    configure(nobody, {"WANDB_MODE": environment})
+    configure_wandb(empty_home, {"WANDB_MODE": environment})
     if there is not None:
-        (nobody / "wandb" / there).mkdir(parents=True)
-    assert wandb_mode(nobody) == mode
+        (empty_home / "wandb" / there).mkdir(parents=True)
+    assert wandb_mode(empty_home) == mode

@@ -18,7 +18,7 @@ from harness.contract.errors import ConfigError
 from harness.training.preflight import check_module
 from tests import PACKAGE
 from tests.conftest import run_script, tiny
-from tests.harness.test_training import objects, summary
+from tests.harness.test_training import make_objects, read_summary
 from tests.science.test_networks import BatchNorm, FlatBatchNorm, Linear, conv, mlp
 from tests.tally import Promise
 
@@ -95,13 +95,13 @@ class Unlabelled(Linear):
         return super().decode(z, None)
 
 
-def scalar_penalty(**given: Any) -> Callable[..., Tensor]:
+def make_scalar_penalty(**given: Any) -> Callable[..., Tensor]:
     return lambda latent, y, eps: latent.square().mean()
 
 
-def check(model: Autoencoder, data_dir: Path, folder: Path, **settings: Any) -> Any:
+def check_model(model: Autoencoder, data_dir: Path, folder: Path, **settings: Any) -> Any:
     """Check a model before a run on small test data; return the trainer."""
-    _, data, trainer = objects(data_dir, folder, **settings.pop("trainer", {}))
+    _, data, trainer = make_objects(data_dir, folder, **settings.pop("trainer", {}))
     for name, value in settings.items():
         setattr(data, name, value)
     data.setup()
@@ -152,7 +152,7 @@ def test_a_prior_without_an_inverse_is_rejected(
     prior: Any, said: str, data_dir: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        check(CVAE(Linear, latent_dim=2, prior=prior), data_dir, tmp_path)
+        check_model(CVAE(Linear, latent_dim=2, prior=prior), data_dir, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_likelihood_of_wrong_shapes_is_rejected(
     likelihood: Any, said: str, data_dir: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        check(CVAE(Linear, latent_dim=2, likelihood=likelihood), data_dir, tmp_path)
+        check_model(CVAE(Linear, latent_dim=2, likelihood=likelihood), data_dir, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_good_networks_pass_unchanged(
 ) -> None:
     model = kind(network, latent_dim=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    _, data, trainer = objects(data_dir, tmp_path)
+    _, data, trainer = make_objects(data_dir, tmp_path)
     data.setup()
     generator = torch.get_rng_state()
     check_module(VAEModule(model, torch.optim.SGD), data, trainer)
@@ -215,22 +215,22 @@ def test_a_network_that_does_not_fit_is_rejected_in_one_line(
     network: type[Linear], message: str, data_dir: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        check(VAE(network, latent_dim=2), data_dir, tmp_path)
+        check_model(VAE(network, latent_dim=2), data_dir, tmp_path)
     assert str(caught.value).startswith(f"model.network={__name__}.{network.__name__}: ")
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_scalar_penalty_is_rejected(data_dir: Path, tmp_path: Path) -> None:
-    model = VAE(Linear, latent_dim=2, penalty=scalar_penalty)
+    model = VAE(Linear, latent_dim=2, penalty=make_scalar_penalty)
     with pytest.raises(ConfigError, match=r"penalty has shape \(\), expected \(1,\)"):
-        check(model, data_dir, tmp_path)
+        check_model(model, data_dir, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 def test_a_model_that_cannot_be_copied_is_not_checked(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check(VAE(OldWeightNorm, latent_dim=2), data_dir, tmp_path, trainer={"callbacks": []})
+    check_model(VAE(OldWeightNorm, latent_dim=2), data_dir, tmp_path, trainer={"callbacks": []})
     assert "cannot be copied, so it is not checked" in caplog.text
 
 
@@ -240,19 +240,19 @@ def test_a_last_batch_of_one_image_is_rejected_with_batch_norm(
 ) -> None:
     """Only BatchNorm on flat features fails on a last batch of one image."""
     size = {"validation_size": 260 - 64 - rest}
-    check(VAE(conv, latent_dim=2), data_dir, tmp_path, **size)
-    check(VAE(BatchNorm, latent_dim=2), data_dir, tmp_path, **size)
+    check_model(VAE(conv, latent_dim=2), data_dir, tmp_path, **size)
+    check_model(VAE(BatchNorm, latent_dim=2), data_dir, tmp_path, **size)
     model = VAE(FlatBatchNorm, latent_dim=2)
     if rest == 1:
         with pytest.raises(ConfigError, match="fails on 1 image in training: ") as caught:
-            check(model, data_dir, tmp_path, **size)
+            check_model(model, data_dir, tmp_path, **size)
         told = re.search(
             r"data.batch_size=32 leaves 1 of 65 rows for the last batch; (\d+) leaves",
             str(caught.value),
         )
         assert told is not None
         size["batch_size"] = int(told[1])
-    check(model, data_dir, tmp_path, **size)
+    check_model(model, data_dir, tmp_path, **size)
 
 
 @pytest.mark.parametrize(
@@ -262,13 +262,13 @@ def test_a_last_batch_that_is_not_used_is_not_checked(
     seen: dict[str, Any], data_dir: Path, tmp_path: Path
 ) -> None:
     model = VAE(FlatBatchNorm, latent_dim=2)
-    check(model, data_dir, tmp_path, validation_size=260 - 65, trainer=seen)
+    check_model(model, data_dir, tmp_path, validation_size=260 - 65, trainer=seen)
 
 
 def test_unused_parameters_on_one_device_give_a_warning(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check(VAE(Spare, latent_dim=2), data_dir, tmp_path)
+    check_model(VAE(Spare, latent_dim=2), data_dir, tmp_path)
     (record,) = [r for r in caplog.records if r.name.startswith((PACKAGE, "harness"))]
     assert record.levelno == logging.WARNING
     assert "no gradient reaches network.spare.weight, network.spare.bias" in record.message
@@ -299,16 +299,18 @@ def test_unused_parameters_on_two_devices_need_the_strategy(
     done = run_script("train", *tiny(data_dir, run_dir), *more, PYTHONPATH=str(tmp_path))
     if strategy != "auto":
         assert done.returncode == 0, done.stderr
-        assert summary(run_dir)["steps"] == 2
+        assert read_summary(run_dir)["steps"] == 2
         return
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: model.network=mine.Spare: no gradient reaches network.spare")
     assert "trainer.strategy=ddp_find_unused_parameters_true" in line
-    assert summary(run_dir)["status"] == "failed"
+    assert read_summary(run_dir)["status"] == "failed"
 
 
 def test_double_precision_is_checked_on_a_copy(data_dir: Path, tmp_path: Path) -> None:
     model = VAE(BatchNorm, latent_dim=2)
-    check(model, data_dir, tmp_path, trainer={"precision": "64-true", "callbacks": [EMA(0.9)]})
+    check_model(
+        model, data_dir, tmp_path, trainer={"precision": "64-true", "callbacks": [EMA(0.9)]}
+    )
     assert model.output_bias.dtype == torch.float32

@@ -72,28 +72,28 @@ def test_the_config_names_no_path_of_this_machine(original: Path, finished_run: 
     assert config["training"]["epochs"] == 2
 
 
-def flip(path: Path) -> None:
+def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def link_out(folder: Path) -> None:
+def link_weights_out(folder: Path) -> None:
     shutil.move(folder / exported.WEIGHTS, folder.parent / "elsewhere")
     (folder / exported.WEIGHTS).symlink_to(folder.parent / "elsewhere")
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "weights": (lambda f: flip(f / exported.WEIGHTS), "model.safetensors: damaged"),
-    "config": (lambda f: flip(f / exported.CONFIG), "config.json: damaged"),
-    "digests": (lambda f: flip(f / exported.DIGESTS), "SHA256SUMS|does not match"),
+    "weights": (lambda f: flip_a_bit(f / exported.WEIGHTS), "model.safetensors: damaged"),
+    "config": (lambda f: flip_a_bit(f / exported.CONFIG), "config.json: damaged"),
+    "digests": (lambda f: flip_a_bit(f / exported.DIGESTS), "SHA256SUMS|does not match"),
     "empty digests": (lambda f: (f / exported.DIGESTS).write_text(""), "not a list of digests"),
     "no digests": (lambda f: (f / exported.DIGESTS).unlink(), "SHA256SUMS is missing"),
     "no weights": (lambda f: (f / exported.WEIGHTS).unlink(), "no exported model .*is missing"),
     "no config": (lambda f: (f / exported.CONFIG).unlink(), "no exported model .*is missing"),
     "not a format": (lambda f: change_config(f, format="2"), "not of format 2"),
     "a newer format": (lambda f: change_config(f, format=3), "newer version"),
-    "a link": (link_out, "leads out of the folder"),
+    "a link": (link_weights_out, "leads out of the folder"),
     "other code": (
         lambda f: change_config(f, model={"_target_": "os.system", "command": "true"}),
         "model._target_='os.system'",

@@ -35,11 +35,11 @@ from tests.conftest import ROOT, clean_environment, run_fork, run_script, tiny
 from tests.project.test_conf import compose
 from tests.tally import Promise, Survived
 
-FAST = ["callbacks.figures=null", "device=cpu", "logger=csv", "data.batch_size=16"]
+FAST_OVERRIDES = ["callbacks.figures=null", "device=cpu", "logger=csv", "data.batch_size=16"]
 BUDGET = ["trainer.max_epochs=4", "callbacks.last.every_n_steps=3"]
 SAVE = "harness.training.resume:LastCheckpoint._save"
 MODULE = "cvae.lightning_module:VAEModule"
-AROUND = [  # kills around saves, and at the ends of validations, epochs and training
+KILLS_AROUND_SAVES = [  # kills around saves, and at the ends of validations, epochs and training
     [SAVE, 2, "before"],
     [SAVE, 3, "after"],
     [f"{MODULE}.training_step", 5, "after"],
@@ -51,12 +51,20 @@ AROUND = [  # kills around saves, and at the ends of validations, epochs and tra
     ["harness.training.resume:LastCheckpoint.on_train_end", 1, "after"],
     ["harness.training.run:_record_result", 1, "before"],
 ]
-NOT_OF_THE_STATE = ("seconds", "_path", "dirpath", "best_k_models", "provenance", "loops", "config")
+EXCLUDED_FROM_STATE = (
+    "seconds",
+    "_path",
+    "dirpath",
+    "best_k_models",
+    "provenance",
+    "loops",
+    "config",
+)
 
 
-def archived(data_dir: Path, run_dir: Path, *overrides: str) -> Path:
+def archive_run(data_dir: Path, run_dir: Path, *overrides: str) -> Path:
     """Return a run folder with a config, ready to start."""
-    cfg = compose(*tiny(data_dir), *FAST, *BUDGET, *overrides)
+    cfg = compose(*tiny(data_dir), *FAST_OVERRIDES, *BUDGET, *overrides)
     RunFolder.archive(cfg, run_dir)
     return run_dir
 
@@ -82,30 +90,30 @@ def train_with_kills(run_dir: Path, plan: list[Any], num_ranks: int = 1) -> Atte
     return Attempts(**json.loads(done.stdout))
 
 
-def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def iterate_leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(node, dict):
         for key, child in node.items():
-            yield from leaves(child, f"{path}.{key}")
+            yield from iterate_leaves(child, f"{path}.{key}")
     elif isinstance(node, list | tuple):
         for i, child in enumerate(node):
-            yield from leaves(child, f"{path}[{i}]")
+            yield from iterate_leaves(child, f"{path}[{i}]")
     else:
         yield path, node
 
 
-def state(run_dir: Path, name: str) -> dict[str, str]:
+def digest_state(run_dir: Path, name: str) -> dict[str, str]:
     """Return digests of weights, averages, optimizer, schedule and metrics of a checkpoint."""
     checkpoint = torch.load(run_dir / "checkpoints" / name, weights_only=True)
     return {
         path: hashlib.sha256(leaf.contiguous().numpy().tobytes()).hexdigest()
         if isinstance(leaf, torch.Tensor)
         else repr(leaf)
-        for path, leaf in leaves(checkpoint)
-        if not any(part in path for part in NOT_OF_THE_STATE)
+        for path, leaf in iterate_leaves(checkpoint)
+        if not any(part in path for part in EXCLUDED_FROM_STATE)
     }
 
 
-def record(run_dir: Path) -> list[dict[str, str]]:
+def read_metrics(run_dir: Path) -> list[dict[str, str]]:
     """Return the rows of metrics.csv without rates."""
     with (run_dir / "metrics.csv").open() as file:
         return [
@@ -115,19 +123,19 @@ def record(run_dir: Path) -> list[dict[str, str]]:
 
 def assert_same_run(one: Path, other: Path) -> None:
     for name in ("last.ckpt", "best.ckpt"):
-        assert state(one, name) == state(other, name)
-    assert record(one) == record(other)
+        assert digest_state(one, name) == digest_state(other, name)
+    assert read_metrics(one) == read_metrics(other)
     for key in ("metrics", "steps", "epochs", "images_seen", "objective"):
-        assert summary(one)[key] == summary(other)[key]
+        assert read_summary(one)[key] == read_summary(other)[key]
 
 
-def summary(run_dir: Path) -> dict[str, Any]:
+def read_summary(run_dir: Path) -> dict[str, Any]:
     return dict(json.loads((run_dir / "summary.json").read_text()))
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = archived(data_dir, tmp_path_factory.mktemp("resume") / "uninterrupted")
+    run_dir = archive_run(data_dir, tmp_path_factory.mktemp("resume") / "uninterrupted")
     assert train_with_kills(run_dir, []).exit_codes == [[0]]
     return run_dir
 
@@ -136,18 +144,18 @@ def uninterrupted(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_run_killed_ten_times_matches_an_uninterrupted_run(
     uninterrupted: Path, data_dir: Path, tmp_path: Path, survived: Survived
 ) -> None:
-    run_dir = archived(data_dir, tmp_path / "run")
-    assert train_with_kills(run_dir, AROUND).exit_codes == [[-9]] * 10 + [[0]]
+    run_dir = archive_run(data_dir, tmp_path / "run")
+    assert train_with_kills(run_dir, KILLS_AROUND_SAVES).exit_codes == [[-9]] * 10 + [[0]]
     assert_same_run(uninterrupted, run_dir)
-    steps = [entry["step"] for entry in summary(run_dir)["resumed"]]
+    steps = [entry["step"] for entry in read_summary(run_dir)["resumed"]]
     assert steps == sorted(steps)
     assert len(list((run_dir / "checkpoints").iterdir())) == 3  # best, last and last-previous
-    survived(len(AROUND))
+    survived(len(KILLS_AROUND_SAVES))
 
 
 LAST = "harness.training.resume:LastCheckpoint"
 TRAINER = "lightning.pytorch.trainer.trainer:Trainer"
-WHEREVER = [  # from building the objects to the end of the test
+STOP_POINTS = [  # from building the objects to the end of the test
     ["harness.training.run:build", 1, "before"],
     [f"{TRAINER}._run_stage", 1, "before"],
     [f"{LAST}.on_train_start", 1, "after"],
@@ -167,12 +175,12 @@ def test_sigterm_stops_a_rank_at_any_point(
 ) -> None:
     """The rank exits with 143, and the resumed run matches an uninterrupted run."""
     settings = f"trainer.devices={num_ranks}"
-    uninterrupted = archived(data_dir, tmp_path / "uninterrupted", settings)
+    uninterrupted = archive_run(data_dir, tmp_path / "uninterrupted", settings)
     assert train_with_kills(uninterrupted, [], num_ranks).exit_codes == [[0] * num_ranks]
-    plan = [[*where, "SIGTERM", i % num_ranks] for i, where in enumerate(WHEREVER)]
-    run_dir = archived(data_dir, tmp_path / "run", settings)
+    plan = [[*where, "SIGTERM", i % num_ranks] for i, where in enumerate(STOP_POINTS)]
+    run_dir = archive_run(data_dir, tmp_path / "run", settings)
     *ended, last = train_with_kills(run_dir, plan, num_ranks).exit_codes
-    assert [codes[i % num_ranks] for i, codes in enumerate(ended)] == [143] * len(WHEREVER)
+    assert [codes[i % num_ranks] for i, codes in enumerate(ended)] == [143] * len(STOP_POINTS)
     assert last == [0] * num_ranks
     assert_same_run(uninterrupted, run_dir)
     survived(len(ended))
@@ -187,20 +195,20 @@ class Setting(NamedTuple):
     part: float = 0.6  # share of the uninterrupted duration within which the signal is sent
 
 
-def chain(fault: str, setting: Setting, count: int) -> list[Any]:
+def make_chain(fault: str, setting: Setting, count: int) -> list[Any]:
     marks = [pytest.mark.long, pytest.mark.fault(Promise.EXACT, fault)]
     return [pytest.param(setting, n, marks=marks, id=f"{fault}-{n}") for n in range(count)]
 
 
 @pytest.fixture(scope="module")
-def whole(
+def train_uninterrupted(
     data_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Setting], tuple[Path, float]]:
     """Return a function that trains without kills and returns the run folder and its seconds."""
 
     @functools.cache
     def trained(setting: Setting) -> tuple[Path, float]:
-        run_dir = archived(data_dir, tmp_path_factory.mktemp("whole") / "run", setting.override)
+        run_dir = archive_run(data_dir, tmp_path_factory.mktemp("whole") / "run", setting.override)
         attempts = train_with_kills(run_dir, [], setting.num_ranks)
         assert attempts.exit_codes == [[0] * setting.num_ranks]
         return run_dir, attempts.seconds
@@ -224,23 +232,25 @@ def test_a_stop_is_raised_though_a_later_error_hides_it() -> None:
 @pytest.mark.parametrize(
     ("setting", "number"),
     [
-        *chain("SIGKILL at random times", Setting("trainer.devices=1"), 14),
-        *chain("SIGKILL at random times with data workers", Setting("data.num_workers=2"), 3),
-        *chain(
+        *make_chain("SIGKILL at random times", Setting("trainer.devices=1"), 14),
+        *make_chain("SIGKILL at random times with data workers", Setting("data.num_workers=2"), 3),
+        *make_chain(
             "SIGKILL at random times with gradient accumulation",
             Setting("trainer.accumulate_grad_batches=2"),
             3,
         ),
-        *chain("SIGKILL at random times to one of two ranks", Setting("trainer.devices=2", 2), 8),
-        *chain(
+        *make_chain(
+            "SIGKILL at random times to one of two ranks", Setting("trainer.devices=2", 2), 8
+        ),
+        *make_chain(
             "SIGKILL at random times to the parent of two ranks", Setting("trainer.devices=2"), 2
         ),
-        *chain(
+        *make_chain(
             "SIGKILL, SIGTERM, SIGINT or SIGUSR1 at random times",
             Setting("trainer.devices=1", 1, ("SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1")),
             4,
         ),
-        *chain(
+        *make_chain(
             "SIGKILL or SIGTERM at random times to one of two ranks",
             Setting("trainer.devices=2", 2, ("SIGKILL", "SIGTERM")),
             3,
@@ -250,13 +260,13 @@ def test_a_stop_is_raised_though_a_later_error_hides_it() -> None:
 def test_randomly_killed_runs_match_an_uninterrupted_run(
     setting: Setting,
     number: int,
-    whole: Callable[[Setting], tuple[Path, float]],
+    train_uninterrupted: Callable[[Setting], tuple[Path, float]],
     data_dir: Path,
     tmp_path: Path,
     faults_seed: int,
     survived: Survived,
 ) -> None:
-    uninterrupted, seconds = whole(setting)
+    uninterrupted, seconds = train_uninterrupted(setting)
     rng = random.Random(f"{setting} {number} {faults_seed}")
     plan: list[dict[str, Any]] = [
         {
@@ -266,7 +276,7 @@ def test_randomly_killed_runs_match_an_uninterrupted_run(
         }
         for _ in range(8)
     ]
-    run_dir = archived(data_dir, tmp_path / "run", setting.override)
+    run_dir = archive_run(data_dir, tmp_path / "run", setting.override)
     ended = train_with_kills(run_dir, plan, setting.num_ranks).exit_codes
     for end, codes in zip(plan, ended[:-1], strict=False):
         number = getattr(signal, str(end["signal"]))  # -number if the handler is not installed yet
@@ -279,7 +289,7 @@ def test_randomly_killed_runs_match_an_uninterrupted_run(
 # stop signals
 
 
-def start(
+def start_training(
     *arguments: str, process_group: int | None = None, **environment: str
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -295,13 +305,13 @@ def start(
 
 def wait_for_rows(run_dir: Path, count: int) -> None:
     for _ in range(2400):
-        if (run_dir / "metrics.csv").is_file() and len(record(run_dir)) > count:
+        if (run_dir / "metrics.csv").is_file() and len(read_metrics(run_dir)) > count:
             return
         time.sleep(0.05)
     raise AssertionError("no rows")
 
 
-def ranks_of(run_dir: Path) -> list[int]:
+def find_ranks(run_dir: Path) -> list[int]:
     """Return the process ids of the ranks of a run, in order."""
     found = subprocess.run(
         ["pgrep", "-f", f"harness.training.launch --rank {run_dir}$"],
@@ -330,12 +340,12 @@ STOPS = [
 def test_a_stop_signal_saves_the_run(
     devices: int, number: signal.Signals, whom: str, data_dir: Path, tmp_path: Path
 ) -> None:
-    more = [*FAST, "trainer.max_epochs=400", f"trainer.devices={devices}"]
+    more = [*FAST_OVERRIDES, "trainer.max_epochs=400", f"trainer.devices={devices}"]
     run_dir = tmp_path / "a run"
-    process = start(*tiny(data_dir), *more, f"hydra.run.dir={run_dir}")
+    process = start_training(*tiny(data_dir), *more, f"hydra.run.dir={run_dir}")
     try:
         wait_for_rows(run_dir, 20)
-        target = process.pid if whom == "parent" else ranks_of(run_dir)[1]
+        target = process.pid if whom == "parent" else find_ranks(run_dir)[1]
         told = time.monotonic()
         os.kill(target, number)
         output, _ = process.communicate(timeout=30)
@@ -344,10 +354,10 @@ def test_a_stop_signal_saves_the_run(
         process.kill()
     assert process.returncode == 128 + number, output
     assert seconds < 10  # on a busy machine
-    assert summary(run_dir)["status"] == "interrupted"
+    assert read_summary(run_dir)["status"] == "interrupted"
     assert "resume=" in output
     saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == int(record(run_dir)[-1]["step"])  # no step is lost
+    assert saved["global_step"] == int(read_metrics(run_dir)[-1]["step"])  # no step is lost
 
 
 @pytest.mark.fault(Promise.STOPS, "signals to the process group of a run and its data workers")
@@ -357,8 +367,13 @@ def test_a_signal_to_the_process_group_saves_the_run(
 ) -> None:
     """Ctrl-C in a terminal signals the group. Data workers ignore the signal; the run ends them."""
     run_dir = tmp_path / "run"
-    more = [*FAST, "trainer.max_epochs=400", "data.num_workers=2", f"hydra.run.dir={run_dir}"]
-    process = start(*tiny(data_dir), *more, process_group=0)
+    more = [
+        *FAST_OVERRIDES,
+        "trainer.max_epochs=400",
+        "data.num_workers=2",
+        f"hydra.run.dir={run_dir}",
+    ]
+    process = start_training(*tiny(data_dir), *more, process_group=0)
     try:
         wait_for_rows(run_dir, 20)
         os.killpg(process.pid, number)
@@ -367,7 +382,7 @@ def test_a_signal_to_the_process_group_saves_the_run(
         process.kill()
     assert process.returncode == 128 + number, output
     assert "Traceback" not in output
-    assert summary(run_dir)["status"] == "interrupted"
+    assert read_summary(run_dir)["status"] == "interrupted"
     assert (run_dir / "checkpoints" / "last.ckpt").is_file()
     survived(1)
 
@@ -415,8 +430,14 @@ def test_a_stop_signal_saves_a_run_that_gets_no_batches(
     devices: int, uninterrupted: Path, data_dir: Path, tmp_path: Path, stalling: str
 ) -> None:
     run_dir = tmp_path / "run"
-    more = [*FAST, *BUDGET, *STALLED, f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
-    process = start(*tiny(data_dir), *more, PYTHONPATH=stalling, FAULT="stall")
+    more = [
+        *FAST_OVERRIDES,
+        *BUDGET,
+        *STALLED,
+        f"trainer.devices={devices}",
+        f"hydra.run.dir={run_dir}",
+    ]
+    process = start_training(*tiny(data_dir), *more, PYTHONPATH=stalling, FAULT="stall")
     try:
         wait_for_rows(run_dir, 14)  # each of two workers returns 7 batches, then stalls
         process.send_signal(signal.SIGTERM)
@@ -425,7 +446,7 @@ def test_a_stop_signal_saves_a_run_that_gets_no_batches(
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM, output
     saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == int(record(run_dir)[-1]["step"])
+    assert saved["global_step"] == int(read_metrics(run_dir)[-1]["step"])
     assert f"resume={run_dir} trust=stalling" in output
     if devices == 1:
         typed = [f"resume={run_dir}", "trust=stalling"]
@@ -439,12 +460,12 @@ def test_a_stop_signal_saves_a_run_that_gets_no_batches(
 def test_data_workers_that_stall_or_die_fail_a_run_with_one_line(
     fault: str, data_dir: Path, tmp_path: Path, stalling: str
 ) -> None:
-    more = [*FAST, *STALLED, "rank_timeout=5", f"hydra.run.dir={tmp_path / 'run'}"]
+    more = [*FAST_OVERRIDES, *STALLED, "rank_timeout=5", f"hydra.run.dir={tmp_path / 'run'}"]
     done = run_script("train", *tiny(data_dir), *more, PYTHONPATH=stalling, FAULT=fault)
     assert done.returncode == 1, done.stdout
     assert len(done.stderr.splitlines()) == 1
     assert "use data.num_workers=0" in done.stderr
-    assert summary(tmp_path / "run")["status"] == "failed"
+    assert read_summary(tmp_path / "run")["status"] == "failed"
 
 
 LEFT_OVER = """
@@ -510,7 +531,7 @@ def test_the_batch_script_is_requeued_and_resumes(data_dir: Path, tmp_path: Path
     """A script that records its arguments replaces scontrol."""
     run_dir = tmp_path / "run"
     (tmp_path / "data").symlink_to(data_dir)
-    settings = " ".join([*tiny(tmp_path / "data"), *FAST, "trainer.max_epochs=60"])
+    settings = " ".join([*tiny(tmp_path / "data"), *FAST_OVERRIDES, "trainer.max_epochs=60"])
     page = (ROOT / "docs" / "how-to" / "resume.md").read_text()
     found = re.search(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
     assert found is not None
@@ -530,10 +551,10 @@ def test_the_batch_script_is_requeued_and_resumes(data_dir: Path, tmp_path: Path
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=60) == 128 + signal.SIGUSR1
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
-    stopped_at = int(record(run_dir)[-1]["step"])
+    stopped_at = int(read_metrics(run_dir)[-1]["step"])
     assert submit().wait(timeout=120) == 0
-    assert summary(run_dir)["status"] == "finished"
-    assert [entry["step"] for entry in summary(run_dir)["resumed"]] == [stopped_at]
+    assert read_summary(run_dir)["status"] == "finished"
+    assert [entry["step"] for entry in read_summary(run_dir)["resumed"]] == [stopped_at]
     assert len((tmp_path / "asked").read_text().splitlines()) == 1
 
 
@@ -543,7 +564,7 @@ def test_the_batch_script_is_requeued_and_resumes(data_dir: Path, tmp_path: Path
 @pytest.fixture(scope="module")
 def killed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run that was killed before its second epoch."""
-    run_dir = archived(data_dir, tmp_path_factory.mktemp("killed") / "run")
+    run_dir = archive_run(data_dir, tmp_path_factory.mktemp("killed") / "run")
     assert train_with_kills(run_dir, [[SAVE, 6, "after"], "leave"]).exit_codes == [[-9]]
     return run_dir
 
@@ -572,7 +593,7 @@ def test_resume_continues_in_the_same_folder(interrupted: Path, uninterrupted: P
     assert done.returncode == 0, done.stdout + done.stderr
     assert "trainer.max_epochs: 4, now 5" in done.stdout
     assert "learning rate" in done.stdout
-    assert summary(interrupted)["epochs"] == 5
+    assert read_summary(interrupted)["epochs"] == 5
 
 
 def test_resume_rejects_a_run_that_is_training(interrupted: Path) -> None:
@@ -677,12 +698,17 @@ def test_a_loss_that_is_not_finite_does_not_reach_the_weights(
     devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    more = [*FAST, "optimizer.lr=1e30", "callbacks.last.every_n_steps=1", "scheduler=constant"]
+    more = [
+        *FAST_OVERRIDES,
+        "optimizer.lr=1e30",
+        "callbacks.last.every_n_steps=1",
+        "scheduler=constant",
+    ]
     done = run_script("train", *tiny(data_dir, run_dir), *more, f"trainer.devices={devices}")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "loss or gradient not finite at step" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stdout + done.stderr
-    assert summary(run_dir)["status"] == "failed"
+    assert read_summary(run_dir)["status"] == "failed"
     saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(v.isfinite().all() for v in saved["current_model_state"].values())
 
@@ -694,22 +720,29 @@ def test_a_run_fails_and_resumes_after_a_rank_dies_or_hangs(
     fault: signal.Signals, data_dir: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    more = [*FAST, "trainer.max_epochs=15", "trainer.devices=2", "callbacks.last.every_n_steps=5"]
-    process = start(*tiny(data_dir), *more, "rank_timeout=5", f"hydra.run.dir={run_dir}")
+    more = [
+        *FAST_OVERRIDES,
+        "trainer.max_epochs=15",
+        "trainer.devices=2",
+        "callbacks.last.every_n_steps=5",
+    ]
+    process = start_training(*tiny(data_dir), *more, "rank_timeout=5", f"hydra.run.dir={run_dir}")
     try:
         wait_for_rows(run_dir, 20)
-        os.kill(ranks_of(run_dir)[1], fault)
+        os.kill(find_ranks(run_dir)[1], fault)
         output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 1, output
     assert output.splitlines()[-1].startswith("failed: ")
-    assert ranks_of(run_dir) == []
+    assert find_ranks(run_dir) == []
     done = run_script("train", f"resume={run_dir}", "rank_timeout=60")
     assert done.returncode == 0, done.stdout + done.stderr
-    whole = archived(data_dir, tmp_path / "whole", *more[1:], "callbacks.last.every_n_steps=5")
-    assert train_with_kills(whole, []).exit_codes == [[0]]
-    assert record(run_dir) == record(whole)
+    train_uninterrupted = archive_run(
+        data_dir, tmp_path / "whole", *more[1:], "callbacks.last.every_n_steps=5"
+    )
+    assert train_with_kills(train_uninterrupted, []).exit_codes == [[0]]
+    assert read_metrics(run_dir) == read_metrics(train_uninterrupted)
 
 
 def test_metrics_are_rewound_on_resume(tmp_path: Path) -> None:
@@ -751,8 +784,8 @@ def test_metrics_are_rewound_on_resume(tmp_path: Path) -> None:
 def test_overrides_allowed_on_resume(
     typed: str, allowed: bool, data_dir: Path, tmp_path: Path
 ) -> None:
-    cfg = reading.load_config(archived(data_dir, tmp_path))
-    base = [*tiny(data_dir), *FAST, *BUDGET]
+    cfg = reading.load_config(archive_run(data_dir, tmp_path))
+    base = [*tiny(data_dir), *FAST_OVERRIDES, *BUDGET]
     if typed.startswith("model/network="):  # the other network has other keys
         base = [word for word in base if not word.startswith("model.network.")]
     composed = compose(*base, typed)

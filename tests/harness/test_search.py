@@ -23,14 +23,14 @@ SPACE = ["model.latent_dim=choice(2,4)", "optimizer.lr=tag(log, interval(1e-4, 1
 FAST = ["callbacks.figures=null", "device=cpu", "logger=csv", "trainer.max_epochs=2"]
 
 
-def parsed(text: str) -> Any:
+def parse_value(text: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     (override,) = OverridesParser.create().parse_overrides([f"key={text}"])
     return override.value()
 
 
-DRAWN = [
+DISTRIBUTIONS = [
     ("choice(1,2)", optuna.distributions.CategoricalDistribution([1, 2])),
     ("a,b", optuna.distributions.CategoricalDistribution(["a", "b"])),
     ("range(8,33,8)", optuna.distributions.IntDistribution(8, 32, step=8)),
@@ -41,15 +41,15 @@ DRAWN = [
 ]
 
 
-@pytest.mark.parametrize(("text", "drawn_from"), DRAWN, ids=[t for t, _ in DRAWN])
+@pytest.mark.parametrize(("text", "drawn_from"), DISTRIBUTIONS, ids=[t for t, _ in DISTRIBUTIONS])
 def test_hydra_syntax_becomes_optuna_distributions(text: str, drawn_from: Any) -> None:
-    assert search.to_distribution(parsed(text)) == drawn_from
+    assert search.to_distribution(parse_value(text)) == drawn_from
 
 
 @pytest.mark.parametrize("text", ["interval(2,1)", "tag(log,interval(0,1))", "range(3,3)"])
 def test_invalid_ranges_are_rejected(text: str) -> None:
     with pytest.raises(ConfigError):
-        search.to_distribution(parsed(text))
+        search.to_distribution(parse_value(text))
 
 
 def test_a_value_that_is_not_finite_is_a_failed_trial(tmp_path: Path) -> None:
@@ -85,18 +85,18 @@ def test_a_study_rejects_another_search_space(tmp_path: Path) -> None:
         search.open_study(tmp_path, {"model.latent_dim": "choice(2,8)"})
 
 
-def trials(folder: Path) -> list[Any]:
+def read_trials(folder: Path) -> list[Any]:
     storage = search._storage(folder / JOURNAL)
     return list(optuna.load_study(study_name=folder.name, storage=storage).trials)
 
 
-def command(data_dir: Path, folder: Path, num_trials: int) -> list[str]:
+def make_arguments(data_dir: Path, folder: Path, num_trials: int) -> list[str]:
     more = [f"hydra.sweep.dir={folder}", f"hydra.sweeper.num_trials={num_trials}"]
     return ["-m", "hydra/sweeper=optuna", *tiny(data_dir), *FAST, *SPACE, *more]
 
 
 def test_a_misspelt_setting_of_the_search_is_named(data_dir: Path, tmp_path: Path) -> None:
-    typed = [*command(data_dir, tmp_path, num_trials=1), "hydra.sweeper.n_trials=2"]
+    typed = [*make_arguments(data_dir, tmp_path, num_trials=1), "hydra.sweeper.n_trials=2"]
     done = run_script("train", *typed)
     assert done.returncode == 2
     assert "hydra.sweeper.n_trials=2: there is no key hydra.sweeper.n_trials" in done.stderr
@@ -104,7 +104,7 @@ def test_a_misspelt_setting_of_the_search_is_named(data_dir: Path, tmp_path: Pat
 
 def test_a_killed_search_resumes_with_two_workers(data_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a search"
-    typed = command(data_dir, folder, num_trials=5)
+    typed = make_arguments(data_dir, folder, num_trials=5)
     script = [sys.executable, str(ROOT / "src/train.py")]
     first = subprocess.Popen([*script, *typed], env=clean_environment(), stdout=subprocess.DEVNULL)
     try:
@@ -116,7 +116,7 @@ def test_a_killed_search_resumes_with_two_workers(data_dir: Path, tmp_path: Path
     finally:
         first.kill()
         first.wait()
-    before = trials(folder)
+    before = read_trials(folder)
     assert any(t.state.name == "RUNNING" for t in before)
     workers = [
         subprocess.Popen([*script, *typed], env=clean_environment(), stdout=subprocess.DEVNULL)
@@ -124,7 +124,7 @@ def test_a_killed_search_resumes_with_two_workers(data_dir: Path, tmp_path: Path
     ]
     assert [worker.wait(timeout=200) for worker in workers] == [0, 0]
 
-    found = trials(folder)
+    found = read_trials(folder)
     states = [t.state.name for t in found if not t.user_attrs.get("lost")]
     assert len(states) == 5
     assert set(states) <= {"COMPLETE", "PRUNED"}
@@ -160,10 +160,10 @@ def test_a_pruned_run_stops(data_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "search"
     below_zero = "{_target_:optuna.pruners.ThresholdPruner,lower:0}"  # every bound is below 0
     pruner = ["~hydra.sweeper.pruner", f"+hydra.sweeper.pruner={below_zero}"]
-    typed = command(data_dir, folder, num_trials=1)
+    typed = make_arguments(data_dir, folder, num_trials=1)
     done = run_script("train", *typed, *pruner, "trainer.devices=2", timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [t.state.name for t in trials(folder)] == ["PRUNED"]
+    assert [t.state.name for t in read_trials(folder)] == ["PRUNED"]
     told = json.loads((folder / "0" / "summary.json").read_text())
     assert told["status"] == "pruned"
     assert "epoch 1/2" in done.stdout

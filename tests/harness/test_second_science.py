@@ -93,19 +93,19 @@ def run(project: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def one(project: Path, run: Run) -> Path:
+def one_device_run(project: Path, run: Run) -> Path:
     """Return the folder of a finished run on one device."""
     done = run("train", *SHORT, "hydra.run.dir=logs/one")
     assert done.returncode == 0, done.stdout + done.stderr
     return project / "logs" / "one"
 
 
-def summary(run_dir: Path) -> dict[str, Any]:
+def read_summary(run_dir: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return content
 
 
-def rows(run_dir: Path) -> list[dict[str, float]]:
+def read_rows(run_dir: Path) -> list[dict[str, float]]:
     """Return the rows of metrics.csv, without rates and empty cells."""
     with (run_dir / "metrics.csv").open() as file:
         return [
@@ -114,27 +114,27 @@ def rows(run_dir: Path) -> list[dict[str, float]]:
         ]
 
 
-def last(run_dir: Path) -> dict[str, Any]:
+def load_last_checkpoint(run_dir: Path) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     return content
 
 
-def tensors(node: Any, key: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def iterate_tensors(node: Any, key: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Yield each tensor of a checkpoint with its key; keys hold the file names of paths."""
     if isinstance(node, torch.Tensor):
         yield key, node
     elif isinstance(node, dict | list | tuple):
         for name, child in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from tensors(child, f"{key}.{Path(str(name)).name}")
+            yield from iterate_tensors(child, f"{key}.{Path(str(name)).name}")
 
 
-def test_the_classifier_trains_on_one_device(one: Path) -> None:
-    found = summary(one)
+def test_the_classifier_trains_on_one_device(one_device_run: Path) -> None:
+    found = read_summary(one_device_run)
     assert (found["status"], found["name"], found["steps"]) == ("finished", "mlp-s1", 38)
     assert found["monitor"] == "val/accuracy"
     assert found["objective"] == found["metrics"]["val/accuracy"] > 0.5  # chance is 0.1
     assert found["metrics"]["test/accuracy"] > 0.5
-    lines = rows(one)
+    lines = read_rows(one_device_run)
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(3, 38, 3))
     assert [line["rows_seen"] for line in lines if "val/loss" in line] == [1297, 2 * 1297]
 
@@ -155,7 +155,7 @@ def test_a_job_that_fails_does_not_stop_the_sweep(
 ) -> None:
     folder, done = sweep
     assert done.returncode == 1
-    failing, other = summary(folder / "0"), summary(folder / "1")
+    failing, other = read_summary(folder / "0"), read_summary(folder / "1")
     assert (failing["status"], other["status"]) == ("failed", "finished")
     assert "not finite" in failing["error"]
     assert failing["error"] in done.stdout
@@ -163,40 +163,46 @@ def test_a_job_that_fails_does_not_stop_the_sweep(
 
 
 def test_one_device_and_two_take_the_same_steps(
-    sweep: tuple[Path, subprocess.CompletedProcess[str]], one: Path
+    sweep: tuple[Path, subprocess.CompletedProcess[str]], one_device_run: Path
 ) -> None:
     """The last batch of an epoch has one row, so one of the two devices has no row."""
     two = sweep[0] / "1"
-    assert (summary(one)["devices"], summary(two)["devices"]) == (1, 2)
-    for line, same in zip(rows(one), rows(two), strict=True):
+    assert (read_summary(one_device_run)["devices"], read_summary(two)["devices"]) == (1, 2)
+    for line, same in zip(read_rows(one_device_run), read_rows(two), strict=True):
         assert same == pytest.approx(line, rel=1e-4)
-    weights = last(two)["state_dict"]
-    for name, value in last(one)["state_dict"].items():
+    weights = load_last_checkpoint(two)["state_dict"]
+    for name, value in load_last_checkpoint(one_device_run)["state_dict"].items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-5)
 
 
-def test_a_killed_run_resumes_exactly(project: Path, run: Run, one: Path) -> None:
+def test_a_killed_run_resumes_exactly(project: Path, run: Run, one_device_run: Path) -> None:
     """SIGKILL after a checkpoint at step 28 of 38 and a row of metrics at step 30."""
     killed = project / "logs" / "killed"
     saves = "callbacks.last.every_n_steps=4"
     assert run("killed", *SHORT, saves, f"hydra.run.dir={killed}").returncode == -signal.SIGKILL
-    assert (last(killed)["global_step"], rows(killed)[-1]["step"]) == (28, KILLED_AT)
+    assert (load_last_checkpoint(killed)["global_step"], read_rows(killed)[-1]["step"]) == (
+        28,
+        KILLED_AT,
+    )
     done = run("train", f"resume={killed}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [resumed["step"] for resumed in summary(killed)["resumed"]] == [28]
-    assert rows(killed) == rows(one)
-    expected, found = dict(tensors(last(one))), dict(tensors(last(killed)))
+    assert [resumed["step"] for resumed in read_summary(killed)["resumed"]] == [28]
+    assert read_rows(killed) == read_rows(one_device_run)
+    expected, found = (
+        dict(iterate_tensors(load_last_checkpoint(one_device_run))),
+        dict(iterate_tensors(load_last_checkpoint(killed))),
+    )
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_compare_reads_the_run(project: Path, run: Run, one: Path) -> None:
+def test_compare_reads_the_run(project: Path, run: Run, one_device_run: Path) -> None:
     done = run("compare", "runs=logs/one")
     assert done.returncode == 0, done.stdout + done.stderr
-    value = f"{summary(one)['metrics']['test/accuracy']:.3f}"
+    value = f"{read_summary(one_device_run)['metrics']['test/accuracy']:.3f}"
     assert "accuracy" in done.stdout
     assert value in done.stdout
-    table = (one / "compare.md").read_text()
+    table = (one_device_run / "compare.md").read_text()
     assert "test/accuracy" in table
     assert value in table
 
@@ -223,7 +229,7 @@ def test_a_misspelt_override_fails_with_one_line(
     assert not (project / "logs" / "misspelt").exists()
 
 
-class Taking:
+class ModuleWithSettings:
     """A module whose constructor takes top-level settings of train.yaml."""
 
     def __init__(self, smoke: bool, sharpness: Positive, **given: Any) -> None: ...
@@ -241,12 +247,14 @@ def test_a_module_may_have_top_level_settings() -> None:
     assert wrong == ("sharpness", "a number above 0")
 
 
-def test_load_run_returns_the_classifier(run: Run, one: Path) -> None:
+def test_load_run_returns_the_classifier(run: Run, one_device_run: Path) -> None:
     """No trust= is needed, because the class of the model is defined in src/."""
     done = run("loading")
     kind, accuracy = done.stdout.rsplit(maxsplit=1)
     assert kind == "<class 'digits_classifier.module.MLP'>", done.stderr
-    assert float(accuracy) == pytest.approx(summary(one)["metrics"]["test/accuracy"])
+    assert float(accuracy) == pytest.approx(
+        read_summary(one_device_run)["metrics"]["test/accuracy"]
+    )
 
 
 PAGE = (ROOT / "docs" / "design" / "harness.md").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from harness.run_folder.folder import RunFolder
 from harness.sweeps.pruning import Pruning
 from harness.training.run import train
 from tests.conftest import run_script, tiny
-from tests.harness.test_training import objects, pytestmark, rows, summary  # noqa: F401
+from tests.harness.test_training import make_objects, pytestmark, read_rows, read_summary  # noqa: F401
 from tests.project.test_conf import compose, find_problems
 from tests.tally import Promise
 
@@ -36,7 +36,7 @@ class Distance(Callback):
     def on_test_epoch_end(self, trainer, pl_module):
         pl_module.log("test/distance", 7.0)
 """
-OWN = [
+OWN_METRIC_OVERRIDES = [
     "+callbacks.distance={_target_: own.Distance}",
     "monitor=val/distance",
     "mode=min",
@@ -54,7 +54,7 @@ def own_metric(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     done = run_script(
         "train",
         *tiny(data_dir, folder / "run"),
-        *OWN,
+        *OWN_METRIC_OVERRIDES,
         "+callbacks.best.save_top_k=3",
         "callbacks.best.filename='epoch={epoch:02d}'",
         PYTHONPATH=f"{folder}:{paths.SOURCE}",
@@ -64,7 +64,7 @@ def own_metric(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_a_users_metric_selects_the_run(own_metric: Path) -> None:
-    told = summary(own_metric)
+    told = read_summary(own_metric)
     assert (told["monitor"], told["mode"], told["objective"]) == ("val/distance", "min", 0.0)
     assert told["checkpoint"] == "checkpoints/epoch=01.ckpt"
     assert told["metrics"]["val/distance"] == 0.0
@@ -72,8 +72,8 @@ def test_a_users_metric_selects_the_run(own_metric: Path) -> None:
 
 
 def test_the_summary_holds_the_best_epoch(own_metric: Path) -> None:
-    second = rows(own_metric, "val/")[1]
-    told = summary(own_metric)["metrics"]
+    second = read_rows(own_metric, "val/")[1]
+    told = read_summary(own_metric)["metrics"]
     assert second["epoch"] == 1
     assert second["val/distance"] == 0.0
     assert told["val/elbo"] == pytest.approx(second["val/elbo"], abs=1e-9)
@@ -155,12 +155,12 @@ def test_a_users_metrics_are_compared(own_metric: Path) -> None:
 def test_settings_that_would_select_other_weights_are_rejected(
     overrides: list[str], said: str
 ) -> None:
-    problems = find_problems(*(quoted(o) for o in overrides))
+    problems = find_problems(*(quote_braces(o) for o in overrides))
     assert len(problems) == 1, problems
     assert said in problems[0]
 
 
-def quoted(override: str) -> str:
+def quote_braces(override: str) -> str:
     """Return an override whose braces are quoted as text."""
     key, _, value = override.partition("=")
     return f"{key}='{value}'" if "{epoch}" in value else override
@@ -210,7 +210,7 @@ def test_the_last_checkpoint_names_the_best(own_metric: Path) -> None:
 def test_the_last_checkpoint_names_the_epoch_to_resume_with(own_metric: Path) -> None:
     last = loading.load_checkpoint(own_metric / reading.LAST)
     assert last["epoch"] == last["position"][0] == 4  # counted from 0, after 4 epochs
-    assert last["global_step"] == summary(own_metric)["steps"]
+    assert last["global_step"] == read_summary(own_metric)["steps"]
 
 
 @pytest.mark.parametrize(
@@ -223,11 +223,11 @@ def test_a_smoke_run_is_neither_tracked_nor_compared(
     often = "trainer.check_val_every_n_epoch=1"
     done = run_script("train", *tiny(data_dir, run_dir), *chosen, often)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert summary(run_dir)["status"] == "smoke"
+    assert read_summary(run_dir)["status"] == "smoke"
     assert "a smoke run" in done.stdout
     assert not (run_dir / "wandb").exists()
-    assert rows(run_dir, "val/")
-    assert rows(run_dir, "test/")
+    assert read_rows(run_dir, "val/")
+    assert read_rows(run_dir, "test/")
     assert (run_dir / "figures" / "label_grid.png").is_file()
     assert run_results.read_run(run_dir) == run_results.Excluded(run_dir, "a smoke run")
 
@@ -265,7 +265,7 @@ def test_every_validation_of_a_search_is_reported(
         sys.modules, "harness.sweeps.search", types.SimpleNamespace(should_prune=should_prune)
     )
     given = [Pruning(str(tmp_path), "study", 0, "val/elbo", None)]
-    module, data, trainer = objects(
+    module, data, trainer = make_objects(
         data_dir, tmp_path, callbacks=given, val_check_interval=0.5, num_sanity_val_steps=1
     )
     train(module, data, trainer)
@@ -278,7 +278,7 @@ def test_every_validation_of_a_search_is_reported(
 def test_a_plateau_lowers_the_rate_by_the_monitored_metric(data_dir: Path, tmp_path: Path) -> None:
     rates = {}
     for mode in ("max", "min"):  # the bound rises, so with mode=min nothing improves
-        module, data, trainer = objects(data_dir, tmp_path / mode, max_epochs=4, callbacks=[])
+        module, data, trainer = make_objects(data_dir, tmp_path / mode, max_epochs=4, callbacks=[])
         module._make_scheduler = lambda o, m=mode: ReduceLROnPlateau(o, mode=m, patience=0)
         trainer.fit(module, datamodule=data)
         rates[mode] = trainer.optimizers[0].param_groups[0]["lr"]

@@ -14,7 +14,7 @@ from harness.run_folder import reading
 from tests.conftest import ROOT, clean_environment, tiny
 
 STEPS = 20_000
-EVERY = 0.5  # seconds between measurements
+SECONDS_BETWEEN = 0.5  # seconds between measurements
 
 
 class Usage(NamedTuple):
@@ -63,7 +63,7 @@ def test_memory_and_open_files_do_not_grow(
                     seen := measure_usage(process.pid)
                 ):
                     usages.append(seen)
-                time.sleep(EVERY)
+                time.sleep(SECONDS_BETWEEN)
         finally:
             process.kill()
     assert process.returncode == 0, (tmp_path / "shown").read_text()

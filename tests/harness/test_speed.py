@@ -62,7 +62,7 @@ class Uncounted(EMA):
 
 
 @pytest.fixture
-def steps(
+def step_operators(
     request: pytest.FixtureRequest, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Counter[str]:
     """Return the operators of two steps of the default run, as on a CPU or a GPU."""
@@ -73,7 +73,7 @@ def steps(
 
     if request.param == "gpu":
         monkeypatch.setattr(contract, "_HOST", "none of these")
-    cfg = compose(*one_epoch(data_dir))
+    cfg = compose(*make_one_epoch_overrides(data_dir))
     cfg.run_dir = str(tmp_path)
     cfg.callbacks.ema._target_ = f"{__name__}.Uncounted"
     folder = RunFolder(tmp_path)
@@ -85,7 +85,7 @@ def steps(
     return counter.mode.calls
 
 
-def one_epoch(data_dir: Path) -> list[str]:
+def make_one_epoch_overrides(data_dir: Path) -> list[str]:
     """Return the settings of an epoch with one block in encoder and decoder."""
     settings = [*tiny(data_dir), "device=cpu", "trainer.max_epochs=1", "logger=csv"]
     settings += ["trainer.log_every_n_steps=50", "callbacks.figures=null", "monitor=val/elbo"]
@@ -95,16 +95,16 @@ def one_epoch(data_dir: Path) -> list[str]:
 def test_a_step_has_few_python_calls(data_dir: Path) -> None:
     """Most calls are in the networks; the limit is 10 % above the current count."""
     script = ROOT / "tests" / "harness" / "python_calls.py"
-    done = run_warm(script, one_epoch(data_dir), ROOT, 120)
+    done = run_warm(script, make_one_epoch_overrides(data_dir), ROOT, 120)
     calls = re.search(r"([\d.]+) calls per step", done.stdout)
     assert calls, done.stderr
     assert 1000 < float(calls[1]) < 2200
 
 
-@pytest.mark.parametrize("steps", ["gpu"], indirect=True)
-def test_steps_do_not_synchronize_with_the_gpu(steps: Counter[str]) -> None:
-    assert steps["aten._fused_adamw_.default"] > 0
-    assert steps[READS] == 0
+@pytest.mark.parametrize("step_operators", ["gpu"], indirect=True)
+def test_steps_do_not_synchronize_with_the_gpu(step_operators: Counter[str]) -> None:
+    assert step_operators["aten._fused_adamw_.default"] > 0
+    assert step_operators[READS] == 0
 
 
 def test_the_average_is_on_the_device_and_its_count_on_the_cpu() -> None:
@@ -121,11 +121,11 @@ def test_the_average_is_on_the_device_and_its_count_on_the_cpu() -> None:
         assert int(average._average_model.n_averaged) == number
 
 
-@pytest.mark.parametrize("steps", ["cpu"], indirect=True)
-def test_a_step_has_few_operators(steps: Counter[str]) -> None:
+@pytest.mark.parametrize("step_operators", ["cpu"], indirect=True)
+def test_a_step_has_few_operators(step_operators: Counter[str]) -> None:
     """With one block in encoder and decoder; the limits are 10 % above the present counts."""
-    assert 0 < steps[READS] <= 2 * 2
-    assert 100 < sum(steps.values()) / 2 < 475
+    assert 0 < step_operators[READS] <= 2 * 2
+    assert 100 < sum(step_operators.values()) / 2 < 475
 
 
 def test_a_batch_has_few_operators(data_dir: Path) -> None:

@@ -32,11 +32,11 @@ class Fragile(MLP):
 """
 
 
-def summary(run_dir: Path) -> dict[str, Any]:
+def read_summary(run_dir: Path) -> dict[str, Any]:
     return dict(json.loads((run_dir / "summary.json").read_text()))
 
 
-def processes_about(folder: Path) -> list[str]:
+def wait_for_processes(folder: Path) -> list[str]:
     """Wait for processes with this folder on their command line; return those that remain."""
     for _ in range(150):
         command = ["pgrep", "-f", str(folder)]
@@ -47,12 +47,12 @@ def processes_about(folder: Path) -> list[str]:
     return found
 
 
-def folders(sweep: Path) -> list[str]:
+def list_folders(sweep: Path) -> list[str]:
     return sorted(p.name for p in sweep.iterdir() if p.is_dir())
 
 
 @pytest.fixture(scope="module")
-def pair(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep_of_two(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a sweep of two jobs on two devices each."""
     sweep = tmp_path_factory.mktemp("sweeps") / "two by two"
     more = ["model.latent_dim=2,4", "trainer.devices=2", f"hydra.sweep.dir={sweep}"]
@@ -62,21 +62,21 @@ def pair(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sweep
 
 
-def test_two_jobs_on_two_devices_are_two_runs(pair: Path) -> None:
-    assert folders(pair) == ["0", "1"]
-    told = [summary(pair / name) for name in folders(pair)]
+def test_two_jobs_on_two_devices_are_two_runs(sweep_of_two: Path) -> None:
+    assert list_folders(sweep_of_two) == ["0", "1"]
+    told = [read_summary(sweep_of_two / name) for name in list_folders(sweep_of_two)]
     assert [t["status"] for t in told] == ["finished"] * 2
     assert [t["devices"] for t in told] == [2, 2]
     assert [t["swept"] for t in told] == [["model.latent_dim=2"], ["model.latent_dim=4"]]
     assert len({t["run_id"] for t in told}) == 2
 
 
-def test_each_job_is_a_wandb_run_in_the_group_of_its_sweep(pair: Path) -> None:
-    for name in folders(pair):
-        (offline,) = (pair / name / "wandb").glob("offline-run-*")
-        assert offline.name.endswith(summary(pair / name)["run_id"])
-        tracked = reading.load_config(pair / name).logger.wandb
-        assert (tracked.group, tracked.job_type) == (pair.name, "train")
+def test_each_job_is_a_wandb_run_in_the_group_of_its_sweep(sweep_of_two: Path) -> None:
+    for name in list_folders(sweep_of_two):
+        (offline,) = (sweep_of_two / name / "wandb").glob("offline-run-*")
+        assert offline.name.endswith(read_summary(sweep_of_two / name)["run_id"])
+        tracked = reading.load_config(sweep_of_two / name).logger.wandb
+        assert (tracked.group, tracked.job_type) == (sweep_of_two.name, "train")
 
 
 def test_a_failed_job_is_reported_and_the_others_continue(data_dir: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_failed_job_is_reported_and_the_others_continue(data_dir: Path, tmp_pa
     assert f"run {sweep / '0'}: ZeroDivisionError: as planned" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert "as planned" in (sweep / "0" / jobs.TERMINAL_LOG).read_text()
-    assert [summary(sweep / n)["status"] for n in ("0", "1")] == ["failed", "finished"]
+    assert [read_summary(sweep / n)["status"] for n in ("0", "1")] == ["failed", "finished"]
     assert done.stdout.rstrip().endswith(f"rerun={sweep} trust=fragile")
 
     other = (sweep / "1" / "summary.json").read_bytes()
@@ -108,14 +108,14 @@ def test_a_failed_job_is_reported_and_the_others_continue(data_dir: Path, tmp_pa
     with RunFolder(sweep / "0").lock():
         done = run_script("train", f"rerun={sweep}", "trust=fragile", PYTHONPATH=str(tmp_path))
     assert "skipped, another process is training it" in done.stdout
-    assert summary(sweep / "0")["error"] == "ZeroDivisionError: as planned"
+    assert read_summary(sweep / "0")["error"] == "ZeroDivisionError: as planned"
     done = run_script("train", f"rerun={sweep}", "trust=fragile", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 2 runs are finished, 1 to train" in done.stdout
-    assert summary(sweep / "0")["status"] == "finished"
-    assert "error" not in summary(sweep / "0")
+    assert read_summary(sweep / "0")["status"] == "finished"
+    assert "error" not in read_summary(sweep / "0")
     assert (sweep / "1" / "summary.json").read_bytes() == other
-    assert folders(sweep) == ["0", "1"]
+    assert list_folders(sweep) == ["0", "1"]
 
     done = run_script("train", f"rerun={sweep}", "seed=3")
     assert done.returncode == 2
@@ -161,13 +161,13 @@ def test_a_stopped_sweep_leaves_no_process(
         process.kill()
         process.wait()
     assert code == (-number if number == signal.SIGKILL else 128 + number)
-    assert processes_about(sweep) == []
-    assert [summary(sweep / str(i))["status"] for i in range(3)] == [
+    assert wait_for_processes(sweep) == []
+    assert [read_summary(sweep / str(i))["status"] for i in range(3)] == [
         "interrupted" if i < jobs else "pending" for i in range(3)
     ]
 
 
-REFUSED = [
+INVALID_SWEEPS = [
     (["hydra.launcher.num_jobs=1000"], "hydra.launcher.num_jobs=1000"),
     (["hydra.launcher.num_jobs=0"], "hydra.launcher.num_jobs=0"),
     (["hydra.sweep.subdir=same"], "two jobs"),
@@ -175,7 +175,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("typed", "said"), REFUSED, ids=[t[0] for t, _ in REFUSED])
+@pytest.mark.parametrize(("typed", "said"), INVALID_SWEEPS, ids=[t[0] for t, _ in INVALID_SWEEPS])
 def test_invalid_sweeps_are_rejected(typed: list[str], said: str, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     done = run_script("train", "-m", "seed=1,2", *typed, f"hydra.sweep.dir={sweep}")
@@ -185,12 +185,12 @@ def test_invalid_sweeps_are_rejected(typed: list[str], said: str, tmp_path: Path
     assert not sweep.exists()
 
 
-def test_a_sweep_rejects_a_folder_with_runs(pair: Path) -> None:
-    before = (pair / "0" / "config.yaml").read_bytes()
-    done = run_script("train", "-m", "seed=1,2", f"hydra.sweep.dir={pair}")
+def test_a_sweep_rejects_a_folder_with_runs(sweep_of_two: Path) -> None:
+    before = (sweep_of_two / "0" / "config.yaml").read_bytes()
+    done = run_script("train", "-m", "seed=1,2", f"hydra.sweep.dir={sweep_of_two}")
     assert done.returncode == 2
     assert "rerun=" in done.stderr
-    assert (pair / "0" / "config.yaml").read_bytes() == before
+    assert (sweep_of_two / "0" / "config.yaml").read_bytes() == before
 
 
 def test_rerun_rejects_a_folder_without_runs(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_sweeps_leave_no_processes_or_files(part: int, data_dir: Path, tmp_path:
         more = ["seed=1,2", f"trainer.devices={1 + i % 2}", f"hydra.sweep.dir={tmp_path / str(i)}"]
         done = run_script("train", "-m", *tiny(data_dir), *FAST, *more, TMPDIR=str(scratch))
         assert done.returncode == 0, done.stdout + done.stderr
-    assert processes_about(tmp_path) == []
+    assert wait_for_processes(tmp_path) == []
     assert list(scratch.iterdir()) == []
 
 

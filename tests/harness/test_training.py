@@ -35,22 +35,22 @@ from harness.training.resume import LastCheckpoint
 from harness.training.run import _check_provenance, train
 from tests import PACKAGE
 from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, clean_environment, run_script, tiny
-from tests.harness.test_sweeps import processes_about
+from tests.harness.test_sweeps import wait_for_processes
 from tests.science.test_networks import FlatBatchNorm
 from tests.tally import Promise
 
 
-def rows(run_dir: Path, prefix: str) -> list[dict[str, float]]:
+def read_rows(run_dir: Path, prefix: str) -> list[dict[str, float]]:
     with (run_dir / "metrics.csv").open() as file:
         found = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
     return [row for row in found if any(k.startswith(prefix) for k in row)]
 
 
-def summary(run_dir: Path) -> dict[str, Any]:
+def read_summary(run_dir: Path) -> dict[str, Any]:
     return dict(json.loads((run_dir / "summary.json").read_text()))
 
 
-def objects(data_dir: Path, folder: Path, **trainer: Any) -> tuple[Any, Any, Any]:
+def make_objects(data_dir: Path, folder: Path, **trainer: Any) -> tuple[Any, Any, Any]:
     def network(**given: Any) -> MLP:
         return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
 
@@ -91,7 +91,7 @@ pytestmark = [
 
 
 def test_train_takes_objects_without_a_config(data_dir: Path, tmp_path: Path) -> None:
-    module, data, trainer = objects(data_dir, tmp_path)
+    module, data, trainer = make_objects(data_dir, tmp_path)
     metrics = train(module, data, trainer, tmp_path)
     assert set(metrics) == {
         *(f"{s}/{m}" for s in ("val", "test") for m in ("elbo", "kl", "reconstruction")),
@@ -173,7 +173,7 @@ def test_plain_batches_have_unique_noise_keys_on_one_process() -> None:
 
 
 def test_checkpoints_contain_the_averaged_weights(data_dir: Path, tmp_path: Path) -> None:
-    module, data, trainer = objects(data_dir, tmp_path)
+    module, data, trainer = make_objects(data_dir, tmp_path)
     train(module, data, trainer, tmp_path)
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)
     raw, averaged = best["current_model_state"], best["state_dict"]
@@ -184,7 +184,7 @@ def test_checkpoints_contain_the_averaged_weights(data_dir: Path, tmp_path: Path
 
 
 def test_a_run_without_a_validation_saves_its_weights(data_dir: Path, tmp_path: Path) -> None:
-    module, data, trainer = objects(data_dir, tmp_path, max_epochs=1, max_steps=2)
+    module, data, trainer = make_objects(data_dir, tmp_path, max_epochs=1, max_steps=2)
     with pytest.warns(UserWarning, match="could not find the monitored key"):
         train(module, data, trainer, tmp_path)
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
@@ -194,7 +194,9 @@ def test_a_run_without_a_validation_saves_its_weights(data_dir: Path, tmp_path: 
 def test_the_seed_determines_the_weights(data_dir: Path, tmp_path: Path) -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(0)
-        module, data, trainer = objects(data_dir, tmp_path / str(seed), callbacks=[], max_steps=5)
+        module, data, trainer = make_objects(
+            data_dir, tmp_path / str(seed), callbacks=[], max_steps=5
+        )
         module.seed = seed
         trainer.fit(module, datamodule=data)
         return torch.cat([p.flatten() for p in module.parameters()])
@@ -217,7 +219,7 @@ class Late(LastCheckpoint):
 
 def test_a_stop_signal_at_the_last_moment_is_not_lost(data_dir: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    module, data, trainer = objects(data_dir, tmp_path, callbacks=[Late(tmp_path)])
+    module, data, trainer = make_objects(data_dir, tmp_path, callbacks=[Late(tmp_path)])
     with pytest.raises(Stopped, match="SIGTERM"):
         trainer.fit(module, datamodule=data)
     assert signal.getsignal(signal.SIGTERM) == before
@@ -274,7 +276,7 @@ def test_the_schedule_warms_up_and_decays(total_steps: int) -> None:
 
 
 def test_biases_and_gains_are_not_decayed(data_dir: Path, tmp_path: Path) -> None:
-    module, data, trainer = objects(data_dir, tmp_path, callbacks=[], max_steps=1)
+    module, data, trainer = make_objects(data_dir, tmp_path, callbacks=[], max_steps=1)
     trainer.fit(module, datamodule=data)
     decayed, free = trainer.optimizers[0].param_groups
     assert decayed["weight_decay"] > 0
@@ -301,14 +303,14 @@ def test_files_of_a_finished_run(finished_run: Path) -> None:
 
 
 def test_summary_of_a_finished_run(finished_run: Path) -> None:
-    told = summary(finished_run)
+    told = read_summary(finished_run)
     assert told["status"] == "finished"
     assert told["name"] == "cvae-mlp-adversary-z3-kmnist-s1"
     assert told["epochs"] == 2
     assert told["images_seen"] == 2 * (NUM_TRAIN - 45)
     assert told["steps"] == 2 * 7
     assert told["metrics"].keys() >= {"val/elbo", "test/elbo", "test/nll_k4"}
-    best = max(row["val/elbo"] for row in rows(finished_run, "val/"))
+    best = max(row["val/elbo"] for row in read_rows(finished_run, "val/"))
     assert told["objective"] == pytest.approx(best, abs=1e-4)
     assert "src/train.py" in told["command"]
     assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -316,7 +318,7 @@ def test_summary_of_a_finished_run(finished_run: Path) -> None:
 
 
 def test_metrics_of_a_finished_run(finished_run: Path) -> None:
-    steps = rows(finished_run, "train/")
+    steps = read_rows(finished_run, "train/")
     assert [row["step"] for row in steps] == list(range(1, 15))
     assert steps[-1]["images_seen"] == 2 * (NUM_TRAIN - 45)
     for row in steps:
@@ -325,15 +327,15 @@ def test_metrics_of_a_finished_run(finished_run: Path) -> None:
         )
         assert row["train/kl"] >= 0
         assert row["train/reconstruction"] <= 0
-    assert [row["epoch"] for row in rows(finished_run, "val/")] == [0, 1]
-    assert len(rows(finished_run, "test/")) == 1
+    assert [row["epoch"] for row in read_rows(finished_run, "val/")] == [0, 1]
+    assert len(read_rows(finished_run, "test/")) == 1
 
 
 def test_log_of_a_finished_run(finished_run: Path) -> None:
     log = (finished_run / "train.log").read_text()
     assert "epoch 2/2  val/elbo" in log
     assert "wandb sync" in log
-    assert "test set " + summary(finished_run)["test_digest"] in log
+    assert "test set " + read_summary(finished_run)["test_digest"] in log
     assert "Traceback" not in log
     assert max(len(line) for line in log.splitlines()) < 400
 
@@ -359,7 +361,7 @@ def pair_of_runs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def test_one_device_and_two_take_the_same_steps(pair_of_runs: dict[int, Path]) -> None:
-    one, two = (rows(pair_of_runs[n], "train/") for n in (1, 2))
+    one, two = (read_rows(pair_of_runs[n], "train/") for n in (1, 2))
     assert len(one) == len(two) == 21
     for a, b in zip(one, two, strict=True):
         for key in ("train/loss", "train/elbo", "train/kl", "train/reconstruction"):
@@ -368,7 +370,7 @@ def test_one_device_and_two_take_the_same_steps(pair_of_runs: dict[int, Path]) -
 
 
 def test_train_seconds_are_less_than_the_wall_time(data_dir: Path, tmp_path: Path) -> None:
-    module, data, trainer = objects(data_dir, tmp_path, num_sanity_val_steps=2)
+    module, data, trainer = make_objects(data_dir, tmp_path, num_sanity_val_steps=2)
     start = time.perf_counter()
     train(module, data, trainer, tmp_path)
     assert 0 < module.train_seconds < time.perf_counter() - start
@@ -381,7 +383,7 @@ def test_two_devices_do_not_warn_about_sync_dist(pair_of_runs: dict[int, Path]) 
 def test_one_device_and_two_count_each_test_image_once(pair_of_runs: dict[int, Path]) -> None:
     """33 images in batches of 16 leave one for the last batch, so the second rank has none."""
     assert NUM_TEST % 2 == 1
-    one, two = (summary(pair_of_runs[n]) for n in (1, 2))
+    one, two = (read_summary(pair_of_runs[n]) for n in (1, 2))
     assert two["devices"] == 2
     for key, value in one["metrics"].items():  # absolute tolerance for a small KL
         assert value == pytest.approx(two["metrics"][key], rel=1e-6, abs=1e-7)
@@ -402,8 +404,8 @@ def test_a_device_without_rows_takes_the_same_steps(data_dir: Path, tmp_path: Pa
         words = [*base, *more, f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
         done = run_script("train", *words)
         assert done.returncode == 0, done.stdout + done.stderr
-        losses.append([row["train/loss"] for row in rows(run_dir, "train/")])
-        metrics.append(summary(run_dir)["metrics"])
+        losses.append([row["train/loss"] for row in read_rows(run_dir, "train/")])
+        metrics.append(read_summary(run_dir)["metrics"])
     assert len(losses[0]) == 4
     assert losses[1] == pytest.approx(losses[0], rel=2e-6)
     assert metrics[1] == pytest.approx(metrics[0], rel=2e-6, abs=1e-6)
@@ -411,7 +413,7 @@ def test_a_device_without_rows_takes_the_same_steps(data_dir: Path, tmp_path: Pa
 
 def test_a_device_without_rows_contributes_zero(data_dir: Path, tmp_path: Path) -> None:
     """Every parameter gets a gradient of 0, and BatchNorm keeps its statistics."""
-    _, data, trainer = objects(data_dir, tmp_path)
+    _, data, trainer = make_objects(data_dir, tmp_path)
     module = VAEModule(CVAE(FlatBatchNorm, latent_dim=2), torch.optim.SGD)
     module.trainer = trainer
     data.setup()
@@ -447,8 +449,8 @@ def test_a_sweep_gives_each_job_its_folder(data_dir: Path, tmp_path: Path) -> No
     ]
     done = run_script("train", "-m", *tiny(data_dir), *jobs, forks=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert processes_about(sweep) == []
-    told = [summary(sweep / str(job)) for job in range(2)]
+    assert wait_for_processes(sweep) == []
+    told = [read_summary(sweep / str(job)) for job in range(2)]
     assert [t["status"] for t in told] == ["finished"] * 2
     assert [t["monitor"] for t in told] == ["val/reconstruction", "val/elbo"]
     assert [t["sweep"] for t in told] == ["a sweep"] * 2
@@ -473,7 +475,7 @@ def test_a_failed_run_reports_its_error(devices: int, data_dir: Path, tmp_path: 
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("failed: ")
     assert "ZeroDivisionError: as planned" in done.stderr.splitlines()[-1]
-    told = summary(run_dir)
+    told = read_summary(run_dir)
     assert told["status"] == "failed"
     assert told["error"] == "ZeroDivisionError: as planned"
     assert "as planned" in (run_dir / "train.log").read_text()
@@ -491,7 +493,7 @@ def test_a_loss_that_is_not_finite_fails_the_run(data_dir: Path, tmp_path: Path)
     done = run_script("train", *tiny(data_dir, tmp_path / "run"), *more)
     assert done.returncode == 3
     assert "not finite" in done.stderr.splitlines()[-1]
-    assert summary(tmp_path / "run")["status"] == "failed"
+    assert read_summary(tmp_path / "run")["status"] == "failed"
 
 
 def test_an_interrupted_run_leaves_no_process(data_dir: Path, tmp_path: Path) -> None:
@@ -508,7 +510,7 @@ def test_an_interrupted_run_leaves_no_process(data_dir: Path, tmp_path: Path) ->
     )
     try:
         for _ in range(300):
-            if (run_dir / "metrics.csv").is_file() and len(rows(run_dir, "val/")) > 1:
+            if (run_dir / "metrics.csv").is_file() and len(read_rows(run_dir, "val/")) > 1:
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
@@ -516,7 +518,7 @@ def test_an_interrupted_run_leaves_no_process(data_dir: Path, tmp_path: Path) ->
     finally:
         process.kill()
         process.wait()
-    assert summary(run_dir)["status"] == "interrupted"
+    assert read_summary(run_dir)["status"] == "interrupted"
     for _ in range(50):
         found = subprocess.run(["pgrep", "-f", str(run_dir)], capture_output=True, check=False)
         if not found.stdout:
@@ -538,7 +540,7 @@ def test_a_flow_prior_trains_and_generates(data_dir: Path, tmp_path: Path) -> No
     small = ["model/prior=flow", "model.prior.num_couplings=2", "model.prior.hidden_dim=8"]
     done = run_script("train", *tiny(data_dir, run_dir), *small, "trainer.precision=bf16-mixed")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert summary(run_dir)["name"] == "cvae-mlp-flow-adversary-z3-kmnist-s1"
+    assert read_summary(run_dir)["name"] == "cvae-mlp-flow-adversary-z3-kmnist-s1"
     done = run_script("generate", f"run={run_dir}", "label=all", "num_samples=2")
     assert done.returncode == 0, done.stdout + done.stderr
     with torch.no_grad():
@@ -559,8 +561,8 @@ def test_a_penalty_trains_and_generates(
     done = run_script("train", *tiny(data_dir, run_dir), *words, "trainer.precision=bf16-mixed")
     assert done.returncode == 0, done.stdout + done.stderr
     part = penalty.replace("_", "")
-    assert summary(run_dir)["name"] == f"{kind}-mlp-{part}-z3-kmnist-s1"
-    assert 0 < summary(run_dir)["metrics"]["test/penalty"] < 3
+    assert read_summary(run_dir)["name"] == f"{kind}-mlp-{part}-z3-kmnist-s1"
+    assert 0 < read_summary(run_dir)["metrics"]["test/penalty"] < 3
     label = ["label=all"] if kind == "cvae" else []
     done = run_script("generate", f"run={run_dir}", "num_samples=2", *label)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -591,14 +593,14 @@ def test_compiled_steps_are_the_same_steps(devices: int, data_dir: Path, tmp_pat
         more += ["callbacks.figures=null"]
         done = run_script("train", *tiny(data_dir, run_dir), *more, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
-        losses[mode] = [row["train/loss"] for row in rows(run_dir, "train/")]
+        losses[mode] = [row["train/loss"] for row in read_rows(run_dir, "train/")]
     assert losses["default"] == pytest.approx(losses["null"], rel=1e-5)
     again = run_script("train", f"resume={run_dir}", "trainer.max_epochs=3", "compile=null")
     assert again.returncode == 0, again.stdout + again.stderr
 
 
 def test_compile_compiles_the_terms_of_the_model(data_dir: Path, tmp_path: Path) -> None:
-    module, _, _ = objects(data_dir, tmp_path)
+    module, _, _ = make_objects(data_dir, tmp_path)
     module.on_train_start()
     assert not hasattr(module._terms, "_torchdynamo_orig_callable")
     module.compile_mode = "default"
@@ -620,22 +622,22 @@ def test_validation_does_not_depend_on_the_training_precision(
     scores = []
     for precision in ("32-true", "bf16-mixed"):
         torch.manual_seed(0)
-        module, data, trainer = objects(data_dir, tmp_path, precision=precision)
+        module, data, trainer = make_objects(data_dir, tmp_path, precision=precision)
         (found,) = trainer.validate(module, datamodule=data, verbose=False)
         scores.append(found["val/elbo"])
     assert scores[0] == scores[1]
 
 
-SHORT = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+PRECISION_ALIASES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
 
 @pytest.mark.filterwarnings("ignore:.*is supported for historical reasons.*")
 @pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU.*")
-@pytest.mark.parametrize("short", SHORT)
+@pytest.mark.parametrize("short", PRECISION_ALIASES)
 def test_short_names_of_precisions_are_aliases(short: str) -> None:
     one, other = (
         lightning.Trainer(precision=name, accelerator="cpu", devices=1, logger=False)  # type: ignore[arg-type]
-        for name in (short, SHORT[short])
+        for name in (short, PRECISION_ALIASES[short])
     )
     assert one.precision == other.precision
     assert type(one.precision_plugin) is type(other.precision_plugin)
@@ -643,7 +645,7 @@ def test_short_names_of_precisions_are_aliases(short: str) -> None:
 
 @pytest.mark.parametrize(
     ("precision", "averages"),
-    [*((p, True) for p in PRECISIONS if p not in ("auto", *SHORT)), ("64-true", False)],
+    [*((p, True) for p in PRECISIONS if p not in ("auto", *PRECISION_ALIASES)), ("64-true", False)],
 )
 def test_every_precision_trains_and_resumes_exactly(
     precision: str, averages: bool, data_dir: Path, tmp_path: Path
@@ -656,7 +658,7 @@ def test_every_precision_trains_and_resumes_exactly(
             given["plugins"] = [MixedPrecision("16-mixed", "cpu")]
         else:
             given["precision"] = precision
-        module, data, fitter = objects(data_dir, folder, gradient_clip_val=200.0, **given)
+        module, data, fitter = make_objects(data_dir, folder, gradient_clip_val=200.0, **given)
         module._make_optimizer = partial(torch.optim.AdamW, lr=1e-2, fused=True)
         train(module, data, fitter, folder, resume_from=resume_from)
         return dict(torch.load(folder / "last.ckpt", weights_only=True))
@@ -679,7 +681,7 @@ def test_a_run_in_double_precision_draws_figures_and_generates(
     done = run_script("train", *tiny(data_dir, run_dir), "trainer.precision=64-true", "logger=csv")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (run_dir / "figures" / "label_grid.png").is_file()
-    assert summary(run_dir)["precision"] == "64-true"
+    assert read_summary(run_dir)["precision"] == "64-true"
     done = run_script("generate", f"run={run_dir}", "label=all", "num_samples=2")
     assert done.returncode == 0, done.stdout + done.stderr
     saved = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
@@ -706,4 +708,4 @@ def test_every_experiment_trains(path: Path, data_dir: Path, tmp_path: Path) -> 
     words = [f"experiment={path.stem}", *of_tests, *few, "test_num_samples=2", "logger=csv"]
     done = run_script("train", *words, "callbacks.figures=null", f"hydra.run.dir={tmp_path / 'a'}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert summary(tmp_path / "a")["steps"] == 2
+    assert read_summary(tmp_path / "a")["steps"] == 2

@@ -28,7 +28,7 @@ Change = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture
-def folder(finished_run: Path, tmp_path: Path) -> Path:
+def hostile_folder(finished_run: Path, tmp_path: Path) -> Path:
     """Return a copy of a run that a test makes hostile."""
     copy = tmp_path / "theirs"
     shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("wandb", "figures"))
@@ -36,7 +36,7 @@ def folder(finished_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return an installed package that leaves a file when imported."""
     package = tmp_path / "installed" / "my_package"
     package.mkdir(parents=True)
@@ -72,7 +72,7 @@ def set_key(dotted: str, value: Any) -> Change:
     return change
 
 
-def attacks(marker: str) -> dict[str, Any]:
+def make_attacks(marker: str) -> dict[str, Any]:
     """Return targets that would write or read a marker file if called."""
     touch = f"touch '{marker}'"
     return {
@@ -142,10 +142,10 @@ PLACES = ("model.network", "model.extra", "data.extra", "data", "callbacks.extra
 
 
 @pytest.mark.fault(Promise.STRANGERS, TARGETS)
-@pytest.mark.parametrize("name", attacks(""))
+@pytest.mark.parametrize("name", make_attacks(""))
 def test_targets_outside_the_trusted_list_are_rejected(name: str, tmp_path: Path) -> None:
     """Test the check itself in every section of a config."""
-    attack = attacks(str(tmp_path / "marker"))[name]
+    attack = make_attacks(str(tmp_path / "marker"))[name]
     for place in PLACES:
         config: dict[str, Any] = {"model": {"network": {}}, "data": {}, "callbacks": {}}
         set_key(place, attack)(config)
@@ -172,22 +172,22 @@ def test_loggers_are_trusted_only_below_logger(target: str, place: str) -> None:
 @pytest.mark.fault(Promise.STRANGERS, TARGETS)
 @pytest.mark.parametrize("name", ["os.system", "torch's os", "our os", "partial", "in a list"])
 @pytest.mark.parametrize("place", ["model.network", "model.extra", "data.extra"])
-def test_loading_a_hostile_folder_runs_no_code(name: str, place: str, folder: Path) -> None:
+def test_loading_a_hostile_folder_runs_no_code(name: str, place: str, hostile_folder: Path) -> None:
     """Test loading from a checkpoint with a valid checksum and a hostile config."""
-    marker = folder.parent / "marker"
-    tamper(folder, set_key(place, attacks(str(marker))[name]))
+    marker = hostile_folder.parent / "marker"
+    tamper(hostile_folder, set_key(place, make_attacks(str(marker))[name]))
     with pytest.raises(ConfigError, match="_target_"):
-        loading.load_data(loading.load_model(loading.find_run(folder)[1])[1])
+        loading.load_data(loading.load_model(loading.find_run(hostile_folder)[1])[1])
     with pytest.raises(ConfigError, match="_target_"):
-        reading.load_untrusted_config(folder)
+        reading.load_untrusted_config(hostile_folder)
     assert not marker.exists()
 
 
 @pytest.mark.fault(Promise.STRANGERS, "a command as `_target_`, through an entry point")
-def test_generate_rejects_a_hostile_folder_with_one_line(folder: Path) -> None:
-    marker = folder.parent / "marker"
-    tamper(folder, set_key("model", attacks(str(marker))["os.system"]))
-    done = run_script("generate", f"run={folder}", "label=1")
+def test_generate_rejects_a_hostile_folder_with_one_line(hostile_folder: Path) -> None:
+    marker = hostile_folder.parent / "marker"
+    tamper(hostile_folder, set_key("model", make_attacks(str(marker))["os.system"]))
+    done = run_script("generate", f"run={hostile_folder}", "label=1")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "model._target_='os.system'" in done.stderr
@@ -195,66 +195,74 @@ def test_generate_rejects_a_hostile_folder_with_one_line(folder: Path) -> None:
 
 
 def test_resolvers_and_interpolations_are_rejected(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    hostile_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET", "hush")
     for value in ("${oc.env:SECRET}", "${now:%Y}", "${.network}", "${project_root:}"):
-        tamper(folder, set_key("model.latent_dim", value))
+        tamper(hostile_folder, set_key("model.latent_dim", value))
         with pytest.raises(ConfigError, match=r"model\.latent_dim: holds an interpolation"):
-            load_run(folder)
+            load_run(hostile_folder)
         with pytest.raises(ConfigError, match="interpolation"):
-            reading.load_config(folder)
+            reading.load_config(hostile_folder)
     with pytest.raises(ConfigError, match="interpolation"):
         trust.check_plain({"a": {"${oc.env:HOME}": 1}})
 
 
-def test_control_characters_are_rejected(folder: Path) -> None:
-    tamper(folder, set_key("name", "\x1b]0;owned\x07"))
+def test_control_characters_are_rejected(hostile_folder: Path) -> None:
+    tamper(hostile_folder, set_key("name", "\x1b]0;owned\x07"))
     with pytest.raises(ConfigError, match="name: holds control characters"):
-        load_run(folder)
+        load_run(hostile_folder)
 
 
-def test_an_installed_package_needs_trust_by_name(folder: Path, mine: Path) -> None:
-    tamper(folder, set_key("model.network._target_", "my_package.MyNet"))
-    imported = mine.parents[1] / "imported"
+def test_an_installed_package_needs_trust_by_name(
+    hostile_folder: Path, installed_package: Path
+) -> None:
+    tamper(hostile_folder, set_key("model.network._target_", "my_package.MyNet"))
+    imported = installed_package.parents[1] / "imported"
     with pytest.raises(ConfigError, match="trust=my_package"):
-        load_run(folder)
+        load_run(hostile_folder)
     for near in ("my", "my_packag", "my_package.MyNe", "other"):
         with pytest.raises(ConfigError, match="trust=my_package"):
-            load_run(folder, trusted=near)
+            load_run(hostile_folder, trusted=near)
     assert not imported.exists()  # the package is not even imported
-    assert type(load_run(folder, trusted="my_package").network).__name__ == "MyNet"
-    assert type(load_run(folder, trusted=["other", "my_package"]).network).__name__ == "MyNet"
-    reading.load_untrusted_config(folder, "my_package")
+    assert type(load_run(hostile_folder, trusted="my_package").network).__name__ == "MyNet"
+    assert (
+        type(load_run(hostile_folder, trusted=["other", "my_package"]).network).__name__ == "MyNet"
+    )
+    reading.load_untrusted_config(hostile_folder, "my_package")
 
 
-def test_trust_covers_only_what_the_package_defines(folder: Path, mine: Path) -> None:
-    marker = folder.parent / "marker"
+def test_trust_covers_only_what_the_package_defines(
+    hostile_folder: Path, installed_package: Path
+) -> None:
+    marker = hostile_folder.parent / "marker"
     attack = {"_target_": "my_package.os.system", "_args_": [f"touch '{marker}'"]}
-    tamper(folder, set_key("model.network", attack))
+    tamper(hostile_folder, set_key("model.network", attack))
     with pytest.raises(ConfigError, match="rejected"):
-        load_run(folder, trusted="my_package")
+        load_run(hostile_folder, trusted="my_package")
     assert not marker.exists()
 
 
-def test_a_run_folder_cannot_grant_trust(folder: Path, mine: Path) -> None:
+def test_a_run_folder_cannot_grant_trust(hostile_folder: Path, installed_package: Path) -> None:
     def change(config: dict[str, Any]) -> None:
         config["trust"] = config["trusted"] = "my_package"
         config["model"]["network"]["_target_"] = "my_package.MyNet"
 
-    tamper(folder, change)
-    (folder / "my_package.py").write_text("raise SystemExit")
+    tamper(hostile_folder, change)
+    (hostile_folder / "my_package.py").write_text("raise SystemExit")
     with pytest.raises(ConfigError, match="trust=my_package"):
-        load_run(folder)
+        load_run(hostile_folder)
 
 
-def test_trust_can_be_given_on_the_command_line(folder: Path, mine: Path, tmp_path: Path) -> None:
-    tamper(folder, set_key("model.network._target_", "my_package.MyNet"))
-    typed = [f"run={folder}", "label=1", f"output={tmp_path / 'x.png'}"]
-    path = str(mine.parent)
+def test_trust_can_be_given_on_the_command_line(
+    hostile_folder: Path, installed_package: Path, tmp_path: Path
+) -> None:
+    tamper(hostile_folder, set_key("model.network._target_", "my_package.MyNet"))
+    typed = [f"run={hostile_folder}", "label=1", f"output={tmp_path / 'x.png'}"]
+    path = str(installed_package.parent)
     done = run_script("generate", *typed, "trust=my_package", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
-    assert "trust=my_package" in RunFolder(folder).next_steps()
+    assert "trust=my_package" in RunFolder(hostile_folder).next_steps()
 
 
 LIBRARIES = ["harness", "lightning", "torch", pytest.param("optuna", marks=pytest.mark.engines)]
@@ -311,14 +319,14 @@ def own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     assert not mark.exists()
 
 
-def check(target: str) -> None:
+def check_target(target: str) -> None:
     trust.check_targets({"model": {"_target_": target}}, None, get_object)
 
 
 @pytest.mark.usefixtures("own_source")
 def test_classes_of_your_own_files_need_no_trust() -> None:
-    check("my_own.Net")
-    check("my_own.make")  # a function that conf/ names
+    check_target("my_own.Net")
+    check_target("my_own.make")  # a function that conf/ names
 
 
 @pytest.mark.usefixtures("own_source")
@@ -328,7 +336,7 @@ def test_classes_of_your_own_files_need_no_trust() -> None:
 )
 def test_imports_and_instances_in_your_files_are_not_trusted(target: str) -> None:
     with pytest.raises(ConfigError, match="not trusted"):
-        check(target)
+        check_target(target)
 
 
 def test_without_conf_only_the_shipped_list_is_trusted(own_source: Path) -> None:
@@ -336,8 +344,8 @@ def test_without_conf_only_the_shipped_list_is_trusted(own_source: Path) -> None
     (own_source.parent / "conf").rmdir()
     for target in ("my_own.Net", "my_own.make"):
         with pytest.raises(ConfigError, match="not trusted"):
-            check(target)
-    check("torch.optim.SGD")
+            check_target(target)
+    check_target("torch.optim.SGD")
 
 
 # YAML
@@ -380,41 +388,41 @@ def test_a_pipe_as_config_does_not_block(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(Promise.STRANGERS, "links and paths that lead out of the folder")
-def test_links_out_of_the_folder_are_not_read(folder: Path, tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_not_read(hostile_folder: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret.yaml"
-    shutil.move(folder / reading.CONFIG, secret)
-    (folder / reading.CONFIG).symlink_to(secret)
+    shutil.move(hostile_folder / reading.CONFIG, secret)
+    (hostile_folder / reading.CONFIG).symlink_to(secret)
     with pytest.raises(ConfigError, match="leads out of the folder"):
-        reading.load_config(folder)
-    shutil.move(folder / reading.BEST, tmp_path / "elsewhere.ckpt")
-    (folder / reading.BEST).symlink_to(tmp_path / "elsewhere.ckpt")
+        reading.load_config(hostile_folder)
+    shutil.move(hostile_folder / reading.BEST, tmp_path / "elsewhere.ckpt")
+    (hostile_folder / reading.BEST).symlink_to(tmp_path / "elsewhere.ckpt")
     with pytest.raises(ConfigError, match="leads out of the folder"):
-        load_run(folder)
+        load_run(hostile_folder)
 
 
 @pytest.mark.fault(Promise.STRANGERS, "links and paths that lead out of the folder")
-def test_nothing_is_written_through_a_link(folder: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_through_a_link(hostile_folder: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("mine")
-    (folder / "evaluation.json").unlink(missing_ok=True)
-    (folder / "evaluation.json").symlink_to(precious)
-    shutil.rmtree(folder / "generated", ignore_errors=True)
-    (folder / "generated").mkdir()
-    (folder / "generated" / "label-1-seed-0.png").symlink_to(precious)
-    done = run_script("generate", f"run={folder}", "label=1")
+    (hostile_folder / "evaluation.json").unlink(missing_ok=True)
+    (hostile_folder / "evaluation.json").symlink_to(precious)
+    shutil.rmtree(hostile_folder / "generated", ignore_errors=True)
+    (hostile_folder / "generated").mkdir()
+    (hostile_folder / "generated" / "label-1-seed-0.png").symlink_to(precious)
+    done = run_script("generate", f"run={hostile_folder}", "label=1")
     assert done.returncode == 2
     assert "leads out of the folder" in done.stderr
-    files.write_json(folder / "evaluation.json", {})
+    files.write_json(hostile_folder / "evaluation.json", {})
     assert precious.read_text() == "mine"
-    assert not (folder / "evaluation.json").is_symlink()
+    assert not (hostile_folder / "evaluation.json").is_symlink()
 
 
 @pytest.mark.fault(Promise.STRANGERS, "links and paths that lead out of the folder")
-def test_the_data_dir_of_a_foreign_config_is_not_used(folder: Path, tmp_path: Path) -> None:
-    tamper(folder, set_key("data.data_dir", str(tmp_path / "planted")))
-    cfg = reading.load_untrusted_config(folder)
+def test_the_data_dir_of_a_foreign_config_is_not_used(hostile_folder: Path, tmp_path: Path) -> None:
+    tamper(hostile_folder, set_key("data.data_dir", str(tmp_path / "planted")))
+    cfg = reading.load_untrusted_config(hostile_folder)
     assert cfg.data.data_dir == str(paths.ROOT / "data")
-    _, cfg = loading.load_model(folder / reading.BEST)
+    _, cfg = loading.load_model(hostile_folder / reading.BEST)
     assert loading.load_data(cfg).data_dir == paths.ROOT / "data"
     assert not (tmp_path / "planted").exists()
 
@@ -433,72 +441,75 @@ def test_the_data_dir_of_a_foreign_config_is_not_used(folder: Path, tmp_path: Pa
     ],
 )
 def test_paths_out_of_the_run_folder_are_rejected(
-    key: str, value: str, folder: Path, tmp_path: Path
+    key: str, value: str, hostile_folder: Path, tmp_path: Path
 ) -> None:
-    (folder / "link").symlink_to(tmp_path)
-    tamper(folder, set_key(key, value.format(run_dir=folder)))
+    (hostile_folder / "link").symlink_to(tmp_path)
+    tamper(hostile_folder, set_key(key, value.format(run_dir=hostile_folder)))
     with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
-        reading.load_untrusted_config(folder)
+        reading.load_untrusted_config(hostile_folder)
 
 
 def test_rerun_trains_in_the_moved_folder(
-    folder: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+    hostile_folder: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """rerun= trains in the given folder, not in the folder that its config names."""
     started: list[Any] = []
     monkeypatch.setattr(
         jobs, "run_jobs", lambda dirs, *_, **__: started.extend(map(reading.load_config, dirs))
     )
-    reading.update_summary(folder, status="interrupted")
+    reading.update_summary(hostile_folder, status="interrupted")
     with pytest.raises(RunFailed):
-        jobs.run_unfinished(folder, 1)
+        jobs.run_unfinished(hostile_folder, 1)
     (cfg,) = started
-    assert cfg.callbacks.best.dirpath == str(folder / "checkpoints")
+    assert cfg.callbacks.best.dirpath == str(hostile_folder / "checkpoints")
     assert str(finished_run) not in OmegaConf.to_yaml(cfg)
 
 
-def test_paths_follow_a_moved_folder(folder: Path, finished_run: Path) -> None:
-    cfg = reading.load_untrusted_config(folder)
-    assert cfg.run_dir == str(folder)
-    assert cfg.callbacks.best.dirpath == str(folder / "checkpoints")
+def test_paths_follow_a_moved_folder(hostile_folder: Path, finished_run: Path) -> None:
+    cfg = reading.load_untrusted_config(hostile_folder)
+    assert cfg.run_dir == str(hostile_folder)
+    assert cfg.callbacks.best.dirpath == str(hostile_folder / "checkpoints")
     assert str(finished_run) not in OmegaConf.to_yaml(cfg)
 
 
 @pytest.mark.fault(Promise.STRANGERS, "a malicious pickle in a checkpoint with a valid checksum")
-def test_a_malicious_pickle_is_not_executed(folder: Path) -> None:
-    marker = folder.parent / "marker"
+def test_a_malicious_pickle_is_not_executed(hostile_folder: Path) -> None:
+    marker = hostile_folder.parent / "marker"
 
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.system, (f"touch '{marker}'",)
 
-    torch.save({"state_dict": Evil(), "config": {}}, folder / reading.BEST)
-    with (folder / reading.BEST).open("r+b") as file:
+    torch.save({"state_dict": Evil(), "config": {}}, hostile_folder / reading.BEST)
+    with (hostile_folder / reading.BEST).open("r+b") as file:
         checkpoints._append_footer(file, 3)
     with pytest.raises(ConfigError, match="more than plain data") as caught:
-        load_run(folder)
+        load_run(hostile_folder)
     assert "system" in str(caught.value)
     assert not marker.exists()
 
 
 @pytest.mark.fault(Promise.STRANGERS, "links and paths that lead out of the folder")
-def test_logs_are_not_written_through_a_link(folder: Path, tmp_path: Path) -> None:
+def test_logs_are_not_written_through_a_link(hostile_folder: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
     for name in (LOG, jobs.TERMINAL_LOG):
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).symlink_to(victim)
-    with pytest.raises(ConfigError, match="leads out of the folder"), log_to_folder(folder, 0):
+        (hostile_folder / name).unlink(missing_ok=True)
+        (hostile_folder / name).symlink_to(victim)
+    with (
+        pytest.raises(ConfigError, match="leads out of the folder"),
+        log_to_folder(hostile_folder, 0),
+    ):
         pass
     with pytest.raises(ConfigError, match="leads out of the folder"):
-        jobs._start_job(folder, machine.Share([0], []), True, {})
+        jobs._start_job(hostile_folder, machine.Share([0], []), True, {})
     assert victim.read_text() == "mine"
 
 
-def test_a_model_of_another_class_is_rejected(folder: Path) -> None:
+def test_a_model_of_another_class_is_rejected(hostile_folder: Path) -> None:
     with pytest.raises(ConfigError, match="its model is a CVAE, not a Linear"):
-        loading.load_model(folder / reading.BEST, None, torch.nn.Linear)
+        loading.load_model(hostile_folder / reading.BEST, None, torch.nn.Linear)
     change = set_key("model", {"_target_": "cvae.data.ImagesDataModule", "data_dir": "/none"})
-    tamper(folder, change)
+    tamper(hostile_folder, change)
     with pytest.raises(ConfigError, match=r"is not a torch.nn.Module|must be"):
-        loading.load_model(folder / reading.BEST)
+        loading.load_model(hostile_folder / reading.BEST)

@@ -13,7 +13,7 @@ from tests.conftest import run_script, tiny
 SHORT = ["trainer.max_epochs=1", "optimizer.lr=1e-12", "scheduler=constant", "callbacks.ema=null"]
 
 
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+def load_weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return loading.model_weights(loading.load_checkpoint(run_dir / BEST))
 
 
@@ -24,7 +24,7 @@ def test_a_run_starts_from_the_weights_of_another(
     overrides = [*tiny(data_dir, tmp_path), *SHORT, f"weights='{finished_run}'"]
     done = run_script("train", *overrides)
     assert done.returncode == 0, done.stderr
-    before, after = weights(finished_run), weights(tmp_path)
+    before, after = load_weights(finished_run), load_weights(tmp_path)
     assert before.keys() == after.keys()
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, atol=1e-6, rtol=1e-6)
@@ -44,7 +44,7 @@ def test_weights_that_do_not_fit_are_named_and_left_out_on_request(
     done = run_script("train", *changed, "weights_partial=true")
     assert done.returncode == 0, done.stderr
     assert "left out: network.encoder.head.weight" in done.stdout
-    before, after = weights(finished_run), weights(tmp_path / "b")
+    before, after = load_weights(finished_run), load_weights(tmp_path / "b")
     stem = "network.encoder.stem.linear.weight"
     torch.testing.assert_close(after[stem], before[stem], atol=1e-6, rtol=1e-6)
 

@@ -15,7 +15,7 @@ from cvae.models import CVAE
 from cvae.networks import MLP
 from cvae.types import Batch
 from harness.contract.errors import NotFiniteError
-from tests.harness.test_training import objects, pytestmark, rows  # noqa: F401
+from tests.harness.test_training import make_objects, pytestmark, read_rows  # noqa: F401
 
 
 def weights(module: VAEModule) -> Tensor:
@@ -25,7 +25,7 @@ def weights(module: VAEModule) -> Tensor:
 def change_in_a_step(data_dir: Path, folder: Path, **trainer: Any) -> Tensor:
     """Return the gradient, which a step of plain gradient descent with rate 1 subtracts."""
     torch.manual_seed(0)
-    module, data, fit = objects(data_dir, folder, callbacks=[], max_steps=1, **trainer)
+    module, data, fit = make_objects(data_dir, folder, callbacks=[], max_steps=1, **trainer)
     module._make_optimizer = lambda groups: torch.optim.SGD(
         [{"params": g["params"]} for g in groups], lr=1.0
     )
@@ -60,7 +60,7 @@ def test_the_algorithm_value_clips_entries(data_dir: Path, tmp_path: Path) -> No
 
 def test_the_loss_is_the_mean_over_the_global_batch(data_dir: Path, tmp_path: Path) -> None:
     """The loss is the same for any split of the batch over ranks or accumulated batches."""
-    module, data, fit = objects(data_dir, tmp_path, callbacks=[], max_steps=1)
+    module, data, fit = make_objects(data_dir, tmp_path, callbacks=[], max_steps=1)
     data.prepare_data()
     data.setup()
     fit.fit(module, datamodule=data)
@@ -80,7 +80,7 @@ def test_the_loss_is_the_mean_over_the_global_batch(data_dir: Path, tmp_path: Pa
 
 def test_the_noise_differs_between_epochs(data_dir: Path, tmp_path: Path) -> None:
     """The same images with the same weights have another loss in the next epoch."""
-    module, data, fit = objects(data_dir, tmp_path, callbacks=[], max_steps=1)
+    module, data, fit = make_objects(data_dir, tmp_path, callbacks=[], max_steps=1)
     data.prepare_data()
     data.setup()
     fit.fit(module, datamodule=data)
@@ -98,7 +98,7 @@ def test_validation_is_the_mean_over_images(data_dir: Path, tmp_path: Path) -> N
     found = []
     for eval_batch_size in (16, 45):
         torch.manual_seed(0)
-        module, _, fit = objects(data_dir, tmp_path, callbacks=[])
+        module, _, fit = make_objects(data_dir, tmp_path, callbacks=[])
         data = MNISTDataModule(
             data_dir, "KMNIST", eval_batch_size=eval_batch_size, validation_size=45
         )
@@ -152,7 +152,7 @@ def test_logged_values_are_means_over_the_steps_since_the_last_log(
     for every in (1, 2):
         torch.manual_seed(0)
         given = [losses] if every == 1 else []
-        module, data, fit = objects(
+        module, data, fit = make_objects(
             data_dir, tmp_path, callbacks=given, max_steps=4, log_every_n_steps=every
         )
         logger = Rows()
