@@ -63,7 +63,7 @@ REQUESTS = {"color": "label=all", "attributes": "condition={label: 2, size: [3,7
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shapes_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with color images, and with grey images of squares of known size."""
     folder = tmp_path_factory.mktemp("shapes")
     rng = np.random.default_rng(0)
@@ -91,47 +91,52 @@ def run(script: str, *arguments: str, timeout: float = 120) -> str:
 
 @pytest.fixture(scope="module", params=CASES)
 def finished(
-    request: pytest.FixtureRequest, shapes: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
     """Return the name of a case and the folder of its finished run."""
     run_dir = tmp_path_factory.mktemp(request.param) / "run"
-    run("train", *CASES[request.param], f"data.data_dir={shapes}", f"hydra.run.dir={run_dir}")
+    run("train", *CASES[request.param], f"data.data_dir={shapes_dir}", f"hydra.run.dir={run_dir}")
     return request.param, run_dir
 
 
-def settings_of_evaluation() -> Any:
+def import_evaluation_settings() -> Any:
     # imported late, as users may delete the evaluation
     return importlib.import_module("cvae.evaluation.settings")
 
 
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+def load_weights(run_dir: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = torch.load(run_dir / "checkpoints" / "best.ckpt")["state_dict"]
     return found
 
 
 def test_two_devices_take_the_same_steps(
-    finished: tuple[str, Path], shapes: Path, tmp_path: Path
+    finished: tuple[str, Path], shapes_dir: Path, tmp_path: Path
 ) -> None:
     name, run_dir = finished
-    pair = [*CASES[name], f"data.data_dir={shapes}", f"hydra.run.dir={tmp_path}", "device=cpu_pair"]
+    pair = [
+        *CASES[name],
+        f"data.data_dir={shapes_dir}",
+        f"hydra.run.dir={tmp_path}",
+        "device=cpu_pair",
+    ]
     run("train", *(o for o in pair if o not in ("device=cpu", "trainer.devices=1")))
-    one, two = weights(run_dir), weights(tmp_path)
+    one, two = load_weights(run_dir), load_weights(tmp_path)
     assert one.keys() == two.keys()
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, atol=2e-4, rtol=1e-3)
 
 
 def test_a_resumed_run_takes_the_same_steps(
-    finished: tuple[str, Path], shapes: Path, tmp_path: Path
+    finished: tuple[str, Path], shapes_dir: Path, tmp_path: Path
 ) -> None:
     name, run_dir = finished
     run(
         "train",
-        *(*CASES[name], f"data.data_dir={shapes}"),
+        *(*CASES[name], f"data.data_dir={shapes_dir}"),
         *(f"hydra.run.dir={tmp_path}", "trainer.max_epochs=1"),
     )
     run("train", f"resume={tmp_path}", "trainer.max_epochs=2")
-    one, two = weights(run_dir), weights(tmp_path)
+    one, two = load_weights(run_dir), load_weights(tmp_path)
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
@@ -157,7 +162,7 @@ def test_the_other_commands_work(finished: tuple[str, Path], tmp_path: Path) -> 
     assert bits == pytest.approx(nats / (num_counted * np.log(2)))
     if name != "color":
         assert "generative_classifier: skipped, the condition is not one label" in table
-    claims = settings_of_evaluation().Claim
+    claims = import_evaluation_settings().Claim
     if "latent_independence" not in get_args(claims):
         return
     if name == "quadrants":
@@ -178,15 +183,20 @@ def test_the_model_is_exported(finished: tuple[str, Path]) -> None:
 
 @pytest.mark.engines
 def test_compiled_terms_take_the_same_steps(
-    finished: tuple[str, Path], shapes: Path, tmp_path: Path
+    finished: tuple[str, Path], shapes_dir: Path, tmp_path: Path
 ) -> None:
     name, run_dir = finished
     run(
         "train",
-        *(*CASES[name], f"data.data_dir={shapes}", f"hydra.run.dir={tmp_path}", "compile=default"),
+        *(
+            *CASES[name],
+            f"data.data_dir={shapes_dir}",
+            f"hydra.run.dir={tmp_path}",
+            "compile=default",
+        ),
         timeout=500,  # of a busy machine
     )
-    one, two = weights(run_dir), weights(tmp_path)
+    one, two = load_weights(run_dir), load_weights(tmp_path)
     assert one.keys() == two.keys()
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, atol=2e-3, rtol=1e-2)
@@ -194,7 +204,7 @@ def test_compiled_terms_take_the_same_steps(
 
 @pytest.mark.engines
 @pytest.mark.parametrize("name", CASES)
-def test_a_search_trains_its_trials(name: str, shapes: Path, tmp_path: Path) -> None:
+def test_a_search_trains_its_trials(name: str, shapes_dir: Path, tmp_path: Path) -> None:
     run(
         "train",
         *(
@@ -203,7 +213,7 @@ def test_a_search_trains_its_trials(name: str, shapes: Path, tmp_path: Path) -> 
             "hydra.sweeper.num_trials=2",
             f"hydra.sweep.dir={tmp_path}",
         ),
-        *(*CASES[name], f"data.data_dir={shapes}", "optimizer.lr=interval(1e-4,1e-3)"),
+        *(*CASES[name], f"data.data_dir={shapes_dir}", "optimizer.lr=interval(1e-4,1e-3)"),
         timeout=300,
     )
     found = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]

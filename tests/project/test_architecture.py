@@ -40,16 +40,16 @@ SCIENCE_LAYERS = (
     ("callbacks", "embedding", "evaluation", "films"),
     ("export", "generation", "explorer"),
 )
-OF_THE_MACHINERY = {
+MACHINERY_PACKAGES = {
     *("hydra", "omegaconf", "wandb", "subprocess", "multiprocessing", "signal"),
     *("hydra_plugins", "submitit", "ray", "optuna"),
 }
-OF_THE_SCIENCE = {"cvae", "elbo", "latent", "label", "digit", "mnist", "image"}
+SCIENCE_WORDS = {"cvae", "elbo", "latent", "label", "digit", "mnist", "image"}
 NAMES_OF_LIBRARIES = r"wandb\.Image|PIL import Image|\bImage\.Image\b|\blog_image\b|\badd_image\b"
 MAX_LINES = 350
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+def find_imports(path: Path) -> Iterator[tuple[str, bool]]:
     """Yield every module that a file imports, and whether it does so within a function."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
@@ -63,33 +63,35 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
                 yield f"{node.module}.{alias.name}", id(node) in late
 
 
-def packages(path: Path) -> set[str]:
-    return {name.partition(".")[0] for name, _ in imports(path)}
+def find_packages(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name, _ in find_imports(path)}
 
 
-def python_files(folder: Path) -> list[Path]:
+def list_python_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.py") if "egg-info" not in str(path))
 
 
-def place(path: Path) -> str:
+def get_layer_member(path: Path) -> str:
     """Return the package of the harness, or module of the science, of a file."""
     return path.relative_to(SOURCE).parts[1].removesuffix(".py")
 
 
 SCRIPTS = ("train", "generate", "embed", "compare", "export", "explore", "dashboard")
 ENTRY_POINTS = [f"{name}.py" for name in SCRIPTS]
-OF_SCIENCE = {name for layer in SCIENCE_LAYERS for name in layer} | {"__init__"}
+SCIENCE_MODULES = {name for layer in SCIENCE_LAYERS for name in layer} | {"__init__"}
 # without files that a user adds in src/
-SCIENCE_FILES = [path for path in python_files(SCIENCE) if place(path) in OF_SCIENCE]
-OURS = [
+SCIENCE_FILES = [
+    path for path in list_python_files(SCIENCE) if get_layer_member(path) in SCIENCE_MODULES
+]
+SHIPPED_FILES = [
     *(SOURCE / name for name in ENTRY_POINTS),
-    *python_files(HARNESS),
-    *python_files(SOURCE / "hydra_plugins"),
+    *list_python_files(HARNESS),
+    *list_python_files(SOURCE / "hydra_plugins"),
     *SCIENCE_FILES,
 ]
 
 
-def shown(path: object) -> str:
+def format_path(path: object) -> str:
     return str(path.relative_to(SOURCE)) if isinstance(path, Path) else str(path)
 
 
@@ -98,17 +100,19 @@ PACKAGES = [(HARNESS, HARNESS_LAYERS), (SCIENCE, SCIENCE_LAYERS)]
 
 def test_every_module_is_in_a_layer() -> None:
     known = [name for layer in HARNESS_LAYERS for name in layer]
-    assert {place(path) for path in python_files(HARNESS)} - {"__init__"} == set(known)
+    assert {get_layer_member(path) for path in list_python_files(HARNESS)} - {"__init__"} == set(
+        known
+    )
     assert len(known) == len(set(known))
-    there = {place(path) for path in python_files(SCIENCE)}
-    assert there | {"evaluation", "versions"} >= OF_SCIENCE  # these may be deleted
+    there = {get_layer_member(path) for path in list_python_files(SCIENCE)}
+    assert there | {"evaluation", "versions"} >= SCIENCE_MODULES  # these may be deleted
 
 
 def test_mypy_is_strict_for_every_module_of_the_science() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text()
     assert all(
         f'"{PACKAGE}.{name}"' in pyproject
-        for name in OF_SCIENCE - {"__init__", "evaluation", "versions"}
+        for name in SCIENCE_MODULES - {"__init__", "evaluation", "versions"}
     )
 
 
@@ -116,12 +120,12 @@ def test_mypy_is_strict_for_every_module_of_the_science() -> None:
 def test_imports_come_from_lower_layers(package: Path, layers: tuple[tuple[str, ...], ...]) -> None:
     height = {name: number for number, layer in enumerate(layers) for name in layer}
     found = [
-        f"{shown(path)} imports {name}"
-        for path in python_files(package)
-        for name, _ in imports(path)
-        if name.startswith(f"{package.name}.") and place(path) in height
-        if (other := name.split(".")[1]) != place(path) and other in height
-        if height[other] >= height[place(path)]
+        f"{format_path(path)} imports {name}"
+        for path in list_python_files(package)
+        for name, _ in find_imports(path)
+        if name.startswith(f"{package.name}.") and get_layer_member(path) in height
+        if (other := name.split(".")[1]) != get_layer_member(path) and other in height
+        if height[other] >= height[get_layer_member(path)]
     ]
     assert found == []
 
@@ -129,29 +133,31 @@ def test_imports_come_from_lower_layers(package: Path, layers: tuple[tuple[str, 
 def test_the_science_imports_only_the_contract_of_the_harness() -> None:
     """load_run and train import more of the harness, but only when a user calls them."""
     found = [
-        (shown(path), name, is_late)
+        (format_path(path), name, is_late)
         for path in SCIENCE_FILES
-        for name, is_late in imports(path)
+        for name, is_late in find_imports(path)
         if name.partition(".")[0] == "harness" and not name.startswith("harness.contract.")
     ]
     late = ("harness.run_folder.loading", "harness.training.run")
     assert found == [(f"{PACKAGE}/__init__.py", name, True) for name in late]
 
 
-@pytest.mark.parametrize("path", SCIENCE_FILES, ids=shown)
+@pytest.mark.parametrize("path", SCIENCE_FILES, ids=format_path)
 def test_the_science_imports_no_packages_of_the_machinery(path: Path) -> None:
     allowed = {"subprocess"} if path == SCIENCE / "explorer" / "runtime.py" else set()  # npm
-    assert not packages(path) & OF_THE_MACHINERY - allowed
+    assert not find_packages(path) & MACHINERY_PACKAGES - allowed
 
 
 @pytest.mark.parametrize(
-    "path", [*python_files(HARNESS), *python_files(SOURCE / "hydra_plugins")], ids=shown
+    "path",
+    [*list_python_files(HARNESS), *list_python_files(SOURCE / "hydra_plugins")],
+    ids=format_path,
 )
 def test_the_harness_names_nothing_of_the_science(path: Path) -> None:
-    assert not packages(path) & {PACKAGE, *(script.stem for script in SOURCE.glob("*.py"))}
+    assert not find_packages(path) & {PACKAGE, *(script.stem for script in SOURCE.glob("*.py"))}
     text = re.sub(NAMES_OF_LIBRARIES, "", path.read_text(encoding="utf-8"))
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)  # also in snake_case and CamelCase
-    used = {word for word in map(str.lower, words) if word.removesuffix("s") in OF_THE_SCIENCE}
+    used = {word for word in map(str.lower, words) if word.removesuffix("s") in SCIENCE_WORDS}
     assert used == set()
 
 
@@ -162,13 +168,13 @@ def test_entry_points_are_short(name: str) -> None:
     assert "sys.path" not in text
 
 
-@pytest.mark.parametrize("path", OURS, ids=shown)
+@pytest.mark.parametrize("path", SHIPPED_FILES, ids=format_path)
 def test_files_are_short_or_say_why(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= MAX_LINES or "in one file" in lines[0]
 
 
-def names_no_encoding(call: ast.Call) -> bool:
+def uses_locale_encoding(call: ast.Call) -> bool:
     """Return whether a call opens, reads or writes text in the encoding of the locale."""
     owner, _, name = ast.unparse(call.func).rpartition(".")
     is_of_text = name in ("open", "_LogFile") or (owner and name in ("read_text", "write_text"))
@@ -184,15 +190,15 @@ def test_every_text_file_is_opened_with_an_encoding() -> None:
     scripts = [path for name in folders for path in (ROOT / name).rglob("*.py")]
     found = [
         f"{path.name}:{node.lineno}: {ast.unparse(node)}"
-        for path in [*OURS, *sorted(scripts)]
+        for path in [*SHIPPED_FILES, *sorted(scripts)]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and names_no_encoding(node)
+        if isinstance(node, ast.Call) and uses_locale_encoding(node)
     ]
     assert found == []
 
 
 def test_no_module_has_a_catch_all_name() -> None:
-    names = {path.stem for path in OURS}
+    names = {path.stem for path in SHIPPED_FILES}
     assert not names & {"utils", "helpers", "common", "base", "misc"}
 
 

@@ -16,7 +16,7 @@ PAGE = (DOCS / "article-in-code.md").read_text(encoding="utf-8")
 EXCERPTS = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
 
 
-def find(part: str, source: str, start: int) -> int:
+def find_excerpt_end(part: str, source: str, start: int) -> int:
     """Return the end of the first match of these lines, at any indentation, or -1."""
     for indent in range(0, 17, 4):
         lines = "\n" + textwrap.indent(part, " " * indent)
@@ -29,7 +29,7 @@ def find(part: str, source: str, start: int) -> int:
 def test_excerpts_occur_in_the_file_they_name(file: str, excerpt: str) -> None:
     source, end = "\n" + (ROOT / file).read_text(encoding="utf-8"), 0
     for part in re.split(r"^ *\.\.\.\n", excerpt, flags=re.MULTILINE):
-        end = find(part, source, end)
+        end = find_excerpt_end(part, source, end)
         assert end >= 0, f"not in {file}, in this order:\n{part}"
 
 

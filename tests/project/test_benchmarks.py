@@ -36,7 +36,7 @@ import article_figure
 import jobs
 
 
-def script(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def import_benchmark(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Import a file of benchmarks/, with its output in tmp_path."""
     module = importlib.import_module(name)
     monkeypatch.setattr(module, "FOLDER", tmp_path / name)
@@ -45,7 +45,7 @@ def script(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def alternative(name: str) -> Any:
+def make_alternative(name: str) -> Any:
     """Return a small model of benchmarks/alternatives.py with random weights, for 2x2 images."""
     network = partial(MLP, hidden_dim=8, encoder_blocks=1, decoder_blocks=1)
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def alternative(name: str) -> Any:
     return model
 
 
-def trained(capsys: pytest.CaptureFixture[str]) -> list[str]:
+def read_trained_names(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Return the names of the runs that a command trained, from its output."""
     lines = capsys.readouterr().out.splitlines()
     return [line.split()[1] for line in lines if line.startswith("run ") and " of " in line]
@@ -120,7 +120,7 @@ def test_bad_settings_of_the_article_are_rejected_at_once(
     assert not list(tmp_path.iterdir())
 
 
-def train_and_evaluate_nothing(
+def replace_training_and_evaluation(
     monkeypatch: pytest.MonkeyPatch, status: str = "finished"
 ) -> list[str]:
     """Replace training and evaluation by functions that write files; return a list of the calls."""
@@ -149,7 +149,7 @@ def train_and_evaluate_nothing(
 def test_a_run_is_evaluated_again_with_other_settings_or_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = train_and_evaluate_nothing(monkeypatch)
+    done = replace_training_and_evaluation(monkeypatch)
     (job, *_) = article.make_jobs(tmp_path, [1], [], ["num_samples=5"])
     jobs.train_and_evaluate([job])
     jobs.train_and_evaluate([job])
@@ -166,7 +166,7 @@ def test_a_folder_of_other_settings_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder is also rejected if the overrides are equal but conf/ has changed."""
-    done = train_and_evaluate_nothing(monkeypatch)
+    done = replace_training_and_evaluation(monkeypatch)
     job = jobs.Job(tmp_path / "run", ["seed=1"])
     jobs.train_and_evaluate([job])
     conf = tmp_path / "conf"
@@ -184,7 +184,7 @@ def test_a_folder_of_other_settings_is_rejected(
 
 
 def test_a_failed_run_is_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = train_and_evaluate_nothing(monkeypatch, "failed")
+    done = replace_training_and_evaluation(monkeypatch, "failed")
     (job, *_) = article.make_jobs(tmp_path, [1], [])
     with pytest.raises(RunFailed, match="autoencoder-s1; repeat the command"):
         jobs.train_and_evaluate([job])
@@ -225,7 +225,7 @@ def test_the_article_is_written_and_resumed(
 
     def write(folder: Path) -> list[str]:
         article.main(["--folder", str(folder), "--output", str(tmp_path / "written"), *more])
-        return trained(capsys)
+        return read_trained_names(capsys)
 
     assert write(tmp_path / "runs") == ["cvae-s1", "cvae-plane"]
     table = (tmp_path / "written.md").read_text(encoding="utf-8")
@@ -246,7 +246,7 @@ def test_the_article_is_written_and_resumed(
 
 def test_the_doubly_reparametrized_gradient_matches_autograd() -> None:
     """Compare the mean over 100,000 samples for one image with autograd on the bound."""
-    model = alternative("ImportanceWeighted")
+    model = make_alternative("ImportanceWeighted")
     x = torch.tensor([1.0, 0.0, 1.0, 1.0]).view(1, 1, 2, 2).expand(100_000, 1, 2, 2)
     y = torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
     loss = model.loss(model.terms(x, y, torch.randn(len(x), 2)), 0).mean()
@@ -261,7 +261,7 @@ def test_the_doubly_reparametrized_gradient_matches_autograd() -> None:
 @pytest.mark.parametrize("path", [False, True])
 def test_free_bits_drop_the_gradient_below_the_threshold(path: bool) -> None:
     """The KL has no gradient in dimensions below the threshold, and the usual one above."""
-    model = alternative("FreeBits")
+    model = make_alternative("FreeBits")
     model.path_gradient = path
     x, y = torch.bernoulli(torch.full((50, 1, 2, 2), 0.5)), torch.eye(2).repeat(25, 1)
     eps = torch.randn(50, 2)
@@ -285,7 +285,7 @@ def test_free_bits_drop_the_gradient_below_the_threshold(path: bool) -> None:
 def test_recipes_are_measured_once(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    recipes = script("recipes", tmp_path, monkeypatch)
+    recipes = import_benchmark("recipes", tmp_path, monkeypatch)
     small, other = recipes.Recipe(tuple(tiny(data_dir)), 60), recipes.Recipe(("seed=x",), 60)
     monkeypatch.setattr(recipes, "RECIPES", {"small": small, "other": other})
     recipes.main(["small"])
@@ -317,7 +317,7 @@ def test_recipes_are_measured_once(
 def test_ablations_are_paired_by_seed_and_continue_from_their_file(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    ablations = script("ablations", tmp_path, monkeypatch)
+    ablations = import_benchmark("ablations", tmp_path, monkeypatch)
     monkeypatch.setattr(ablations, "COMMON", (*ablations.COMMON, *tiny(data_dir)))
     plain = "model.network._target_=alternatives.PlainMLP"  # a Python file next to the command
     variants = {"default": (), "plain": (plain, "model.network.latent_skips=false"), "other": ()}
@@ -349,7 +349,7 @@ def test_ablations_are_paired_by_seed_and_continue_from_their_file(
     del listed["variants"]["plain"]["runs"]["2"]
     (tmp_path / "ablations.json").write_text(json.dumps(listed))
     ablations.main(["plain"])
-    assert trained(capsys) == ["plain-s2"]
+    assert read_trained_names(capsys) == ["plain-s2"]
     assert json.loads((tmp_path / "ablations.json").read_text()) == document
     monkeypatch.setattr(ablations, "FOLDER", tmp_path / "of another machine")
     ablations.main(["plain"])

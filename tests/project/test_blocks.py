@@ -23,7 +23,7 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment, run_warm
 
-RUN = [ROOT / "README.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
+RUN_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"(?:<!-- (?P<tag>[^>]*?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$",
@@ -31,7 +31,7 @@ BLOCK = re.compile(
 )
 FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 KINDS = {"bash", "python", "yaml", "diff"}
-SHOWN = {"", "text", "console", "json", "toml"}  # never run
+NEVER_RUN = {"", "text", "console", "json", "toml"}  # never run
 TINY = (
     "trainer.max_epochs=1 trainer.limit_train_batches=3 "
     "trainer.limit_val_batches=1 trainer.limit_test_batches=1 test_num_samples=2 "
@@ -59,22 +59,24 @@ class Block(NamedTuple):
         return named[1] if named and self.kind in ("python", "yaml") else None
 
 
-def blocks_of(page: Path) -> list[Block]:
+def read_blocks(page: Path) -> list[Block]:
     return [Block(m["tag"] or "", m["kind"], m["text"]) for m in BLOCK.finditer(page.read_text())]
 
 
-def name_of(page: Path) -> str:
+def format_page_name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
 each_run_page = pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=pytest.mark.xdist_group(name_of(p))) for p in RUN], ids=name_of
+    "page",
+    [pytest.param(p, marks=pytest.mark.xdist_group(format_page_name(p))) for p in RUN_PAGES],
+    ids=format_page_name,
 )
-each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+each_page = pytest.mark.parametrize("page", PAGES, ids=format_page_name)
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the project with a finished run."""
     copy = tmp_path_factory.mktemp("trained") / "a copy"
     (copy / "logs").mkdir(parents=True)
@@ -86,16 +88,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if (raw := ROOT / "data" / "MNIST" / "raw").is_dir():
         (copy / "data" / "MNIST").mkdir(parents=True)
         (copy / "data" / "MNIST" / "raw").symlink_to(raw)
-    run(shlex.split(f"python src/train.py logger=csv {TINY}"), copy)
+    run_command(shlex.split(f"python src/train.py logger=csv {TINY}"), copy)
     return copy
 
 
 @pytest.fixture
-def project(trained: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(trained, tmp_path / "a copy", symlinks=True)
+def project(trained_project: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained_project, tmp_path / "a copy", symlinks=True)
 
 
-def run(command: list[str], project: Path) -> None:
+def run_command(command: list[str], project: Path) -> None:
     """Run a command in the project; scripts run in a process with imported libraries."""
     count = next(i for i, word in enumerate(command) if not re.match(r"[A-Z_]+=", word))
     given = dict(word.split("=", 1) for word in command[:count])  # NAME=value before the command
@@ -113,7 +115,7 @@ def run(command: list[str], project: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-def tiny(line: str) -> str:
+def shorten_command(line: str) -> str:
     """Add overrides that shorten a command, before its comment."""
     command, _, comment = line.partition(" #")
     extra = ""
@@ -139,20 +141,20 @@ def apply_diff(text: str, project: Path) -> None:
     (project / path).write_text(changed)
 
 
-def commands(text: str) -> Iterator[str]:
+def split_commands(text: str) -> Iterator[str]:
     yield from (line for line in text.replace("\\\n", " ").splitlines() if line.strip(" #"))
 
 
 @each_run_page
 def test_the_blocks_run_in_order(page: Path, project: Path) -> None:
-    blocks = [b for b in blocks_of(page) if not b.tag.startswith("not run") and b.kind in KINDS]
+    blocks = [b for b in read_blocks(page) if not b.tag.startswith("not run") and b.kind in KINDS]
     for is_script, group in groupby(blocks, lambda b: b.kind == "python" and b.file is None):
         if is_script:
             parts = list(group)
             shorten = TINY_TRAINER if any(b.tag == "tiny" for b in parts) else ""
             script = project.parent / "block.py"
             script.write_text("\n".join([shorten, *(b.text for b in parts)]))
-            run(["python", str(script)], project)
+            run_command(["python", str(script)], project)
             continue
         for block in group:
             if block.file:
@@ -161,25 +163,27 @@ def test_the_blocks_run_in_order(page: Path, project: Path) -> None:
             elif block.kind == "diff":
                 apply_diff(block.text, project)
             elif block.kind == "bash":
-                for line in commands(block.text):
-                    words = shlex.split(tiny(line) if block.tag == "tiny" else line, comments=True)
+                for line in split_commands(block.text):
+                    words = shlex.split(
+                        shorten_command(line) if block.tag == "tiny" else line, comments=True
+                    )
                     if words:
-                        run(words, project)
+                        run_command(words, project)
     summaries = [json.loads(p.read_text()) for p in project.glob("logs/**/summary.json")]
     assert {s.get("status", "finished") for s in summaries} <= {"finished", "smoke"}
     assert (project / "logs" / "latest" / "summary.json").is_file()
     for command in (["check"], ["format", "--check"]):
-        run([sys.executable, "-m", "ruff", *command, "--no-cache", "src"], project)
+        run_command([sys.executable, "-m", "ruff", *command, "--no-cache", "src"], project)
 
 
 def test_the_recipe_in_python_takes_the_steps_of_train(project: Path) -> None:
     import torch
 
-    blocks = [b for b in blocks_of(ROOT / "docs" / "how-to" / "python.md") if b.kind == "python"]
+    blocks = [b for b in read_blocks(ROOT / "docs" / "how-to" / "python.md") if b.kind == "python"]
     last = next(i for i, block in enumerate(blocks) if "warmup_cosine" in block.text)
     text = "\n".join([TINY_TRAINER, *(b.text for b in blocks[: last + 1])])
     (project.parent / "block.py").write_text(text)
-    run(["python", str(project.parent / "block.py")], project)
+    run_command(["python", str(project.parent / "block.py")], project)
     ours, theirs = (
         torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
         for folder in (project, project / "logs" / "latest")
@@ -190,9 +194,9 @@ def test_the_recipe_in_python_takes_the_steps_of_train(project: Path) -> None:
 
 @each_run_page
 def test_every_block_is_of_a_known_kind(page: Path) -> None:
-    blocks = blocks_of(page)
+    blocks = read_blocks(page)
     assert len(blocks) == page.read_text().count("\n```") / 2
-    assert {block.kind for block in blocks} <= KINDS | SHOWN
+    assert {block.kind for block in blocks} <= KINDS | NEVER_RUN
     assert all(b.tag in ("", "tiny") or b.tag.startswith("not run: ") for b in blocks)
 
 
@@ -206,16 +210,16 @@ def test_make_targets_in_the_page_exist(page: Path) -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "harness.md"], ids=name_of)
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "harness.md"], ids=format_page_name)
 def test_files_in_the_page_exist(page: Path) -> None:
     """harness.md is left out, as its blocks make another project."""
     text = page.read_text()
-    made = {block.file for block in blocks_of(page)}
+    made = {block.file for block in read_blocks(page)}
     for name in re.findall(r"[`\[ ]((?:src|conf|docs|tests|benchmarks|locks)/[\w./-]+\.\w+)", text):
         assert name in made or (ROOT / name).exists(), name
 
 
-def known_keys() -> set[str]:
+def list_known_keys() -> set[str]:
     """Return the keys of the default config and of every option of a group."""
     from omegaconf import OmegaConf
 
@@ -236,11 +240,11 @@ def known_keys() -> set[str]:
 
 
 def test_keys_in_the_pages_exist() -> None:
-    known = known_keys()
+    known = list_known_keys()
     groups = ("model", "optimizer", "scheduler", "callbacks", "trainer", "data", "logger")
     pattern = re.compile(r"`((?:" + "|".join(groups) + r")\.[a-z_.]+)[=`]")
     wrong = [
-        f"{name_of(page)}: {key}"
+        f"{format_page_name(page)}: {key}"
         for page in PAGES
         for key in pattern.findall(page.read_text())
         if key not in known and not key.endswith((".py", ".yaml", ".md", ".safetensors"))

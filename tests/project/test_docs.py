@@ -21,7 +21,7 @@ CODE = re.compile(r"^ *(```+)[^`\n]*\n.*?^ *\1 *$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)|\b(?:src|srcset|href)=\"([^\"]+)\"")
 
 
-def imported(path: str) -> set[str]:
+def find_imported_files(path: str) -> set[str]:
     """Return the files of src/ that a file imports, also within functions."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
@@ -34,7 +34,7 @@ def imported(path: str) -> set[str]:
     return found
 
 
-def named_in_conf() -> set[str]:
+def find_files_named_in_conf() -> set[str]:
     """Return the files of the classes and functions that conf/ names."""
     texts = [path.read_text() for path in (ROOT / "conf").rglob("*.yaml")]
     targets = {name for text in texts for name in re.findall(r"_target_: (\S+)", text)}
@@ -43,13 +43,15 @@ def named_in_conf() -> set[str]:
 
 def test_calls_in_the_page_match_the_imports() -> None:
     assert [int(number) for number, *_ in ROWS] == list(range(1, 16))
-    reached, of_conf = {"src/train.py"}, named_in_conf()
+    reached, of_conf = {"src/train.py"}, find_files_named_in_conf()
     for _, file, _, called in ROWS:
         assert file in reached or file in of_conf, f"nothing before {file} calls it"
         calls = re.findall(r"`([^`]+)`", called)
         for other in calls:
             is_asked_for = file.endswith("science.py") and other.endswith("/settings.py")
-            assert other in imported(file) | of_conf or is_asked_for, f"{file} calls no {other}"
+            assert other in find_imported_files(file) | of_conf or is_asked_for, (
+                f"{file} calls no {other}"
+            )
         reached |= set(calls)
 
 
@@ -61,7 +63,7 @@ def test_exit_codes_in_the_page_match_the_exceptions() -> None:
     assert raised | errors.STOPPED | {errors.BROKEN_PIPE} <= told
 
 
-def anchors(page: Path) -> set[str]:
+def find_anchors(page: Path) -> set[str]:
     """Return the anchors of the headings of a page, as GitHub and the site make them."""
     headings = re.findall(r"^#+ +(.+?) *#*$", CODE.sub("", page.read_text()), re.MULTILINE)
     plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
@@ -78,20 +80,20 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         found = (page.parent / path).resolve() if path else page
         assert found.exists(), f"{target}: no such file"
         if anchor and found.suffix == ".md":
-            assert anchor in anchors(found), f"{target}: no such heading"
+            assert anchor in find_anchors(found), f"{target}: no such heading"
 
 
-def pages_in(nav: Any) -> Iterator[str]:
+def iterate_pages(nav: Any) -> Iterator[str]:
     """Yield the pages of a navigation: a list of pages, or of titles with more of them."""
     for entry in nav if isinstance(nav, list) else nav.values():
-        yield from [entry] if isinstance(entry, str) else pages_in(entry)
+        yield from [entry] if isinstance(entry, str) else iterate_pages(entry)
 
 
 def test_every_page_is_in_the_navigation() -> None:
     settings = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
     excluded = settings["exclude_docs"].split()
     pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
-    assert sorted(pages_in(settings["nav"])) == sorted(pages - set(excluded))
+    assert sorted(iterate_pages(settings["nav"])) == sorted(pages - set(excluded))
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from cvae import load_run
 from harness.run_folder import checkpoints
 from tests.conftest import ROOT, run_script
 
-OF_0_1 = ROOT / "tests" / "project" / "runs" / "0.1"
+RUN_OF_0_1 = ROOT / "tests" / "project" / "runs" / "0.1"
 
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(OF_0_1, tmp_path / "of 0.1"))
+    return Path(shutil.copytree(RUN_OF_0_1, tmp_path / "of 0.1"))
 
 
 def test_an_earlier_run_loads(earlier: Path) -> None:

@@ -35,7 +35,7 @@ THREE += [(0.7, 0.65), (0.5, 0.83), (0.28, 0.74)]
 WIDTHS = (360, 768, 1440)  # of a phone, a tablet and a computer
 
 
-def give_up(reason: str) -> NoReturn:
+def skip_or_fail(reason: str) -> NoReturn:
     """Skip the test, or fail it in CI, where everything is installed."""
     pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     raise AssertionError
@@ -54,10 +54,10 @@ def browser() -> Iterator[Any]:
     try:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
-        give_up("needs Playwright: pip install --group browser")
+        skip_or_fail("needs Playwright: pip install --group browser")
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
-        give_up("needs Chromium: apt-get install chromium")
+        skip_or_fail("needs Chromium: apt-get install chromium")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
         yield started
@@ -65,7 +65,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, Any], Site]]:
+def serve_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, Any], Site]]:
     """Return a function that serves a folder until the tests end."""
     running = []
 
@@ -83,9 +83,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, A
 
 
 @pytest.fixture(scope="module")
-def digits(
+def digits_site(
     browser: Any,
-    host: Callable[[Path, Any], Site],
+    serve_page: Callable[[Path, Any], Site],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Site:
     """Return the page of a model of MNIST: the pretrained one, or a quick run."""
@@ -98,7 +98,7 @@ def digits(
     page = place / "page"
     done = run_script("explore", f"run={run}", f"output={page}", "serve=false", timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    return host(page, load_run(run))
+    return serve_page(page, load_run(run))
 
 
 @pytest.fixture
@@ -128,13 +128,13 @@ def visit(browser: Any) -> Iterator[Callable[[str], Any]]:
     assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in urls)
 
 
-def state(tab: Any) -> dict[str, Any]:
+def read_state(tab: Any) -> dict[str, Any]:
     """Return the numbers that the page shows, after all updates."""
     tab.evaluate("window.explorer.idle()")
     return dict(tab.evaluate("window.explorer.state()"))
 
 
-def numbers(values: Any) -> torch.Tensor:
+def to_tensor(values: Any) -> torch.Tensor:
     """Return numbers of the page as a float tensor; JavaScript writes 1.0 as 1."""
     return torch.tensor(values, dtype=torch.float32)
 
@@ -156,7 +156,7 @@ def set_slider(slider: Any, value: float) -> None:
     )
 
 
-def shown_images(tab: Any, shape: list[int]) -> torch.Tensor:
+def read_images(tab: Any, shape: list[int]) -> torch.Tensor:
     """Return the grey images on the canvases of the tiles."""
     script = """all => all.map(c => Array.from(
         c.getContext("2d").getImageData(0, 0, c.width, c.height).data.filter((_, i) => i % 4 == 0)
@@ -165,83 +165,83 @@ def shown_images(tab: Any, shape: list[int]) -> torch.Tensor:
     return torch.tensor(pixels).float().view(-1, *shape) / 255
 
 
-def test_a_drawn_three_becomes_ten_digits(digits: Site, visit: Callable[[str], Any]) -> None:
-    model, shape = digits.model, digits.facts["image_shape"]
-    tab = visit(digits.url)
+def test_a_drawn_three_becomes_ten_digits(digits_site: Site, visit: Callable[[str], Any]) -> None:
+    model, shape = digits_site.model, digits_site.facts["image_shape"]
+    tab = visit(digits_site.url)
     draw(tab, THREE)
-    now = state(tab)
-    x = numbers(now["pixels"]).view(1, *shape)
+    now = read_state(tab)
+    x = to_tensor(now["pixels"]).view(1, *shape)
     assert set(now["pixels"]) == {0, 1}
     rows, columns = (x[0, 0] > 0).nonzero().float().mean(dim=0)
     assert abs(rows - 13.5) < 1.5  # centered, as in MNIST
     assert abs(columns - 13.5) < 1.5
-    eps = torch.tensor(digits.facts["eps"])
+    eps = torch.tensor(digits_site.facts["eps"])
     with torch.no_grad():
-        z = numbers([now["latent"]]).expand(10, -1)
+        z = to_tensor([now["latent"]]).expand(10, -1)
         images = model.sample(y=torch.arange(10), z=z)
         bounds = model.log_weights(
             x.expand(10, -1, -1, -1), torch.arange(10), eps.expand(10, 1, -1)
         )[:, 0]
         code = model.embed(x, now["guess"])
     assert now["guess"] == int(bounds.argmax()) == 3
-    torch.testing.assert_close(numbers(now["bounds"]), bounds, rtol=1e-4, atol=0.01)
+    torch.testing.assert_close(to_tensor(now["bounds"]), bounds, rtol=1e-4, atol=0.01)
     torch.testing.assert_close(z[:1], code, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(numbers(now["images"]).view(10, *shape), images, rtol=0, atol=1e-3)
-    torch.testing.assert_close(shown_images(tab, shape), images, rtol=0, atol=0.003)
+    torch.testing.assert_close(to_tensor(now["images"]).view(10, *shape), images, rtol=0, atol=1e-3)
+    torch.testing.assert_close(read_images(tab, shape), images, rtol=0, atol=0.003)
     assert "Guess: 3." in tab.locator("#guess-text").inner_text()
 
 
 @pytest.mark.parametrize("name", FACTORS)
 def test_a_slider_of_style_changes_what_it_names(
-    name: str, digits: Site, visit: Callable[[str], Any]
+    name: str, digits_site: Site, visit: Callable[[str], Any]
 ) -> None:
-    tab = visit(digits.url)
+    tab = visit(digits_site.url)
     draw(tab, THREE)
     measured = []
     for value in (-2, 0, 2):
         set_slider(tab.get_by_label(name, exact=True), value)
-        state(tab)
-        measured.append(FACTORS[name](shown_images(tab, digits.facts["image_shape"])))
+        read_state(tab)
+        measured.append(FACTORS[name](read_images(tab, digits_site.facts["image_shape"])))
     medians = np.nanmedian(measured, axis=1)
     assert medians[0] < medians[1] < medians[2]
 
 
 def test_a_link_restores_the_drawing_and_the_style(
-    digits: Site, visit: Callable[[str], Any]
+    digits_site: Site, visit: Callable[[str], Any]
 ) -> None:
-    tab = visit(digits.url)
+    tab = visit(digits_site.url)
     draw(tab, THREE)
-    state(tab)
+    read_state(tab)
     set_slider(tab.get_by_label("slant", exact=True), 1.5)
-    before = state(tab)
+    before = read_state(tab)
     tab.wait_for_timeout(600)  # ms; the address follows
     other = visit(tab.url)
-    after = state(other)
+    after = read_state(other)
     for key in ("latent", "pixels", "guess", "bounds", "label", "images"):
         assert after[key] == before[key], key
 
 
 def test_a_link_restores_the_chosen_label_of_an_example(
-    digits: Site, visit: Callable[[str], Any]
+    digits_site: Site, visit: Callable[[str], Any]
 ) -> None:
-    tab = visit(digits.url)
+    tab = visit(digits_site.url)
     tab.get_by_role("button", name="Held-out image").nth(1).click()
     tab.locator("#label").select_option(label="7")
-    before = state(tab)
+    before = read_state(tab)
     tab.wait_for_timeout(600)  # ms; the address follows
     other = visit(tab.url)
     other.locator("#reset").click()  # to z of the example with this label
-    after = state(other)
+    after = read_state(other)
     assert after["label"] == before["label"] == 7
     assert after["latent"] == before["latent"]
 
 
 @pytest.mark.parametrize("change", ['{ model: "another" }', "{ example: 99 }"])
 def test_a_link_that_does_not_fit_changes_nothing(
-    change: str, digits: Site, visit: Callable[[str], Any]
+    change: str, digits_site: Site, visit: Callable[[str], Any]
 ) -> None:
-    tab = visit(digits.url)
-    before = state(tab)
+    tab = visit(digits_site.url)
+    before = read_state(tab)
     broken = f"""async () => {{
         const {{ decodeState, encodeState }} = await import("./link.js");
         const link = decodeState(location.hash.slice(1));
@@ -250,53 +250,55 @@ def test_a_link_that_does_not_fit_changes_nothing(
     tab.wait_for_timeout(600)  # ms; the address follows
     tab.evaluate(broken)
     tab.locator("#message:has-text('does not fit')").wait_for()
-    assert state(tab) == before
+    assert read_state(tab) == before
     tab.locator("#label").select_option(label="7")  # encodes the unchanged example
-    after = state(tab)
+    after = read_state(tab)
     assert after["pixels"] == before["pixels"]
     assert after["label"] == 7
 
 
 def test_marks_at_the_edge_and_with_one_click_count_as_they_look(
-    digits: Site, visit: Callable[[str], Any]
+    digits_site: Site, visit: Callable[[str], Any]
 ) -> None:
-    tab = visit(digits.url)
+    tab = visit(digits_site.url)
     tab.locator("#clear").click()
-    assert state(tab)["pixels"] is state(tab)["guess"] is None
+    assert read_state(tab)["pixels"] is read_state(tab)["guess"] is None
     tab.locator("#drawing").click()  # a dot
-    assert sum(state(tab)["pixels"]) > 4
+    assert sum(read_state(tab)["pixels"]) > 4
     tab.locator("#clear").click()
     draw(tab, THREE)
     draw(tab, [(0.5, 0.5), (0.5, 30.0)])  # far below the drawing area
-    box = numbers(state(tab)["pixels"]).view(28, 28).nonzero()
+    box = to_tensor(read_state(tab)["pixels"]).view(28, 28).nonzero()
     assert box.amin(dim=0)[0] <= 6  # the drawing still fills 20 of 28 rows
     assert box.amax(dim=0)[0] >= 21
 
 
-def test_a_pen_that_is_down_survives_its_drawing(digits: Site, visit: Callable[[str], Any]) -> None:
-    tab = visit(digits.url)
+def test_a_pen_that_is_down_survives_its_drawing(
+    digits_site: Site, visit: Callable[[str], Any]
+) -> None:
+    tab = visit(digits_site.url)
     area = tab.locator("#drawing")
     area.focus()
     for key in ("ArrowUp", "Space", "ArrowDown", "Delete", "ArrowDown"):
         tab.keyboard.press(key)
-    assert state(tab)["pixels"] is None
+    assert read_state(tab)["pixels"] is None
     for key in ("Space", "ArrowDown", "ArrowDown"):
         tab.keyboard.press(key)
-    before = state(tab)["pixels"]
+    before = read_state(tab)["pixels"]
     area.hover(position={"x": 20, "y": 20})  # no button is pressed
     area.hover(position={"x": 90, "y": 90})
-    assert state(tab)["pixels"] == before
+    assert read_state(tab)["pixels"] == before
 
 
-def test_the_keyboard_is_enough(digits: Site, visit: Callable[[str], Any]) -> None:
-    tab = visit(digits.url)
-    before = state(tab)
+def test_the_keyboard_is_enough(digits_site: Site, visit: Callable[[str], Any]) -> None:
+    tab = visit(digits_site.url)
+    before = read_state(tab)
     focused = "document.activeElement.id || document.activeElement.textContent"
     while tab.evaluate(focused) != "drawing":
         tab.keyboard.press("Tab")
     for key in ("ArrowUp", *("ArrowUp",) * 6, "Space", *("ArrowDown",) * 14):
         tab.keyboard.press(key)
-    drawn = state(tab)
+    drawn = read_state(tab)
     assert drawn["pixels"] != before["pixels"]
     assert drawn["guess"] == 1  # an upright stroke
     slider = tab.get_by_label("thickness", exact=True).get_attribute("id")
@@ -305,20 +307,20 @@ def test_the_keyboard_is_enough(digits: Site, visit: Callable[[str], Any]) -> No
         if tab.evaluate(focused) == slider:
             break
     tab.keyboard.press("ArrowRight")
-    moved = np.array(state(tab)["latent"]) - np.array(drawn["latent"])
-    (thickness,) = [d for d in digits.facts["directions"] if d["name"] == "thickness"]
+    moved = np.array(read_state(tab)["latent"]) - np.array(drawn["latent"])
+    (thickness,) = [d for d in digits_site.facts["directions"] if d["name"] == "thickness"]
     step = 0.01 * (thickness["high"] - thickness["low"])
     assert moved == pytest.approx(step * np.array(thickness["vector"]), abs=1e-5)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_fits_screens(
-    width: int, digits: Site, visit: Callable[[str], Any], tmp_path: Path
+    width: int, digits_site: Site, visit: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    tab = visit(digits.url)
+    tab = visit(digits_site.url)
     tab.set_viewport_size({"width": width, "height": 900})
     draw(tab, THREE)
-    state(tab)
+    read_state(tab)
     tab.screenshot(path=tmp_path / f"{width}.png", full_page=True)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     sizes = tab.locator(":is(button, input, select):visible:not(#examples *)").evaluate_all(
@@ -332,7 +334,7 @@ def test_the_page_fits_screens(
 def test_a_model_without_labels_shows_what_applies(
     kind: type[Autoencoder],
     data_dir: Path,
-    host: Callable[[Path, Any], Site],
+    serve_page: Callable[[Path, Any], Site],
     visit: Callable[[str], Any],
     tmp_path: Path,
 ) -> None:
@@ -340,12 +342,12 @@ def test_a_model_without_labels_shows_what_applies(
     model = kind(network, latent_dim=3).eval()
     data = MNISTDataModule(data_dir, "KMNIST", validation_size=60)
     folder.write_folder(model, data, "untrained", tmp_path)
-    tab = visit(host(tmp_path, model).url)
+    tab = visit(serve_page(tmp_path, model).url)
     draw(tab, THREE)
-    now = state(tab)
-    x, z = numbers(now["pixels"]).view(1, 1, 28, 28), numbers([now["latent"]])
+    now = read_state(tab)
+    x, z = to_tensor(now["pixels"]).view(1, 1, 28, 28), to_tensor([now["latent"]])
     torch.testing.assert_close(z, model.embed(x).detach(), rtol=1e-4, atol=1e-4)
-    images = numbers(now["images"]).view(1, 1, 28, 28)
+    images = to_tensor(now["images"]).view(1, 1, 28, 28)
     torch.testing.assert_close(images, model.sample(z=z), rtol=0, atol=1e-3)
     assert now["guess"] is now["label"] is None
     hidden = {name: tab.locator(f"#{name}").is_hidden() for name in ("guess-block", "label-block")}

@@ -27,7 +27,7 @@ ALLOWED = (
 )
 
 
-def start(*arguments: str, script: Path = SCRIPT) -> "subprocess.CompletedProcess[str]":
+def run_new(*arguments: str, script: Path = SCRIPT) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, str(script), *arguments],
         env=clean_environment(),
@@ -37,7 +37,7 @@ def start(*arguments: str, script: Path = SCRIPT) -> "subprocess.CompletedProces
     )
 
 
-def git(folder: Path, *arguments: str) -> str:
+def run_git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
@@ -48,10 +48,10 @@ def edits() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def core_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a new project (KEEP=core) in a folder whose name has a space."""
     folder = tmp_path_factory.mktemp("new") / "a study"
-    done = start(NAME, str(folder))
+    done = run_new(NAME, str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"cd '{folder}' && make install && make train" in done.stdout
     return folder
@@ -73,7 +73,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_bad_name_is_rejected_in_one_line(name: str, said: str, tmp_path: Path) -> None:
-    done = start(name, str(tmp_path / "new"))
+    done = run_new(name, str(tmp_path / "new"))
     assert (done.returncode, done.stdout) == (1, "")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
@@ -88,10 +88,10 @@ def test_a_bad_folder_is_rejected_in_one_line(tmp_path: Path) -> None:
         (str(tmp_path / "file"), "exists and is not an empty folder"),
         (str(ROOT / "new"), "is in the template"),
     ):
-        done = start("my_study", folder)
+        done = run_new("my_study", folder)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert said in done.stderr
-    done = start("my_study", str(tmp_path / "new"), "--keep", "some")
+    done = run_new("my_study", str(tmp_path / "new"), "--keep", "some")
     assert "KEEP=some: must be core or all" in done.stderr
 
 
@@ -156,37 +156,42 @@ def test_rows_of_claims_are_dropped(edits: SimpleNamespace) -> None:
 
 
 @pytest.mark.engines
-def test_a_new_project_has_its_own_name_and_history(core: Path) -> None:
-    words = git(core, "grep", "-n", "-w", "cvae").splitlines()
+def test_a_new_project_has_its_own_name_and_history(core_project: Path) -> None:
+    words = run_git(core_project, "grep", "-n", "-w", "cvae").splitlines()
     made_from = re.compile("|".join(ALLOWED))
     assert len(words) > 5
     assert [line for line in words if not made_from.search(line.partition(":")[2])] == []
-    log = git(core, "log", "--format=%s").splitlines()
+    log = run_git(core_project, "log", "--format=%s").splitlines()
     assert len(log) == 1
     template = r"cvae-mnist-template [\d.]+(, commit \w+( with changes)?)?"
     assert re.fullmatch(f"Start {NAME} from {template}", log[0])
-    assert git(core, "status", "--porcelain") == ""
+    assert run_git(core_project, "status", "--porcelain") == ""
     for gone in ("benchmarks", "docs/measured", "tools/new", "tests/project/runs"):
-        assert not (core / gone).exists()
-    assert (core / "README.md").read_text().startswith(f"# {NAME}\n")
-    assert "Copyright" in (core / "LICENSE").read_text().splitlines()[3]
-    done = subprocess.run(["make", "help"], cwd=core, capture_output=True, text=True, check=True)
+        assert not (core_project / gone).exists()
+    assert (core_project / "README.md").read_text().startswith(f"# {NAME}\n")
+    assert "Copyright" in (core_project / "LICENSE").read_text().splitlines()[3]
+    done = subprocess.run(
+        ["make", "help"], cwd=core_project, capture_output=True, text=True, check=True
+    )
     listed = set(re.findall(r"^  ([a-z-]+) ", done.stdout, re.MULTILINE))
     assert listed >= {"lint", "test", "train"}
     assert not listed & {"new", "recipes"}
 
 
 @pytest.fixture(scope="module")
-def tool(core: Path) -> Callable[..., None]:
+def run_module(core_project: Path) -> Callable[..., None]:
     """Return a function that runs ``python -m MODULE`` in the new project."""
     if (ROOT / ".mypy_cache").is_dir():  # the cache of make lint saves mypy a minute
-        shutil.copytree(ROOT / ".mypy_cache", core / ".mypy_cache")
+        shutil.copytree(ROOT / ".mypy_cache", core_project / ".mypy_cache")
 
     def run(*command: str) -> None:
-        environment: dict[str, Any] = {**clean_environment(), "PYTHONPATH": str(core / "src")}
+        environment: dict[str, Any] = {
+            **clean_environment(),
+            "PYTHONPATH": str(core_project / "src"),
+        }
         done = subprocess.run(
             [sys.executable, "-m", *command],
-            cwd=core,
+            cwd=core_project,
             env=environment,
             capture_output=True,
             text=True,
@@ -199,42 +204,46 @@ def tool(core: Path) -> Callable[..., None]:
 
 @pytest.mark.engines
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
-def test_a_new_project_passes_lint(command: str, tool: Callable[..., None]) -> None:
-    tool(*command.split())
+def test_a_new_project_passes_lint(command: str, run_module: Callable[..., None]) -> None:
+    run_module(*command.split())
 
 
 @pytest.mark.engines
-def test_all_tests_of_a_new_project_are_collected(tool: Callable[..., None]) -> None:
-    tool("pytest", "-q", "-p", "no:cacheprovider", "--co")
+def test_all_tests_of_a_new_project_are_collected(run_module: Callable[..., None]) -> None:
+    run_module("pytest", "-q", "-p", "no:cacheprovider", "--co")
 
 
 @pytest.mark.engines
-def test_a_new_project_passes_its_fast_tests(tool: Callable[..., None]) -> None:
-    tool(
+def test_a_new_project_passes_its_fast_tests(run_module: Callable[..., None]) -> None:
+    run_module(
         "pytest", "-q", "-p", "no:cacheprovider", "-m", "not engines and not long", "tests/science"
     )
 
 
 @pytest.mark.engines
-def test_a_new_project_trains_and_evaluates(core: Path) -> None:
-    write_digits(core / "data" / "KMNIST" / "raw")
-    source = str(core / "src")
-    small = [*tiny(core / "data"), "experiment=quick", "logger=csv"]
+def test_a_new_project_trains_and_evaluates(core_project: Path) -> None:
+    write_digits(core_project / "data" / "KMNIST" / "raw")
+    source = str(core_project / "src")
+    small = [*tiny(core_project / "data"), "experiment=quick", "logger=csv"]
     for script, words in (("train", small), ("evaluate", ["num_samples=4", "num_generated=10"])):
-        done = run_warm(core / "src" / f"{script}.py", words, core, 120, PYTHONPATH=source)
+        done = run_warm(
+            core_project / "src" / f"{script}.py", words, core_project, 120, PYTHONPATH=source
+        )
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "test/marginal_nll_k4" in (core / "logs" / "latest" / "evaluation.json").read_text()
+    assert (
+        "test/marginal_nll_k4" in (core_project / "logs" / "latest" / "evaluation.json").read_text()
+    )
 
 
 @pytest.mark.engines
-def test_an_archive_without_git_gives_the_same_files(core: Path, tmp_path: Path) -> None:
+def test_an_archive_without_git_gives_the_same_files(core_project: Path, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
-    for name in git(ROOT, "ls-files").splitlines():
+    for name in run_git(ROOT, "ls-files").splitlines():
         (archive / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, archive / name)
     (archive / "logs" / "train").mkdir()
     (archive / "logs" / "train" / "metrics.csv").write_text("a run")
     folder = tmp_path / "made"
-    done = start(NAME, str(folder), script=archive / "tools" / "new" / "new.py")
+    done = run_new(NAME, str(folder), script=archive / "tools" / "new" / "new.py")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert git(folder, "ls-files") == git(core, "ls-files")
+    assert run_git(folder, "ls-files") == run_git(core_project, "ls-files")

@@ -23,15 +23,15 @@ FILES = sorted(p for p in CONF.rglob("*.yaml") if CONF / "hydra" not in p.parent
 MARK = "# yaml-language-server: $schema="
 
 
-def validator(name: str) -> Draft7Validator:
+def make_validator(name: str) -> Draft7Validator:
     found = {p.name: json.loads(p.read_text()) for p in FOLDER.glob("*.json")}
     resources = [(key, Resource.from_contents(schema)) for key, schema in found.items()]
     registry: Any = Registry().with_resources(resources)
     return Draft7Validator(found[name], registry=registry)
 
 
-def errors(name: str, content: Any) -> list[str]:
-    return [error.message for error in validator(name).iter_errors(content)]
+def find_errors(name: str, content: Any) -> list[str]:
+    return [error.message for error in make_validator(name).iter_errors(content)]
 
 
 def test_the_schemas_are_up_to_date() -> None:
@@ -59,7 +59,7 @@ def test_every_file_names_its_schema_and_satisfies_it(path: Path) -> None:
     assert schema.is_file()
     content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     assert isinstance(content, dict)
-    assert errors(schema.name, content) == []
+    assert find_errors(schema.name, content) == []
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_every_file_names_its_schema_and_satisfies_it(path: Path) -> None:
     ],
 )
 def test_mistakes_are_reported(name: str, content: dict[str, Any], said: str) -> None:
-    (message,) = errors(name, content)
+    (message,) = find_errors(name, content)
     assert said in message
 
 
@@ -95,7 +95,7 @@ def test_mistakes_are_reported(name: str, content: dict[str, Any], said: str) ->
 def test_interpolations_and_your_own_classes_are_accepted(
     name: str, content: dict[str, Any]
 ) -> None:
-    assert errors(name, content) == []
+    assert find_errors(name, content) == []
 
 
 def test_arguments_are_described() -> None:

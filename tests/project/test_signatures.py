@@ -15,16 +15,18 @@ _numbers = count()
 
 
 @pytest.fixture
-def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Signature | None]:
+def read_signature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], Signature | None]:
     """Return a function that reads a class from the text of a module."""
     monkeypatch.chdir(tmp_path)
 
-    def read(text: str, name: str) -> Signature | None:
+    def read_signature(text: str, name: str) -> Signature | None:
         module = f"written_{next(_numbers)}"  # parsed files are cached by name
         (tmp_path / f"{module}.py").write_text(textwrap.dedent(text))
         return signature(f"{module}.{name}")
 
-    return read
+    return read_signature
 
 
 BASE = """
@@ -49,19 +51,19 @@ BASE = """
     ],
 )
 def test_arguments_forwarded_to_the_base(
-    read: Callable[[str, str], Signature], text: str, names: str, takes_any_name: bool
+    read_signature: Callable[[str, str], Signature], text: str, names: str, takes_any: bool
 ) -> None:
-    found = read(f"{BASE}        def __init__{text}", "Child")
-    assert (list(found.parameters), found.takes_any_name) == (names.split(), takes_any_name)
+    found = read_signature(f"{BASE}        def __init__{text}", "Child")
+    assert (list(found.parameters), found.takes_any) == (names.split(), takes_any)
 
 
 def test_a_mixin_without_a_constructor_comes_first(
-    read: Callable[[str, str], Signature],
+    read_signature: Callable[[str, str], Signature],
 ) -> None:
-    assert list(read(f"{BASE}        x = 1", "Child").parameters) == ["shape", "width"]
+    assert list(read_signature(f"{BASE}        x = 1", "Child").parameters) == ["shape", "width"]
 
 
-def test_fields_of_a_dataclass(read: Callable[[str, str], Signature]) -> None:
+def test_fields_of_a_dataclass(read_signature: Callable[[str, str], Signature]) -> None:
     text = """
         import dataclasses
         from dataclasses import dataclass, field, KW_ONLY
@@ -81,22 +83,22 @@ def test_fields_of_a_dataclass(read: Callable[[str, str], Signature]) -> None:
         class Two(One):
             def __init__(self, g): ...
     """
-    one = read(text, "One").parameters
+    one = read_signature(text, "One").parameters
     assert list(one) == ["a", "b", "c", "f"]
     assert [name for name, p in one.items() if p.default is REQUIRED] == ["a", "f"]
     assert one["b"].default == 2
-    assert list(read(text, "Two").parameters) == ["g"]
+    assert list(read_signature(text, "Two").parameters) == ["g"]
 
 
 @pytest.mark.parametrize("decorator", ["attrs.define", "attr.s(auto_attribs=True)"])
 def test_constructors_that_a_library_makes_are_not_read(
-    read: Callable[[str, str], Signature | None], decorator: str
+    read_signature: Callable[[str, str], Signature | None], decorator: str
 ) -> None:
     text = f"import attr, attrs\n@{decorator}\nclass One:\n    a: int = 1\n"
-    assert read(text, "One") is None
+    assert read_signature(text, "One") is None
 
 
-def test_arguments_of_a_class_method(read: Callable[[str, str], Signature]) -> None:
+def test_arguments_of_a_class_method(read_signature: Callable[[str, str], Signature]) -> None:
     text = """
         class One:
             @classmethod
@@ -104,8 +106,8 @@ def test_arguments_of_a_class_method(read: Callable[[str, str], Signature]) -> N
             @staticmethod
             def made(a): ...
     """
-    assert list(read(text, "One.make").parameters) == ["a", "b"]
-    assert list(read(text, "One.made").parameters) == ["a"]
+    assert list(read_signature(text, "One.make").parameters) == ["a", "b"]
+    assert list(read_signature(text, "One.made").parameters) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_arguments_of_a_class_method(read: Callable[[str, str], Signature]) -> N
     ],
 )
 def test_values_of_unusual_annotations(
-    read: Callable[[str, str], Signature], annotation: str, good: object, bad: object
+    read_signature: Callable[[str, str], Signature], annotation: str, good: object, bad: object
 ) -> None:
     text = f"""
         import enum, torch
@@ -135,13 +137,15 @@ def test_values_of_unusual_annotations(
         class One:
             def __init__(self, a: {annotation}): ...
     """
-    model = schemas.arguments_model("One", read(text, "One").parameters)
+    model = schemas.model("One", read_signature(text, "One").parameters)
     assert not list(schemas.wrong_values(model, {"a": good}))
     if bad is not None:
         assert list(schemas.wrong_values(model, {"a": bad}))
 
 
-def test_names_of_all_statements_are_found(read: Callable[[str, str], Signature | None]) -> None:
+def test_names_of_all_statements_are_found(
+    read_signature: Callable[[str, str], Signature | None],
+) -> None:
     text = """
         class One:
             def __init__(self, a): ...
@@ -153,22 +157,24 @@ def test_names_of_all_statements_are_found(read: Callable[[str, str], Signature 
             class F(One): ...
     """
     for name in "AB":
-        assert read(text, name) is None  # not readable from source; imported later
+        assert read_signature(text, name) is None  # not readable from source; imported later
     for name in "CDEF":
-        found = read(text, name)
+        found = read_signature(text, name)
         assert found is not None
         assert list(found.parameters) == ["a"]
     with pytest.raises(NotFoundError, match="has no G"):
-        read(text, "G")
+        read_signature(text, "G")
 
 
-def test_a_class_that_replaces_its_base(read: Callable[[str, str], Signature | None]) -> None:
+def test_a_class_that_replaces_its_base(
+    read_signature: Callable[[str, str], Signature | None],
+) -> None:
     text = """
         from collections import UserDict
         class UserDict(UserDict):
             def __init__(self, a, **kwargs): super().__init__(**kwargs)
     """
-    found = read(text, "UserDict")
+    found = read_signature(text, "UserDict")
     assert found is not None
     assert (list(found.parameters), found.takes_any_name) == (["a"], True)
 

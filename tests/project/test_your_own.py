@@ -26,7 +26,7 @@ TINY = [
 PADDING = "\n\n\n".join(
     f"def unused_{i}(x, y=None):\n    return x if y is None else y" for i in range(40)
 )
-FILES = {
+USER_FILES = {
     "src/my_network.py": """
         import torch
         from torch import nn
@@ -130,10 +130,10 @@ FILES = {
           _target_: my_callback.Largest
         """,
 }
-CHOSEN = ["model/network=linear", "model/prior=scaled", "data=bars", "callbacks=mine"]
+USER_OVERRIDES = ["model/network=linear", "model/prior=scaled", "data=bars", "callbacks=mine"]
 
 
-def copy_of(project: Path, *names: str) -> Path:
+def copy_project(project: Path, *names: str) -> Path:
     """Copy files and folders, if they exist, into a new checkout without runs."""
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache")
     (project / "logs").mkdir(parents=True)
@@ -145,14 +145,16 @@ def copy_of(project: Path, *names: str) -> Path:
     return project
 
 
-def run(project: Path, script: str, *words: str) -> "subprocess.CompletedProcess[str]":
+def run_project_script(
+    project: Path, script: str, *words: str
+) -> "subprocess.CompletedProcess[str]":
     source = str(project / "src")
     done = run_warm(project / "src" / f"{script}.py", words, project, 300, PYTHONPATH=source)
     assert done.returncode == 0, f"{script} {words}\n{done.stdout}\n{done.stderr}"
     return done
 
 
-def tool(project: Path, *command: str) -> None:
+def run_module(project: Path, *command: str) -> None:
     environment = {**clean_environment(), "PYTHONPATH": str(project / "src")}
     done = subprocess.run(
         [sys.executable, "-m", *command],
@@ -166,14 +168,14 @@ def tool(project: Path, *command: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def user_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a checkout with a network, prior, data, callback and script of a user."""
     names = ("src", "conf", "tests", "docs", "benchmarks", "locks", "README.md", "logs/README.md")
     more = ("pyproject.toml", "Makefile", "constraints.txt", "CHANGELOG.md")
-    project = copy_of(tmp_path_factory.mktemp("mine") / "a copy", *names, *more)
+    project = copy_project(tmp_path_factory.mktemp("mine") / "a copy", *names, *more)
     if (ROOT / ".mypy_cache").is_dir():  # the cache of make lint saves mypy a minute
         shutil.copytree(ROOT / ".mypy_cache", project / ".mypy_cache")
-    for name, content in FILES.items():
+    for name, content in USER_FILES.items():
         text = textwrap.dedent(content).lstrip()
         if name.endswith(".py"):
             text = f"{text}\n\n{PADDING}\n"
@@ -183,11 +185,11 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
-def test_your_own_code_passes_lint(mine: Path, command: str) -> None:
-    tool(mine, *command.split())
+def test_your_own_code_passes_lint(user_project: Path, command: str) -> None:
+    run_module(user_project, *command.split())
 
 
-def test_your_own_code_passes_the_tests_of_files(mine: Path) -> None:
+def test_your_own_code_passes_the_tests_of_files(user_project: Path) -> None:
     """Run the tests that check every file of src/ and conf/, including those that users add."""
     files = ["tests/project/test_architecture.py", "tests/project/test_conf.py"]
     # skip tests of shipped files and values; keep those of the user's files
@@ -195,26 +197,26 @@ def test_your_own_code_passes_the_tests_of_files(mine: Path) -> None:
     each = "not every_file_composes and not every_key_is or linear or scaled or bars or mine"
     chosen = " and ".join([*(f"not {name}" for name in ours), f"({each})"])
     options = ["-q", "-p", "no:cacheprovider", "-k", chosen]
-    tool(mine, "pytest", *files, *options)
+    run_module(user_project, "pytest", *files, *options)
 
 
-def test_your_own_code_trains_resumes_and_evaluates(mine: Path) -> None:
-    run_dir = mine / "logs" / "train" / "mine"
-    run(mine, "train", *CHOSEN, *TINY, f"hydra.run.dir={run_dir}")
+def test_your_own_code_trains_resumes_and_evaluates(user_project: Path) -> None:
+    run_dir = user_project / "logs" / "train" / "mine"
+    run_project_script(user_project, "train", *USER_OVERRIDES, *TINY, f"hydra.run.dir={run_dir}")
     assert "val/largest_weight" in (run_dir / "metrics.csv").read_text()
-    run(mine, "train", f"resume={run_dir}", "trainer.max_epochs=3")
-    run(mine, "generate", "run=logs/latest", "label=1", "num_samples=2")
-    run(mine, "evaluate", "run=logs/latest", "claims=bound", "num_samples=2")
-    run(mine, "compare", "runs=logs/train")
-    done = run(mine, "my_script", str(run_dir))
+    run_project_script(user_project, "train", f"resume={run_dir}", "trainer.max_epochs=3")
+    run_project_script(user_project, "generate", "run=logs/latest", "label=1", "num_samples=2")
+    run_project_script(user_project, "evaluate", "run=logs/latest", "claims=bound", "num_samples=2")
+    run_project_script(user_project, "compare", "runs=logs/train")
+    done = run_project_script(user_project, "my_script", str(run_dir))
     assert re.search(r"mean pixel 0\.\d", done.stdout)
 
 
 @pytest.mark.engines
-def test_your_own_code_is_exported(mine: Path) -> None:
-    run_dir = mine / "logs" / "train" / "exported"
-    run(mine, "train", *CHOSEN, *TINY, f"hydra.run.dir={run_dir}")
-    run(mine, "export", f"run={run_dir}")
+def test_your_own_code_is_exported(user_project: Path) -> None:
+    run_dir = user_project / "logs" / "train" / "exported"
+    run_project_script(user_project, "train", *USER_OVERRIDES, *TINY, f"hydra.run.dir={run_dir}")
+    run_project_script(user_project, "export", f"run={run_dir}")
     assert (run_dir / "export" / "decoder.onnx").is_file()
 
 
@@ -230,7 +232,7 @@ def test_evaluation_and_benchmarks_can_be_deleted(tmp_path: Path) -> None:
         "pyproject.toml",
         "constraints.txt",
     )
-    project = copy_of(tmp_path / "pruned", *names)
+    project = copy_project(tmp_path / "pruned", *names)
     for name in ("src/cvae/evaluation", "tests/science/evaluation"):
         shutil.rmtree(project / name)
     of_evaluation = ("src/evaluate.py", "conf/evaluate.yaml", "conf/hydra/help/evaluate.yaml")
@@ -246,7 +248,7 @@ def test_evaluation_and_benchmarks_can_be_deleted(tmp_path: Path) -> None:
     environment = {**clean_environment(), "PYTHONPATH": str(project / "src")}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     write_digits(project / "data" / "KMNIST" / "raw")
-    done = run(project, "train", "data=kmnist", *TINY, "callbacks.figures=null")
+    done = run_project_script(project, "train", "data=kmnist", *TINY, "callbacks.figures=null")
     assert "src/generate.py run=" in done.stdout
     assert "evaluate" not in done.stdout
-    tool(project, "pytest", "-q", "-p", "no:cacheprovider", "--co")
+    run_module(project, "pytest", "-q", "-p", "no:cacheprovider", "--co")
