@@ -15,12 +15,12 @@ from harness.contract.sampler import Rows
 INDEX = torch.arange(500)
 
 
-def warp(**given: Any) -> Warp:
+def make_warp(**given: Any) -> Warp:
     settings = {"seed": 1, "affine": 0.06, "elastic": 0.5, "share": 0.5, "until": 0.75}
     return Warp(**{**settings, "max_epochs": 12, **given})
 
 
-def digits(count: int = 500) -> Tensor:
+def draw_digits(count: int = 500) -> Tensor:
     """Return images of 28 x 28 pixels with a blot near the center."""
     y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
     center = 13.5 + torch.randn(2, count, 1, 1, generator=torch.Generator().manual_seed(0))
@@ -29,23 +29,28 @@ def digits(count: int = 500) -> Tensor:
 
 
 def test_the_warp_depends_only_on_seed_epoch_and_image() -> None:
-    whole = warp()(digits(), INDEX, 3)
+    whole = make_warp()(draw_digits(), INDEX, 3)
     some = torch.tensor([411, 5, 70])
-    apart = warp()(digits()[some], some, 3).int() - whole[some]
+    apart = make_warp()(draw_digits()[some], some, 3).int() - whole[some]
     assert int(apart.abs().max()) <= 1  # rounding may differ in another batch
-    assert not torch.equal(warp()(digits(), INDEX, 4), whole)
-    assert not torch.equal(warp(seed=2)(digits(), INDEX, 3), whole)
+    assert not torch.equal(make_warp()(draw_digits(), INDEX, 4), whole)
+    assert not torch.equal(make_warp(seed=2)(draw_digits(), INDEX, 3), whole)
 
 
 def test_a_share_of_the_images_is_warped_and_none_in_the_last_epochs() -> None:
-    changed = (warp(share=0.3)(digits(), INDEX, 0) != digits()).flatten(1).any(1)
+    changed = (make_warp(share=0.3)(draw_digits(), INDEX, 0) != draw_digits()).flatten(1).any(1)
     assert 110 < int(changed.sum()) < 190  # four standard deviations
-    assert (warp(share=1.0)(digits(), INDEX, 0) != digits()).flatten(1).any(1).all()
-    for same in (warp(share=0.0)(digits(), INDEX, 0), warp()(digits(), INDEX, 9)):
-        assert torch.equal(same, digits())
-    endless = warp(max_epochs=-1)(digits(), INDEX, 10**6)
-    assert not torch.equal(endless, digits())
-    assert torch.equal(warp(affine=0.0, elastic=0.0, share=1.0)(digits(), INDEX, 0), digits())
+    assert (make_warp(share=1.0)(draw_digits(), INDEX, 0) != draw_digits()).flatten(1).any(1).all()
+    for same in (
+        make_warp(share=0.0)(draw_digits(), INDEX, 0),
+        make_warp()(draw_digits(), INDEX, 9),
+    ):
+        assert torch.equal(same, draw_digits())
+    endless = make_warp(max_epochs=-1)(draw_digits(), INDEX, 10**6)
+    assert not torch.equal(endless, draw_digits())
+    assert torch.equal(
+        make_warp(affine=0.0, elastic=0.0, share=1.0)(draw_digits(), INDEX, 0), draw_digits()
+    )
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -59,7 +64,7 @@ def test_warps_have_the_requested_size(axis: int) -> None:
     inside = (x.abs() < 10) & (y.abs() < 5)
 
     def moved(settings: dict[str, Any]) -> Tensor:
-        grey = warp(share=1.0, **settings)(ramp, INDEX, 0)[:, 0, inside]
+        grey = make_warp(share=1.0, **settings)(ramp, INDEX, 0)[:, 0, inside]
         return grey / 6 + along.min() - along[inside]
 
     design = torch.stack([x[inside], y[inside], torch.ones(int(inside.sum()))], dim=-1)
@@ -73,7 +78,7 @@ def test_warps_have_the_requested_size(axis: int) -> None:
 @pytest.mark.parametrize("size", [(9, 14), (1, 1), (5, 40)])
 def test_warps_keep_any_image_shape(size: tuple[int, int]) -> None:
     pixels = torch.full((500, 1, *size), 255, dtype=torch.uint8)
-    found = warp(share=1.0)(pixels, INDEX, 0)
+    found = make_warp(share=1.0)(pixels, INDEX, 0)
     assert found.shape == pixels.shape
     assert found.dtype == torch.uint8
     if min(size) > 1:  # black only enters at the border
@@ -81,9 +86,9 @@ def test_warps_keep_any_image_shape(size: tuple[int, int]) -> None:
 
 
 def test_the_channels_of_an_image_are_warped_alike() -> None:
-    color = digits().repeat(1, 3, 1, 1) // torch.tensor([1, 2, 4])[:, None, None]
-    found = warp()(color.to(torch.uint8), INDEX, 0)
-    assert torch.equal(found[:, :1], warp()(digits(), INDEX, 0))
+    color = draw_digits().repeat(1, 3, 1, 1) // torch.tensor([1, 2, 4])[:, None, None]
+    found = make_warp()(color.to(torch.uint8), INDEX, 0)
+    assert torch.equal(found[:, :1], make_warp()(draw_digits(), INDEX, 0))
     for channel, divisor in ((1, 2), (2, 4)):
         difference = found[:, channel] - found[:, 0].float() / divisor
         assert float(difference.abs().max()) <= 2  # rounding, before and after
@@ -100,7 +105,7 @@ def test_only_training_images_are_warped(data_dir: Path) -> None:
         return images[Rows(0, torch.arange(30), 30)].x
 
     plain = made(None)
-    warped = made(lambda seed: warp(seed=seed, share=1.0))
+    warped = made(lambda seed: make_warp(seed=seed, share=1.0))
     assert not torch.equal(rows(plain.train), rows(warped.train))
     assert torch.equal(rows(plain.validation), rows(warped.validation))
     assert torch.equal(rows(plain.test), rows(warped.test))

@@ -19,7 +19,7 @@ for digits in (TRAIN, TEST):
     digits[:, 0, :2] = 0, 255  # one pixel of the ground and one of the digit
 
 
-def module(monkeypatch: pytest.MonkeyPatch, seed: int = 1) -> ColouredMNISTDataModule:
+def make_data(monkeypatch: pytest.MonkeyPatch, seed: int = 1) -> ColouredMNISTDataModule:
     arrays = [TRAIN, np.arange(60) % 10, TEST, np.arange(20) % 10]
     monkeypatch.setattr(coloured_mnist, "load_digits", lambda *_: arrays)
     made = ColouredMNISTDataModule(Path("nowhere"), validation_size=15, seed=seed)
@@ -27,7 +27,7 @@ def module(monkeypatch: pytest.MonkeyPatch, seed: int = 1) -> ColouredMNISTDataM
     return made
 
 
-def hues_of(split: Split) -> torch.Tensor:
+def compute_hues(split: Split) -> torch.Tensor:
     """Return the hues of digit and background, in [0, 1), (N, 2)."""
     parts = [
         torch.atan2(split.attributes[f"{name}_hue_sin"], split.attributes[f"{name}_hue_cos"])
@@ -37,9 +37,9 @@ def hues_of(split: Split) -> torch.Tensor:
 
 
 def test_images_have_the_hues_of_their_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = module(monkeypatch)
+    data = make_data(monkeypatch)
     for split in data.splits().values():
-        hues = hues_of(split)
+        hues = compute_hues(split)
         pixels = split.grey
         assert hues.shape == (len(pixels), 2)
         for column, value in ((0, 89), (1, 255)):
@@ -47,7 +47,7 @@ def test_images_have_the_hues_of_their_attributes(monkeypatch: pytest.MonkeyPatc
                 expected = colorsys.hsv_to_rgb(float(hue), 1.0, value)
                 assert rgb == pytest.approx(expected, abs=0.5)
                 assert max(rgb) == value
-    assert hues_of(data.splits()["train"]).std() > 0.2
+    assert compute_hues(data.splits()["train"]).std() > 0.2
     x, *_ = next(iter(data.train_dataloader()))
     assert x.shape == (45, 3, 28, 28)
     assert data.mean_image.shape == (3, 28, 28)
@@ -62,7 +62,7 @@ def test_a_pixel_is_a_mixture_of_digit_and_ground() -> None:
 
 
 def test_colors_depend_only_on_the_split_and_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = module(monkeypatch, seed=1), module(monkeypatch, seed=2)
+    one, two = make_data(monkeypatch, seed=1), make_data(monkeypatch, seed=2)
     assert one.train is not None
     assert two.train is not None
     assert torch.equal(one.train.pixels, two.train.pixels)

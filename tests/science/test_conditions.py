@@ -28,23 +28,23 @@ from harness.training.run import train
 ROWS = torch.zeros(3, 1)
 
 
-def attributes() -> Attributes:
+def make_attributes() -> Attributes:
     condition = Attributes({"digit": 4, "angle": "continuous"})
     angles = torch.tensor([-60.0, 0.0, 30.0, 60.0])
     condition.fit(condition.from_columns({"digit": torch.arange(4), "angle": angles}))
     return condition
 
 
-def network(**given: Any) -> MLP:
+def make_network(**given: Any) -> MLP:
     torch.manual_seed(0)
     return MLP(hidden_dim=12, encoder_blocks=1, decoder_blocks=1, **given)
 
 
 def test_values_become_rows() -> None:
-    found = attributes().encode({"digit": 2, "angle": [30.0, 0.0, -60.0]}, ROWS)
+    found = make_attributes().encode({"digit": 2, "angle": [30.0, 0.0, -60.0]}, ROWS)
     expected = torch.tensor([[0, 0, 1, 0, 30.0], [0, 0, 1, 0, 0.0], [0, 0, 1, 0, -60.0]])
     assert torch.equal(found, expected)
-    assert torch.equal(attributes().encode(found, ROWS), found)
+    assert torch.equal(make_attributes().encode(found, ROWS), found)
 
 
 def test_a_label_may_be_named() -> None:
@@ -52,7 +52,7 @@ def test_a_label_may_be_named() -> None:
 
 
 def test_networks_take_standardized_values() -> None:
-    condition = attributes()
+    condition = make_attributes()
     angles = torch.tensor([-60.0, 0.0, 30.0, 60.0])
     y = condition.encode({"digit": torch.arange(4), "angle": angles}, torch.zeros(4, 1))
     c = condition(y)
@@ -63,18 +63,26 @@ def test_networks_take_standardized_values() -> None:
 @pytest.mark.parametrize(
     ("condition", "y", "said"),
     [
-        (attributes(), {"digit": 4, "angle": 0}, "digit=4: labels must be from 0 to 3"),
-        (attributes(), {"digit": 1.0, "angle": 0}, "digit=1: must be an integer, 0 to 3"),
-        (attributes(), {"digit": 1, "angle": 62}, "angle=62: must be -60 to 60"),
-        (attributes(), {"digit": 1, "angle": float("nan")}, "angle=nan: must be -60 to 60"),
+        (make_attributes(), {"digit": 4, "angle": 0}, "digit=4: labels must be from 0 to 3"),
+        (make_attributes(), {"digit": 1.0, "angle": 0}, "digit=1: must be an integer, 0 to 3"),
+        (make_attributes(), {"digit": 1, "angle": 62}, "angle=62: must be -60 to 60"),
+        (make_attributes(), {"digit": 1, "angle": float("nan")}, "angle=nan: must be -60 to 60"),
         (
-            attributes(),
+            make_attributes(),
             {"digit": 1, "angle": [0, 1]},
             r"angle has shape \(2,\): must be one value, or 3",
         ),
-        (attributes(), {"digit": 1, "angel": 0}, r"no part angel: must be digit \(0 to 3\), angle"),
-        (attributes(), {"digit": 1}, r"lacks angle: must have digit \(0 to 3\), angle \(-60 to 60"),
-        (attributes(), 3, r"a mapping of digit \(0 to 3\), angle \(-60 to 60\)"),
+        (
+            make_attributes(),
+            {"digit": 1, "angel": 0},
+            r"no part angel: must be digit \(0 to 3\), angle",
+        ),
+        (
+            make_attributes(),
+            {"digit": 1},
+            r"lacks angle: must have digit \(0 to 3\), angle \(-60 to 60",
+        ),
+        (make_attributes(), 3, r"a mapping of digit \(0 to 3\), angle \(-60 to 60\)"),
         (OneHot(4), {"digit": 1}, r"no part digit: must be label \(0 to 3\)"),
         (OneHot(4), {}, "lacks label"),
     ],
@@ -97,8 +105,10 @@ def test_wrong_columns_are_rejected(columns: Mapping[str, Any]) -> None:
 
 
 def test_checkpoints_keep_the_range_and_the_scale() -> None:
-    model = CVAE(network, 2, (1, 4, 4), condition=attributes())
-    other = CVAE(network, 2, (1, 4, 4), condition=Attributes({"digit": 4, "angle": "continuous"}))
+    model = CVAE(make_network, 2, (1, 4, 4), condition=make_attributes())
+    other = CVAE(
+        make_network, 2, (1, 4, 4), condition=Attributes({"digit": 4, "angle": "continuous"})
+    )
     other.load_state_dict(model.state_dict())
     x, eps = torch.ones(3, 1, 4, 4), torch.zeros(3, 2)
     y: Labels = {"digit": [0, 1, 2], "angle": 30.0}
@@ -108,7 +118,7 @@ def test_checkpoints_keep_the_range_and_the_scale() -> None:
 
 
 def test_samples_take_one_value_for_all_or_one_per_image() -> None:
-    model = CVAE(network, 2, (1, 4, 4), condition=attributes(), prior=Conditional).eval()
+    model = CVAE(make_network, 2, (1, 4, 4), condition=make_attributes(), prior=Conditional).eval()
     assert model.sample(y={"digit": 1, "angle": 30.0}, num_samples=5).shape == (5, 1, 4, 4)
     assert model.sample(y={"digit": [1, 2], "angle": 30.0}).shape == (2, 1, 4, 4)
     with pytest.raises(ValueError, match="contradictory numbers"):
@@ -116,14 +126,14 @@ def test_samples_take_one_value_for_all_or_one_per_image() -> None:
 
 
 def test_a_penalty_of_labels_rejects_attributes() -> None:
-    make = partial(CVAE, network, 2, (1, 4, 4), condition=attributes())
+    make = partial(CVAE, make_network, 2, (1, 4, 4), condition=make_attributes())
     make(penalty=Adversary)
     with pytest.raises(ValueError, match="LabelwiseAdversary needs one label, but y has the parts"):
         make(penalty=LabelwiseAdversary)
 
 
 def test_rows_are_the_combinations_of_the_values() -> None:
-    model = CVAE(network, 2, (1, 4, 4), condition=attributes()).eval()
+    model = CVAE(make_network, 2, (1, 4, 4), condition=make_attributes()).eval()
     rows = requested_rows(model, None, {"digit": 3, "angle": [-60, 0, 60]})
     assert [row.name for row in rows] == ["angle -60", "angle 0", "angle 60"]
     images = generate(model, rows, num_samples=4, seed=0)
@@ -145,17 +155,17 @@ def test_rows_are_the_combinations_of_the_values() -> None:
     ],
 )
 def test_wrong_requests_are_rejected(label: Any, condition: Any, said: str) -> None:
-    model = CVAE(network, 2, (1, 4, 4), condition=attributes()).eval()
+    model = CVAE(make_network, 2, (1, 4, 4), condition=make_attributes()).eval()
     with pytest.raises(ConfigError, match=said):
         requested_rows(model, label, condition)
 
 
 def test_a_model_of_labels_takes_no_attributes() -> None:
     with pytest.raises(ConfigError, match="takes a label; use label="):
-        requested_rows(CVAE(network, 2, (1, 4, 4)), None, {"digit": 3})
+        requested_rows(CVAE(make_network, 2, (1, 4, 4)), None, {"digit": 3})
 
 
-def saved(folder: Path, **changed: Any) -> ImagesDataModule:
+def save_bars(folder: Path, **changed: Any) -> ImagesDataModule:
     """Save images of bars whose height is an attribute; return their data module."""
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
@@ -182,7 +192,7 @@ def saved(folder: Path, **changed: Any) -> ImagesDataModule:
 
 
 def test_attributes_are_read_in_the_order_of_the_images(tmp_path: Path) -> None:
-    data = saved(tmp_path)
+    data = save_bars(tmp_path)
     data.setup()
     for split in (data.train, data.validation, data.test):
         assert split is not None
@@ -206,11 +216,11 @@ def test_attributes_are_read_in_the_order_of_the_images(tmp_path: Path) -> None:
 )
 def test_wrong_attributes_are_rejected(tmp_path: Path, changed: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        saved(tmp_path, **changed).setup()
+        save_bars(tmp_path, **changed).setup()
 
 
 def test_a_missing_attribute_is_named(tmp_path: Path) -> None:
-    data = saved(tmp_path)
+    data = save_bars(tmp_path)
     data.condition = Attributes({"label": 2, "width": "continuous"})
     with pytest.raises(
         DataError, match="train images of bars: no attribute width: must be one of label"
@@ -226,7 +236,7 @@ def test_a_condition_of_your_own_gets_the_columns_of_the_data(tmp_path: Path) ->
         def from_columns(self, columns: Mapping[str, Values]) -> torch.Tensor:
             return super().from_columns({"is_tall": (torch.tensor(columns["height"]) > 6).long()})
 
-    data = saved(tmp_path)
+    data = save_bars(tmp_path)
     data.condition = Tall()
     data.setup()
     assert data.test is not None
@@ -236,7 +246,7 @@ def test_a_condition_of_your_own_gets_the_columns_of_the_data(tmp_path: Path) ->
 
 def test_one_specification_serves_several_data_sets(tmp_path: Path) -> None:
     """Images of another dataset may have values outside the range of the training images."""
-    data, again = saved(tmp_path), saved(tmp_path)
+    data, again = save_bars(tmp_path), save_bars(tmp_path)
     data.setup()
     assert data.train is not None
     assert isinstance(data.train.conditions, torch.Tensor)
@@ -246,7 +256,7 @@ def test_one_specification_serves_several_data_sets(tmp_path: Path) -> None:
     again.setup()
 
 
-def fitted(values: torch.Tensor) -> Attributes:
+def fit_attributes(values: torch.Tensor) -> Attributes:
     condition = Attributes({"a": "continuous"})
     condition.fit(condition.from_columns({"a": values}))
     return condition
@@ -254,7 +264,7 @@ def fitted(values: torch.Tensor) -> Attributes:
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_constant_attribute_takes_its_value_only(count: int) -> None:
-    condition = fitted(torch.full((count,), 2.5))
+    condition = fit_attributes(torch.full((count,), 2.5))
     assert torch.equal(condition(condition.encode({"a": 2.5}, ROWS)), torch.zeros(3, 1))
     with pytest.raises(ValueError, match=r"a=99: must be 2\.5 to 2\.5"):
         condition.encode({"a": 99}, ROWS)
@@ -262,7 +272,7 @@ def test_a_constant_attribute_takes_its_value_only(count: int) -> None:
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
 def test_values_of_any_unit_are_standardized(scale: float) -> None:
-    condition = fitted(scale * torch.arange(101, dtype=torch.float64))
+    condition = fit_attributes(scale * torch.arange(101, dtype=torch.float64))
     c = condition(condition.encode({"a": scale * torch.arange(101.0)}, torch.zeros(101, 1)))
     assert float(c.mean()) == pytest.approx(0, abs=1e-4)
     assert float(c.std(correction=0)) == pytest.approx(1, abs=1e-4)
@@ -277,11 +287,11 @@ def test_values_of_any_unit_are_standardized(scale: float) -> None:
 )
 def test_values_that_float32_cannot_hold_are_rejected(values: torch.Tensor, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        fitted(values)
+        fit_attributes(values)
 
 
 def test_figures_vary_one_part_at_a_time() -> None:
-    model = CVAE(network, 2, (1, 8, 8), condition=attributes())
+    model = CVAE(make_network, 2, (1, 8, 8), condition=make_attributes())
     y = model.condition.examples(12)
     many = Batch(torch.ones(12, 1, 8, 8), y, torch.arange(12), 12)
     pictures = figures.draw(model, many, many)
@@ -298,7 +308,7 @@ def test_class_names_label_no_other_attribute(columns: Any) -> None:
     condition = Attributes(columns)
     y = condition.examples(12)
     condition.fit(y)
-    model = CVAE(network, 2, (1, 8, 8), condition=condition)
+    model = CVAE(make_network, 2, (1, 8, 8), condition=condition)
     many = Batch(torch.ones(12, 1, 8, 8), y, torch.arange(12), 12)
     picture = figures.latent_plane(model, many, names=["a", "b"])
     assert picture.size == figures.latent_plane(model, many).size
@@ -326,9 +336,9 @@ def test_angles_are_uniform_and_the_same_in_every_run() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
 def test_statistics_after_a_warm_start_are_those_of_the_new_data(tmp_path: Path) -> None:
-    data = saved(tmp_path)
+    data = save_bars(tmp_path)
     data.setup()
-    model = CVAE(network, 2, (1, 12, 12), num_classes=2, condition=data.condition)
+    model = CVAE(make_network, 2, (1, 12, 12), num_classes=2, condition=data.condition)
     model.initialize_output_bias(data.mean_image, data.std_image)
     of_another_run = {**model.state_dict(), "condition.high": torch.full((3,), 99.0)}
     module = VAEModule(model, partial(torch.optim.SGD, lr=0.0))

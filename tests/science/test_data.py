@@ -16,14 +16,14 @@ from tests.conftest import NUM_TRAIN, run_script
 from tests.tally import Promise
 
 
-def module(data_dir: Path, **settings: object) -> MNISTDataModule:
+def make_data(data_dir: Path, **settings: object) -> MNISTDataModule:
     given = {"batch_size": 32, "eval_batch_size": 16, "validation_size": 45, **settings}
     made = MNISTDataModule(data_dir, "KMNIST", **given)  # type: ignore[arg-type]
     made.setup()
     return made
 
 
-def epoch_of(sampler: GlobalBatchSampler, epoch: int = 0) -> list[list[int]]:
+def list_batches(sampler: GlobalBatchSampler, epoch: int = 0) -> list[list[int]]:
     sampler.set_epoch(epoch)
     return [rows.indices.tolist() for rows in sampler]
 
@@ -33,9 +33,9 @@ def epoch_of(sampler: GlobalBatchSampler, epoch: int = 0) -> list[list[int]]:
 def test_ranks_split_every_batch_without_loss_or_repetition(
     num_images: int, world_size: int
 ) -> None:
-    whole = epoch_of(GlobalBatchSampler(num_images, 15, shuffle_seed=4))
+    whole = list_batches(GlobalBatchSampler(num_images, 15, shuffle_seed=4))
     shares = [
-        epoch_of(GlobalBatchSampler(num_images, 15, 4, rank, world_size))
+        list_batches(GlobalBatchSampler(num_images, 15, 4, rank, world_size))
         for rank in range(world_size)
     ]
     assert sorted(i for batch in whole for i in batch) == list(range(num_images))
@@ -46,7 +46,7 @@ def test_ranks_split_every_batch_without_loss_or_repetition(
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[list[int]]:
-        return epoch_of(GlobalBatchSampler(100, 10, seed), epoch)
+        return list_batches(GlobalBatchSampler(100, 10, seed), epoch)
 
     assert order(1, 5) == order(1, 5)
     assert order(0, 5) != order(1, 5)
@@ -55,14 +55,14 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 
 def test_a_resumed_epoch_continues_at_its_next_batch() -> None:
     sampler = GlobalBatchSampler(100, 10, 1)
-    whole = epoch_of(sampler, 3)
+    whole = list_batches(sampler, 3)
     sampler.first_batch = 4
-    assert epoch_of(sampler, 3) == whole[4:]
-    assert epoch_of(sampler, 3) == whole  # only the first epoch is shortened
+    assert list_batches(sampler, 3) == whole[4:]
+    assert list_batches(sampler, 3) == whole  # only the first epoch is shortened
 
 
 def test_batches_have_documented_shapes_and_types(data_dir: Path) -> None:
-    data = module(data_dir)
+    data = make_data(data_dir)
     batches = list(data.train_dataloader())
     assert sum(len(b.x) for b in batches) == NUM_TRAIN - 45
     for x, y, indices, global_size in batches:
@@ -72,13 +72,13 @@ def test_batches_have_documented_shapes_and_types(data_dir: Path) -> None:
         assert y.shape == (len(indices), 10)
         assert (y.sum(1) == 1).all()
         assert global_size == len(indices)
-    (x, _, _, _), *_ = module(data_dir, binarization="none").train_dataloader()
+    (x, _, _, _), *_ = make_data(data_dir, binarization="none").train_dataloader()
     assert x.max() <= 1
     assert len(x.unique()) > 2
 
 
 def test_only_training_pixels_are_sampled_anew_in_every_epoch(data_dir: Path) -> None:
-    data = module(data_dir)
+    data = make_data(data_dir)
     assert data.train is not None
     indices = torch.arange(20)
     first, again, later = (data.train[Rows(e, indices, 20)].x for e in (0, 0, 1))
@@ -90,14 +90,14 @@ def test_only_training_pixels_are_sampled_anew_in_every_epoch(data_dir: Path) ->
 
 
 def test_splits_and_their_binarization_do_not_depend_on_the_seed(data_dir: Path) -> None:
-    one, two = module(data_dir, seed=1), module(data_dir, seed=2)
+    one, two = make_data(data_dir, seed=1), make_data(data_dir, seed=2)
     for split in ("validation", "test"):
         a, b = getattr(one, split), getattr(two, split)
         assert a.digest() == b.digest()
     assert one.train is not None
     assert two.train is not None
     assert torch.equal(one.train.pixels, two.train.pixels)
-    larger = module(data_dir, validation_size=46)
+    larger = make_data(data_dir, validation_size=46)
     assert larger.validation is not None
     assert one.validation is not None
     assert len(larger.validation) == 46
@@ -119,11 +119,11 @@ def test_the_digests_of_binarized_validation_and_test_mnist(tmp_path: Path) -> N
 @pytest.mark.parametrize("size", [0, NUM_TRAIN, -3])
 def test_an_impossible_validation_size_is_rejected(size: int, data_dir: Path) -> None:
     with pytest.raises(DataError, match="validation_size"):
-        module(data_dir, validation_size=size)
+        make_data(data_dir, validation_size=size)
 
 
 def test_the_mean_image_lies_strictly_between_0_and_1(data_dir: Path) -> None:
-    data = module(data_dir)
+    data = make_data(data_dir)
     assert data.train is not None
     data.train = ImageSet(data.train.pixels * 0, data.train.labels, 10)
     assert data.mean_image.min() > 0
@@ -132,10 +132,10 @@ def test_the_mean_image_lies_strictly_between_0_and_1(data_dir: Path) -> None:
 
 
 def test_examples_show_every_label(data_dir: Path) -> None:
-    assert module(data_dir).examples().y.argmax(1).tolist() == list(range(10))
+    assert make_data(data_dir).examples().y.argmax(1).tolist() == list(range(10))
 
 
-def npz(folder: Path, **changes: object) -> None:
+def write_npz(folder: Path, **changes: object) -> None:
     arrays = {
         "train_images": np.zeros((20, 28, 28), np.uint8),
         "train_labels": np.arange(20) % 3,
@@ -146,7 +146,7 @@ def npz(folder: Path, **changes: object) -> None:
     np.savez(folder / "mine.npz", **arrays)  # type: ignore[arg-type]
 
 
-def images(folder: Path, **settings: object) -> ImagesDataModule:
+def load_images(folder: Path, **settings: object) -> ImagesDataModule:
     given = {"validation_size": 5, "num_classes": 3, **settings}
     made = ImagesDataModule(folder, "mine", **given)  # type: ignore[arg-type]
     made.prepare_data()
@@ -155,8 +155,8 @@ def images(folder: Path, **settings: object) -> ImagesDataModule:
 
 
 def test_own_images_are_loaded(tmp_path: Path) -> None:
-    npz(tmp_path)
-    data = images(tmp_path)
+    write_npz(tmp_path)
+    data = load_images(tmp_path)
     assert data.test is not None
     assert len(data.test) == 6
     assert next(iter(data.train_dataloader())).y.shape == (15, 3)
@@ -188,26 +188,26 @@ def test_own_images_are_loaded(tmp_path: Path) -> None:
 def test_unusable_images_are_rejected(
     changes: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    npz(tmp_path, **changes)
+    write_npz(tmp_path, **changes)
     with pytest.raises(DataError, match=message) as caught:
-        images(tmp_path)
+        load_images(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.uint64, np.int64, np.float16, np.float64])
 def test_labels_may_have_any_numeric_type(kind: type, tmp_path: Path) -> None:
-    npz(tmp_path)
-    expected = images(tmp_path)
-    npz(tmp_path, train_labels=(np.arange(20) % 3).astype(kind))
-    found = images(tmp_path)
+    write_npz(tmp_path)
+    expected = load_images(tmp_path)
+    write_npz(tmp_path, train_labels=(np.arange(20) % 3).astype(kind))
+    found = load_images(tmp_path)
     assert found.train is not None
     assert expected.train is not None
     assert torch.equal(found.train.labels, expected.train.labels)
 
 
 def test_labels_may_be_boolean(tmp_path: Path) -> None:
-    npz(tmp_path, train_labels=np.arange(20) % 2 > 0, test_labels=np.arange(6) % 2 > 0)
-    assert images(tmp_path, num_classes=2).classes == [0, 1]
+    write_npz(tmp_path, train_labels=np.arange(20) % 2 > 0, test_labels=np.arange(6) % 2 > 0)
+    assert load_images(tmp_path, num_classes=2).classes == [0, 1]
 
 
 @pytest.mark.fault(Promise.INPUT, "labels of a wrong type or range")
@@ -229,37 +229,37 @@ def test_labels_out_of_range_are_rejected(
     message: str,
     tmp_path: Path,
 ) -> None:
-    npz(tmp_path, train_labels=train_labels)
+    write_npz(tmp_path, train_labels=train_labels)
     with pytest.raises(DataError, match=message) as caught:
-        images(tmp_path)
+        load_images(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_classes_without_images_are_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    npz(tmp_path, train_labels=np.arange(20) % 2 * 2, test_labels=np.arange(6) % 2)
-    data = images(tmp_path, num_classes=4)
+    write_npz(tmp_path, train_labels=np.arange(20) % 2 * 2, test_labels=np.arange(6) % 2)
+    data = load_images(tmp_path, num_classes=4)
     data.setup()
     assert data.classes == [0, 2]
     assert data.examples().y.argmax(1).tolist() == [0]
     (message,) = [r.getMessage() for r in caplog.records if "num_classes" in r.getMessage()]
     assert "no training images of label 1, 3 (left out of grids and evaluation)" in message
     assert "no test images of label 2 (" in message
-    npz(tmp_path, train_labels=np.zeros(20, int), test_labels=np.ones(6, int))
+    write_npz(tmp_path, train_labels=np.zeros(20, int), test_labels=np.ones(6, int))
     with pytest.raises(DataError, match="no label has both training and test images"):
-        images(tmp_path)
+        load_images(tmp_path)
 
 
-def color(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:  # type: ignore[type-arg]
+def make_pixels(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:  # type: ignore[type-arg]
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def test_color_images_may_have_their_channels_first_or_last(tmp_path: Path) -> None:
-    train, test = color((20, 9, 14, 3)), color((6, 9, 14, 3))
+    train, test = make_pixels((20, 9, 14, 3)), make_pixels((6, 9, 14, 3))
     shape = {"image_shape": (3, 9, 14), "binarization": "none"}
-    npz(tmp_path, train_images=train, test_images=np.moveaxis(test, 3, 1))
-    found = images(tmp_path, **shape)
+    write_npz(tmp_path, train_images=train, test_images=np.moveaxis(test, 3, 1))
+    found = load_images(tmp_path, **shape)
     assert found.test is not None
     assert torch.equal(found.test.pixels, torch.from_numpy(test).permute(0, 3, 1, 2))
     batch = next(iter(found.train_dataloader()))
@@ -268,14 +268,16 @@ def test_color_images_may_have_their_channels_first_or_last(tmp_path: Path) -> N
     whole = np.concatenate([found.train.pixels, found.validation.pixels])  # type: ignore[union-attr]
     assert sorted(map(bytes, whole)) == sorted(map(bytes, np.moveaxis(train, 3, 1)))
     assert found.splits()["train"].inputs.shape == (15, 3, 9, 14)
-    npz(tmp_path, train_images=np.zeros((20, 1, 8, 8), np.uint8), test_images=test[:, :8, :8, :1])
-    assert images(tmp_path, image_shape=(1, 8, 8)).mean_image.shape == (1, 8, 8)
+    write_npz(
+        tmp_path, train_images=np.zeros((20, 1, 8, 8), np.uint8), test_images=test[:, :8, :8, :1]
+    )
+    assert load_images(tmp_path, image_shape=(1, 8, 8)).mean_image.shape == (1, 8, 8)
 
 
 def test_color_images_are_not_binarized(tmp_path: Path) -> None:
-    npz(tmp_path)
+    write_npz(tmp_path)
     with pytest.raises(DataError, match=r"are not binarized; set data\.binarization=none"):
-        images(tmp_path, image_shape=(3, 28, 28))
+        load_images(tmp_path, image_shape=(3, 28, 28))
     pixels, labels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long()
     with pytest.raises(DataError, match="are not binarized"):
         ImageSet(pixels, labels, 10, binarization_seed=1)
@@ -284,19 +286,19 @@ def test_color_images_are_not_binarized(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"image_shape=\[3, 28, 28\]: the images have shape \[1, 28"
     ):
-        images(tmp_path, image_shape=(3, 28, 28), binarization="none")
+        load_images(tmp_path, image_shape=(3, 28, 28), binarization="none")
 
 
 def test_a_file_may_name_its_classes(tmp_path: Path) -> None:
-    npz(tmp_path)
-    assert images(tmp_path).class_names is None
-    npz(tmp_path, class_names=np.array(["cat", "dog", "a bird with a long name"]))
-    assert images(tmp_path).class_names == ["cat", "dog", "a bird with a long name"]
+    write_npz(tmp_path)
+    assert load_images(tmp_path).class_names is None
+    write_npz(tmp_path, class_names=np.array(["cat", "dog", "a bird with a long name"]))
+    assert load_images(tmp_path).class_names == ["cat", "dog", "a bird with a long name"]
 
 
 def test_a_digest_is_that_of_all_bytes() -> None:
     """Digests and means are computed in parts, for memory maps."""
-    pixels = torch.from_numpy(color((601, 3, 5, 4)))
+    pixels = torch.from_numpy(make_pixels((601, 3, 5, 4)))
     found = ImageSet(pixels, torch.arange(601) % 10, 10)
     content = pixels.numpy().tobytes() + found.labels.numpy().tobytes()
     assert found.digest() == hashlib.sha256(content).hexdigest()[:16]
@@ -307,20 +309,20 @@ def test_a_digest_is_that_of_all_bytes() -> None:
 
 
 def test_images_of_0_and_1_are_rejected(tmp_path: Path) -> None:
-    npz(tmp_path, train_images=np.ones((20, 28, 28), np.uint8))
+    write_npz(tmp_path, train_images=np.ones((20, 28, 28), np.uint8))
     with pytest.raises(DataError, match="range from 0 to 1, but white is 255; multiply"):
-        images(tmp_path)
+        load_images(tmp_path)
 
 
 def test_a_missing_or_damaged_image_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mine\.npz"):
-        images(tmp_path)
+        load_images(tmp_path)
     (tmp_path / "mine.npz").write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"mine\.npz"):
-        images(tmp_path)
+        load_images(tmp_path)
 
 
-def overrides(folder: Path, **settings: object) -> list[str]:
+def make_overrides(folder: Path, **settings: object) -> list[str]:
     """Return the overrides of a short run on mine.npz."""
     return [
         "data=images",
@@ -340,7 +342,7 @@ def overrides(folder: Path, **settings: object) -> list[str]:
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_without_data_leaves_no_folder(devices: int, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    typed = [*overrides(tmp_path), f"trainer.devices={devices}", "device=cpu"]
+    typed = [*make_overrides(tmp_path), f"trainer.devices={devices}", "device=cpu"]
     run_dir.mkdir()
     done = run_script("train", *typed, f"hydra.run.dir={run_dir}")
     assert done.returncode == 2
@@ -352,10 +354,10 @@ def test_a_run_without_data_leaves_no_folder(devices: int, tmp_path: Path) -> No
 def test_a_run_without_data_keeps_foreign_files_and_sweep_summaries(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    done = run_script("train", *overrides(tmp_path), f"hydra.run.dir={tmp_path / 'run'}")
+    done = run_script("train", *make_overrides(tmp_path), f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 2
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
-    done = run_script("train", "-m", *overrides(tmp_path), f"hydra.sweep.dir={tmp_path / 's'}")
+    done = run_script("train", "-m", *make_overrides(tmp_path), f"hydra.sweep.dir={tmp_path / 's'}")
     assert done.returncode == 1
     (summary,) = (tmp_path / "s").rglob("summary.json")
     assert json.loads(summary.read_text())["status"] == "failed"

@@ -24,7 +24,7 @@ from tests.conftest import NUM_TEST, NUM_TRAIN, write_digits
 from tests.tally import Promise, Survived
 
 DAMAGE = "files truncated, swapped, altered or emptied, or bits flipped"
-TOGETHER = "processes that start at once in an empty or damaged folder"
+PARALLEL_STARTS = "processes that start at once in an empty or damaged folder"
 KILLED = "SIGKILL while the files are written"
 
 MNIST, KMNIST = SETS["MNIST"], SETS["KMNIST"]
@@ -48,7 +48,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(digits.SOURCES, "torchvision's mirrors", fail)
 
 
-def no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+def remove_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(digit_set: digits.DigitSet, folder: Path) -> None:
         raise LookupError("not installed")
 
@@ -107,7 +107,7 @@ def test_damaged_files_are_restored(
 def test_the_error_without_any_source_names_files_and_reasons(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    no_wheel(monkeypatch)
+    remove_wheel(monkeypatch)
     with pytest.raises(DataError) as caught:
         load_digits(MNIST, tmp_path)
     message = str(caught.value)
@@ -170,7 +170,7 @@ def test_fashion_mnist_is_compared_with_its_digests(tmp_path: Path, offline: Non
         load_digits(SETS["FashionMNIST"], tmp_path)
 
 
-def pack(raw: Path, folder: Path, damaged: str = "") -> None:
+def pack_files(raw: Path, folder: Path, damaged: str = "") -> None:
     """Write the files of one folder into another as .gz; truncate the one named by damaged."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in raw.glob("*-ubyte"):
@@ -180,9 +180,11 @@ def pack(raw: Path, folder: Path, damaged: str = "") -> None:
 
 
 @pytest.fixture
-def small(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, DigitSet]:
+def small_mnist(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, DigitSet]:
     """Return the folder and the digests of small files that replace MNIST."""
-    no_wheel(monkeypatch)
+    remove_wheel(monkeypatch)
     raw = tmp_path / "original"
     write_digits(raw)
     digests = {n: hashlib.md5((raw / n).read_bytes()).hexdigest() for n in MNIST.file_names()}
@@ -197,7 +199,7 @@ def test_fashion_mnist_is_read_from_its_four_gz_files(
     fashion = SETS["FashionMNIST"]
     known = {n: hashlib.md5((original / n).read_bytes()).hexdigest() for n in fashion.file_names()}
     monkeypatch.setitem(SETS, "FashionMNIST", DigitSet("FashionMNIST", digests=known))
-    pack(original, tmp_path / "FashionMNIST" / "raw")
+    pack_files(original, tmp_path / "FashionMNIST" / "raw")
     data = MNISTDataModule(tmp_path, "FashionMNIST", validation_size=45)
     data.prepare_data()
     data.setup()
@@ -209,14 +211,14 @@ def test_fashion_mnist_is_read_from_its_four_gz_files(
 
 @pytest.mark.parametrize("place", [".", "MNIST", "MNIST/raw", "unpacked"])
 def test_files_in_data_dir_are_used(
-    place: str, small: tuple[Path, DigitSet], tmp_path: Path
+    place: str, small_mnist: tuple[Path, DigitSet], tmp_path: Path
 ) -> None:
-    raw, digit_set = small
+    raw, digit_set = small_mnist
     data_dir = tmp_path / "data"
     if place == "unpacked":
         shutil.copytree(raw, data_dir)
     else:
-        pack(raw, data_dir / place)
+        pack_files(raw, data_dir / place)
     assert len(load_digits(digit_set, data_dir)[0]) == NUM_TRAIN
     with pytest.raises(DataError, match="FashionMNIST") as caught:
         load_digits(SETS["FashionMNIST"], data_dir)
@@ -228,10 +230,10 @@ def test_a_set_without_digests_uses_only_files_of_its_own_folder(
     tmp_path: Path, offline: None
 ) -> None:
     write_digits(tmp_path / "elsewhere")
-    pack(tmp_path / "elsewhere", tmp_path)
+    pack_files(tmp_path / "elsewhere", tmp_path)
     with pytest.raises(DataError, match=r"data\.data_dir: no \.gz files"):
         load_digits(KMNIST, tmp_path)
-    pack(tmp_path / "elsewhere", tmp_path / "KMNIST")
+    pack_files(tmp_path / "elsewhere", tmp_path / "KMNIST")
     assert len(load_digits(KMNIST, tmp_path)[0]) == NUM_TRAIN
     file = tmp_path / "KMNIST" / "raw" / "train-images-idx3-ubyte"
     content = file.read_bytes()
@@ -242,14 +244,14 @@ def test_a_set_without_digests_uses_only_files_of_its_own_folder(
 
 @pytest.mark.fault(Promise.DATA, "a .gz file that is truncated or unpacks to too many bytes")
 def test_damaged_gz_files_are_reported(
-    small: tuple[Path, DigitSet],
+    small_mnist: tuple[Path, DigitSet],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    raw, digit_set = small
+    raw, digit_set = small_mnist
     name = "t10k-images-idx3-ubyte"
-    pack(raw, tmp_path / "data", damaged=name)
+    pack_files(raw, tmp_path / "data", damaged=name)
     with pytest.raises(DataError, match=rf"{name}\.gz: damaged"):
         load_digits(digit_set, tmp_path / "data")
     caplog.clear()
@@ -260,7 +262,7 @@ def test_damaged_gz_files_are_reported(
         load_digits(digit_set, tmp_path / "data")  # uses the next source
     assert f"{name}.gz: damaged" in caplog.text
     monkeypatch.setattr(digits, "_MAX_BYTES", 2**14)
-    pack(raw, tmp_path / "bomb")
+    pack_files(raw, tmp_path / "bomb")
     with pytest.raises(DataError, match="larger than 0 MiB when unpacked"):
         load_digits(digit_set, tmp_path / "bomb")
 
@@ -344,7 +346,7 @@ def test_damage_that_cannot_be_repaired_is_rejected(
     monkeypatch.setitem(digits.SOURCES, source, lambda _, folder: write_digits(folder))
     load_digits(KMNIST, tmp_path)
     raw = tmp_path / "KMNIST" / "raw"
-    no_wheel(monkeypatch)
+    remove_wheel(monkeypatch)
 
     def fail(digit_set: digits.DigitSet, folder: Path) -> None:
         raise OSError("no network")
@@ -426,14 +428,14 @@ def load_in_parallel(folder: Path, count: int, is_damaged: bool) -> list[int | N
 MNIST_TEST_SUM = 264_923_200  # of all test pixels
 
 
-@pytest.mark.fault(Promise.DATA, TOGETHER)
+@pytest.mark.fault(Promise.DATA, PARALLEL_STARTS)
 def test_eight_starts_at_once(tmp_path: Path, survived: Survived) -> None:
     assert load_in_parallel(tmp_path, 8, is_damaged=True) == [MNIST_TEST_SUM] * 8
     survived(8)
 
 
 @pytest.mark.long
-@pytest.mark.fault(Promise.DATA, TOGETHER)
+@pytest.mark.fault(Promise.DATA, PARALLEL_STARTS)
 def test_two_hundred_starts_at_once(tmp_path: Path, survived: Survived) -> None:
     for number in range(25):
         folder = tmp_path / str(number)

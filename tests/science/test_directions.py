@@ -16,11 +16,11 @@ from cvae.types import Batch
 MIDDLE = 14
 
 
-def network(**given: Any) -> MLP:
+def make_network(**given: Any) -> MLP:
     return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
 
 
-def bars(values: torch.Tensor) -> torch.Tensor:
+def draw_bars(values: torch.Tensor) -> torch.Tensor:
     """Return upright bars, (n, 1, 28, 28): width from the first column, shear from the second."""
     rows, columns = torch.arange(28.0)[:, None], torch.arange(28.0)[None]
     width = (4 + values[:, 0, None, None]).clamp(1, 9)
@@ -40,12 +40,12 @@ class Bars(CVAE):
 
     def decode(self, z: Any, y: Any = None) -> Any:
         class Means:
-            mean = bars(z @ self.rotation.T)
+            mean = draw_bars(z @ self.rotation.T)
 
         return Means()
 
 
-def batch(count: int, seed: int = 0) -> Batch:
+def make_batch(count: int, seed: int = 0) -> Batch:
     """Return images whose first two pixels are the width and the shear to draw."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, 1, 28, 28, generator=generator)
@@ -53,8 +53,8 @@ def batch(count: int, seed: int = 0) -> Batch:
 
 
 def test_style_directions_change_the_factor_of_their_name_only() -> None:
-    model = Bars(network, 2)
-    thickness, slant = directions.style_directions(model, batch(300), FACTORS)
+    model = Bars(make_network, 2)
+    thickness, slant = directions.style_directions(model, make_batch(300), FACTORS)
     assert (thickness.name, slant.name) == ("thickness", "slant")
     torch.testing.assert_close(thickness.vector, Bars.rotation[0], atol=0.1, rtol=0)
     torch.testing.assert_close(slant.vector, Bars.rotation[1], atol=0.1, rtol=0)
@@ -89,16 +89,16 @@ def test_a_factor_that_is_constant_or_undefined_has_no_direction() -> None:
         "undefined": lambda images: np.full(len(images), np.nan),
         "mean": lambda images: images.mean((1, 2, 3)).double().numpy(),
     }
-    found = directions.style_directions(Bars(network, 2), batch(60), factors)
+    found = directions.style_directions(Bars(make_network, 2), make_batch(60), factors)
     assert [direction.name for direction in found] == ["mean"]
 
 
 def test_color_and_other_conditions_have_no_style_directions() -> None:
-    color = VAE(network, 2, image_shape=(3, 28, 28))
-    colored = batch(20)._replace(x=batch(20).x.repeat(1, 3, 1, 1))
+    color = VAE(make_network, 2, image_shape=(3, 28, 28))
+    colored = make_batch(20)._replace(x=make_batch(20).x.repeat(1, 3, 1, 1))
     assert directions.style_directions(color, colored, FACTORS) == []
-    model = VAE(network, 2, condition=Attributes({"label": 10}))
-    assert directions.style_directions(model, batch(20), FACTORS) == []
+    model = VAE(make_network, 2, condition=Attributes({"label": 10}))
+    assert directions.style_directions(model, make_batch(20), FACTORS) == []
 
 
 class Codes(Autoencoder):
@@ -109,8 +109,8 @@ class Codes(Autoencoder):
 
 
 def test_principal_directions_are_ordered_orthogonal_and_of_unit_length() -> None:
-    given = batch(4000)
-    found = directions.principal_directions(Codes(network, 3), given, count=3)
+    given = make_batch(4000)
+    found = directions.principal_directions(Codes(make_network, 3), given, count=3)
     assert [direction.name for direction in found] == [f"component {i}" for i in (1, 2, 3)]
     vectors = torch.stack([direction.vector for direction in found])
     torch.testing.assert_close(vectors @ vectors.T, torch.eye(3))
@@ -119,16 +119,16 @@ def test_principal_directions_are_ordered_orthogonal_and_of_unit_length() -> Non
     shares = [direction.share for direction in found]
     assert shares == pytest.approx([25 / 30, 4 / 30, 1 / 30], abs=0.02)
     assert [found[0].low, found[0].high] == pytest.approx([10 - 15, 10 + 15], abs=0.8)
-    assert directions.center(Codes(network, 3), given)[0].tolist() == pytest.approx(
+    assert directions.center(Codes(make_network, 3), given)[0].tolist() == pytest.approx(
         [10] * 3, abs=0.3
     )
 
 
 def test_few_images_have_fewer_components() -> None:
-    model = Codes(network, 3)
-    assert len(directions.principal_directions(model, batch(2), count=3)) == 1
-    assert directions.principal_directions(model, batch(1), count=3) == []
+    model = Codes(make_network, 3)
+    assert len(directions.principal_directions(model, make_batch(2), count=3)) == 1
+    assert directions.principal_directions(model, make_batch(1), count=3) == []
 
 
 def test_the_center_of_a_vae_is_the_mean_of_its_prior() -> None:
-    assert directions.center(VAE(network, 4), batch(5)).tolist() == [[0.0] * 4]
+    assert directions.center(VAE(make_network, 4), make_batch(5)).tolist() == [[0.0] * 4]

@@ -25,7 +25,7 @@ from cvae.networks import MLP
 from harness.contract.errors import ConfigError
 from harness.contract.files import atomic_write_files
 from harness.contract.sampler import Rows
-from tests.science.test_onnx_export import run_file
+from tests.science.test_onnx_export import run_onnx
 
 perceptron = partial(MLP, hidden_dim=12, encoder_blocks=1, decoder_blocks=1)
 NPM = """#!/bin/sh
@@ -87,7 +87,7 @@ def attribute_data(tmp_path_factory: pytest.TempPathFactory) -> ImagesDataModule
     return data
 
 
-def digits(data_dir: Path) -> MNISTDataModule:
+def make_digits(data_dir: Path) -> MNISTDataModule:
     data = MNISTDataModule(data_dir, "KMNIST", validation_size=60)
     data.setup()
     return data
@@ -100,7 +100,7 @@ def test_the_folder_holds_a_page_for_a_model_of_labels(
     pytest.importorskip("onnxruntime")
     use_npm(NPM)
     model, output = CVAE(perceptron, latent_dim=3).eval(), tmp_path / "page"
-    size = folder.write_folder(model, digits(data_dir), "my run", output)
+    size = folder.write_folder(model, make_digits(data_dir), "my run", output)
     files = {p.relative_to(output).as_posix(): p for p in output.rglob("*") if p.is_file()}
     assert size == sum(path.stat().st_size for path in files.values())
     assert {"index.html", *(f"runtime/{name}" for name in runtime.FILES)} <= set(files)
@@ -113,13 +113,13 @@ def test_the_folder_holds_a_page_for_a_model_of_labels(
         y = torch.tensor([example["y"]])
         assert set(pixels.tolist()) <= {0, 255}
         assert example["text"] == f"label {y.argmax()}"
-        code = run_file(output / "model/encoder.onnx", x=x, y=y, eps=torch.tensor([facts["eps"]]))
+        code = run_onnx(output / "model/encoder.onnx", x=x, y=y, eps=torch.tensor([facts["eps"]]))
         torch.testing.assert_close(code["latent"], model.embed(x, y).detach())
 
 
 def test_the_description_of_labels_and_binary_digits(data_dir: Path) -> None:
     model = CVAE(perceptron, latent_dim=3).eval()
-    data = digits(data_dir)
+    data = make_digits(data_dir)
     facts = json.loads(json.dumps(description.describe(model, data, "my run")))
     assert facts["pixels"] == "binary"
     assert facts["centered"]
@@ -178,7 +178,7 @@ def test_the_description_of_attributes(attribute_data: ImagesDataModule) -> None
 @pytest.mark.parametrize("kind", [VAE, Autoencoder])
 def test_the_description_of_a_model_without_labels(kind: type[Autoencoder], data_dir: Path) -> None:
     model = kind(perceptron, latent_dim=3).eval()
-    facts = description.describe(model, digits(data_dir), "run")
+    facts = description.describe(model, make_digits(data_dir), "run")
     assert facts["parts"] == []
     assert facts["condition_size"] == 0
     assert facts["has_prior"] is facts["has_bound"] is (kind is VAE)
@@ -261,7 +261,7 @@ def port(tmp_path: Path) -> Iterator[int]:
     thread.join()
 
 
-def get(port: int, path: str) -> tuple[int, http.client.HTTPMessage, bytes]:
+def fetch_path(port: int, path: str) -> tuple[int, http.client.HTTPMessage, bytes]:
     connection = http.client.HTTPConnection(server.HOST, port, timeout=10)
     connection.request("GET", path)
     response = connection.getresponse()
@@ -284,7 +284,7 @@ def get(port: int, path: str) -> tuple[int, http.client.HTTPMessage, bytes]:
 def test_files_are_served_with_their_type(
     port: int, path: str, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    status, headers, content = get(port, path)
+    status, headers, content = fetch_path(port, path)
     assert status == 200
     assert headers["Content-Type"].partition(";")[0] == kind
     assert headers["Cache-Control"] == "no-cache"
@@ -296,13 +296,13 @@ def test_files_are_served_with_their_type(
     "path", ["/../secret.txt", "/%2e%2e/secret.txt", "/model/../../secret.txt", "/link.txt"]
 )
 def test_no_file_outside_the_folder_is_served(port: int, path: str) -> None:
-    status, _, content = get(port, path)
+    status, _, content = fetch_path(port, path)
     assert status == 404
     assert b"secret" not in content.replace(b"secret.txt", b"")
 
 
 def test_folders_are_not_listed(port: int) -> None:
-    status, _, content = get(port, "/model/")
+    status, _, content = fetch_path(port, "/model/")
     assert status == 404
     assert b"encoder" not in content
 

@@ -15,11 +15,11 @@ from cvae.networks import MLP
 from cvae.types import Batch
 
 
-def network(**given: Any) -> MLP:
+def make_network(**given: Any) -> MLP:
     return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
 
 
-def batch(count: int = 10) -> Batch:
+def make_batch(count: int = 10) -> Batch:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(count, 1, 28, 28, generator=generator).round()
     return Batch(x, torch.eye(10)[torch.arange(count) % 10], torch.arange(count), count)
@@ -62,9 +62,9 @@ def test_class_names_replace_numbers_and_are_shortened() -> None:
     assert figures.shorten_name("\udcff") == "?"  # a byte of a file name that is not valid text
     names = [f"class {c}" for c in range(10)]
     torch.manual_seed(0)
-    model = CVAE(network, 2)
-    plain = figures.draw(model, batch(), batch(40))
-    named = figures.draw(model, batch(), batch(40), names=names)
+    model = CVAE(make_network, 2)
+    plain = figures.draw(model, make_batch(), make_batch(40))
+    named = figures.draw(model, make_batch(), make_batch(40), names=names)
     for name in set(plain) - {"reconstructions"}:
         assert named[name].tobytes() != plain[name].tobytes(), name
     assert named["label_grid"].width > plain["label_grid"].width
@@ -86,8 +86,8 @@ class Color(CVAE):
 
 
 def test_every_figure_is_drawn_in_color() -> None:
-    examples = batch()._replace(x=batch().x.repeat(1, 3, 1, 1))
-    pictures = figures.draw(Color(network, 2), examples, examples)
+    examples = make_batch()._replace(x=make_batch().x.repeat(1, 3, 1, 1))
+    pictures = figures.draw(Color(make_network, 2), examples, examples)
     assert {picture.mode for picture in pictures.values()} == {"RGB"}
     page = np.array(pictures["label_grid"]).reshape(-1, 3)
     assert {(255, 0, 0), (0, 255, 0), (0, 0, 255)} <= set(map(tuple, page.tolist()))
@@ -110,22 +110,22 @@ def test_samples_are_saved_as_bytes_with_channels_last(tmp_path: Path) -> None:
 )
 def test_each_model_has_the_figures_that_apply(kind: type[Autoencoder], latent_dim: int) -> None:
     torch.manual_seed(0)
-    model = kind(network, latent_dim)
-    pictures = figures.draw(model, batch(), batch(40))
+    model = kind(make_network, latent_dim)
+    pictures = figures.draw(model, make_batch(), make_batch(40))
     expected = {"reconstructions", "traversals", "latent_plane"}
     expected |= {"label_grid", "style_transfer"} if model.conditional else {"samples"}
     expected |= {"manifold"} if latent_dim == 2 else set()
     assert set(pictures) == expected
     slow = set() if latent_dim == 2 else {"latent_plane"}
-    assert set(figures.draw(model, batch(), batch(40), at_end=False)) == expected - slow
+    assert set(figures.draw(model, make_batch(), make_batch(40), at_end=False)) == expected - slow
     assert all(min(picture.size) > 60 for picture in pictures.values())
     assert model.training  # the mode is restored
 
 
 def test_integer_labels_give_the_same_figures() -> None:
     torch.manual_seed(0)
-    model = CVAE(network, 2)
-    one_hot, integer = batch(), batch()._replace(y=torch.arange(10))
+    model = CVAE(make_network, 2)
+    one_hot, integer = make_batch(), make_batch()._replace(y=torch.arange(10))
     expected = figures.draw(model, one_hot, one_hot)
     for name, picture in figures.draw(model, integer, integer).items():
         assert picture.tobytes() == expected[name].tobytes(), name
@@ -133,9 +133,9 @@ def test_integer_labels_give_the_same_figures() -> None:
 
 @pytest.mark.parametrize("latent_dim", [2, 3])
 def test_labels_without_training_images_are_not_shown(latent_dim: int) -> None:
-    model = CVAE(network, latent_dim)
-    some = figures.draw(model, batch(2), batch(40), [0, 7])
-    every = figures.draw(model, batch(2), batch(40))
+    model = CVAE(make_network, latent_dim)
+    some = figures.draw(model, make_batch(2), make_batch(40), [0, 7])
+    every = figures.draw(model, make_batch(2), make_batch(40))
     assert some["label_grid"].height < every["label_grid"].height / 2
     assert some["style_transfer"].width < every["style_transfer"].width
     if latent_dim == 2:
@@ -154,7 +154,7 @@ def test_panels_leave_few_gaps(count: int, across: int) -> None:
 
 
 def test_the_planes_of_all_labels_are_readable_at_700_pixels() -> None:
-    page = figures.manifold(CVAE(network, 2))
+    page = figures.manifold(CVAE(make_network, 2))
     assert page.width <= 1400
     assert figures._PANEL_FONT_SIZE * 700 / page.width >= 10
 
@@ -171,49 +171,49 @@ class LabelAndLatentBars(CVAE):
         return images
 
 
-def tile(page: Any, row: int, column: int, left: int, top: int) -> Any:
+def crop_tile(page: Any, row: int, column: int, left: int, top: int) -> Any:
     corner = top + 2 + row * 58, left + 2 + column * 58
     return np.array(page)[corner[0] : corner[0] + 56, corner[1] : corner[1] + 56]
 
 
-def corner(page: Any) -> tuple[int, int]:
+def find_corner(page: Any) -> tuple[int, int]:
     """Return left and top of the grid: its first grey gap."""
     grey = np.array(page) == 128
     return int(grey.mean(0).argmax()), int(grey.mean(1).argmax())
 
 
 def test_the_label_grid_has_a_row_for_each_label_and_a_column_for_each_z() -> None:
-    model = LabelAndLatentBars(network, 3)
+    model = LabelAndLatentBars(make_network, 3)
     page = figures.label_grid(model, columns=4)
-    left, top = corner(page)
+    left, top = find_corner(page)
     for row in range(10):
         for column in range(4):
-            shown = tile(page, row, column, left, top)
+            shown = crop_tile(page, row, column, left, top)
             assert (shown[: 2 * (row + 1)] == 255).all()
             assert (shown[2 * (row + 1) : 38] == 0).all()
-            assert (shown[42:] == tile(page, 0, column, left, top)[42:]).all()
-    styles = {int(tile(page, 0, column, left, top)[50, 0]) for column in range(4)}
+            assert (shown[42:] == crop_tile(page, 0, column, left, top)[42:]).all()
+    styles = {int(crop_tile(page, 0, column, left, top)[50, 0]) for column in range(4)}
     assert len(styles) == 4
 
 
 def test_style_transfer_shows_the_digit_and_its_z_with_ten_labels() -> None:
-    model = LabelAndLatentBars(network, 3)
-    given = batch()
+    model = LabelAndLatentBars(make_network, 3)
+    given = make_batch()
     page = figures.style_transfer(model, given)
-    left, top = corner(page)
+    left, top = find_corner(page)
     for row in range(10):
-        digit = tile(page, row, 0, left, top)[::2, ::2] / 255
+        digit = crop_tile(page, row, 0, left, top)[::2, ::2] / 255
         assert np.allclose(digit, given.x[row, 0], atol=0.01)
         for label in range(10):
-            shown = tile(page, row, label + 1, left, top)
+            shown = crop_tile(page, row, label + 1, left, top)
             assert (shown[: 2 * (label + 1)] == 255).all()
             assert (shown[2 * (label + 1) : 38] == 0).all()
 
 
 def test_every_run_has_the_same_z() -> None:
-    one, two = (figures.fixed_latents(CVAE(network, 5), 6) for _ in range(2))
+    one, two = (figures.fixed_latents(CVAE(make_network, 5), 6) for _ in range(2))
     assert torch.equal(one, two)
-    assert torch.equal(figures.fixed_latents(CVAE(network, 5), 3), one[:3])
+    assert torch.equal(figures.fixed_latents(CVAE(make_network, 5), 3), one[:3])
 
 
 class Offset(CVAE):
@@ -229,27 +229,27 @@ class Offset(CVAE):
 
 def test_each_row_of_the_traversals_follows_one_direction() -> None:
     """The second style direction is the first dimension, from -3 to 3."""
-    model = Offset(network, 3)
+    model = Offset(make_network, 3)
     axes = torch.eye(3)
     styles = [directions.Direction(n, v, -3.0, 3.0) for n, v in (("a", axes[2]), ("b", axes[0]))]
-    page = figures.traversals(model, batch(), num_rows=0, columns=5, styles=styles)
-    left, top = corner(page)
-    shown = [[int(tile(page, i, j, left, top)[9, 9]) for j in range(5)] for i in range(2)]
+    page = figures.traversals(model, make_batch(), num_rows=0, columns=5, styles=styles)
+    left, top = find_corner(page)
+    shown = [[int(crop_tile(page, i, j, left, top)[9, 9]) for j in range(5)] for i in range(2)]
     expected = 255 * torch.sigmoid(1 + torch.linspace(-3, 3, 5))
     assert shown == [[186] * 5, [round(value) for value in expected.tolist()]]
 
 
 def test_the_latent_plane_shows_the_two_components_of_largest_variance() -> None:
     """Images that differ only in the third dimension are on a line along the first axis."""
-    model = Offset(network, 3)
-    given = batch(30)._replace(x=torch.zeros(30, 1, 28, 28))
+    model = Offset(make_network, 3)
+    given = make_batch(30)._replace(x=torch.zeros(30, 1, 28, 28))
     given.x[:, 0, 0, 2] = torch.linspace(-1, 1, 30)
     points, labels, title = figures._project(model, given)
     torch.testing.assert_close(points[:, 0], torch.linspace(-1, 1, 30))
     assert points[:, 1].abs().max() < 1e-6
     assert labels == ("component 1 (100% of variance)", "component 2 (0% of variance)")
     assert "PCA" in title
-    assert figures._project(CVAE(network, 2), given)[1] == ("$z_0$", "$z_1$")
+    assert figures._project(CVAE(make_network, 2), given)[1] == ("$z_0$", "$z_1$")
 
 
 @pytest.mark.parametrize("num_classes", [2, 26, 60])
@@ -264,10 +264,10 @@ def test_the_latent_plane_keeps_its_size_next_to_a_long_legend(
         return save(figure)
 
     monkeypatch.setattr(figures, "to_picture", to_picture)
-    model = VAE(network, 2, num_classes=num_classes)
+    model = VAE(make_network, 2, num_classes=num_classes)
     y = torch.eye(num_classes)[torch.arange(120) % num_classes]
     names = [f"a long name {c}" for c in range(num_classes)]
-    figures.latent_plane(model, batch(120)._replace(y=y), names=names)
+    figures.latent_plane(model, make_batch(120)._replace(y=y), names=names)
     (figure,) = drawn
     axes = figure.axes[0]
     assert axes.get_window_extent().width > 350

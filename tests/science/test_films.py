@@ -19,11 +19,11 @@ from cvae.networks import MLP
 from harness.contract.errors import ConfigError
 
 
-def network(**given: Any) -> MLP:
+def make_network(**given: Any) -> MLP:
     return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
 
 
-def lively(model: Autoencoder) -> Autoencoder:
+def randomize_weights(model: Autoencoder) -> Autoencoder:
     """Return the model with weights that make its images differ."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_every_point_of_a_loop_is_a_sample_of_the_prior() -> None:
 
 
 def test_a_film_starts_with_the_picture_of_the_same_seed() -> None:
-    model = lively(CVAE(network, latent_dim=4))
+    model = randomize_weights(CVAE(make_network, latent_dim=4))
     rows = sampling.requested_rows(model, [3, 5])
     first = sampling.decode_rows(model, rows, films.closed_loop(6, 4, seed=7)[0], seed=7)
     torch.testing.assert_close(first, sampling.generate(model, rows, 6, seed=7))
@@ -80,7 +80,7 @@ def test_an_interpolation_keeps_directions_and_lengths_between_those_of_its_ends
 
 
 def test_a_film_of_labels_loops_in_one_row(tmp_path: Path) -> None:
-    model = lively(CVAE(network, latent_dim=4))
+    model = randomize_weights(CVAE(make_network, latent_dim=4))
     request = Request(None, None, None, seed=0, film=True).for_model(model)
     assert request.file_name() == "label-all-seed-0.webp"
     (path,) = request.save(model, None, tmp_path / "film.webp")
@@ -96,22 +96,22 @@ def test_a_film_of_labels_loops_in_one_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "channels"),
     [
-        (VAE(network, latent_dim=2), 1),
-        (Autoencoder(network, latent_dim=2, image_shape=(3, 8, 12), likelihood=Gaussian), 3),
+        (VAE(make_network, latent_dim=2), 1),
+        (Autoencoder(make_network, latent_dim=2, image_shape=(3, 8, 12), likelihood=Gaussian), 3),
     ],
     ids=["vae", "color autoencoder"],
 )
 def test_films_of_models_without_labels(model: Autoencoder, channels: int, tmp_path: Path) -> None:
     request = Request(None, None, 3, seed=0, film=True, sample_pixels=True).for_model(model)
     assert request.file_name() == "label-none-seed-0-samples-3-sampled.webp"
-    (path,) = request.save(lively(model), None, tmp_path / "film.webp")
+    (path,) = request.save(randomize_weights(model), None, tmp_path / "film.webp")
     pages = read_frames(path)
     is_grey = all((page[..., 0] == page[..., 1]).all() for page in pages)
     assert is_grey == (channels == 1)
 
 
 def test_a_morph_is_a_strip_with_both_test_images(data: MNISTDataModule, tmp_path: Path) -> None:
-    model = lively(CVAE(network, latent_dim=4))
+    model = randomize_weights(CVAE(make_network, latent_dim=4))
     request = Request([2, 4], None, 5, seed=0, morph=[0, 7]).for_model(model)
     assert request.file_name() == "label-2-4-morph-0-7-seed-0-samples-5.png"
     (path,) = request.save(model, data, tmp_path / "strip.png")
@@ -126,7 +126,7 @@ def test_a_morph_is_a_strip_with_both_test_images(data: MNISTDataModule, tmp_pat
 
 
 def test_a_morph_film_goes_there_and_back(data: MNISTDataModule, tmp_path: Path) -> None:
-    model = lively(CVAE(network, latent_dim=4))
+    model = randomize_weights(CVAE(make_network, latent_dim=4))
     request = Request(None, None, None, seed=0, film=True, morph=[3, 11]).for_model(model)
     (path,) = request.save(model, data, tmp_path / "morph.webp")
     pages = read_frames(path)
@@ -157,7 +157,7 @@ def test_a_morph_film_goes_there_and_back(data: MNISTDataModule, tmp_path: Path)
 def test_settings_that_contradict_each_other_are_rejected(
     settings: dict[str, Any], said: str, data: MNISTDataModule, tmp_path: Path
 ) -> None:
-    model = CVAE(network, latent_dim=2)
+    model = CVAE(make_network, latent_dim=2)
     defaults: dict[str, Any] = {"label": None, "condition": None, "num_samples": None, "seed": 0}
     with pytest.raises(ConfigError, match=said):
         Request(**{**defaults, **settings}).for_model(model).save(
@@ -170,7 +170,7 @@ def test_settings_that_contradict_each_other_are_rejected(
 def test_a_picture_is_not_saved_under_the_suffix_of_a_film(
     morph: list[int] | None, data: MNISTDataModule, tmp_path: Path
 ) -> None:
-    model = CVAE(network, latent_dim=2)
+    model = CVAE(make_network, latent_dim=2)
     request = Request(3, None, None, seed=0, morph=morph)
     with pytest.raises(ConfigError, match=r"x.webp: must be a PNG; film=true makes a film"):
         request.save(model, data, tmp_path / "x.webp")

@@ -25,15 +25,15 @@ SHAPE = (1, 2, 2)
 ALL_IMAGES = torch.tensor(list(itertools.product((0.0, 1.0), repeat=4))).view(16, *SHAPE).double()
 
 
-def network(**given: Any) -> MLP:
+def make_network(**given: Any) -> MLP:
     torch.manual_seed(0)
     return MLP(hidden_dim=12, encoder_blocks=1, decoder_blocks=1, **given)
 
 
-def make(num_given: int, latent_dim: int = 1, shape: tuple[int, int, int] = SHAPE) -> CVAE:
+def make_model(num_given: int, latent_dim: int = 1, shape: tuple[int, int, int] = SHAPE) -> CVAE:
     condition = Quadrants(num_given, shape, hidden_dim=6)
     model = randomize_weights(
-        CVAE(network, latent_dim, shape, condition=condition, prior=Conditional)
+        CVAE(make_network, latent_dim, shape, condition=condition, prior=Conditional)
     )
     assert isinstance(model, CVAE)
     return model.double()
@@ -59,7 +59,7 @@ def test_quadrants_are_added_clockwise_from_the_lower_left(
 @pytest.mark.parametrize("num_given", [1, 2, 3])
 def test_only_the_rest_counts(num_given: int) -> None:
     """The sum is over all values of the pixels that are not given, at a fixed z."""
-    model = make(num_given)
+    model = make_model(num_given)
     condition = model.condition
     assert isinstance(condition, Quadrants)
     images = ALL_IMAGES
@@ -82,7 +82,7 @@ def test_only_the_rest_counts(num_given: int) -> None:
 
 def test_the_bound_converges_to_the_evidence() -> None:
     """Compared with a quadrature over w; the posterior is wide."""
-    model = make(2)
+    model = make_model(2)
     set_posterior_to_prior(model)
     condition = model.condition
     assert isinstance(condition, Quadrants)
@@ -105,7 +105,7 @@ def test_the_bound_converges_to_the_evidence() -> None:
 
 
 def test_completions_keep_the_given_pixels() -> None:
-    model = make(1, latent_dim=2, shape=(1, 8, 8))
+    model = make_model(1, latent_dim=2, shape=(1, 8, 8))
     x = torch.rand(3, 1, 8, 8).round().double()
     for images in (
         model.sample(y=x, num_samples=3),
@@ -127,11 +127,11 @@ def test_completions_keep_the_given_pixels() -> None:
 )
 def test_wrong_given_pixels_are_rejected(y: Any) -> None:
     with pytest.raises(ValueError, match=r"y has|contradictory"):
-        make(1, shape=(1, 8, 8)).sample(y=y, num_samples=3)
+        make_model(1, shape=(1, 8, 8)).sample(y=y, num_samples=3)
 
 
 def test_every_parameter_gets_a_gradient() -> None:
-    model = make(1, latent_dim=3)
+    model = make_model(1, latent_dim=3)
     y = model.condition.encode(ALL_IMAGES, ALL_IMAGES)
     model.loss(model.terms(ALL_IMAGES, y, torch.randn(16, 3).double()), 1000).sum().backward()
     for name, parameter in model.named_parameters():
@@ -173,7 +173,7 @@ def test_batches_hold_the_given_pixels_of_their_binarized_images(tmp_path: Path)
 
 
 def test_figures_show_completions() -> None:
-    model = make(1, latent_dim=2, shape=(1, 8, 8)).float()
+    model = make_model(1, latent_dim=2, shape=(1, 8, 8)).float()
     x = torch.rand(12, 1, 8, 8).round()
     many = Batch(x, model.condition.encode(x, x), torch.arange(12), 12)
     assert set(figures.draw(model, many, many)) == {
@@ -187,4 +187,4 @@ def test_figures_show_completions() -> None:
 
 def test_a_model_without_condition_is_rejected() -> None:
     with pytest.raises(ValueError, match="must have a conditional model"):
-        VAE(network, 1, SHAPE, condition=Quadrants(1, SHAPE))
+        VAE(make_network, 1, SHAPE, condition=Quadrants(1, SHAPE))

@@ -20,13 +20,13 @@ GREY = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
 SHAPE = (3, 6, 8)
 
 
-def save(path: Path, array: Any, mode: str | None = None, **options: Any) -> Path:
+def save_image(path: Path, array: Any, mode: str | None = None, **options: Any) -> Path:
     picture = PILImage.fromarray(array)
     (picture if mode is None else picture.convert(mode)).save(path, **options)
     return path
 
 
-def deep_png(path: Path) -> None:
+def write_16_bit_png(path: Path) -> None:
     """Write a PNG of 16 bits a channel in RGB, which Pillow does not write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
@@ -42,34 +42,34 @@ def deep_png(path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["png", "bmp", "webp"])
 def test_lossless_files_keep_their_pixels(suffix: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
-    path = save(tmp_path / f"x.{suffix}", RGB, **options)
+    path = save_image(tmp_path / f"x.{suffix}", RGB, **options)
     assert np.array_equal(decode(path, SHAPE, "none"), np.moveaxis(RGB, 2, 0))
 
 
 def test_a_jpeg_is_read_at_its_quality(tmp_path: Path) -> None:
     flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
-    found = decode(save(tmp_path / "x.JPG", flat, format="JPEG"), (3, 16, 16), "none")
+    found = decode(save_image(tmp_path / "x.JPG", flat, format="JPEG"), (3, 16, 16), "none")
     assert np.abs(found.astype(int) - np.moveaxis(flat, 2, 0)).max() <= 3
 
 
 def test_conversions_without_loss(tmp_path: Path) -> None:
     expected = np.moveaxis(RGB, 2, 0)
     opaque = np.dstack([RGB, np.full((6, 8), 255, np.uint8)])
-    assert np.array_equal(decode(save(tmp_path / "a.png", opaque), SHAPE, "none"), expected)
+    assert np.array_equal(decode(save_image(tmp_path / "a.png", opaque), SHAPE, "none"), expected)
     few = (RGB // 128) * 255  # eight colors, as many as a palette keeps
-    palette = save(tmp_path / "p.png", few, "P")
+    palette = save_image(tmp_path / "p.png", few, "P")
     with PILImage.open(palette) as picture:
         assert picture.mode == "P"
     assert np.array_equal(decode(palette, SHAPE, "none"), np.moveaxis(few, 2, 0))
-    grey = save(tmp_path / "l.png", GREY)
+    grey = save_image(tmp_path / "l.png", GREY)
     assert np.array_equal(decode(grey, SHAPE, "none"), np.stack([GREY] * 3))
     assert np.array_equal(decode(grey, (1, 6, 8), "none"), GREY[None])
-    bits = save(tmp_path / "b.png", (GREY > 127) * np.uint8(255), "1")
+    bits = save_image(tmp_path / "b.png", (GREY > 127) * np.uint8(255), "1")
     assert np.array_equal(decode(bits, (1, 6, 8), "none")[0], (GREY > 127) * 255)
 
 
 def test_one_channel_is_the_luma_of_colors(tmp_path: Path) -> None:
-    found = decode(save(tmp_path / "x.png", RGB), (1, 6, 8), "none")
+    found = decode(save_image(tmp_path / "x.png", RGB), (1, 6, 8), "none")
     luma = RGB @ np.array([0.299, 0.587, 0.114])
     assert np.abs(found[0] - luma).max() < 1
 
@@ -77,7 +77,7 @@ def test_one_channel_is_the_luma_of_colors(tmp_path: Path) -> None:
 def test_the_orientation_in_the_exif_data_is_applied(tmp_path: Path) -> None:
     exif = PILImage.Exif()
     exif[0x0112] = 6  # the camera was turned by a quarter
-    path = save(tmp_path / "x.png", RGB, exif=exif)
+    path = save_image(tmp_path / "x.png", RGB, exif=exif)
     turned = np.rot90(RGB, -1)
     assert np.array_equal(decode(path, (3, 8, 6), "none"), np.moveaxis(turned, 2, 0))
 
@@ -85,7 +85,7 @@ def test_the_orientation_in_the_exif_data_is_applied(tmp_path: Path) -> None:
 def test_resize_fits_or_stretches(tmp_path: Path) -> None:
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20, 0] = 255  # a red square in the middle
-    path = save(tmp_path / "x.png", wide)
+    path = save_image(tmp_path / "x.png", wide)
     fitted = decode(path, (3, 5, 5), "fit")
     assert fitted.shape == (3, 5, 5)
     assert (fitted[0, :, 1:4] > 240).all()
@@ -97,39 +97,43 @@ def test_resize_fits_or_stretches(tmp_path: Path) -> None:
     assert tall.shape == (1, 20, 5)
 
 
-def transparent(path: Path) -> None:
-    save(path, np.dstack([RGB, np.arange(48, dtype=np.uint8).reshape(6, 8)]))
+def write_transparent(path: Path) -> None:
+    save_image(path, np.dstack([RGB, np.arange(48, dtype=np.uint8).reshape(6, 8)]))
 
 
-def animated(path: Path) -> None:
+def write_animated(path: Path) -> None:
     frames = [PILImage.fromarray(RGB), PILImage.fromarray(255 - RGB)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
-def truncated(path: Path) -> None:
-    save(path, RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+def write_truncated(path: Path) -> None:
+    save_image(path, RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:2000])
 
 
 Case = tuple[str, Callable[[Path], object], str]
 BAD: list[Case] = [
     ("x.png", lambda p: p.write_bytes(b"<html>"), "not a PNG, JPEG, WebP or BMP image; replace"),
-    ("x.png", lambda p: save(p, RGB, "P", format="GIF"), "not a PNG"),
-    ("x.png", truncated, "damaged or unreadable"),
-    ("x.jpg", truncated, "damaged or unreadable"),
-    ("x.webp", truncated, "damaged or unreadable|not a PNG"),
+    ("x.png", lambda p: save_image(p, RGB, "P", format="GIF"), "not a PNG"),
+    ("x.png", write_truncated, "damaged or unreadable"),
+    ("x.jpg", write_truncated, "damaged or unreadable"),
+    ("x.webp", write_truncated, "damaged or unreadable|not a PNG"),
     ("x.png", lambda p: p.mkdir(), "damaged or unreadable"),
     ("x.png", lambda p: None, "damaged or unreadable"),
-    ("x.png", deep_png, "more than 8 bits a channel; convert the image to 8 bits"),
-    ("x.png", lambda p: save(p, GREY.astype(np.uint16) * 257), "more than 8 bits a channel"),
-    ("x.jpg", lambda p: save(p, RGB, "CMYK"), "CMYK image; convert it to RGB"),
-    ("x.png", transparent, "transparent pixels; save it on an opaque background"),
-    ("x.png", lambda p: save(p, np.dstack([GREY, GREY])), "transparent pixels"),
-    ("x.png", lambda p: save(p, RGB // 128 * 255, "P", transparency=0), "transparent pixels"),
-    ("x.png", lambda p: save(p, GREY, transparency=int(GREY[0, 0])), "transparent pixels"),
-    ("x.png", animated, "animated image; save one frame"),
-    ("x.webp", animated, "animated image; save one frame"),
-    ("x.png", lambda p: save(p, RGB[:, :5]), "height 6 and width 5 differ from data.image_shape="),
+    ("x.png", write_16_bit_png, "more than 8 bits a channel; convert the image to 8 bits"),
+    ("x.png", lambda p: save_image(p, GREY.astype(np.uint16) * 257), "more than 8 bits a channel"),
+    ("x.jpg", lambda p: save_image(p, RGB, "CMYK"), "CMYK image; convert it to RGB"),
+    ("x.png", write_transparent, "transparent pixels; save it on an opaque background"),
+    ("x.png", lambda p: save_image(p, np.dstack([GREY, GREY])), "transparent pixels"),
+    ("x.png", lambda p: save_image(p, RGB // 128 * 255, "P", transparency=0), "transparent pixels"),
+    ("x.png", lambda p: save_image(p, GREY, transparency=int(GREY[0, 0])), "transparent pixels"),
+    ("x.png", write_animated, "animated image; save one frame"),
+    ("x.webp", write_animated, "animated image; save one frame"),
+    (
+        "x.png",
+        lambda p: save_image(p, RGB[:, :5]),
+        "height 6 and width 5 differ from data.image_shape=",
+    ),
 ]
 
 
@@ -147,4 +151,4 @@ def test_unsuitable_files_are_rejected_by_name(
 
 @pytest.mark.parametrize("resize", ["fit", "stretch"])
 def test_only_resize_none_rejects_other_sizes(resize: Resize, tmp_path: Path) -> None:
-    assert decode(save(tmp_path / "x.png", RGB[:, :5]), SHAPE, resize).shape == SHAPE
+    assert decode(save_image(tmp_path / "x.png", RGB[:, :5]), SHAPE, resize).shape == SHAPE

@@ -39,7 +39,7 @@ def write_folder(root: Path, train: int = 8, test: int = 2) -> None:
                 PILImage.fromarray(pixels).save(folder / f"{i:02}.png")
 
 
-def module(data_dir: Path, **settings: Any) -> ImageFolderDataModule:
+def make_data(data_dir: Path, **settings: Any) -> ImageFolderDataModule:
     given = {"num_classes": 3, "validation_size": 5, "image_shape": (3, 6, 7), **settings}
     made = ImageFolderDataModule(data_dir, "pets", **given)
     made.prepare_data()
@@ -53,7 +53,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-def contents(data: ImageFolderDataModule, split: str) -> list[tuple[int, ...]]:
+def list_images(data: ImageFolderDataModule, split: str) -> list[tuple[int, ...]]:
     """Return (label, 50 * label, number, is test) of each image."""
     images = getattr(data, split)
     rows = images.pixels[:, :, 0, 0].tolist()
@@ -61,8 +61,8 @@ def contents(data: ImageFolderDataModule, split: str) -> list[tuple[int, ...]]:
 
 
 def test_all_images_are_read_with_the_labels_of_their_folders(root: Path) -> None:
-    data = module(root.parent)
-    found = {split: contents(data, split) for split in ("train", "validation", "test")}
+    data = make_data(root.parent)
+    found = {split: list_images(data, split) for split in ("train", "validation", "test")}
     assert {split: len(rows) for split, rows in found.items()} == {
         "train": 19,
         "validation": 5,
@@ -80,24 +80,24 @@ def test_all_images_are_read_with_the_labels_of_their_folders(root: Path) -> Non
 
 
 def test_the_splits_do_not_depend_on_the_seed(root: Path) -> None:
-    one, two = module(root.parent, seed=1), module(root.parent, seed=2)
+    one, two = make_data(root.parent, seed=1), make_data(root.parent, seed=2)
     for split in ("train", "validation", "test"):
         assert getattr(one, split).digest() == getattr(two, split).digest()
 
 
 def test_a_fraction_of_the_training_images_is_for_test_without_a_folder(root: Path) -> None:
     shutil.rmtree(root / "test")
-    data = module(root.parent, test_fraction=0.25)
-    splits = [contents(data, split) for split in ("train", "validation", "test")]
+    data = make_data(root.parent, test_fraction=0.25)
+    splits = [list_images(data, split) for split in ("train", "validation", "test")]
     assert [len(rows) for rows in splits] == [13, 5, 6]
     assert len({row for rows in splits for row in rows}) == 24
-    again = module(root.parent, test_fraction=0.25, seed=7)
-    assert contents(again, "test") == splits[2]
+    again = make_data(root.parent, test_fraction=0.25, seed=7)
+    assert list_images(again, "test") == splits[2]
 
 
 def test_test_images_may_lack_a_class(root: Path) -> None:
     shutil.rmtree(root / "test" / "dog")
-    assert {row[0] for row in contents(module(root.parent), "test")} == {0, 2}
+    assert {row[0] for row in list_images(make_data(root.parent), "test")} == {0, 2}
 
 
 def test_the_settings_know_whether_the_folder_is_there(root: Path) -> None:
@@ -120,7 +120,7 @@ def test_attributes_are_read_from_a_table(root: Path, has_test: bool) -> None:
         shutil.rmtree(root / "test")
     write_attributes(root)
     condition = Attributes({"number": 8, "height": "continuous"})
-    data = module(root.parent, condition=condition)
+    data = make_data(root.parent, condition=condition)
     for split in (data.train, data.validation, data.test):
         assert split is not None
         assert isinstance(split.conditions, torch.Tensor)
@@ -143,7 +143,7 @@ def test_attributes_are_read_from_a_table(root: Path, has_test: bool) -> None:
 def test_a_wrong_table_of_attributes_is_rejected(root: Path, last: str, said: str) -> None:
     write_attributes(root, last)
     with pytest.raises(DataError, match=said):
-        module(root.parent, condition=Attributes({"height": "continuous"}))
+        make_data(root.parent, condition=Attributes({"height": "continuous"}))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_wrong_columns_of_attributes_are_rejected(root: Path, first: str, said: 
     table = root / "attributes.csv"
     table.write_text(table.read_text().replace("file,number,height", first))
     with pytest.raises(DataError, match=said):
-        module(root.parent, condition=Attributes({"height": "continuous"}))
+        make_data(root.parent, condition=Attributes({"height": "continuous"}))
 
 
 def test_spaces_in_names_and_large_numbers_of_attributes_are_read(root: Path) -> None:
@@ -167,7 +167,7 @@ def test_spaces_in_names_and_large_numbers_of_attributes_are_read(root: Path) ->
     table = root / "attributes.csv"
     table.write_text(table.read_text().replace("file,number,height", "file, number, height"))
     table.write_text(table.read_text().replace("07.png,7,3.5", "07.png,1e30,3.5"))
-    data = module(root.parent)
+    data = make_data(root.parent)
     assert set(data.attributes) == {"number", "height"}
     assert max(values.max() for values in data.attributes["number"]) == 1e30
 
@@ -175,27 +175,27 @@ def test_spaces_in_names_and_large_numbers_of_attributes_are_read(root: Path) ->
 def test_a_table_needs_names(root: Path) -> None:
     (root / "attributes.csv").write_text("test/emu/01.png,1,2\n")
     with pytest.raises(DataError, match="must have a column file and a column for each"):
-        module(root.parent, condition=Attributes({"height": "continuous"}))
+        make_data(root.parent, condition=Attributes({"height": "continuous"}))
 
 
 def test_hidden_files_are_ignored(root: Path) -> None:
     (root / "train" / ".DS_Store").write_text("x")
     (root / "train" / "cat" / ".DS_Store").write_text("x")
-    assert len(contents(module(root.parent), "train")) == 19
+    assert len(list_images(make_data(root.parent), "train")) == 19
 
 
 def test_images_may_be_grey_and_binarized(root: Path) -> None:
-    data = module(root.parent, image_shape=(1, 4, 4), binarization="dynamic")
+    data = make_data(root.parent, image_shape=(1, 4, 4), binarization="dynamic")
     assert set(next(iter(data.train_dataloader())).x.unique().tolist()) <= {0.0, 1.0}
     with pytest.raises(DataError, match="are not binarized"):
-        module(root.parent, binarization="dynamic")
+        make_data(root.parent, binarization="dynamic")
 
 
 def test_images_of_a_folder_are_warped(root: Path) -> None:
     def warp(seed: int) -> Warp:
         return Warp(seed, affine=0.3, elastic=0.0, share=1.0, until=1.0)
 
-    plain, warped = module(root.parent), module(root.parent, augmentation=warp)
+    plain, warped = make_data(root.parent), make_data(root.parent, augmentation=warp)
     a, b = (next(iter(data.train_dataloader())).x for data in (plain, warped))
     assert a.shape == b.shape
     assert not torch.equal(a, b)
@@ -225,7 +225,7 @@ def test_unsuitable_folders_are_rejected(
 ) -> None:
     damage(root)
     with pytest.raises(DataError, match=message) as caught:
-        module(root.parent)
+        make_data(root.parent)
     assert str(caught.value).startswith(f"{root / path}: ")
     assert "\n" not in str(caught.value)
     assert not list(root.glob(".cache-*"))
@@ -234,18 +234,18 @@ def test_unsuitable_folders_are_rejected(
 
 def test_settings_that_do_not_fit_the_folder_are_rejected(root: Path) -> None:
     with pytest.raises(DataError, match=r"has 3 class folders; set data\.num_classes=3"):
-        module(root.parent, num_classes=10)
+        make_data(root.parent, num_classes=10)
     with pytest.raises(DataError, match="must have 1 channel"):
-        module(root.parent, image_shape=(2, 6, 7))
+        make_data(root.parent, image_shape=(2, 6, 7))
     with pytest.raises(ValueError, match="resize='crop': must be"):
-        module(root.parent, resize="crop")
+        make_data(root.parent, resize="crop")
     with pytest.raises(DataError, match=r"cat/00\.png: height 6 and width 7 differ"):
-        module(root.parent, image_shape=(3, 8, 8), resize="none")
+        make_data(root.parent, image_shape=(3, 8, 8), resize="none")
     with pytest.raises(DataError, match="validation_size"):
-        module(root.parent, validation_size=24)
+        make_data(root.parent, validation_size=24)
 
 
-def decoded(caplog: pytest.LogCaptureFixture) -> list[str]:
+def take_decoding_messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return the lines about decoding since the last call."""
     lines = [r.getMessage() for r in caplog.records if "decoding" in r.getMessage()]
     caplog.clear()
@@ -256,24 +256,27 @@ def test_images_are_decoded_once_per_settings_and_files(
     root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    before = module(root.parent)
-    assert decoded(caplog) == [f"{root}: decoding 30 images"]
+    before = make_data(root.parent)
+    assert take_decoding_messages(caplog) == [f"{root}: decoding 30 images"]
     with monkeypatch.context() as patch:
         patch.setattr(image_folder, "decode", lambda *_: pytest.fail("decoded again"))
-        again = module(root.parent, seed=5)
-    assert decoded(caplog) == []
-    assert contents(again, "train") == contents(before, "train")
+        again = make_data(root.parent, seed=5)
+    assert take_decoding_messages(caplog) == []
+    assert list_images(again, "train") == list_images(before, "train")
     (folder,) = root.glob(".cache-*")
     facts = json.loads((folder / "facts.json").read_text())
     assert (facts["count"], facts["class_names"], facts["shape"]) == (30, CLASSES, [30, 3, 6, 7])
-    module(root.parent, image_shape=(3, 4, 4))
+    make_data(root.parent, image_shape=(3, 4, 4))
     assert len(list(root.glob(".cache-*"))) == 2  # of two settings
     shutil.copy(root / "train/cat/00.png", root / "train/cat/new.png")
-    found = module(root.parent, validation_size=6)
-    assert decoded(caplog)[-1] == f"{root}: the files have changed; decoding 31 images again"
-    assert len(contents(found, "train")) == 19
+    found = make_data(root.parent, validation_size=6)
+    assert (
+        take_decoding_messages(caplog)[-1]
+        == f"{root}: the files have changed; decoding 31 images again"
+    )
+    assert len(list_images(found, "train")) == 19
     assert not folder.exists()  # of the earlier files
-    assert contents(before, "train") == contents(again, "train")  # still mapped
+    assert list_images(before, "train") == list_images(again, "train")  # still mapped
 
 
 @pytest.mark.fault(Promise.DATA, "a cache of decoded images that is damaged")
@@ -292,16 +295,16 @@ def test_images_are_decoded_once_per_settings_and_files(
 def test_a_damaged_cache_is_made_again(
     damage: Damage, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = module(root.parent)
-    expected = contents(before, "train")
+    before = make_data(root.parent)
+    expected = list_images(before, "train")
     del before
     (folder,) = root.glob(".cache-*")
     damage(folder)
-    assert contents(module(root.parent), "train") == expected
-    (line,) = [line for line in decoded(caplog) if "damaged" in line]
+    assert list_images(make_data(root.parent), "train") == expected
+    (line,) = [line for line in take_decoding_messages(caplog) if "damaged" in line]
     assert line.startswith(f"{root}: damaged cache (")
-    assert module(root.parent) is not None
-    assert decoded(caplog) == []
+    assert make_data(root.parent) is not None
+    assert take_decoding_messages(caplog) == []
 
 
 KILLED = """
@@ -331,7 +334,7 @@ def test_a_killed_process_leaves_no_partial_map(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".making-*"))
 
 
-TOGETHER = """
+PARALLEL = """
 import sys, time
 from pathlib import Path
 import numpy as np
@@ -348,7 +351,7 @@ assert open_map(Path(sys.argv[1]), "a", "b", (1, 1, 2, 2), rows).sum() == 4
 
 
 def test_processes_that_start_together_decode_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", TOGETHER, str(tmp_path)]
+    command = [sys.executable, "-c", PARALLEL, str(tmp_path)]
     started = [subprocess.Popen(command, env=clean_environment()) for _ in range(2)]
     assert [process.wait(timeout=60) for process in started] == [0, 0]
     assert (tmp_path / "made").read_text() == "x"
@@ -361,7 +364,7 @@ def test_a_full_disk_is_reported_before_decoding(
     usage = shutil.disk_usage(root)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DataError, match=r"30 images take .* GiB are free on the disk"):
-        module(root.parent)
+        make_data(root.parent)
 
 
 MEMORY = """

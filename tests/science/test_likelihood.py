@@ -8,15 +8,21 @@ from cvae import noise
 from cvae.bounds import importance_weighted_nll, importance_weighted_nlls, split_nlls
 from cvae.models import CVAE, VAE
 from cvae.types import Split
-from tests.science.test_models import ALL_IMAGES, label_for, log_evidence, make, network
+from tests.science.test_models import (
+    ALL_IMAGES,
+    make_labels_for,
+    compute_log_evidence,
+    make_model,
+    make_network,
+)
 
 
 @pytest.mark.parametrize("max_rows", [1, 7, 64, 100_000])
 @pytest.mark.parametrize("batch", [1, 5, 16])
 def test_the_bound_does_not_depend_on_chunk_or_batch(max_rows: int, batch: int) -> None:
-    model = make(CVAE)
+    model = make_model(CVAE)
     assert isinstance(model, CVAE)
-    index, y = torch.arange(16), label_for(model, 16)
+    index, y = torch.arange(16), make_labels_for(model, 16)
     assert y is not None
     whole = importance_weighted_nll(model, ALL_IMAGES, y, index, 51)
     parts = [
@@ -27,7 +33,7 @@ def test_the_bound_does_not_depend_on_chunk_or_batch(max_rows: int, batch: int) 
 
 
 def test_one_sample_is_a_one_sample_estimate_of_the_bound() -> None:
-    model = make(VAE)
+    model = make_model(VAE)
     assert isinstance(model, VAE)
     index = torch.arange(16)
     eps = noise.standard_normal(index, (1, 3), seed=0, stream=noise.Stream.IMPORTANCE)
@@ -46,13 +52,13 @@ def test_one_sample_is_a_one_sample_estimate_of_the_bound() -> None:
 
 def test_zero_samples_are_rejected() -> None:
     with pytest.raises(ValueError, match="num_samples=0"):
-        importance_weighted_nll(make(VAE), ALL_IMAGES, None, torch.arange(16), 0)  # type: ignore[arg-type]
+        importance_weighted_nll(make_model(VAE), ALL_IMAGES, None, torch.arange(16), 0)  # type: ignore[arg-type]
 
 
 def test_several_counts_share_their_samples() -> None:
-    model = make(CVAE)
+    model = make_model(CVAE)
     assert isinstance(model, CVAE)
-    index, y = torch.arange(16), label_for(model, 16)
+    index, y = torch.arange(16), make_labels_for(model, 16)
     for max_rows in (16, 48, 100_000):
         found = importance_weighted_nlls(model, ALL_IMAGES, y, index, (1, 5, 50), max_rows)
         for k, values in found.items():
@@ -63,7 +69,7 @@ def test_several_counts_share_their_samples() -> None:
 def test_chunks_change_no_value_at_k_5000() -> None:
     """Within 1e-3 nats per image and 1e-4 in the mean, in float32, on images of 784 pixels."""
     torch.manual_seed(0)
-    model = CVAE(network, latent_dim=6)
+    model = CVAE(make_network, latent_dim=6)
     index = torch.arange(3)
     x = (torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0)) > 1).float()
     y = torch.eye(10)[index]
@@ -90,7 +96,7 @@ class Linear(torch.nn.Module):
 def test_the_bound_converges_to_the_evidence() -> None:
     """The reference is a quadrature over z; the expected nll falls as K grows."""
     model = VAE(Linear, 1, image_shape=(1, 2, 2), num_classes=4)
-    truth = -log_evidence(model.double(), ALL_IMAGES.double(), None).detach().float()
+    truth = -compute_log_evidence(model.double(), ALL_IMAGES.double(), None).detach().float()
     model = model.float()
     found = importance_weighted_nlls(model, ALL_IMAGES, None, torch.arange(16), (1, 50, 5000))
     torch.testing.assert_close(found[5000], truth, atol=0.05, rtol=0)
@@ -100,7 +106,7 @@ def test_the_bound_converges_to_the_evidence() -> None:
 
 def test_the_bound_of_a_split_agrees_with_that_of_its_images() -> None:
     """Bounds are in the order of the split, and noise is keyed by the position of an image."""
-    model = make(CVAE)
+    model = make_model(CVAE)
     assert isinstance(model, CVAE)
     count = 300  # more than one batch
     generator = torch.Generator().manual_seed(0)

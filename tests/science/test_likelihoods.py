@@ -23,14 +23,14 @@ from cvae.pixel_distribution import PixelDistribution
 from tests.science.test_models import randomize_weights
 
 SHAPE = (3, 2, 2)
-Make = Callable[..., Likelihood]
+MakeLikelihood = Callable[..., Likelihood]
 
-DISCRETE: dict[str, Make] = {
+DISCRETE: dict[str, MakeLikelihood] = {
     "bernoulli": Bernoulli,
     "discretized_logistic": DiscretizedLogistic,
     "mixture": partial(DiscretizedLogistic, num_components=3),
 }
-DENSITIES: dict[str, Make] = {
+DENSITIES: dict[str, MakeLikelihood] = {
     "continuous_bernoulli": ContinuousBernoulli,
     "gaussian": partial(Gaussian, scale=1.0),
     "gaussian_learned": Gaussian,
@@ -38,19 +38,19 @@ DENSITIES: dict[str, Make] = {
 ALL = {**DISCRETE, **DENSITIES}
 
 
-def parameters_for(likelihood: Likelihood, *batch: int, scale: float = 1.0) -> Tensor:
+def make_parameters(likelihood: Likelihood, *batch: int, scale: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     size = (*batch, likelihood.num_parameters, *SHAPE)
     return scale * torch.randn(size, generator=generator, dtype=torch.float64)
 
 
-def values_of(likelihood: Likelihood) -> Tensor:
+def list_levels(likelihood: Likelihood) -> Tensor:
     """Return all values that a discrete pixel can have."""
     assert likelihood.num_levels is not None
     return torch.arange(likelihood.num_levels, dtype=torch.float64) / (likelihood.num_levels - 1)
 
 
-def images_for(likelihood: Likelihood, count: int) -> Tensor:
+def make_images(likelihood: Likelihood, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(count, *SHAPE, generator=generator, dtype=torch.float64)
     if likelihood.num_levels is None:
@@ -59,7 +59,7 @@ def images_for(likelihood: Likelihood, count: int) -> Tensor:
     return (x * levels).round() / levels
 
 
-def pixel_log_prob(likelihood: Likelihood, x: Tensor, parameters: Tensor) -> Tensor:
+def compute_pixel_log_prob(likelihood: Likelihood, x: Tensor, parameters: Tensor) -> Tensor:
     """Return log p of single grey pixels, all with the same parameters."""
     rows = parameters.view(1, -1, 1, 1, 1).expand(len(x), -1, 1, 1, 1)
     return likelihood.log_prob(x.view(-1, 1, 1, 1), rows)
@@ -67,13 +67,13 @@ def pixel_log_prob(likelihood: Likelihood, x: Tensor, parameters: Tensor) -> Ten
 
 @pytest.mark.parametrize("make", DISCRETE.values(), ids=DISCRETE)
 @pytest.mark.parametrize("scale", [0.3, 3.0, 30.0])
-def test_probabilities_sum_to_one(make: Make, scale: float) -> None:
+def test_probabilities_sum_to_one(make: MakeLikelihood, scale: float) -> None:
     likelihood = make(image_shape=(1, 1, 1))
     for seed in range(20):
         size = (likelihood.num_parameters,)
         generator = torch.Generator().manual_seed(seed)
         parameters = scale * torch.randn(size, generator=generator, dtype=torch.float64)
-        total = pixel_log_prob(likelihood, values_of(likelihood), parameters).exp().sum()
+        total = compute_pixel_log_prob(likelihood, list_levels(likelihood), parameters).exp().sum()
         assert float(total) == pytest.approx(1.0, abs=1e-9)
 
 
@@ -83,7 +83,7 @@ def test_the_continuous_bernoulli_integrates_to_one(logit: float) -> None:
 
     def density(x: float) -> float:
         rows = torch.tensor([x], dtype=torch.float64)
-        return float(pixel_log_prob(likelihood, rows, torch.tensor([logit]).double()).exp())
+        return float(compute_pixel_log_prob(likelihood, rows, torch.tensor([logit]).double()).exp())
 
     total, _ = integrate.quad(density, 0, 1)
     mean, _ = integrate.quad(lambda x: x * density(x), 0, 1)
@@ -94,7 +94,7 @@ def test_the_continuous_bernoulli_integrates_to_one(logit: float) -> None:
 
 def test_bernoulli_agrees_with_torch() -> None:
     likelihood = Bernoulli(SHAPE)
-    parameters, x = parameters_for(likelihood, 5, scale=3.0), images_for(likelihood, 5)
+    parameters, x = make_parameters(likelihood, 5, scale=3.0), make_images(likelihood, 5)
     reference = torch.distributions.Bernoulli(logits=parameters[:, 0]).log_prob(x).sum((1, 2, 3))
     torch.testing.assert_close(likelihood.log_prob(x, parameters), reference)
 
@@ -102,7 +102,7 @@ def test_bernoulli_agrees_with_torch() -> None:
 def test_the_continuous_bernoulli_agrees_with_torch() -> None:
     likelihood = ContinuousBernoulli(SHAPE)
     for scale in (0.01, 1.0, 5.0):
-        parameters, x = parameters_for(likelihood, 5, scale=scale), images_for(likelihood, 5)
+        parameters, x = make_parameters(likelihood, 5, scale=scale), make_images(likelihood, 5)
         reference = torch.distributions.ContinuousBernoulli(logits=parameters[:, 0])
         by_torch = reference.log_prob(x).sum((1, 2, 3))
         torch.testing.assert_close(
@@ -116,7 +116,7 @@ def test_the_continuous_bernoulli_agrees_with_torch() -> None:
 @pytest.mark.parametrize("scale", [0.05, 1.0, None])
 def test_gaussian_agrees_with_torch(scale: float | None) -> None:
     likelihood = Gaussian(SHAPE, scale).double()
-    parameters, x = parameters_for(likelihood, 5), images_for(likelihood, 5)
+    parameters, x = make_parameters(likelihood, 5), make_images(likelihood, 5)
     reference = torch.distributions.Normal(parameters[:, 0], scale or 1.0)
     torch.testing.assert_close(
         likelihood.log_prob(x, parameters), reference.log_prob(x).sum((1, 2, 3)).detach()
@@ -128,8 +128,8 @@ def test_the_discretized_logistic_is_a_difference_of_distribution_functions(
     num_components: int,
 ) -> None:
     likelihood = DiscretizedLogistic((1, 1, 1), num_components)
-    levels = values_of(likelihood)
-    parameters = parameters_for(likelihood)[:, :1, :1, :1].flatten()
+    levels = list_levels(likelihood)
+    parameters = make_parameters(likelihood)[:, :1, :1, :1].flatten()
     log_weights, means, log_scales = torch.zeros(1), parameters[:1], parameters[1:]
     if num_components > 1:
         logits, means, log_scales = parameters.split(num_components)
@@ -142,12 +142,12 @@ def test_the_discretized_logistic_is_a_difference_of_distribution_functions(
     upper, lower = (distribution_function(levels + h) for h in (0.5 / 255, -0.5 / 255))
     upper[-1], lower[0] = 1.0, 0.0
     reference = ((upper - lower) * log_weights.exp()).sum(1).log()
-    torch.testing.assert_close(pixel_log_prob(likelihood, levels, parameters), reference)
+    torch.testing.assert_close(compute_pixel_log_prob(likelihood, levels, parameters), reference)
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("size", [0.0, 30.0, -30.0, 1e4, -1e4])
-def test_values_and_gradients_are_finite_at_extremes(make: Make, size: float) -> None:
+def test_values_and_gradients_are_finite_at_extremes(make: MakeLikelihood, size: float) -> None:
     likelihood = make(image_shape=SHAPE)
     for x in (torch.zeros(2, *SHAPE), torch.ones(2, *SHAPE)):
         for samples in ((), (3,)):
@@ -163,9 +163,9 @@ def test_values_and_gradients_are_finite_at_extremes(make: Make, size: float) ->
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
-def test_samples_of_z_broadcast(make: Make) -> None:
+def test_samples_of_z_broadcast(make: MakeLikelihood) -> None:
     likelihood = make(image_shape=SHAPE)
-    parameters, x = parameters_for(likelihood, 4, 5), images_for(likelihood, 4)
+    parameters, x = make_parameters(likelihood, 4, 5), make_images(likelihood, 4)
     found = likelihood.log_prob(x, parameters)
     for k in range(5):
         alone = likelihood.log_prob(x, parameters[:, k])
@@ -173,9 +173,9 @@ def test_samples_of_z_broadcast(make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
-def test_samples_have_the_mean_of_the_distribution(make: Make) -> None:
+def test_samples_have_the_mean_of_the_distribution(make: MakeLikelihood) -> None:
     likelihood = make(image_shape=SHAPE)
-    parameters = parameters_for(likelihood, 1).float()
+    parameters = make_parameters(likelihood, 1).float()
     distribution = PixelDistribution(likelihood, parameters)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
@@ -188,9 +188,9 @@ def test_samples_have_the_mean_of_the_distribution(make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
-def test_samples_repeat_with_a_generator(make: Make) -> None:
+def test_samples_repeat_with_a_generator(make: MakeLikelihood) -> None:
     likelihood = make(image_shape=SHAPE)
-    parameters = parameters_for(likelihood, 2).float()
+    parameters = make_parameters(likelihood, 2).float()
     one, two, three = (
         likelihood.sample(parameters, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
     )
@@ -202,7 +202,7 @@ def test_samples_repeat_with_a_generator(make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
-def test_training_starts_at_the_mean_image(make: Make) -> None:
+def test_training_starts_at_the_mean_image(make: MakeLikelihood) -> None:
     likelihood = make(image_shape=SHAPE)
     mean, std = torch.rand(SHAPE) * 0.6 + 0.2, torch.rand(SHAPE) * 0.1 + 0.02
     parameters = likelihood.initial_parameters(mean, std)
@@ -213,17 +213,17 @@ def test_training_starts_at_the_mean_image(make: Make) -> None:
     assert likelihood.log_prob(torch.zeros(1, *SHAPE), zeros[None]).isfinite().all()
 
 
-def network(**given: object) -> MLP:
+def make_network(**given: object) -> MLP:
     torch.manual_seed(0)
     return MLP(hidden_dim=12, encoder_blocks=1, decoder_blocks=1, **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
-def test_the_bound_converges_to_the_evidence(make: Make) -> None:
+def test_the_bound_converges_to_the_evidence(make: MakeLikelihood) -> None:
     """Compared with a quadrature over a one-dimensional latent."""
-    model = randomize_weights(VAE(network, 1, image_shape=SHAPE, likelihood=make)).double()
+    model = randomize_weights(VAE(make_network, 1, image_shape=SHAPE, likelihood=make)).double()
     assert isinstance(model, VAE)
-    x = images_for(model.likelihood, 6)
+    x = make_images(model.likelihood, 6)
     z = torch.linspace(-8, 8, 4001, dtype=torch.float64)
     log_prior = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
     truth = []
@@ -236,9 +236,9 @@ def test_the_bound_converges_to_the_evidence(make: Make) -> None:
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
-def test_a_gradient_reaches_every_parameter(make: Make, kind: type[Autoencoder]) -> None:
-    model = randomize_weights(kind(network, 3, SHAPE, num_classes=4, likelihood=make)).double()
-    x = images_for(model.likelihood, 8)
+def test_a_gradient_reaches_every_parameter(make: MakeLikelihood, kind: type[Autoencoder]) -> None:
+    model = randomize_weights(kind(make_network, 3, SHAPE, num_classes=4, likelihood=make)).double()
+    x = make_images(model.likelihood, 8)
     y = torch.arange(8) % 4 if model.conditional else None
     terms = model.terms(x, y, torch.randn(8, 3, dtype=torch.float64))
     model.loss(terms, 1000).sum().backward()
@@ -249,16 +249,16 @@ def test_a_gradient_reaches_every_parameter(make: Make, kind: type[Autoencoder])
 
 def test_densities_have_metrics_of_their_own() -> None:
     for make in ALL.values():
-        model = VAE(network, 3, SHAPE, likelihood=make).double()
-        terms = model.terms(images_for(model.likelihood, 2), None, torch.zeros(2, 3).double())
+        model = VAE(make_network, 3, SHAPE, likelihood=make).double()
+        terms = model.terms(make_images(model.likelihood, 2), None, torch.zeros(2, 3).double())
         end = "" if model.likelihood.num_levels else "_density"
         assert list(model.metrics(terms)) == [f"elbo{end}", f"reconstruction{end}", "kl"]
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
-def test_autocast_does_not_change_the_likelihood_in_training(make: Make) -> None:
+def test_autocast_does_not_change_the_likelihood_in_training(make: MakeLikelihood) -> None:
     likelihood = make(image_shape=SHAPE)
-    parameters, x = parameters_for(likelihood, 8, scale=20.0).float(), images_for(likelihood, 8)
+    parameters, x = make_parameters(likelihood, 8, scale=20.0).float(), make_images(likelihood, 8)
     expected = likelihood.log_prob(x.float(), parameters)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(likelihood.log_prob(x.float(), parameters), expected)

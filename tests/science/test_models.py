@@ -31,7 +31,7 @@ ALL_IMAGES = torch.tensor(list(itertools.product((0.0, 1.0), repeat=4))).view(16
 FLOW = partial(Flow, num_couplings=2, hidden_dim=8)
 
 
-def network(**given: object) -> MLP:
+def make_network(**given: object) -> MLP:
     torch.manual_seed(0)  # models create their network first
     return MLP(hidden_dim=12, encoder_blocks=2, decoder_blocks=2, **given)  # type: ignore[arg-type]
 
@@ -45,16 +45,18 @@ def randomize_weights(model: Autoencoder) -> Autoencoder:
     return model
 
 
-def make(kind: type[Autoencoder], latent_dim: int = 3, num_classes: int = 4) -> Autoencoder:
-    return randomize_weights(kind(network, latent_dim, image_shape=SHAPE, num_classes=num_classes))
+def make_model(kind: type[Autoencoder], latent_dim: int = 3, num_classes: int = 4) -> Autoencoder:
+    return randomize_weights(
+        kind(make_network, latent_dim, image_shape=SHAPE, num_classes=num_classes)
+    )
 
 
-def labels(count: int, num_classes: int = 4) -> Tensor:
+def make_labels(count: int, num_classes: int = 4) -> Tensor:
     return torch.eye(num_classes)[torch.arange(count) % num_classes]
 
 
-def label_for(model: Autoencoder, count: int) -> Tensor | None:
-    return labels(count) if model.conditional else None
+def make_labels_for(model: Autoencoder, count: int) -> Tensor | None:
+    return make_labels(count) if model.conditional else None
 
 
 def set_posterior_to_prior(model: Autoencoder) -> Autoencoder:
@@ -64,7 +66,7 @@ def set_posterior_to_prior(model: Autoencoder) -> Autoencoder:
     return model
 
 
-def log_evidence(model: VAE, x: Tensor, y: Tensor | None) -> Tensor:
+def compute_log_evidence(model: VAE, x: Tensor, y: Tensor | None) -> Tensor:
     """Return log p(x | y) of a model with a one-dimensional latent, by quadrature."""
     z = torch.linspace(-8, 8, 4001, dtype=torch.float64)
     values = []
@@ -77,8 +79,8 @@ def log_evidence(model: VAE, x: Tensor, y: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("kind", [VAE, CVAE])
 def test_kl_is_that_of_the_posterior_to_the_prior(kind: type[VAE]) -> None:
-    model = make(kind)
-    x, y = ALL_IMAGES, label_for(model, 16)
+    model = make_model(kind)
+    x, y = ALL_IMAGES, make_labels_for(model, 16)
     terms = model.terms(x, y, torch.randn(16, 3))
     prior = Independent(Normal(torch.zeros(16, 3), torch.ones(16, 3)), 1)
     posterior = model.encode(x, y)
@@ -95,12 +97,14 @@ def test_kl_is_that_of_the_posterior_to_the_prior(kind: type[VAE]) -> None:
 @pytest.mark.parametrize("prior", [StandardNormal, FLOW])
 def test_the_path_gradient_is_unbiased(prior: PriorFactory) -> None:
     """The expected gradients are computed by quadrature over eps; the KL agrees for every eps."""
-    model = randomize_weights(CVAE(network, 2, SHAPE, num_classes=4, prior=prior)).double()
+    model = randomize_weights(CVAE(make_network, 2, SHAPE, num_classes=4, prior=prior)).double()
     assert isinstance(model, VAE)
     nodes, mass = (torch.from_numpy(found) for found in numpy.polynomial.hermite_e.hermegauss(60))
     eps = torch.cartesian_prod(nodes, nodes)
     weight = torch.cartesian_prod(mass, mass).prod(1) / mass.sum() ** 2
-    x, y = (rows[:1].double().expand(len(eps), *rows.shape[1:]) for rows in (ALL_IMAGES, labels(1)))
+    x, y = (
+        rows[:1].double().expand(len(eps), *rows.shape[1:]) for rows in (ALL_IMAGES, make_labels(1))
+    )
 
     def found(path_gradient: bool, weight: Tensor) -> tuple[Tensor, Tensor]:
         model.path_gradient = path_gradient
@@ -140,7 +144,7 @@ def test_the_path_gradient_has_no_noise_at_the_true_posterior(
 
 
 def test_kl_vanishes_where_the_posterior_is_the_prior() -> None:
-    model = set_posterior_to_prior(make(VAE))
+    model = set_posterior_to_prior(make_model(VAE))
     kl = model.terms(ALL_IMAGES, None, torch.randn(16, 3)).kl
     torch.testing.assert_close(kl, torch.zeros(16))
 
@@ -148,11 +152,11 @@ def test_kl_vanishes_where_the_posterior_is_the_prior() -> None:
 @pytest.mark.parametrize("kind", [VAE, CVAE])
 def test_the_bounds_are_ordered_and_reach_the_evidence(kind: type[VAE]) -> None:
     """E[elbo] <= E[importance-weighted bound], rising with K, <= log p(x | y)."""
-    model = make(kind, latent_dim=1).double()
-    x, y = ALL_IMAGES.double(), label_for(model, 16)
+    model = make_model(kind, latent_dim=1).double()
+    x, y = ALL_IMAGES.double(), make_labels_for(model, 16)
     y = None if y is None else y.double()
     assert isinstance(model, VAE)
-    evidence = log_evidence(model, x, y)
+    evidence = compute_log_evidence(model, x, y)
     rounds = 4000
     rows, labels_of_rows = x.repeat(rounds, 1, 1, 1), None if y is None else y.repeat(rounds, 1)
     index = torch.arange(rounds * 16)  # other image indices have other noise
@@ -175,27 +179,27 @@ def test_the_bounds_are_ordered_and_reach_the_evidence(kind: type[VAE]) -> None:
 @pytest.mark.parametrize("kind", [VAE, CVAE])
 def test_the_bound_is_tight_for_many_samples(kind: type[VAE]) -> None:
     """With q = N(0, I), the weights are bounded."""
-    model = set_posterior_to_prior(make(kind, latent_dim=1).double())
+    model = set_posterior_to_prior(make_model(kind, latent_dim=1).double())
     assert isinstance(model, VAE)
-    y = label_for(model, 16)
+    y = make_labels_for(model, 16)
     y = None if y is None else y.double()
     x = ALL_IMAGES.double()
     bound = -importance_weighted_nll(model, x, y, torch.arange(16), 50_000)
-    torch.testing.assert_close(bound, log_evidence(model, x, y), atol=0.03, rtol=0)
+    torch.testing.assert_close(bound, compute_log_evidence(model, x, y), atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
 def test_the_probabilities_of_all_images_sum_to_one(kind: type[Autoencoder]) -> None:
-    model = make(kind)
+    model = make_model(kind)
     z = torch.randn(1, 3).expand(16, 3)
-    y = labels(1).expand(16, 4) if model.conditional else None
+    y = make_labels(1).expand(16, 4) if model.conditional else None
     total = model.decode(z, y).log_prob(ALL_IMAGES).exp().sum()
     torch.testing.assert_close(total, torch.tensor(1.0))
 
 
 def test_an_empty_batch_has_no_loss_and_no_gradient() -> None:
     """A rank may have no image in a ragged last batch."""
-    model = make(CVAE)
+    model = make_model(CVAE)
     assert isinstance(model, CVAE)
     x, y = torch.zeros(0, *SHAPE), torch.zeros(0, 4)
     terms = model.terms(x, y, torch.zeros(0, 3))
@@ -206,46 +210,46 @@ def test_an_empty_batch_has_no_loss_and_no_gradient() -> None:
 
 @pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
 def test_a_gradient_reaches_every_parameter(kind: type[Autoencoder]) -> None:
-    model = make(kind)
-    terms = model.terms(ALL_IMAGES, label_for(model, 16), torch.randn(16, 3))
+    model = make_model(kind)
+    terms = model.terms(ALL_IMAGES, make_labels_for(model, 16), torch.randn(16, 3))
     model.loss(terms, step=10).sum().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
 
 
 def test_the_label_reaches_encoder_and_decoder() -> None:
-    model = make(CVAE)
+    model = make_model(CVAE)
     x, z = ALL_IMAGES[:4], torch.randn(1, 3).expand(4, 3)
     same_image = x[1:2].expand(4, *SHAPE)
-    assert model.embed(same_image, labels(4)).unique(dim=0).shape[0] == 4
-    assert model.decode(z, labels(4)).mean.flatten(1).unique(dim=0).shape[0] == 4
+    assert model.embed(same_image, make_labels(4)).unique(dim=0).shape[0] == 4
+    assert model.decode(z, make_labels(4)).mean.flatten(1).unique(dim=0).shape[0] == 4
 
 
 @pytest.mark.parametrize("kind", [Autoencoder, VAE])
 def test_an_unconditional_model_rejects_a_label(kind: type[Autoencoder]) -> None:
     with pytest.raises(ValueError, match="unconditional"):
-        make(kind).sample(y=1)
+        make_model(kind).sample(y=1)
 
 
 def test_a_conditional_model_requires_a_label() -> None:
     with pytest.raises(ValueError, match="conditional"):
-        make(CVAE).sample(num_samples=2)
+        make_model(CVAE).sample(num_samples=2)
     with pytest.raises(ValueError, match="shape"):
-        make(CVAE).embed(ALL_IMAGES, labels(16, num_classes=3))
+        make_model(CVAE).embed(ALL_IMAGES, make_labels(16, num_classes=3))
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (2, 2)])
 def test_images_must_have_one_or_three_channels(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="with 1 or 3 channels"):
-        CVAE(network, 3, shape)
+        CVAE(make_network, 3, shape)
 
 
 def test_samples_follow_label_z_seed_and_temperature() -> None:
-    model = make(CVAE)
+    model = make_model(CVAE)
     z = torch.randn(4, 3)
-    by_one_hot = model.sample(labels(4), z)
+    by_one_hot = model.sample(make_labels(4), z)
     assert torch.equal(by_one_hot, model.sample([0, 1, 2, 3], z))
-    assert torch.equal(by_one_hot, model.decode(z, labels(4)).mean)
+    assert torch.equal(by_one_hot, model.decode(z, make_labels(4)).mean)
     assert model.sample(y=2, num_samples=5).shape == (5, *SHAPE)
     one, two = (
         model.sample(
@@ -271,7 +275,7 @@ GOOD_LABELS = [
     torch.tensor([1, 1, 1], dtype=torch.uint8),
     torch.tensor([1, 1, 1], dtype=torch.int32),
     torch.tensor([[0, 1, 0, 0]] * 3),
-    labels(2)[[1, 1, 1]],
+    make_labels(2)[[1, 1, 1]],
     numpy.eye(4)[[1, 1, 1]],  # float64
 ]
 
@@ -279,9 +283,9 @@ GOOD_LABELS = [
 @pytest.mark.parametrize("y", GOOD_LABELS, ids=lambda y: f"{type(y).__name__} {y}")
 def test_every_method_accepts_labels_in_any_form(y: Any) -> None:
     penalty = partial(Adversary, hidden_dim=4)
-    model = CVAE(network, 3, SHAPE, num_classes=4, prior=FLOW, penalty=penalty)
+    model = CVAE(make_network, 3, SHAPE, num_classes=4, prior=FLOW, penalty=penalty)
     randomize_weights(model)
-    x, z, expected = ALL_IMAGES[:3], torch.randn(3, 3), labels(2)[[1, 1, 1]]
+    x, z, expected = ALL_IMAGES[:3], torch.randn(3, 3), make_labels(2)[[1, 1, 1]]
     for method in (
         lambda y: model.loss(model.terms(x, y, z), 0),
         lambda y: model.log_weights(x, y, z[:, None]),
@@ -304,12 +308,12 @@ def test_every_method_accepts_labels_in_any_form(y: Any) -> None:
         (numpy.array([0, 1, 2**64 - 1], numpy.uint64), "labels must be from 0 to 3"),
         ([0, 1], "y has 2 labels for 3 rows"),
         (torch.tensor([0.5, 1.0, 2.0]), "integers from 0 to 3 or one-hot rows"),
-        (labels(3, num_classes=3), r"shape \(3, 3\), not \(3, 4\)"),
+        (make_labels(3, num_classes=3), r"shape \(3, 3\), not \(3, 4\)"),
         (numpy.array(["a", "b", "c"]), "y of type ndarray: must be integer labels"),
     ],
 )
 def test_wrong_labels_are_rejected_in_one_line(y: Any, said: str) -> None:
-    model = make(CVAE)
+    model = make_model(CVAE)
     for call in (
         lambda: model.embed(ALL_IMAGES[:3], y),
         lambda: model.decode(torch.zeros(3, 3), y),
@@ -321,7 +325,7 @@ def test_wrong_labels_are_rejected_in_one_line(y: Any, said: str) -> None:
 
 
 def test_contradictory_numbers_of_samples_are_rejected() -> None:
-    model, z = make(CVAE), torch.zeros(5, 3)
+    model, z = make_model(CVAE), torch.zeros(5, 3)
     assert model.sample(y=1, z=z, num_samples=5).shape == (5, *SHAPE)
     assert model.sample(y=[1, 2], num_samples=2).shape == (2, *SHAPE)
     assert model.sample(y=1).shape == (1, *SHAPE)
@@ -369,7 +373,7 @@ check(torch.rand(4, 1), condition=Quadrants(1, (1, 2, 2), hidden_dim=4), prior=C
 
 
 def test_one_hot_labels_are_not_copied_and_do_not_break_the_graph() -> None:
-    y = labels(16)
+    y = make_labels(16)
     assert one_hot(y, 4, ALL_IMAGES) is y
     # in another process, since the shape checks of the tests cannot be compiled
     command = [sys.executable, "-c", COMPILED]
@@ -391,7 +395,7 @@ def test_one_hot_labels_are_not_copied_and_do_not_break_the_graph() -> None:
     ],
 )
 def test_kl_warmup(beta: float, warmup_steps: int, step: int, weight: float) -> None:
-    model = VAE(network, 2, image_shape=SHAPE, beta=beta, warmup_steps=warmup_steps)
+    model = VAE(make_network, 2, image_shape=SHAPE, beta=beta, warmup_steps=warmup_steps)
     terms = Terms(reconstruction=torch.tensor([-3.0]), kl=torch.tensor([2.0]))
     assert model.loss(terms, step).item() == pytest.approx(3 + weight * 2)
     assert model.metrics(terms)["elbo"].item() == -5  # for any beta
@@ -399,14 +403,14 @@ def test_kl_warmup(beta: float, warmup_steps: int, step: int, weight: float) -> 
 
 def test_the_output_is_initialized_to_the_mean_image() -> None:
     mean = torch.rand(SHAPE) * 0.8 + 0.1
-    model = CVAE(network, 3, image_shape=SHAPE, num_classes=4)
+    model = CVAE(make_network, 3, image_shape=SHAPE, num_classes=4)
     model.initialize_output_bias(mean, std=mean)
-    images = model.sample(labels(4), torch.randn(4, 3))
+    images = model.sample(make_labels(4), torch.randn(4, 3))
     torch.testing.assert_close(images, mean.expand(4, *SHAPE), atol=0.1, rtol=0)
 
 
 def test_the_posterior_stays_finite_for_any_encoder() -> None:
-    model = make(VAE)
+    model = make_model(VAE)
     with torch.no_grad():
         for p in model.network.encoder.head.parameters():  # type: ignore[attr-defined]
             p.fill_(1e6)
@@ -432,7 +436,9 @@ class FixedOutputs(torch.nn.Module):
         return self.logits.repeat_interleave(repeats, 0) + 1e-3 * z.mean(1).view(-1, 1, 1, 1)
 
 
-def extreme(rng: random.Random, size: tuple[int, ...], largest: int, dtype: torch.dtype) -> Tensor:
+def make_extreme_values(
+    rng: random.Random, size: tuple[int, ...], largest: int, dtype: torch.dtype
+) -> Tensor:
     """Return values of both signs, of magnitudes from 1e-30 to 10 ** largest, and zeros."""
     values = [
         rng.choice((-1, 1)) * 10.0 ** rng.uniform(-30, largest) if rng.random() > 0.05 else 0.0
@@ -452,10 +458,12 @@ def test_extreme_inputs_stay_finite_with_finite_gradients(
     """Means up to 1e17, logits and log standard deviations up to 1e30: beyond any training."""
     rng = random.Random(seed)
     batch, dim = 5, 3
-    statistics = extreme(rng, (batch, dim), 17, dtype)
+    statistics = make_extreme_values(rng, (batch, dim), 17, dtype)
     if kind is not Autoencoder:
-        statistics = torch.cat((statistics, extreme(rng, (batch, dim), 30, dtype)), dim=1)
-    logits = extreme(rng, (batch, *SHAPE), 30, dtype)
+        statistics = torch.cat(
+            (statistics, make_extreme_values(rng, (batch, dim), 30, dtype)), dim=1
+        )
+    logits = make_extreme_values(rng, (batch, *SHAPE), 30, dtype)
     model = kind(
         lambda **_: FixedOutputs(statistics, logits), dim, image_shape=SHAPE, num_classes=4
     )
@@ -465,7 +473,7 @@ def test_extreme_inputs_stay_finite_with_finite_gradients(
     grey = torch.tensor([rng.random() for _ in range(batch * 4)], dtype=work).view(batch, *SHAPE)
     for x in (grey, grey.round()):
         model.zero_grad()
-        terms = model.terms(x, label_for(model, batch), torch.randn(batch, dim, dtype=work))
+        terms = model.terms(x, make_labels_for(model, batch), torch.randn(batch, dim, dtype=work))
         assert terms.reconstruction.isfinite().all()
         assert terms.kl.isfinite().all()
         assert (terms.kl >= 0).all()
@@ -473,7 +481,7 @@ def test_extreme_inputs_stay_finite_with_finite_gradients(
         model.loss(terms, step=10).sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     if isinstance(model, VAE):
-        x, y = grey.round(), label_for(model, batch)
+        x, y = grey.round(), make_labels_for(model, batch)
         model.zero_grad()
         weights = model.log_weights(x, y, torch.randn(batch, 4, dim, dtype=work))
         assert weights.isfinite().all()

@@ -80,10 +80,10 @@ class FlatBatchNorm(BatchNorm):
         self.normalize = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784))
 
 
-EVERY = [mlp, deep_mlp, conv, flat_conv, patched_conv, Linear, BatchNorm, FlatBatchNorm]
+ALL_NETWORKS = [mlp, deep_mlp, conv, flat_conv, patched_conv, Linear, BatchNorm, FlatBatchNorm]
 
 
-@pytest.mark.parametrize("network", EVERY)
+@pytest.mark.parametrize("network", ALL_NETWORKS)
 @pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
 def test_an_empty_batch_has_no_scores(network: Callable[..., Any], kind: type[Autoencoder]) -> None:
     model = kind(network, latent_dim=4).eval()

@@ -20,13 +20,13 @@ convolutions = partial(Conv, channels=[4, 8], num_blocks=1, hidden_dim=16)
 SHAPE = (1, 12, 12)
 
 
-def attributes() -> Attributes:
+def make_attributes() -> Attributes:
     condition = Attributes({"label": 3, "angle": "continuous"})
     condition.fit(condition.from_columns({"label": [0, 1, 2], "angle": [-40.0, 0.0, 50.0]}))
     return condition
 
 
-def zuko_flow(**sizes: int) -> priors.ZukoFlow:
+def make_zuko_flow(**sizes: int) -> priors.ZukoFlow:
     """Return an autoregressive flow, whose inverse has one pass for each dimension."""
     flows = pytest.importorskip("zuko").flows
     flow = partial(flows.MAF, transforms=2, hidden_features=[8])
@@ -47,13 +47,13 @@ CASES: dict[str, Callable[..., VAE]] = {
         prior=priors.Conditional,
         likelihood=partial(likelihoods.DiscretizedLogistic, num_components=2),
         image_shape=(3, 12, 12),
-        condition=attributes(),
+        condition=make_attributes(),
     ),
-    "flow of zuko": partial(CVAE, perceptron, prior=zuko_flow),
+    "flow of zuko": partial(CVAE, perceptron, prior=make_zuko_flow),
 }
 
 
-def build(make: Callable[..., Autoencoder]) -> Any:
+def build_model(make: Callable[..., Autoencoder]) -> Any:
     torch.manual_seed(0)
     model = make(**({"latent_dim": 4, "image_shape": SHAPE} | getattr(make, "keywords", {})))
     with torch.no_grad():
@@ -62,7 +62,7 @@ def build(make: Callable[..., Autoencoder]) -> Any:
     return model.eval()
 
 
-def run_file(path: Path, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+def run_onnx(path: Path, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -75,7 +75,7 @@ def run_file(path: Path, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def test_the_files_give_the_bound_and_the_images(make: Callable[..., VAE], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model = build(make)
+    model = build_model(make)
     differences = onnx_export.save_onnx(model, tmp_path)
     assert set(differences) == {"encoder.onnx", "decoder.onnx", "likelihood.onnx"}
     generator = torch.Generator().manual_seed(1)
@@ -83,15 +83,15 @@ def test_the_files_give_the_bound_and_the_images(make: Callable[..., VAE], tmp_p
         x = (255 * torch.rand(count, *model.image_shape, generator=generator)).round() / 255
         eps = torch.randn(count, model.latent_dim, generator=generator)
         y = {"y": model.condition.examples(count)} if model.conditional else {}
-        encoded = run_file(tmp_path / "encoder.onnx", x=x, eps=eps, **y)
-        decoded = run_file(tmp_path / "decoder.onnx", latent=encoded["sample"], **y)
+        encoded = run_onnx(tmp_path / "encoder.onnx", x=x, eps=eps, **y)
+        decoded = run_onnx(tmp_path / "decoder.onnx", latent=encoded["sample"], **y)
         parameters = decoded["parameters"]
-        scored = run_file(tmp_path / "likelihood.onnx", parameters=parameters, x=x)
+        scored = run_onnx(tmp_path / "likelihood.onnx", parameters=parameters, x=x)
         bound = scored["log_prob"] + encoded["log_ratio"]
         expected = model.log_weights(x, y.get("y"), eps[:, None])[:, 0]
         torch.testing.assert_close(bound, expected, rtol=1e-4, atol=1e-3)
         saturated = 40 * parameters  # probabilities that round to 0 in float32
-        scored = run_file(tmp_path / "likelihood.onnx", parameters=saturated, x=x)
+        scored = run_onnx(tmp_path / "likelihood.onnx", parameters=saturated, x=x)
         expected = model.likelihood.log_prob(x, saturated)
         torch.testing.assert_close(scored["log_prob"], expected, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(
@@ -103,26 +103,26 @@ def test_the_files_give_the_bound_and_the_images(make: Callable[..., VAE], tmp_p
 
 def test_certain_pixels_have_finite_log_probabilities(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model = build(partial(CVAE, perceptron))
+    model = build_model(partial(CVAE, perceptron))
     with torch.no_grad():
         model.output_bias.fill_(-150.0)  # sigmoid(-150) is 0 in float32
     onnx_export.save_onnx(model, tmp_path)
     parameters, x = torch.full((2, 1, *SHAPE), -150.0), torch.ones(2, *SHAPE)
-    (log_prob,) = run_file(tmp_path / "likelihood.onnx", parameters=parameters, x=x).values()
+    (log_prob,) = run_onnx(tmp_path / "likelihood.onnx", parameters=parameters, x=x).values()
     torch.testing.assert_close(log_prob, model.likelihood.log_prob(x, parameters))
 
 
 def test_a_plain_autoencoder_has_no_likelihood_file(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model = build(partial(Autoencoder, perceptron))
+    model = build_model(partial(Autoencoder, perceptron))
     assert set(onnx_export.save_onnx(model, tmp_path)) == {"encoder.onnx", "decoder.onnx"}
     x = torch.rand(2, *SHAPE)
-    (code,) = run_file(tmp_path / "encoder.onnx", x=x).values()
+    (code,) = run_onnx(tmp_path / "encoder.onnx", x=x).values()
     torch.testing.assert_close(code, model.embed(x).detach())
 
 
 def test_an_inverse_of_many_passes_is_rejected_with_one_line(tmp_path: Path) -> None:
-    model = CVAE(perceptron, latent_dim=9, image_shape=SHAPE, prior=zuko_flow)
+    model = CVAE(perceptron, latent_dim=9, image_shape=SHAPE, prior=make_zuko_flow)
     with pytest.raises(ConfigError, match=r"its inverse has 9 passes, above 8; train with"):
         onnx_export.save_onnx(model, tmp_path)
 
@@ -138,4 +138,4 @@ def test_a_network_that_cannot_be_traced_fails_with_one_line(tmp_path: Path) -> 
     pytest.importorskip("onnxruntime")
     network = partial(Branching, hidden_dim=12, encoder_blocks=1, decoder_blocks=1)
     with pytest.raises(ConfigError, match=r"^the encoder cannot be exported \(.+\)$"):
-        onnx_export.save_onnx(build(partial(Autoencoder, network)), tmp_path)
+        onnx_export.save_onnx(build_model(partial(Autoencoder, network)), tmp_path)

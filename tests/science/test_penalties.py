@@ -10,28 +10,32 @@ from cvae.penalties import Adversary, LabelwiseAdversary
 from tests.science.test_models import (
     ALL_IMAGES,
     SHAPE,
-    label_for,
-    labels,
-    network,
+    make_labels_for,
+    make_labels,
+    make_network,
     randomize_weights,
 )
 
-Kind = type[Adversary] | type[LabelwiseAdversary]
+PenaltyClass = type[Adversary] | type[LabelwiseAdversary]
 
 
-def with_adversary(kind: type[VAE] = CVAE, which: Kind = Adversary) -> VAE:
+def make_model_with_adversary(kind: type[VAE] = CVAE, which: PenaltyClass = Adversary) -> VAE:
     torch.manual_seed(0)
-    model = randomize_weights(kind(network, 3, SHAPE, num_classes=4, warmup_steps=0, penalty=which))
+    model = randomize_weights(
+        kind(make_network, 3, SHAPE, num_classes=4, warmup_steps=0, penalty=which)
+    )
     assert isinstance(model, VAE)
     return model
 
 
 @pytest.mark.parametrize("which", [Adversary, LabelwiseAdversary])
 @pytest.mark.parametrize("kind", [VAE, CVAE])
-def test_the_adversary_improves_and_the_encoder_opposes_it(kind: type[VAE], which: Kind) -> None:
+def test_the_adversary_improves_and_the_encoder_opposes_it(
+    kind: type[VAE], which: PenaltyClass
+) -> None:
     """A step of the adversary lowers its loss; a step of the latent raises it."""
-    model = with_adversary(kind, which)
-    adversary, y = model.penalty, label_for(model, 16)
+    model = make_model_with_adversary(kind, which)
+    adversary, y = model.penalty, make_labels_for(model, 16)
     assert isinstance(adversary, which)
     eps = torch.randn(16, 3)
     latent = (eps + 1).requires_grad_()
@@ -48,10 +52,10 @@ def test_the_adversary_improves_and_the_encoder_opposes_it(kind: type[VAE], whic
 
 
 @pytest.mark.parametrize("which", [Adversary, LabelwiseAdversary])
-def test_the_adversary_moves_the_posterior_of_every_label_to_the_prior(which: Kind) -> None:
+def test_the_adversary_moves_the_posterior_of_every_label_to_the_prior(which: PenaltyClass) -> None:
     """Its gradient alone moves the codes of four labels, with different means, to N(0, I)."""
     torch.manual_seed(0)
-    y = labels(512)
+    y = make_labels(512)
     mean = (2 * y).requires_grad_()
     log_std = torch.full((512, 4), -1.0, requires_grad=True)
     adversary = which(latent_dim=4, condition_size=4, weight=1.0, hidden_dim=64)
@@ -71,8 +75,8 @@ def test_the_adversary_moves_the_posterior_of_every_label_to_the_prior(which: Ki
 
 
 def test_the_penalty_is_in_the_loss_and_not_in_the_bound() -> None:
-    model = with_adversary()
-    terms = model.terms(ALL_IMAGES, labels(16), torch.randn(16, 3))
+    model = make_model_with_adversary()
+    terms = model.terms(ALL_IMAGES, make_labels(16), torch.randn(16, 3))
     found = model.metrics(terms)
     assert torch.equal(found["elbo"], terms.reconstruction - terms.kl)
     assert torch.equal(found["penalty"], torch.as_tensor(terms.penalty))

@@ -13,8 +13,8 @@ from cvae.priors import Conditional, Flow, Prior, StandardNormal, ZukoFlow
 from tests.science.test_models import (
     ALL_IMAGES,
     SHAPE,
-    label_for,
-    network,
+    make_labels_for,
+    make_network,
     randomize_weights,
     set_posterior_to_prior,
 )
@@ -22,14 +22,14 @@ from tests.science.test_models import (
 flow = partial(Flow, num_couplings=3, hidden_dim=8)
 
 
-def with_flow(kind: type[VAE] = CVAE, latent_dim: int = 2) -> VAE:
+def make_model_with_flow(kind: type[VAE] = CVAE, latent_dim: int = 2) -> VAE:
     torch.manual_seed(0)
-    model = randomize_weights(kind(network, latent_dim, SHAPE, num_classes=4, prior=flow))
+    model = randomize_weights(kind(make_network, latent_dim, SHAPE, num_classes=4, prior=flow))
     assert isinstance(model, VAE)
     return model
 
 
-def zuko_flow(name: str, conditional: bool) -> Callable[..., Prior]:
+def make_zuko_prior(name: str, conditional: bool) -> Callable[..., Prior]:
     flows = pytest.importorskip("zuko.flows")
     kind = partial(getattr(flows, name), transforms=2, hidden_features=[8])
     return partial(ZukoFlow, flow=kind, conditional=conditional)
@@ -38,22 +38,24 @@ def zuko_flow(name: str, conditional: bool) -> Callable[..., Prior]:
 PRIORS: dict[str, Callable[[], Callable[..., Prior]]] = {
     "flow": lambda: flow,
     "conditional": lambda: partial(Conditional, hidden_dim=8),
-    "zuko_nsf": lambda: zuko_flow("NSF", conditional=False),
-    "zuko_nsf_conditional": lambda: zuko_flow("NSF", conditional=True),
-    "zuko_maf_conditional": lambda: zuko_flow("MAF", conditional=True),
+    "zuko_nsf": lambda: make_zuko_prior("NSF", conditional=False),
+    "zuko_nsf_conditional": lambda: make_zuko_prior("NSF", conditional=True),
+    "zuko_maf_conditional": lambda: make_zuko_prior("MAF", conditional=True),
 }
 
 
-def with_prior(name: str, latent_dim: int = 3) -> CVAE:
+def make_model_with_prior(name: str, latent_dim: int = 3) -> CVAE:
     torch.manual_seed(0)
-    model = randomize_weights(CVAE(network, latent_dim, SHAPE, num_classes=4, prior=PRIORS[name]()))
+    model = randomize_weights(
+        CVAE(make_network, latent_dim, SHAPE, num_classes=4, prior=PRIORS[name]())
+    )
     assert isinstance(model, CVAE)
     return model.double()
 
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_every_prior_is_an_invertible_map_with_a_log_determinant(name: str) -> None:
-    prior = with_prior(name).prior
+    prior = make_model_with_prior(name).prior
     z = torch.randn(12, 3, dtype=torch.float64)
     y = torch.eye(4, dtype=torch.float64)[torch.arange(12) % 4]
     w, log_det = prior.to_base(z, y)
@@ -71,7 +73,7 @@ def test_every_prior_is_an_invertible_map_with_a_log_determinant(name: str) -> N
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_the_latent_of_every_prior_is_its_base_variable(name: str) -> None:
-    model, y = with_prior(name), torch.arange(16) % 4
+    model, y = make_model_with_prior(name), torch.arange(16) % 4
     w = torch.randn(16, 3, dtype=torch.float64)
     z = model.prior.from_base(w, torch.eye(4).double()[y])
     torch.testing.assert_close(model.to_base(z, y), w, atol=1e-6, rtol=1e-6)
@@ -82,7 +84,7 @@ def test_the_latent_of_every_prior_is_its_base_variable(name: str) -> None:
 @pytest.mark.parametrize("name", PRIORS)
 def test_the_bound_under_every_prior_converges_to_the_evidence(name: str) -> None:
     """Compared with a quadrature over two base variables; the posterior is wide."""
-    model, y = set_posterior_to_prior(with_prior(name, latent_dim=2)), torch.arange(3)
+    model, y = set_posterior_to_prior(make_model_with_prior(name, latent_dim=2)), torch.arange(3)
     assert isinstance(model, CVAE)
     with torch.no_grad():
         model.network.encoder.head.bias[2:] = 1.0  # type: ignore[attr-defined]
@@ -104,7 +106,7 @@ def test_the_bound_under_every_prior_converges_to_the_evidence(name: str) -> Non
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_a_gradient_reaches_every_parameter_of_every_prior(name: str) -> None:
-    model = with_prior(name)
+    model = make_model_with_prior(name)
     terms = model.terms(ALL_IMAGES.double(), torch.arange(16) % 4, torch.randn(16, 3).double())
     model.loss(terms, 1000).sum().backward()
     for key, parameter in model.prior.named_parameters():  # type: ignore[attr-defined]
@@ -114,7 +116,7 @@ def test_a_gradient_reaches_every_parameter_of_every_prior(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_every_prior_takes_an_empty_batch(name: str) -> None:
-    prior, y = with_prior(name).prior, torch.zeros(0, 4).double()
+    prior, y = make_model_with_prior(name).prior, torch.zeros(0, 4).double()
     w, log_det = prior.to_base(torch.zeros(0, 3).double(), y)
     assert (w.shape, log_det.shape) == ((0, 3), (0,))
     assert prior.from_base(w, y).shape == (0, 3)
@@ -139,7 +141,7 @@ def test_a_new_conditional_prior_is_standard_normal() -> None:
 
 def test_a_conditional_prior_needs_a_condition() -> None:
     with pytest.raises(ValueError, match="needs a conditional model"):
-        VAE(network, 3, SHAPE, prior=Conditional)
+        VAE(make_network, 3, SHAPE, prior=Conditional)
 
 
 def test_a_new_flow_is_standard_normal() -> None:
@@ -153,7 +155,7 @@ def test_a_new_flow_is_standard_normal() -> None:
 def test_from_base_undoes_to_base_with_the_log_determinant_of_its_jacobian(
     latent_dim: int,
 ) -> None:
-    prior = with_flow(latent_dim=latent_dim).double().prior
+    prior = make_model_with_flow(latent_dim=latent_dim).double().prior
     z = torch.randn(20, latent_dim, dtype=torch.float64)
     w, log_det = prior.to_base(z, None)
     assert not torch.isclose(w, z).all(1).any()
@@ -182,8 +184,8 @@ def test_the_density_integrates_to_one() -> None:
 @pytest.mark.parametrize("kind", [VAE, CVAE])
 def test_the_bounds_are_ordered(kind: type[VAE]) -> None:
     """E[elbo] = E[bound at K = 1] <= E[bound at K = 30] <= log p(x | y), on a grid over w."""
-    model = with_flow(kind).double()
-    x, y = ALL_IMAGES.double(), label_for(model, 16)
+    model = make_model_with_flow(kind).double()
+    x, y = ALL_IMAGES.double(), make_labels_for(model, 16)
     y = None if y is None else y.double()
     rounds = 2000
     rows, row_labels = x.repeat(rounds, 1, 1, 1), None if y is None else y.repeat(rounds, 1)
@@ -214,17 +216,17 @@ def test_a_flow_rejects_a_one_dimensional_latent() -> None:
 
 
 def test_a_gradient_reaches_every_parameter_of_a_flow() -> None:
-    model = with_flow()
+    model = make_model_with_flow()
     model.loss(
-        model.terms(ALL_IMAGES, label_for(model, 16), torch.randn(16, 2)), 9
+        model.terms(ALL_IMAGES, make_labels_for(model, 16), torch.randn(16, 2)), 9
     ).sum().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
 
 
 def test_the_latent_is_the_base_variable() -> None:
-    model = with_flow()
-    y = label_for(model, 16)
+    model = make_model_with_flow()
+    y = make_labels_for(model, 16)
     assert y is not None
     w = torch.randn(16, 2)
     z = model.prior.from_base(w, None)

@@ -18,11 +18,11 @@ from harness.contract.errors import NotFiniteError
 from tests.harness.test_training import make_objects, pytestmark, read_rows  # noqa: F401
 
 
-def weights(module: VAEModule) -> Tensor:
+def flatten_weights(module: VAEModule) -> Tensor:
     return torch.cat([p.detach().flatten() for p in module.model.parameters()])
 
 
-def change_in_a_step(data_dir: Path, folder: Path, **trainer: Any) -> Tensor:
+def compute_gradient(data_dir: Path, folder: Path, **trainer: Any) -> Tensor:
     """Return the gradient, which a step of plain gradient descent with rate 1 subtracts."""
     torch.manual_seed(0)
     module, data, fit = make_objects(data_dir, folder, callbacks=[], max_steps=1, **trainer)
@@ -31,30 +31,30 @@ def change_in_a_step(data_dir: Path, folder: Path, **trainer: Any) -> Tensor:
     )
     data.prepare_data()
     data.setup()
-    before = weights(module)
+    before = flatten_weights(module)
     fit.fit(module, datamodule=data)
-    return before - weights(module)
+    return before - flatten_weights(module)
 
 
 def test_the_gradient_is_clipped_at_gradient_clip_val(data_dir: Path, tmp_path: Path) -> None:
-    whole = change_in_a_step(data_dir, tmp_path)
+    whole = compute_gradient(data_dir, tmp_path)
     for limit in (0.97 * float(whole.norm()), 0.5 * float(whole.norm()), 3.0):
-        clipped = change_in_a_step(data_dir, tmp_path, gradient_clip_val=limit)
+        clipped = compute_gradient(data_dir, tmp_path, gradient_clip_val=limit)
         assert float(clipped.norm()) == pytest.approx(limit, rel=1e-3)
         torch.testing.assert_close(clipped, whole * (limit / whole.norm()), rtol=1e-3, atol=1e-4)
 
 
 def test_a_gradient_within_gradient_clip_val_is_unchanged(data_dir: Path, tmp_path: Path) -> None:
-    whole = change_in_a_step(data_dir, tmp_path)
-    within = change_in_a_step(data_dir, tmp_path, gradient_clip_val=1.01 * float(whole.norm()))
+    whole = compute_gradient(data_dir, tmp_path)
+    within = compute_gradient(data_dir, tmp_path, gradient_clip_val=1.01 * float(whole.norm()))
     assert torch.equal(within, whole)
 
 
 def test_the_algorithm_value_clips_entries(data_dir: Path, tmp_path: Path) -> None:
-    whole = change_in_a_step(data_dir, tmp_path)
+    whole = compute_gradient(data_dir, tmp_path)
     limit = 0.3 * float(whole.abs().max())
     given = {"gradient_clip_val": limit, "gradient_clip_algorithm": "value"}
-    clipped = change_in_a_step(data_dir, tmp_path, **given)
+    clipped = compute_gradient(data_dir, tmp_path, **given)
     torch.testing.assert_close(clipped, whole.clamp(-limit, limit), rtol=1e-4, atol=1e-4)
 
 

@@ -8,11 +8,11 @@ from cvae.models import Autoencoder
 from cvae.types import Split
 
 
-def normal(seed: int, *size: int) -> Tensor:
+def sample_normal(seed: int, *size: int) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
 
 
-def bars(count: int, seed: int, num_classes: int = 3) -> Split:
+def make_bars(count: int, seed: int, num_classes: int = 3) -> Split:
     """Return images that show their label by the position of a bar."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(count) % num_classes
@@ -23,7 +23,7 @@ def bars(count: int, seed: int, num_classes: int = 3) -> Split:
     return Split(pixels, binary, y)
 
 
-TRAIN, VALIDATION, TEST = bars(240, 0), bars(30, 1), bars(45, 2)
+TRAIN, VALIDATION, TEST = make_bars(240, 0), make_bars(30, 1), make_bars(45, 2)
 
 
 class Templates(torch.nn.Module):
@@ -45,6 +45,6 @@ class Templates(torch.nn.Module):
         return self.logits[torch.tensor(self.relabel)[label]] + z.sum(1)[:, None, None, None] * 0.01
 
 
-def subject(kind: type[Autoencoder], num_samples: int = 50) -> Subject:
+def make_subject(kind: type[Autoencoder], num_samples: int = 50) -> Subject:
     model = kind(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
     return Subject(model, TRAIN, VALIDATION, TEST, num_samples)

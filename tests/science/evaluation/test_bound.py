@@ -9,13 +9,15 @@ from cvae.bounds import bits_per_dimension, importance_weighted_nll
 from cvae.evaluation.bound import bound
 from cvae.evaluation.generative_classifier import label_bounds, log_marginal
 from cvae.models import CVAE, VAE
-from tests.science.evaluation.known import TEST, subject
+from tests.science.evaluation.known import TEST, make_subject
 
 
 @pytest.mark.parametrize("kind", [VAE, CVAE])
 def test_the_bound_is_tight_if_the_decoder_ignores_z(kind: type[VAE]) -> None:
     """One sample then gives the bound of many; as templates differ, joint and marginal agree."""
-    found = {name: metric.value for name, metric in bound(subject(kind, num_samples=60)).items()}
+    found = {
+        name: metric.value for name, metric in bound(make_subject(kind, num_samples=60)).items()
+    }
     assert found["test/nll_k60"] == pytest.approx(-found["test/elbo"], abs=0.05)
     assert found["test/nll_k60"] == pytest.approx(found["test/nll_k1"], abs=0.05)
     assert ("test/joint_nll_k60" in found) == (kind is CVAE)
@@ -25,7 +27,7 @@ def test_the_bound_is_tight_if_the_decoder_ignores_z(kind: type[VAE]) -> None:
 
 
 def test_the_generative_classifier_recognizes_templates() -> None:
-    one = subject(CVAE)
+    one = make_subject(CVAE)
     for stage in range(3):
         assert (label_bounds(one, stage)[0].argmax(1) == TEST.labels).all()
     assert isinstance(one.model, CVAE)

@@ -7,5 +7,5 @@ from tests.science.evaluation.known import TRAIN, VALIDATION
 
 
 @pytest.fixture(scope="session")
-def known(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+def trained_oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     return Oracle(TRAIN, VALIDATION, 3, tmp_path_factory.mktemp("oracle"))

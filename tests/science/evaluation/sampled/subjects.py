@@ -7,7 +7,7 @@ from cvae.types import Split
 from tests.science.evaluation.known import TEST, TRAIN, VALIDATION, Templates
 
 
-def sampled(
+def make_sampled_subject(
     model: Autoencoder,
     known: Oracle,
     num_samples: int = 50,
@@ -22,4 +22,4 @@ def sampled(
 
 def subject(kind: type[Autoencoder], known: Oracle, num_samples: int = 50) -> SampledSubject:
     model = kind(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
-    return sampled(model, known, num_samples)
+    return make_sampled_subject(model, known, num_samples)

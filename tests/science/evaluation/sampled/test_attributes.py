@@ -18,15 +18,15 @@ from cvae.evaluation.latent_independence import latent_independence
 from cvae.evaluation.sampled import SampledSubject
 from cvae.evaluation.subject import Subject, require_label
 from cvae.models import CVAE, VAE
-from tests.science.test_conditions import network, saved
+from tests.science.test_conditions import make_network, save_bars
 
 
-def subject_of(model: VAE, data: ImagesDataModule) -> Subject:
+def make_subject(model: VAE, data: ImagesDataModule) -> Subject:
     train, validation, test = data.splits().values()
     return Subject(model, train, validation, test, num_samples=3)
 
 
-class Heights(torch.nn.Module):
+class HeightEncoder(torch.nn.Module):
     """Network that encodes the height of a bar, and not its label."""
 
     def __init__(self, **given: Any) -> None:
@@ -43,11 +43,11 @@ class Heights(torch.nn.Module):
 def test_probes_find_what_z_holds_of_each_part(tmp_path: Path) -> None:
     """The encoder is unconditional and returns the height of the bar."""
 
-    data = saved(tmp_path)
+    data = save_bars(tmp_path)
     data.setup()
     assert data.condition is not None
-    model = VAE(Heights, 1, (1, 12, 12), num_classes=2, condition=data.condition).eval()
-    subject = subject_of(model, data)
+    model = VAE(HeightEncoder, 1, (1, 12, 12), num_classes=2, condition=data.condition).eval()
+    subject = make_subject(model, data)
     found = latent_independence(subject)
     assert list(found) == [
         "latent/label_accuracy_logistic",
@@ -64,11 +64,11 @@ def test_probes_find_the_attributes_that_y_leaves_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     noise = {f"{split}_noise": rng.random(n) for split, n in (("train", 400), ("test", 80))}
     names = {f"{split}_name": np.full(n, "bar") for split, n in (("train", 400), ("test", 80))}
-    data = saved(tmp_path, **noise, **names)
+    data = save_bars(tmp_path, **noise, **names)
     data.condition = None
     data.setup()
-    model = VAE(Heights, 1, (1, 12, 12), num_classes=2).eval()
-    subject = subject_of(model, data)
+    model = VAE(HeightEncoder, 1, (1, 12, 12), num_classes=2).eval()
+    subject = make_subject(model, data)
     found = latent_content(subject)
     probes = ("ridge", "mlp")
     assert list(found) == [
@@ -87,16 +87,16 @@ def test_attributes_of_large_or_missing_values_are_measured_or_named(
 ) -> None:
     columns: dict[str, Any] = {}
     for split, count in (("train", 400), ("test", 80)):
-        height = np.load(saved(tmp_path).data_dir / "bars.npz")[f"{split}_height"]
+        height = np.load(save_bars(tmp_path).data_dir / "bars.npz")[f"{split}_height"]
         columns[f"{split}_time"] = 1e9 + height.astype(float)
         columns[f"{split}_rare"] = np.where(height > 10, 1, 0) * (np.arange(count) % 2)
         columns[f"{split}_missing"] = np.where(np.arange(count) == 3, np.nan, 1.0)
         columns[f"{split}_constant"] = np.ones(count)
-    data = saved(tmp_path, **columns)
+    data = save_bars(tmp_path, **columns)
     data.condition, data.validation_size = None, 1
     data.setup()
-    model = VAE(Heights, 1, (1, 12, 12), num_classes=2).eval()
-    found = latent_content(subject_of(model, data))
+    model = VAE(HeightEncoder, 1, (1, 12, 12), num_classes=2).eval()
+    found = latent_content(make_subject(model, data))
     assert {name.partition("_r2")[0] for name in found} == {
         *("latent/height", "latent/time", "latent/rare")
     }
@@ -106,22 +106,22 @@ def test_attributes_of_large_or_missing_values_are_measured_or_named(
 
 
 def test_no_attribute_is_left_out_of_y(tmp_path: Path) -> None:
-    data = saved(tmp_path)
+    data = save_bars(tmp_path)
     data.setup()
-    model = VAE(Heights, 1, (1, 12, 12), num_classes=2, condition=data.condition).eval()
+    model = VAE(HeightEncoder, 1, (1, 12, 12), num_classes=2, condition=data.condition).eval()
     with pytest.raises(NotApplicable, match="no numeric attributes that vary"):
-        latent_content(subject_of(model, data))
+        latent_content(make_subject(model, data))
 
 
 def test_claims_of_labels_do_not_apply_to_attributes(tmp_path: Path) -> None:
-    data = saved(tmp_path)
+    data = save_bars(tmp_path)
     data.setup()
     assert data.condition is not None
     assert data.train is not None
     assert isinstance(data.train.conditions, torch.Tensor)
     data.condition.fit(data.train.conditions)
-    model = CVAE(network, 2, (1, 12, 12), num_classes=2, condition=data.condition).eval()
-    subject = subject_of(model, data)
+    model = CVAE(make_network, 2, (1, 12, 12), num_classes=2, condition=data.condition).eval()
+    subject = make_subject(model, data)
     with pytest.raises(NotApplicable, match="the condition is not one label but label, height"):
         require_label(subject)
     names = list(bound(subject))
@@ -129,7 +129,7 @@ def test_claims_of_labels_do_not_apply_to_attributes(tmp_path: Path) -> None:
     assert not any("joint" in name or "marginal" in name for name in names)
 
 
-class Draws(torch.nn.Module):
+class BarDecoder(torch.nn.Module):
     """Decoder that draws a bar of the requested height, plus an error."""
 
     def __init__(self, error: float, **given: Any) -> None:
@@ -150,7 +150,7 @@ class Draws(torch.nn.Module):
 
 @pytest.mark.parametrize("error", [0.0, 3.0])
 def test_attribute_control_finds_the_error_of_samples(tmp_path: Path, error: float) -> None:
-    data = saved(tmp_path)
+    data = save_bars(tmp_path)
     condition = Attributes({"is_tall": 2, "height": "continuous"})
     data.condition = condition
     arrays = data.load_arrays()
@@ -162,9 +162,9 @@ def test_attribute_control_finds_the_error_of_samples(tmp_path: Path, error: flo
     assert data.train is not None
     assert isinstance(data.train.conditions, torch.Tensor)
     condition.fit(data.train.conditions)
-    network_of: Any = partial(Draws, error)
+    network_of: Any = partial(BarDecoder, error)
     model = CVAE(network_of, 1, (1, 12, 12), num_classes=2, condition=condition).eval()
-    assert isinstance(model.network, Draws)
+    assert isinstance(model.network, BarDecoder)
     model.network.condition = condition
     train, validation, test = data.splits().values()
     subject = SampledSubject(model, train, validation, test, num_generated=100)
@@ -178,11 +178,11 @@ def test_attribute_control_finds_the_error_of_samples(tmp_path: Path, error: flo
 
 
 def test_attribute_control_needs_attributes(tmp_path: Path) -> None:
-    data = saved(tmp_path)
+    data = save_bars(tmp_path)
     data.condition = None
     data.setup()
     train, validation, test = data.splits().values()
     for kind, said in ((VAE, "the model takes no attributes"), (CVAE, "see label_control")):
-        model = kind(network, 2, (1, 12, 12), num_classes=2).eval()
+        model = kind(make_network, 2, (1, 12, 12), num_classes=2).eval()
         with pytest.raises(NotApplicable, match=said):
             attribute_control(SampledSubject(model, train, validation, test))

@@ -20,16 +20,16 @@ from cvae.evaluation.targets import TARGETS, add_targets
 from cvae.models import CVAE, VAE, Autoencoder
 from cvae.types import Split
 from tests.science.evaluation.known import TEST, TRAIN, VALIDATION, Templates
-from tests.science.evaluation.sampled.subjects import sampled, subject
-from tests.science.test_models import network
+from tests.science.evaluation.sampled.subjects import make_sampled_subject, make_subject
+from tests.science.test_models import make_network
 
 
-def test_label_control_counts_the_predictions_of_the_oracle(known: Oracle) -> None:
-    good = subject(CVAE, known)
+def test_label_control_counts_the_predictions_of_the_oracle(trained_oracle: Oracle) -> None:
+    good = make_subject(CVAE, trained_oracle)
     found = label_control.label_control(good)
     assert found["samples/label_agreement"].value == 1.0
     assert found["samples/rows_right"].value == 1.0
-    bad = subject(CVAE, known)
+    bad = make_subject(CVAE, trained_oracle)
     assert isinstance(bad.model.network, Templates)
     bad.model.network.relabel = [0, 1, 1]  # a 2 is drawn as a 1
     found = label_control.label_control(bad)
@@ -40,13 +40,13 @@ def test_label_control_counts_the_predictions_of_the_oracle(known: Oracle) -> No
 
 @pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
 def test_every_claim_is_measured_or_skipped_with_a_reason(
-    kind: type[Autoencoder], known: Oracle
+    kind: type[Autoencoder], trained_oracle: Oracle
 ) -> None:
     if kind is Autoencoder:
-        model = Autoencoder(network, 2, image_shape=(1, 12, 12), num_classes=3).eval()
-        one = sampled(model, known, 3)
+        model = Autoencoder(make_network, 2, image_shape=(1, 12, 12), num_classes=3).eval()
+        one = make_sampled_subject(model, trained_oracle, 3)
     else:
-        one = subject(kind, known, num_samples=3)
+        one = make_subject(kind, trained_oracle, num_samples=3)
     found = report.evaluate(one, list(CLAIMS))
     measured, left_out = set(found.metrics) - {"oracle"}, set(found.left_out)
     assert measured | left_out == set(CLAIMS)
@@ -54,8 +54,8 @@ def test_every_claim_is_measured_or_skipped_with_a_reason(
     needs_label = {"label_control", "classification_accuracy", "generative_classifier"}
     needs_attributes = {"attribute_control", "latent_content"}
     assert left_out == needs_attributes | (set() if kind is CVAE else needs_label)
-    flat = report.to_json(found)["metrics"]
-    grey = known.accuracy(TEST.grey.float() / 255, TEST.labels)
+    flat = report.as_json(found)["metrics"]
+    grey = trained_oracle.accuracy(TEST.grey.float() / 255, TEST.labels)
     assert flat["oracle/accuracy"]["value"] == pytest.approx(grey)
     assert ("test/nll_k3" in flat) == (kind is not Autoencoder)
     assert ("test/marginal_nll_k3" in flat) == (kind is CVAE)
@@ -75,10 +75,10 @@ def select_classes(split: Split, *classes: int) -> Split:
     return split.select(wanted)
 
 
-def test_a_label_without_training_images_is_ignored(known: Oracle) -> None:
+def test_a_label_without_training_images_is_ignored(trained_oracle: Oracle) -> None:
     train = select_classes(TRAIN, 0, 2)
     model = CVAE(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
-    one = sampled(model, known, 3, train)
+    one = make_sampled_subject(model, trained_oracle, 3, train)
     claims = ["bound", "label_control", "generative_classifier", "style"]
     flat = report.to_json(report.evaluate(one, claims))["metrics"]
     assert one.test.labels.unique().tolist() == [0, 2]
@@ -93,8 +93,8 @@ def test_a_label_without_training_images_is_ignored(known: Oracle) -> None:
     assert nll < flat["test/marginal_nll_k3"]["value"] <= nll + math.log(2) + 1e-5
 
 
-def test_a_label_without_test_images_is_not_the_worst(known: Oracle) -> None:
-    one = subject(CVAE, known)
+def test_a_label_without_test_images_is_not_the_worst(trained_oracle: Oracle) -> None:
+    one = make_subject(CVAE, trained_oracle)
     assert isinstance(one.model.network, Templates)
     one.model.network.relabel = [0, 1, 0]
     one.test = select_classes(TEST, 0, 1)
@@ -102,10 +102,10 @@ def test_a_label_without_test_images_is_not_the_worst(known: Oracle) -> None:
     assert (found.value, found.floor) == (1.0, 1.0)
 
 
-def test_data_may_have_a_single_label(known: Oracle) -> None:
+def test_data_may_have_a_single_label(trained_oracle: Oracle) -> None:
     model = CVAE(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
     train, validation, test = (select_classes(split, 1) for split in (TRAIN, VALIDATION, TEST))
-    one = sampled(model, known, 3, train, validation, test)
+    one = make_sampled_subject(model, trained_oracle, 3, train, validation, test)
     found = report.evaluate(one, ["bound", "label_control", "latent_independence", "style"])
     assert found.left_out == {"latent_independence": "y is the same for all images"}
     assert found.metrics["bound"]["test/joint_nll_k3"].value == pytest.approx(
@@ -113,29 +113,31 @@ def test_data_may_have_a_single_label(known: Oracle) -> None:
     )
 
 
-def test_claims_record_no_gradients(known: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_record_no_gradients(
+    trained_oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def bound(_: Subject) -> dict[str, Metric]:
         return {"with gradients": Metric(float(torch.is_grad_enabled()))}
 
     monkeypatch.setitem(CLAIMS, "bound", bound)  # type: ignore[arg-type]
-    found = report.evaluate(subject(CVAE, known), ["bound"])
+    found = report.evaluate(make_subject(CVAE, trained_oracle), ["bound"])
     assert found.metrics["bound"]["with gradients"].value == 0
 
 
-def test_a_log_gets_a_line_for_each_claim_that_ends(known: Oracle) -> None:
+def test_a_log_gets_a_line_for_each_claim_that_ends(trained_oracle: Oracle) -> None:
     stream = io.StringIO()
     with claim_progress(Console(file=stream, width=20)) as progress:
         claims = ["label_control", "bound"]
-        found = report.evaluate(subject(VAE, known, 2), claims, progress=progress)
+        found = report.evaluate(make_subject(VAE, trained_oracle, 2), claims, progress=progress)
     assert stream.getvalue().splitlines() == [
         f"bound (1 of 2): {found.seconds['bound']} s",
         "label_control (2 of 2): skipped, the model takes no label",
     ]
 
 
-def test_a_subject_is_freed_after_its_claims(known: Oracle) -> None:
+def test_a_subject_is_freed_after_its_claims(trained_oracle: Oracle) -> None:
     """A subject holds all images, so no cache may keep a reference to it."""
-    one = subject(CVAE, known, num_samples=3)
+    one = make_subject(CVAE, trained_oracle, num_samples=3)
     report.evaluate(one, ["bound", "generative_classifier", "style", "variety"])
     reference = weakref.ref(one)
     del one
@@ -143,10 +145,10 @@ def test_a_subject_is_freed_after_its_claims(known: Oracle) -> None:
     assert reference() is None
 
 
-def test_every_target_belongs_to_a_metric(known: Oracle) -> None:
+def test_every_target_belongs_to_a_metric(trained_oracle: Oracle) -> None:
     """Targets apply to one model and one dataset, so they are off by default."""
-    one = subject(CVAE, known, num_samples=3)
-    targeted = report.to_json(report.evaluate(one, list(CLAIMS), has_targets=True))["metrics"]
+    one = make_subject(CVAE, trained_oracle, num_samples=3)
+    targeted = report.as_json(report.evaluate(one, list(CLAIMS), has_targets=True))["metrics"]
     having = {name for name, m in targeted.items() if "at_least" in m or "at_most" in m}
     assert all(fnmatch.filter(having, pattern) for pattern in TARGETS)
     plain = report.to_json(report.evaluate(one, ["bound", "label_control"]))["metrics"]

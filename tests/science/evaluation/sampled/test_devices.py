@@ -23,13 +23,13 @@ from cvae.types import Split
 from harness.contract.errors import ConfigError
 from tests.fake_gpu import FakeGPU
 from tests.science.evaluation.known import TEST, TRAIN, VALIDATION
-from tests.science.test_models import network
+from tests.science.test_models import make_network
 
 # priors pass the device to torch.autocast, which finds no GPU
 pytestmark = pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 
 
-def with_attributes(split: Split) -> Split:
+def add_attributes(split: Split) -> Split:
     """Return the split with a label and a height as y, and with an attribute that is not in y."""
     height = split.grey.float().mean(dim=(1, 2, 3))
     y = torch.cat([torch.nn.functional.one_hot(split.labels, 3), height[:, None]], dim=1)
@@ -37,32 +37,34 @@ def with_attributes(split: Split) -> Split:
     return split._replace(conditions=y.float(), attributes={"other": other})
 
 
-def autoencoder() -> Autoencoder:
-    return Autoencoder(network, 2, (1, 12, 12), 3)
+def build_autoencoder() -> Autoencoder:
+    return Autoencoder(make_network, 2, (1, 12, 12), 3)
 
 
-def cvae() -> Autoencoder:
+def build_cvae() -> Autoencoder:
     flow = partial(Flow, num_couplings=2, hidden_dim=8)
-    return CVAE(network, 2, (1, 12, 12), 3, prior=flow)
+    return CVAE(make_network, 2, (1, 12, 12), 3, prior=flow)
 
 
-def of_attributes() -> Autoencoder:
+def build_cvae_of_attributes() -> Autoencoder:
     condition = Attributes({"label": 3, "height": "continuous"})
-    y = with_attributes(TRAIN).conditions
+    y = add_attributes(TRAIN).conditions
     assert y is not None
     condition.fit(y)
     likelihood = partial(DiscretizedLogistic, num_components=2)
     shape = (1, 12, 12)
-    return CVAE(network, 2, shape, 3, prior=Conditional, likelihood=likelihood, condition=condition)
+    return CVAE(
+        make_network, 2, shape, 3, prior=Conditional, likelihood=likelihood, condition=condition
+    )
 
 
-def measured(
+def measure_claims(
     model: Autoencoder, device: str, claims: Sequence[str]
 ) -> tuple[report.Report, Mapping[str, object]]:
     """Return the results of claims on a device, and the figures."""
     train, validation, test = TRAIN, VALIDATION, TEST
     if isinstance(model.condition, Attributes):
-        train, validation, test = (with_attributes(split) for split in (TRAIN, VALIDATION, TEST))
+        train, validation, test = (add_attributes(split) for split in (TRAIN, VALIDATION, TEST))
     one = SampledSubject(model.eval().to(device), train, validation, test, 3, 20)
     found = report.evaluate(one, claims)
     few = one.test_batch(torch.arange(3, device=device))
@@ -72,12 +74,16 @@ def measured(
 
 @pytest.mark.parametrize(
     ("build", "claims"),
-    [(cvae, list(CLAIMS)), (of_attributes, list(CLAIMS)), (autoencoder, ["prior_samples"])],
+    [
+        (build_cvae, list(CLAIMS)),
+        (build_cvae_of_attributes, list(CLAIMS)),
+        (build_autoencoder, ["prior_samples"]),
+    ],
 )
 def test_every_claim_runs_on_a_gpu(build: Callable[[], Autoencoder], claims: list[str]) -> None:
-    on_cpu, drawn_on_cpu = measured(build(), "cpu", claims)
+    on_cpu, drawn_on_cpu = measure_claims(build(), "cpu", claims)
     with FakeGPU():
-        on_gpu, drawn_on_gpu = measured(build(), "cuda", claims)
+        on_gpu, drawn_on_gpu = measure_claims(build(), "cuda", claims)
     assert on_gpu.left_out == on_cpu.left_out
     found, expected = (
         {(name, key): v for name, metric in metrics.items() for key, v in metric.items()}
@@ -92,7 +98,7 @@ def test_every_claim_runs_on_a_gpu(build: Callable[[], Autoencoder], claims: lis
     assert drawn_on_gpu.keys() == drawn_on_cpu.keys()
 
 
-def on_the_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def return_on_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *arguments, **named: function(*arguments, **named).cpu()
 
 
@@ -107,9 +113,9 @@ def on_the_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def test_a_tensor_that_is_left_on_the_cpu_is_found(
     claim: str, owner: object, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner, name, on_the_cpu(getattr(owner, name)))
+    monkeypatch.setattr(owner, name, return_on_cpu(getattr(owner, name)))
     with FakeGPU():
-        one = SampledSubject(cvae().eval().to("cuda"), TRAIN, VALIDATION, TEST, 3, 20)
+        one = SampledSubject(build_cvae().eval().to("cuda"), TRAIN, VALIDATION, TEST, 3, 20)
         with pytest.raises(RuntimeError, match="at least two devices"):
             report.evaluate(one, [claim])
 
@@ -154,10 +160,12 @@ def test_claims_compute_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_oracle_is_the_same_on_every_device(tmp_path: Path) -> None:
     with FakeGPU():
         one = SampledSubject(
-            VAE(network, 2, (1, 12, 12), 3).eval().to("cuda"), TRAIN, VALIDATION, TEST, 3, 20
+            VAE(make_network, 2, (1, 12, 12), 3).eval().to("cuda"), TRAIN, VALIDATION, TEST, 3, 20
         )
         assert one.train.grey.device.type == "cuda"
         assert one.oracle.classifier.head.weight.device.type == "cuda"
         on_gpu = {name: w.cpu() for name, w in one.oracle.classifier.state_dict().items()}
-    cpu = SampledSubject(VAE(network, 2, (1, 12, 12), 3).eval(), TRAIN, VALIDATION, TEST, 3, 20)
+    cpu = SampledSubject(
+        VAE(make_network, 2, (1, 12, 12), 3).eval(), TRAIN, VALIDATION, TEST, 3, 20
+    )
     torch.testing.assert_close(on_gpu, dict(cpu.oracle.classifier.state_dict()), rtol=0, atol=0)

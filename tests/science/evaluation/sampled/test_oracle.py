@@ -12,31 +12,31 @@ from cvae.evaluation.style import style
 from cvae.models import VAE
 from cvae.types import Split
 from tests.science.evaluation.known import TEST, TRAIN, VALIDATION
-from tests.science.evaluation.sampled.subjects import subject
+from tests.science.evaluation.sampled.subjects import make_subject
 
 
-def test_the_oracle_learns_grey_and_binarized_images(known: Oracle) -> None:
-    assert known.accuracy(TEST.grey.float() / 255, TEST.labels) > 0.95
-    assert known.accuracy(TEST.inputs.float() / 255, TEST.labels) > 0.95
+def test_the_oracle_learns_grey_and_binarized_images(trained_oracle: Oracle) -> None:
+    assert trained_oracle.accuracy(TEST.grey.float() / 255, TEST.labels) > 0.95
+    assert trained_oracle.accuracy(TEST.inputs.float() / 255, TEST.labels) > 0.95
 
 
 def test_the_oracle_is_cached_and_trained_again_if_damaged(
-    known: Oracle, monkeypatch: pytest.MonkeyPatch
+    trained_oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert known.folder is not None
-    before = known.classifier.state_dict()
-    (file,) = known.folder.glob("oracle-*.pt")
+    assert trained_oracle.folder is not None
+    before = trained_oracle.classifier.state_dict()
+    (file,) = trained_oracle.folder.glob("oracle-*.pt")
     with monkeypatch.context() as patch:
         patch.setattr(oracle, "train_classifier", lambda *a: pytest.fail("trained again"))
-        again = Oracle(TRAIN, VALIDATION, 3, known.folder).classifier
+        again = Oracle(TRAIN, VALIDATION, 3, trained_oracle.folder).classifier
     torch.testing.assert_close(again.state_dict(), before)
     content = file.read_bytes()
     for damage in (b"", b"<html>", content[: len(content) // 2]):
         file.write_bytes(damage)
-        rebuilt = Oracle(TRAIN, VALIDATION, 3, known.folder).classifier
+        rebuilt = Oracle(TRAIN, VALIDATION, 3, trained_oracle.folder).classifier
         torch.testing.assert_close(rebuilt.state_dict(), before)
     assert file.stat().st_size > len(content) // 2
-    assert not list(known.folder.glob(".*.tmp"))
+    assert not list(trained_oracle.folder.glob(".*.tmp"))
 
 
 def test_the_oracle_of_color_images_learns_and_is_cached(tmp_path: Path) -> None:
@@ -51,16 +51,16 @@ def test_the_oracle_of_color_images_learns_and_is_cached(tmp_path: Path) -> None
     torch.testing.assert_close(again.state_dict(), found.classifier.state_dict())
 
 
-def test_thickness_and_slant_are_not_measured_in_color(known: Oracle) -> None:
-    one = subject(VAE, known)
+def test_thickness_and_slant_are_not_measured_in_color(trained_oracle: Oracle) -> None:
+    one = make_subject(VAE, trained_oracle)
     one.test = one.test._replace(grey=one.test.grey.expand(-1, 3, -1, -1))
     with pytest.raises(NotApplicable, match="thickness and slant need grey images"):
         style(one)
 
 
-def test_the_cache_key_depends_on_the_digits(known: Oracle) -> None:
+def test_the_cache_key_depends_on_the_digits(trained_oracle: Oracle) -> None:
     other = TRAIN._replace(labels=TRAIN.labels.roll(1))
-    assert Oracle(other, VALIDATION, 3)._cache_key() != known._cache_key()
+    assert Oracle(other, VALIDATION, 3)._key() != trained_oracle._key()
 
 
 def test_training_with_validation_images_returns_a_classifier_in_evaluation_mode() -> None:

@@ -16,11 +16,11 @@ from cvae.evaluation.sampled import Factor
 from cvae.evaluation.subject import Posterior
 from cvae.models import CVAE
 from cvae.morphology import slant, thickness
-from tests.science.evaluation.known import TEST, TRAIN, normal
-from tests.science.evaluation.sampled.subjects import subject
+from tests.science.evaluation.known import TEST, TRAIN, sample_normal
+from tests.science.evaluation.sampled.subjects import make_subject
 
 
-def stroke(width: float, shear: float = 0.0) -> np.ndarray:  # type: ignore[type-arg]
+def draw_stroke(width: float, shear: float = 0.0) -> np.ndarray:  # type: ignore[type-arg]
     """Draw an upright bar of a width in pixels, sheared to the right."""
     page = PILImage.new("L", (56 * 8, 56 * 8))
     middle, half = 28 * 8, width * 4
@@ -32,25 +32,25 @@ def stroke(width: float, shear: float = 0.0) -> np.ndarray:  # type: ignore[type
     return fine.reshape(56, 8, 56, 8).mean(axis=(1, 3))
 
 
-def as_images(*pictures: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def stack_images(*pictures: np.ndarray) -> Tensor:  # type: ignore[type-arg]
     return torch.from_numpy(np.stack(pictures)).float()[:, None]
 
 
 def test_thickness_of_drawn_strokes() -> None:
     widths = [2.0, 3.0, 4.0, 6.0]
-    found = thickness(as_images(*(stroke(w) for w in widths)))
+    found = thickness(stack_images(*(draw_stroke(w) for w in widths)))
     assert found == pytest.approx(widths, abs=0.35)
     assert (np.diff(found) > 0.6).all()
 
 
 @pytest.mark.parametrize("shear", [-0.6, -0.2, 0.0, 0.3, 0.7])
 def test_slant_of_sheared_strokes(shear: float) -> None:
-    found = slant(as_images(stroke(3.0, shear)))[0]
+    found = slant(stack_images(draw_stroke(3.0, shear)))[0]
     assert found == pytest.approx(math.degrees(math.atan(shear)), abs=1.0)
 
 
 def test_slant_does_not_depend_on_thickness() -> None:
-    found = slant(as_images(*(stroke(w, 0.4) for w in (2.0, 5.0))))
+    found = slant(stack_images(*(draw_stroke(w, 0.4) for w in (2.0, 5.0))))
     assert found[0] == pytest.approx(found[1], abs=1.5)
 
 
@@ -62,7 +62,7 @@ def test_an_image_without_ink_has_no_thickness_and_slant() -> None:
 
 
 def test_a_traversal_follows_the_direction() -> None:
-    z, direction = normal(0, 4, 3), torch.tensor([[0.6, 0.0, 0.8]])
+    z, direction = sample_normal(0, 4, 3), torch.tensor([[0.6, 0.0, 0.8]])
     points = style.traverse(z, direction).view(4, -1, 3)
     along = points @ direction[0]
     torch.testing.assert_close(along, torch.linspace(-2.5, 2.5, 11).expand(4, -1))
@@ -71,16 +71,16 @@ def test_a_traversal_follows_the_direction() -> None:
 
 
 def test_style_correlation_of_shared_and_of_unrelated_values() -> None:
-    shared, noise = (normal(n, n, 4000).double().numpy() for n in (1, 10))
+    shared, noise = (sample_normal(n, n, 4000).double().numpy() for n in (1, 10))
     assert style.mean_correlation(shared.repeat(10, axis=0)) == pytest.approx(1.0)
     assert style.mean_correlation(noise) == pytest.approx(0.0, abs=0.03)
     assert style.mean_correlation(shared + noise) == pytest.approx(0.5, abs=0.03)
 
 
-def test_the_ridge_finds_a_factor_and_its_direction(known: Oracle) -> None:
+def test_the_ridge_finds_a_factor_and_its_direction(trained_oracle: Oracle) -> None:
     """The factor is 3 z1 - 4 z0 plus 100 per label, and R^2 within labels is still 1."""
-    one = subject(CVAE, known)
-    train_z, test_z = normal(0, len(TRAIN.labels), 2), normal(1, len(TEST.labels), 2)
+    one = make_subject(CVAE, trained_oracle)
+    train_z, test_z = sample_normal(0, len(TRAIN.labels), 2), sample_normal(1, len(TEST.labels), 2)
 
     def value(z: Tensor, labels: Tensor) -> np.ndarray:  # type: ignore[type-arg]
         return (3 * z[:, 1] - 4 * z[:, 0] + 100 * labels).double().numpy()
