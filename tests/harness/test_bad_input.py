@@ -37,8 +37,8 @@ class Case(NamedTuple):
     """Overrides of a script, and texts that its error message must contain."""
 
     script: str
-    typed: list[str]
-    said: list[str] = []  # noqa: RUF012 - never changed
+    overrides: list[str]
+    fragments: list[str] = []  # noqa: RUF012 - never changed
     torch: bool = False  # whether the script needs torch to find the error
 
 
@@ -47,7 +47,7 @@ class Result(NamedTuple):
     out: str
     error: str
     seconds: float
-    made: list[str]  # names of the files that the script wrote
+    files: list[str]  # names of the files that the script wrote
 
 
 # without evaluate.py if the user has deleted it
@@ -130,31 +130,33 @@ class EntryPoints:
             text=True,
         )
 
-    def run(self, case: Case, good: bool = False) -> Result:
+    def run(self, case: Case, is_valid: bool = False) -> Result:
         self.count += 1
         folder = self.folder / str(self.count)
         folder.mkdir()
-        where = [f"hydra.run.dir={folder / 'run'}"] if case.script == "train" else []
-        if any("hydra.run.dir=" in typed or typed == "-m" for typed in case.typed):
-            where = []
-        typed = [os.fsencode(word).decode("latin-1") for word in [*case.typed, *where]]
+        run_dir = [f"hydra.run.dir={folder / 'run'}"] if case.script == "train" else []
+        if any("hydra.run.dir=" in overrides or overrides == "-m" for overrides in case.overrides):
+            run_dir = []
+        overrides = [os.fsencode(word).decode("latin-1") for word in [*case.overrides, *run_dir]]
         request = {
             "script": case.script,
-            "typed": typed,
+            "typed": overrides,
             "folder": str(folder),
             "torch": case.torch,
         }
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps({**request, "good": good, "limit": TIME_LIMIT}), file=self.process.stdin)
+        print(
+            json.dumps({**request, "good": is_valid, "limit": TIME_LIMIT}), file=self.process.stdin
+        )
         self.process.stdin.flush()
-        told = json.loads(self.process.stdout.readline())
+        reply = json.loads(self.process.stdout.readline())
         out, error = (
             (folder / name).read_text(encoding="utf-8", errors="replace")
             for name in ("out", "error")
         )
-        made = [p.name for p in folder.iterdir() if p.name not in ("out", "error")]
-        return Result(told["code"], out, error, told["seconds"], made)
+        files = [p.name for p in folder.iterdir() if p.name not in ("out", "error")]
+        return Result(reply["code"], out, error, reply["seconds"], files)
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -181,26 +183,26 @@ def list_keys(script: str) -> list[str]:
     return [key for key in known if not any(part in key for part in unset)]
 
 
-def misspell_a_key(rng: random.Random, script: str, known: list[str]) -> Case:
+def misspell_a_key(rng: random.Random, script: str, valid_keys: list[str]) -> Case:
     """Return a case with one typing error in a key."""
     while True:
-        key = rng.choice(known)
-        place = rng.randrange(len(key))
+        key = rng.choice(valid_keys)
+        position = rng.randrange(len(key))
         slip = rng.choice(["drop", "double", "swap", "other", "case", "prefix"])
         if slip == "drop":
-            bad = key[:place] + key[place + 1 :]
+            bad = key[:position] + key[position + 1 :]
         elif slip == "double":
-            bad = key[:place] + key[place] + key[place:]
+            bad = key[:position] + key[position] + key[position:]
         elif slip == "swap":
-            bad = key[:place] + key[place : place + 2][::-1] + key[place + 2 :]
+            bad = key[:position] + key[position : position + 2][::-1] + key[position + 2 :]
         elif slip == "other":
-            bad = key[:place] + rng.choice("abcdefghijklmnopqrstuvwxyz_") + key[place + 1 :]
+            bad = key[:position] + rng.choice("abcdefghijklmnopqrstuvwxyz_") + key[position + 1 :]
         elif slip == "case":
-            bad = key[:place] + key[place].swapcase() + key[place + 1 :]
+            bad = key[:position] + key[position].swapcase() + key[position + 1 :]
         else:
             bad = rng.choice(["models", "train", "x", "opt"]) + "." + key
         parts = bad.split(".")
-        if bad not in known and all(re.fullmatch(r"[A-Za-z_]\w*", part) for part in parts):
+        if bad not in valid_keys and all(re.fullmatch(r"[A-Za-z_]\w*", part) for part in parts):
             return Case(script, [f"{bad}=1"], [bad])
 
 
@@ -263,7 +265,7 @@ def parse_value(typed: str) -> Any:
 
 def list_settings(script: str) -> list[tuple[str, Any, dict[str, Any], Callable[[Any], bool]]]:
     """Return key, value, JSON Schema and validity check of each setting of a composed config."""
-    found: list[tuple[str, Any, dict[str, Any], Callable[[Any], bool]]] = []
+    settings: list[tuple[str, Any, dict[str, Any], Callable[[Any], bool]]] = []
 
     def add(node: dict[str, Any], arguments: checks.Arguments | None, prefix: str) -> None:
         if arguments is None:
@@ -274,7 +276,7 @@ def list_settings(script: str) -> list[tuple[str, Any, dict[str, Any], Callable[
             def accepts(value: Any, name: str = name) -> bool:
                 return not list(schemas.wrong_values(arguments.model, {name: value}))
 
-            found.append((f"{prefix}{name}", node[name], properties[name], accepts))
+            settings.append((f"{prefix}{name}", node[name], properties[name], accepts))
 
     def walk(node: Any, prefix: str) -> None:
         if isinstance(node, dict):
@@ -289,9 +291,19 @@ def list_settings(script: str) -> list[tuple[str, Any, dict[str, Any], Callable[
     walk(cfg, "")
     if is_run:
         add(cfg["trainer"], checks.arguments_of("lightning.Trainer"), "trainer.")
-    taken = ("hydra", "data_dir", "run_dir", "run_id", "sweep", "run", "output", "resume", "rerun")
+    excluded = (
+        "hydra",
+        "data_dir",
+        "run_dir",
+        "run_id",
+        "sweep",
+        "run",
+        "output",
+        "resume",
+        "rerun",
+    )
     groups = ("data", "model", "module", "optimizer", "trainer", "scheduler", "logger", "callbacks")
-    kept = [f for f in found if f[0].rpartition(".")[2] not in taken and f[0] not in groups]
+    kept = [f for f in settings if f[0].rpartition(".")[2] not in excluded and f[0] not in groups]
     # model.condition interpolates data.condition
     kept = [f for f in kept if not f[0].startswith("model.condition.")]
     return sorted(kept, key=lambda f: f[0])
@@ -302,8 +314,8 @@ def make_wrong_value_cases(script: str) -> list[Case]:
     cases = []
     for key, value_in_conf, schema, accepts in list_settings(script):
         for value in list_wrong_values(value_in_conf, schema, accepts):
-            said = [key, "must be" if key not in ("label",) else "label"]
-            cases.append(Case(script, [f"{key}={value}"], said))
+            fragments = [key, "must be" if key not in ("label",) else "label"]
+            cases.append(Case(script, [f"{key}={value}"], fragments))
     return cases
 
 
@@ -505,33 +517,33 @@ def all_bad_cases(seed: int = SEED, count: int = 620) -> list[Case]:
     return cases
 
 
-def find_problem(case: Case, answer: Result) -> str | None:
+def find_problem(case: Case, result: Result) -> str | None:
     """Return what is wrong with the answer to invalid input, or None."""
-    lines = answer.error.strip().splitlines()
-    if answer.code != 2:
-        return f"exit code {answer.code}"
-    if answer.seconds > TIME_LIMIT:
-        return f"{answer.seconds:.0f} s"
-    if "Traceback" in answer.error or answer.out.strip():
+    lines = result.error.strip().splitlines()
+    if result.code != 2:
+        return f"exit code {result.code}"
+    if result.seconds > TIME_LIMIT:
+        return f"{result.seconds:.0f} s"
+    if "Traceback" in result.error or result.out.strip():
         return "a traceback, or output"
     if not 1 <= len(lines) <= 3 or not lines[0].startswith("error: "):
         return f"{len(lines)} lines"
     if max(map(len, lines)) > 700:
         return "a line too long to read"
-    if missing := [part for part in case.said if part not in answer.error]:
+    if missing := [part for part in case.fragments if part not in result.error]:
         return f"it does not say {missing}"
-    if answer.made:
-        return f"it left {answer.made}"
+    if result.files:
+        return f"it left {result.files}"
     return None
 
 
 def assert_rejected(cases: list[Case], entry_points: EntryPoints, survived: Survived) -> None:
     failures = []
     for case in cases:
-        answer = entry_points.run(case)
-        if problem := find_problem(case, answer):
-            typed = [t if len(t) < 200 else t[:200] + "..." for t in case.typed]
-            failures.append(f"{case.script} {typed}: {problem}\n    {answer.error[-600:]}")
+        result = entry_points.run(case)
+        if problem := find_problem(case, result):
+            shown = [t if len(t) < 200 else t[:200] + "..." for t in case.overrides]
+            failures.append(f"{case.script} {shown}: {problem}\n    {result.error[-600:]}")
     survived(len(cases) - len(failures))
     assert not failures, f"{len(failures)} of {len(cases)}:\n" + "\n".join(failures)
 
@@ -549,7 +561,7 @@ def test_all_bad_input_is_rejected(
     part: int, entry_points: EntryPoints, survived: Survived
 ) -> None:
     cases = all_bad_cases()
-    assert len({(c.script, *c.typed) for c in cases}) >= 500
+    assert len({(c.script, *c.overrides) for c in cases}) >= 500
     assert_rejected(cases[part::8], entry_points, survived)
 
 
@@ -680,10 +692,10 @@ VALID = [
 
 def assert_accepted(cases: list[list[str]], entry_points: EntryPoints) -> None:
     failures = []
-    for typed in cases:
-        answer = entry_points.run(Case("train", typed), good=True)
-        if answer.code != 0 or answer.error.strip() or answer.made != ["run"]:
-            failures.append(f"{typed}: {answer.code} {answer.made}\n    {answer.error[-500:]}")
+    for overrides in cases:
+        result = entry_points.run(Case("train", overrides), is_valid=True)
+        if result.code != 0 or result.error.strip() or result.files != ["run"]:
+            failures.append(f"{overrides}: {result.code} {result.files}\n    {result.error[-500:]}")
     assert not failures, f"{len(failures)} of {len(cases)}:\n" + "\n".join(failures)
 
 
@@ -716,9 +728,9 @@ def test_wrong_answers_are_detected(entry_points: EntryPoints) -> None:
         good._replace(error="error: must be an integer"),
         good._replace(error=""),
         good._replace(out="run folder"),
-        good._replace(made=["run"]),
+        good._replace(files=["run"]),
     ):
         assert find_problem(case, bad) is not None
     start = time.monotonic()
-    assert entry_points.run(Case("train", ["seed=0"]), good=True).code == 0
+    assert entry_points.run(Case("train", ["seed=0"]), is_valid=True).code == 0
     assert time.monotonic() - start < TIME_LIMIT

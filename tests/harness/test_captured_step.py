@@ -120,11 +120,11 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[replay.Graph]:
     """Capture steps on a CPU as on a GPU, and return the graphs."""
     from harness.contract import module as contract
 
-    made: list[replay.Graph] = []
+    captured: list[replay.Graph] = []
 
     def new_graph() -> replay.Graph:
-        made.append(replay.Graph())
-        return made[-1]
+        captured.append(replay.Graph())
+        return captured[-1]
 
     monkeypatch.setattr(captured_step, "DEVICE_TYPE", "cpu")
     monkeypatch.setattr(captured_step, "new_graph", new_graph)
@@ -134,7 +134,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[replay.Graph]:
     # the shape checks of the tests use the random generator
     monkeypatch.setattr(random, "getstate", lambda: None)
     monkeypatch.setattr(random, "setstate", lambda state: None)
-    return made
+    return captured
 
 
 def build_run(folder: Path, data_dir: Path, *overrides: str) -> Parts:
@@ -170,9 +170,9 @@ def train_and_read_state(
     return {**checkpoint["current_model_state"], **moments, "logged": torch.tensor(logged)}
 
 
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert [k for k in expected if not torch.equal(found[k], expected[k])] == []
+def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert [k for k in expected if not torch.equal(actual[k], expected[k])] == []
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_replayed_steps_equal_eager_steps(
 def test_a_resumed_run_replays_the_same_steps(
     graphs: list[replay.Graph], data_dir: Path, tmp_path: Path
 ) -> None:
-    whole = train_and_read_state(tmp_path / "whole", data_dir)
+    uninterrupted = train_and_read_state(tmp_path / "whole", data_dir)
     first = build_run(tmp_path / "first", data_dir)
     first.trainer.callbacks.append(StopAt(18))  # type: ignore[attr-defined]
     with pytest.raises(Stopped):
@@ -214,8 +214,8 @@ def test_a_resumed_run_replays_the_same_steps(
     num_graphs = len(graphs)
     resumed = train_and_read_state(tmp_path / "resumed", data_dir, resume_from=path)
     assert len(graphs) > num_graphs
-    del whole["logged"], resumed["logged"]
-    assert_equal(resumed, whole)
+    del uninterrupted["logged"], resumed["logged"]
+    assert_equal(resumed, uninterrupted)
 
 
 def test_a_replayed_step_launches_few_operators(

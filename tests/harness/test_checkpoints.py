@@ -80,35 +80,35 @@ def test_content_that_cannot_be_loaded_is_not_saved(intact: Path) -> None:
 def damage_randomly(original: bytes, rng: random.Random) -> tuple[str, bytes]:
     """Return a random kind of damage, and the damaged content."""
     size = len(original)
-    place, count = rng.randrange(size), rng.randint(1, 600)
+    position, count = rng.randrange(size), rng.randint(1, 600)
     kinds: dict[str, Callable[[], bytes]] = {
-        "bit": lambda: _flip_bits(original, place, 1 << rng.randrange(8)),
+        "bit": lambda: _flip_bits(original, position, 1 << rng.randrange(8)),
         "bit near the end": lambda: _flip_bits(original, size - 1 - rng.randrange(160), 1),
         "bit near the start": lambda: _flip_bits(
             original, rng.randrange(100), 1 << rng.randrange(8)
         ),
-        "truncated": lambda: original[:place],
+        "truncated": lambda: original[:position],
         "some bytes short": lambda: original[: -rng.randint(1, 150)],
-        "zeros": lambda: _overwrite(original, place, bytes(count)),
-        "noise": lambda: _overwrite(original, place, rng.randbytes(count)),
+        "zeros": lambda: _overwrite(original, position, bytes(count)),
+        "noise": lambda: _overwrite(original, position, rng.randbytes(count)),
         "appended": lambda: original + rng.randbytes(count),
         "appended zeros": lambda: original + bytes(count),
         "a page lost": lambda: (
-            original[: place // 512 * 512] + original[place // 512 * 512 + 512 :]
+            original[: position // 512 * 512] + original[position // 512 * 512 + 512 :]
         ),
-        "bytes swapped": lambda: original[:place][::-1] + original[place:],
+        "bytes swapped": lambda: original[:position][::-1] + original[position:],
         "twice": lambda: original + original[rng.randrange(1, size) :],
     }
     kind = rng.choice(sorted(kinds))
     return kind, kinds[kind]()
 
 
-def _flip_bits(data: bytes, place: int, bits: int) -> bytes:
-    return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
+def _flip_bits(data: bytes, position: int, bits: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ bits]) + data[position + 1 :]
 
 
-def _overwrite(data: bytes, place: int, new: bytes) -> bytes:
-    return (data[:place] + new + data[place + len(new) :])[: len(data)]
+def _overwrite(data: bytes, position: int, new: bytes) -> bytes:
+    return (data[:position] + new + data[position + len(new) :])[: len(data)]
 
 
 def assert_rejects_damage(number: int, intact: Path) -> None:
@@ -149,8 +149,8 @@ def test_a_flipped_bit_in_any_byte_is_detected(tmp_path: Path, survived: Survive
     path = tmp_path / "small.ckpt"
     checkpoints.save({"state_dict": {}, "config": {}, "global_step": 1}, path)
     original = path.read_bytes()
-    for place in range(len(original)):
-        path.write_bytes(_flip_bits(original, place, 1 << place % 8))
+    for position in range(len(original)):
+        path.write_bytes(_flip_bits(original, position, 1 << position % 8))
         with pytest.raises(ConfigError):
             checkpoints.load(path)
         survived(1)
@@ -195,7 +195,7 @@ def sign_file(path: Path, version: int = 1) -> None:
 
 def write_other_file(kind: str, path: Path) -> None:
     """Write a file, folder or link that is not a checkpoint of this project."""
-    written = {
+    contents = {
         "empty": b"",
         "html": b"\n <!DOCTYPE html><html>",
         "lfs": b"version https://git-lfs.github.com/spec/v1\n",
@@ -204,8 +204,8 @@ def write_other_file(kind: str, path: Path) -> None:
         "signed nothing": sign(b"PK\x03\x04" + bytes(50)),
     }
     saved = {"of torch": make_checkpoint(), "newer": make_checkpoint(), "a list": []}
-    if kind in written:
-        path.write_bytes(written[kind])
+    if kind in contents:
+        path.write_bytes(contents[kind])
     elif kind in saved:
         torch.save(saved[kind], path)
         if kind != "of torch":
@@ -227,7 +227,7 @@ def write_other_file(kind: str, path: Path) -> None:
     Promise.CHECKPOINTS, "other files in its place: zip bombs, web pages, pipes, links"
 )
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         ("empty", "empty"),
         ("html", "looks like HTML"),
@@ -248,10 +248,10 @@ def write_other_file(kind: str, path: Path) -> None:
         ("missing", "cannot be read"),
     ],
 )
-def test_other_files_are_rejected(kind: str, said: str, tmp_path: Path) -> None:
+def test_other_files_are_rejected(kind: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
     write_other_file(kind, path)
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         checkpoints.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -341,15 +341,15 @@ def kill_while_saving(folder: Path, seed: int, kills: int, size: int = 1_000_000
     processes.set_forkserver_preload(["tests.harness.test_checkpoints"])
     counts = {"kills": 0, "inside a save": 0, "with the file half written": 0}
     for _ in range(kills):
-        for left in folder.glob("*"):
-            left.unlink()
+        for path in folder.glob("*"):
+            path.unlink()
         receiver, sender = processes.Pipe(duplex=False)
         process = processes.Process(target=save_until_killed, args=(folder, size, sender))
         process.start()
         sender.close()
         begun = finished = 0
-        wanted = rng.randint(1, 4)
-        while finished < wanted:
+        num_saves = rng.randint(1, 4)
+        while finished < num_saves:
             begun, finished = receiver.recv()
         time.sleep(rng.random() * 0.02)  # about the duration of a save
         process.kill()

@@ -22,22 +22,22 @@ from tests.conftest import clean_environment, run_light, run_script
 from tests.tally import Promise, Survived
 
 
-def write_run(folder: Path, seed: int, nll: float, target: str = "CVAE", **given: Any) -> Path:
+def write_run(folder: Path, seed: int, nll: float, target: str = "CVAE", **fields: Any) -> Path:
     """Write a run folder with the files of training and evaluation."""
     folder.mkdir(parents=True)
-    model = {"_target_": f"cvae.models.{target}", "latent_dim": given.pop("latent_dim", 24)}
+    model = {"_target_": f"cvae.models.{target}", "latent_dim": fields.pop("latent_dim", 24)}
     if target != "Autoencoder":
         model["beta"] = 1.0
     config = {
         "model": model,
-        "optimizer": {"lr": given.pop("lr", 1e-3)},
+        "optimizer": {"lr": fields.pop("lr", 1e-3)},
         "callbacks": {"best": {"dirpath": f"{folder}/checkpoints"}},
         "seed": seed,
         "run_dir": str(folder),
         "name": f"run-{seed}",
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    summary = {"status": "finished", "seed": seed, "metrics": {"val/elbo": -nll}, **given}
+    summary = {"status": "finished", "seed": seed, "metrics": {"val/elbo": -nll}, **fields}
     (folder / "summary.json").write_text(json.dumps(summary))
     metrics = {
         "test/nll_k50": {"claim": "bound", "value": nll, "unit": "nats"},
@@ -63,10 +63,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read_runs(folder: Path) -> tuple[list[run_results.Run], list[run_results.Excluded]]:
-    found = [run_results.read_run(f) for f in run_results.find_folders(str(folder / "**"))]
+    results = [run_results.read_run(f) for f in run_results.find_folders(str(folder / "**"))]
     return (
-        [f for f in found if isinstance(f, run_results.Run)],
-        [f for f in found if isinstance(f, run_results.Excluded)],
+        [f for f in results if isinstance(f, run_results.Run)],
+        [f for f in results if isinstance(f, run_results.Excluded)],
     )
 
 
@@ -84,9 +84,9 @@ def test_runs_are_grouped_by_all_settings_but_the_seed(folder: Path) -> None:
     groups = comparison.group_runs(read_runs(folder)[0])
     assert {g.title for g in groups} == {"latent_dim=24", "latent_dim=8"}
     (wide,) = (g for g in groups if g.title == "latent_dim=24")
-    found = wide.statistics["test/nll_k50"]
-    assert (found.mean, found.num_runs) == (85.0, 2)
-    assert found.std == pytest.approx(2**0.5)
+    statistics = wide.statistics["test/nll_k50"]
+    assert (statistics.mean, statistics.num_runs) == (85.0, 2)
+    assert statistics.std == pytest.approx(2**0.5)
     assert comparison.format_cell(wide, "test/nll_k50") == "85.00 ± 1.41"
     assert comparison.format_cell(wide, "samples/label_agreement") == "98.00 ± 0.00%"
 
@@ -100,8 +100,8 @@ def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
     assert [b.folder.name for b in repeats] == ["old"]
     assert repeats[0].reason == f"same settings and seed as {tmp_path / 'new'}"
     (group, _) = comparison.group_runs(kept)
-    found = group.statistics["test/nll_k50"]
-    assert (found.mean, found.num_runs) == (86.0, 2)
+    statistics = group.statistics["test/nll_k50"]
+    assert (statistics.mean, statistics.num_runs) == (86.0, 2)
 
 
 def test_different_test_sets_are_named(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_compare_needs_no_torch(folder: Path, tmp_path: Path) -> None:
     blocked.mkdir()
     for name in ("torch", "lightning", "wandb"):
         (blocked / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
-    words = [f"runs={folder}/**", f"output={folder}/out/table", "sort=test/nll_k50"]
-    done = run_light("compare", *words, PYTHONPATH=str(blocked), COLUMNS="80")
+    overrides = [f"runs={folder}/**", f"output={folder}/out/table", "sort=test/nll_k50"]
+    done = run_light("compare", *overrides, PYTHONPATH=str(blocked), COLUMNS="80")
     assert done.returncode == 0, done.stderr
     assert "not compared" in done.stdout
     assert "80.50 ± 0.71" in done.stdout
@@ -230,8 +230,8 @@ def test_names_that_are_equal_after_a_cut_are_shown_whole() -> None:
     names = [" ".join(["word"] * 40) + end for end in (" a", " b")]
     cut = comparison_plot.wrap_names([make_group(names[0], [1.0]), make_group("other", [1.0])])
     assert cut[0].endswith(" …\n(n=1)")
-    whole = comparison_plot.wrap_names([make_group(name, [1.0]) for name in names])
-    assert [name.split()[-2] for name in whole] == ["a", "b"]
+    in_full = comparison_plot.wrap_names([make_group(name, [1.0]) for name in names])
+    assert [name.split()[-2] for name in in_full] == ["a", "b"]
 
 
 SWEEP_NAME = "[vae] runs=1/channels=[8,16]"
@@ -287,8 +287,8 @@ def test_table_and_files_are_written_independently(
 ) -> None:
     script = [sys.executable, str(paths.ROOT / "src" / "compare.py"), f"runs={folder}"]
     with Path("/dev/full").open("w") as full:
-        words = [*script, f"output={tmp_path}/table"]
-        done = subprocess.run(words, env=clean_environment(), stdout=full, check=False)
+        command = [*script, f"output={tmp_path}/table"]
+        done = subprocess.run(command, env=clean_environment(), stdout=full, check=False)
     assert done.returncode == 2
     assert (tmp_path / "table.csv").read_text().count("latent_dim") > 4
     survived(1)

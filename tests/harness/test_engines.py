@@ -25,14 +25,14 @@ def test_sweeps_run_with_other_launchers(
 ) -> None:
     pytest.importorskip(package)
     sweep = tmp_path / "a sweep"
-    more = [f"hydra/launcher={launcher}", "seed=1,2", "trainer.devices=2"]
-    where = f"hydra.sweep.dir={sweep}"
-    done = run_script("train", "-m", *tiny(data_dir), *FAST, *more, where, timeout=200)
+    overrides = [f"hydra/launcher={launcher}", "seed=1,2", "trainer.devices=2"]
+    sweep_dir = f"hydra.sweep.dir={sweep}"
+    done = run_script("train", "-m", *tiny(data_dir), *FAST, *overrides, sweep_dir, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = [json.loads((sweep / n / "summary.json").read_text()) for n in ("0", "1")]
-    assert [t["status"] for t in told] == ["finished"] * 2
-    assert [t["devices"] for t in told] == [2, 2]
-    assert [t["sweep"] for t in told] == [sweep.name] * 2
+    summaries = [json.loads((sweep / n / "summary.json").read_text()) for n in ("0", "1")]
+    assert [t["status"] for t in summaries] == ["finished"] * 2
+    assert [t["devices"] for t in summaries] == [2, 2]
+    assert [t["sweep"] for t in summaries] == [sweep.name] * 2
     assert sorted(p.name for p in sweep.iterdir() if not p.name.startswith(".")) == [
         "0",
         "1",
@@ -59,13 +59,13 @@ def test_the_wandb_sweep_file_composes() -> None:
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
     sweep = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
-    drawn = {
+    chosen_values = {
         key: {
             "value": spec["value"] if "value" in spec else spec.get("values", [spec.get("min")])[0]
         }
         for key, spec in sweep["parameters"].items()
     }
-    arguments = create_sweep_command_args({"args": drawn})["args_no_hyphens"]
+    arguments = create_sweep_command_args({"args": chosen_values})["args_no_hyphens"]
     cfg = to_plain(compose(*arguments))
     assert cfg["model"]["latent_dim"] == 8
     assert cfg["test"] is False
@@ -76,19 +76,19 @@ def test_the_wandb_sweep_file_composes() -> None:
 
 def test_a_run_of_a_wandb_agent_has_the_id_of_the_agent(data_dir: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    more = ["callbacks.figures=null", "device=cpu", "trainer.max_epochs=1"]
+    overrides = ["callbacks.figures=null", "device=cpu", "trainer.max_epochs=1"]
     done = run_script(
         "train",
         *tiny(data_dir, run_dir),
-        *more,
+        *overrides,
         WANDB_SWEEP_ID="abc123",
         WANDB_RUN_ID="named-by-agent",
         WANDB_PROJECT="of-the-sweep",
         WANDB_ENTITY="team",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads((run_dir / "summary.json").read_text())
-    assert told["run_id"] == "named-by-agent"
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["run_id"] == "named-by-agent"
     (run,) = [r["run"] for r in read_wandb_records(run_dir) if r["type"] == "run"]
     assert (run["run_id"], run["sweep_id"]) == ("named-by-agent", "abc123")
     assert (run["project"], run["entity"]) == ("of-the-sweep", "team")
@@ -99,11 +99,11 @@ def test_the_dashboard_shows_logged_metrics_and_pictures(
     finished_run: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("wandb_workspaces")
-    written = tmp_path / "view.json"
-    done = run_script("dashboard", f"output={written}", HOME=str(tmp_path))
+    view_path = tmp_path / "view.json"
+    done = run_script("dashboard", f"output={view_path}", HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "nothing was sent" in done.stdout
-    sections = json.loads(written.read_text())["spec"]["section"]["panelBankConfig"]["sections"]
+    sections = json.loads(view_path.read_text())["spec"]["section"]["panelBankConfig"]["sections"]
     panels = [panel["config"] for section in sections for panel in section["panels"]]
     assert [s["name"] for s in sections][:3] == ["Comparison", "Pictures side by side", "Training"]
     columns = MetricsFile(finished_run / "metrics.csv")._columns

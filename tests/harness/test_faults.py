@@ -41,18 +41,18 @@ def mount_small_disk(folder: Path, num_bytes: int) -> Iterator[bool]:
             subprocess.run(["umount", str(folder)], check=True)
 
 
-def fill_disk(folder: Path, left: int) -> None:
+def fill_disk(folder: Path, bytes_left: int) -> None:
     """Fill the disk until this many bytes are left."""
-    found = os.statvfs(folder)
-    room = found.f_bavail * found.f_frsize - left
+    usage = os.statvfs(folder)
+    num_bytes = usage.f_bavail * usage.f_frsize - bytes_left
     # the run may write at the same time
     with contextlib.suppress(OSError), (folder / "ballast").open("wb") as file:
-        file.write(bytes(max(0, room)))
+        file.write(bytes(max(0, num_bytes)))
 
 
 @pytest.mark.fault(Promise.DISK, "disk full while a run writes")
 @pytest.mark.parametrize(
-    ("what", "left", "devices"),
+    ("last_file", "bytes_left", "devices"),
     [
         ("checkpoint", 100_000, 1),
         pytest.param("checkpoint", 100_000, 2, marks=pytest.mark.long),
@@ -62,7 +62,7 @@ def fill_disk(folder: Path, left: int) -> None:
     ],
 )
 def test_a_full_disk_fails_a_run_with_one_line(
-    what: str, left: int, devices: int, data_dir: Path, tmp_path: Path
+    last_file: str, bytes_left: int, devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
     """Fill the disk after the first save, or limit file sizes if no disk can be mounted."""
     with mount_small_disk(tmp_path / "disk", 30_000_000) as mounted:
@@ -71,11 +71,15 @@ def test_a_full_disk_fails_a_run_with_one_line(
                 "no disk can be mounted here, and file sizes are limited for one process only"
             )
         run_dir = tmp_path / "disk" / "run"
-        more = ["trainer.max_epochs=100000", "logger=csv", "callbacks.figures.every_n_epochs=1"]
-        more += ["callbacks.last.every_n_epochs=1", f"trainer.devices={devices}"]
-        if what == "checkpoint":
-            more += ["callbacks.figures=null"]
-        command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *more]
+        overrides = [
+            "trainer.max_epochs=100000",
+            "logger=csv",
+            "callbacks.figures.every_n_epochs=1",
+        ]
+        overrides += ["callbacks.last.every_n_epochs=1", f"trainer.devices={devices}"]
+        if last_file == "checkpoint":
+            overrides += ["callbacks.figures=null"]
+        command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *overrides]
         with (tmp_path / "out").open("w") as out, (tmp_path / "error").open("w") as error:
             process = subprocess.Popen(command, env=clean_environment(), stdout=out, stderr=error)
             try:
@@ -84,7 +88,7 @@ def test_a_full_disk_fails_a_run_with_one_line(
                         break
                     time.sleep(0.1)
                 if mounted:
-                    fill_disk(tmp_path / "disk", left)
+                    fill_disk(tmp_path / "disk", bytes_left)
                 else:
                     limit = (1000, resource.RLIM_INFINITY)
                     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
@@ -92,20 +96,20 @@ def test_a_full_disk_fails_a_run_with_one_line(
             finally:
                 process.kill()
                 process.wait()
-        told = (tmp_path / "error").read_text()
-        assert code == 1, told
-        shown = (tmp_path / "out").read_text()
-        assert "Traceback" not in told + shown, told + shown
-        assert "Logging error" not in told
-        (line,) = told.strip().splitlines()
+        errors = (tmp_path / "error").read_text()
+        assert code == 1, errors
+        output = (tmp_path / "out").read_text()
+        assert "Traceback" not in errors + output, errors + output
+        assert "Logging error" not in errors
+        (line,) = errors.strip().splitlines()
         assert line.startswith(f"failed: {run_dir}: OSError")
         assert "cannot be written" in line
         if mounted:
             assert "No space left on device" in line
-        found, _, skipped = checkpoints.find_newest(run_dir / "checkpoints")
+        newest, _, skipped = checkpoints.find_newest(run_dir / "checkpoints")
         assert skipped == []
-        assert found is not None
-        assert checkpoints.load(found)["global_step"] >= 7
+        assert newest is not None
+        assert checkpoints.load(newest)["global_step"] >= 7
         rows = (run_dir / "metrics.csv").read_text()
         assert rows.endswith("\n")
         table = list(csv.DictReader(rows.splitlines()))
@@ -156,36 +160,36 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def start_faulty_server(kind: str) -> Iterator[str]:
+def start_faulty_server(fault: str) -> Iterator[str]:
     """Yield the address of a local server with one kind of fault."""
-    if kind == "refuses":
+    if fault == "refuses":
         yield "http://127.0.0.1:9"
         return
-    if kind == "cut off in the middle":
+    if fault == "cut off in the middle":
         with Server(("127.0.0.1", 0), DisconnectingHandler) as web:
             threading.Thread(target=web.serve_forever, daemon=True).start()
             yield f"http://127.0.0.1:{web.server_port}"
             assert web.streamed > 0  # the run was accepted
             web.shutdown()
         return
-    held: list[socket.socket] = []
-    said = {
+    clients: list[socket.socket] = []
+    response = {
         "hangs": None,
         "closes": b"",
         "half an answer": b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"data":',
         "wrong key": b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",
         "broken": b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n",
-    }[kind]
+    }[fault]
 
     def answer(listener: socket.socket) -> None:
         while True:
             try:
                 client, _ = listener.accept()
-                held.append(client)
-                if said is not None:
+                clients.append(client)
+                if response is not None:
                     client.settimeout(2)
                     client.recv(65536)
-                    client.sendall(said)
+                    client.sendall(response)
                     client.close()
             except TimeoutError:
                 continue
@@ -199,7 +203,7 @@ def start_faulty_server(kind: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         listener.shutdown(socket.SHUT_RDWR)
     thread.join(timeout=5)
-    for client in held:
+    for client in clients:
         client.close()
 
 
@@ -241,23 +245,23 @@ SERVER_FAULTS = ["refuses", "closes", "half an answer", "wrong key", "broken"]
     Promise.NETWORK, "a server that refuses, hangs or sends wrong or partial answers"
 )
 @pytest.mark.parametrize(
-    "kind", ["hangs", *(pytest.param(k, marks=pytest.mark.long) for k in SERVER_FAULTS)]
+    "fault", ["hangs", *(pytest.param(k, marks=pytest.mark.long) for k in SERVER_FAULTS)]
 )
 def test_a_run_continues_without_the_wandb_server(
-    kind: str, data_dir: Path, tmp_path: Path
+    fault: str, data_dir: Path, tmp_path: Path
 ) -> None:
-    with start_faulty_server(kind) as address:
-        shown = train_and_check(tmp_path / "run", data_dir, 120, make_online_environment(address))
-    assert "W&B does not answer" in shown
-    assert "wandb sync" in shown
+    with start_faulty_server(fault) as address:
+        output = train_and_check(tmp_path / "run", data_dir, 120, make_online_environment(address))
+    assert "W&B does not answer" in output
+    assert "wandb sync" in output
 
 
 @pytest.mark.long
 @pytest.mark.fault(Promise.NETWORK, "a server that disconnects during the run")
 def test_a_run_continues_after_the_server_disconnects(data_dir: Path, tmp_path: Path) -> None:
     with start_faulty_server("cut off in the middle") as address:
-        shown = train_and_check(tmp_path / "run", data_dir, 180, make_online_environment(address))
-    assert "W&B" in shown
+        output = train_and_check(tmp_path / "run", data_dir, 180, make_online_environment(address))
+    assert "W&B" in output
 
 
 @pytest.mark.long

@@ -67,7 +67,7 @@ class Probe(lightning.Callback):
 SHORT = ("trainer.max_steps=3", "callbacks.figures=null", "device=cpu", "logger=csv", "test=false")
 
 
-def archive_sweep(sweep: Path, data_dir: Path, *more: str) -> list[Path]:
+def archive_sweep(sweep: Path, data_dir: Path, *extra: str) -> list[Path]:
     """Archive a sweep of two jobs with a probe, without training them."""
     script = sweep.parent / "archives.py"
     script.write_text(ARCHIVE_SCRIPT)
@@ -75,7 +75,7 @@ def archive_sweep(sweep: Path, data_dir: Path, *more: str) -> list[Path]:
     probe = ["+callbacks.probe._target_=probe.Probe"]
     probe += ["+callbacks.probe.path=${run_dir}/probe.json", f"hydra.sweep.dir={sweep}"]
     paths = os.pathsep.join([str(ROOT / "src"), str(sweep.parent)])
-    overrides = ["-m", "seed=1,2", *tiny(data_dir), *SHORT, *probe, *more]
+    overrides = ["-m", "seed=1,2", *tiny(data_dir), *SHORT, *probe, *extra]
     done = run_fork(script, overrides, {"PYTHONPATH": paths}, libraries=("hydra",))
     assert done.returncode == 0, done.stdout + done.stderr
     return [sweep / "0", sweep / "1"]
@@ -91,12 +91,12 @@ def command_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 def read_probe(run_dir: Path) -> dict[str, Any]:
     assert reading.read_summary(run_dir)["status"] == "finished", reading.read_summary(run_dir)
-    found = dict(json.loads((run_dir / "probe.json").read_text()))
+    state = dict(json.loads((run_dir / "probe.json").read_text()))
     # the server sets these; Lightning sets the seed, in which the jobs differ
     added = ("TORCH_CPP_LOG_LEVEL", "WANDB_SILENT", "WANDB_ERROR_REPORTING", "PL_GLOBAL_SEED")
     for name in added:
-        found["environment"].pop(name, None)
-    return found
+        state["environment"].pop(name, None)
+    return state
 
 
 def read_metrics(run_dir: Path) -> list[list[str]]:

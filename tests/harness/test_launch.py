@@ -30,9 +30,9 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def find_free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
 
 
 def run_in_parallel(commands: list[list[str]], environments: list[dict[str, str]]) -> list[Any]:
@@ -89,28 +89,28 @@ LAUNCHERS = [
 ]
 
 
-@pytest.mark.parametrize("started", LAUNCHERS)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_ranks_share_one_run(
-    started: tuple[list[list[str]], list[dict[str, str]]],
+    launcher: tuple[list[list[str]], list[dict[str, str]]],
     finished_run: Path,
     data_dir: Path,
     tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "runs" / "one"
-    commands, environments = started
+    commands, environments = launcher
     commands = [[*command, *make_overrides(data_dir, run_dir)] for command in commands]
-    said = run_in_parallel(commands, environments)
-    assert [code for _, _, code in said] == [0] * len(said), said
-    assert sum(out.count("run folder:") for out, _, _ in said) == 1
-    assert sum(out.count("epoch 2/2") for out, _, _ in said) == 1
+    results = run_in_parallel(commands, environments)
+    assert [code for _, _, code in results] == [0] * len(results), results
+    assert sum(out.count("run folder:") for out, _, _ in results) == 1
+    assert sum(out.count("epoch 2/2") for out, _, _ in results) == 1
     assert [p.name for p in run_dir.parent.iterdir()] == ["one"]
-    told = json.loads((run_dir / "summary.json").read_text())
-    alone = json.loads((finished_run / "summary.json").read_text())
-    assert told["devices"] == 2
+    summary = json.loads((run_dir / "summary.json").read_text())
+    one_device = json.loads((finished_run / "summary.json").read_text())
+    assert summary["devices"] == 2
     assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 1
     assert (run_dir / "figures" / "label_grid.png").is_file()
-    for name, value in alone["metrics"].items():  # with 33 test images, an odd number
-        assert told["metrics"][name] == pytest.approx(value, rel=2e-6, abs=1e-6)
+    for name, value in one_device["metrics"].items():  # with 33 test images, an odd number
+        assert summary["metrics"][name] == pytest.approx(value, rel=2e-6, abs=1e-6)
 
 
 @pytest.mark.engines
@@ -121,9 +121,9 @@ def test_ranks_with_different_settings_do_not_train(data_dir: Path, tmp_path: Pa
         [*command, *make_overrides(data_dir, run_dir, f"seed={rank}")]
         for rank, command in enumerate(commands)
     ]
-    said = run_in_parallel(commands, environments)
-    assert [code for _, _, code in said] == [2, 2]
-    assert "rank 1 has other settings" in said[0][1]
+    results = run_in_parallel(commands, environments)
+    assert [code for _, _, code in results] == [2, 2]
+    assert "rank 1 has other settings" in results[0][1]
     assert not run_dir.exists()
 
 
@@ -137,10 +137,10 @@ def test_a_rank_times_out_if_another_is_missing(
         port = str(server.getsockname()[1])
         if not silent:
             server.close()
-        more = make_overrides(data_dir, tmp_path / "run", "rank_timeout=2")
+        overrides = make_overrides(data_dir, tmp_path / "run", "rank_timeout=2")
         start = time.monotonic()
-        said = run_in_parallel([[*command, *more]], [{**environment, "MASTER_PORT": port}])
-    ((_, errors, code),) = said
+        results = run_in_parallel([[*command, *overrides]], [{**environment, "MASTER_PORT": port}])
+    ((_, errors, code),) = results
     assert code == 1
     assert re.search("failed: .* did not (answer|meet)", errors)  # by the timeout or by torch
     assert time.monotonic() - start < 40  # includes imports on a busy machine
@@ -150,15 +150,15 @@ def test_a_rank_times_out_if_another_is_missing(
 CONTRADICTORY = [("trainer.devices=3", "has started 2"), ("-m", "-m")]
 
 
-@pytest.mark.parametrize(("typed", "said"), CONTRADICTORY)
+@pytest.mark.parametrize(("override", "message"), CONTRADICTORY)
 def test_settings_that_contradict_the_ranks_are_rejected(
-    typed: str, said: str, tmp_path: Path
+    override: str, message: str, tmp_path: Path
 ) -> None:
     rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    command = [sys.executable, TRAIN, typed, f"hydra.run.dir={tmp_path / 'run'}"]
+    command = [sys.executable, TRAIN, override, f"hydra.run.dir={tmp_path / 'run'}"]
     ((_, errors, code),) = run_in_parallel([command], [rank])
     assert code == 2
-    assert said in errors
+    assert message in errors
 
 
 def test_the_launcher_of_the_ranks_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +188,9 @@ ONE_RANK = [
 ]
 
 
-@pytest.mark.parametrize("told", ONE_RANK)
-def test_a_world_size_of_one_is_a_plain_run(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in parse_variables(told).items():
+@pytest.mark.parametrize("text", ONE_RANK)
+def test_a_world_size_of_one_is_a_plain_run(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in parse_variables(text).items():
         monkeypatch.setenv(name, value)
     assert started_ranks() is None
     assert ranks.is_rank_zero()
@@ -213,9 +213,9 @@ INVALID_VARIABLES = [
 
 
 def test_a_run_of_one_rank_trains(data_dir: Path, tmp_path: Path) -> None:
-    more = ["callbacks.figures=null", "logger=csv", "trainer.max_epochs=1"]
-    typed = make_overrides(data_dir, tmp_path / "run", *more)
-    done = run_script("train", *typed, RANK="0", WORLD_SIZE="1")
+    extra = ["callbacks.figures=null", "logger=csv", "trainer.max_epochs=1"]
+    overrides = make_overrides(data_dir, tmp_path / "run", *extra)
+    done = run_script("train", *overrides, RANK="0", WORLD_SIZE="1")
     assert done.returncode == 0, done.stderr
     assert reading.read_summary(tmp_path / "run")["status"] == "finished"
 
@@ -224,14 +224,14 @@ def test_a_run_of_one_rank_trains(data_dir: Path, tmp_path: Path) -> None:
 def test_inconsistent_rank_variables_are_rejected(
     monkeypatch: pytest.MonkeyPatch, survived: Survived, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for told, said in INVALID_VARIABLES:
+    for text, message in INVALID_VARIABLES:
         with monkeypatch.context() as patched:
-            for name, value in parse_variables(told).items():
+            for name, value in parse_variables(text).items():
                 patched.setenv(name, value)
             with pytest.raises(SystemExit) as left, report_errors():
                 started_ranks()
             assert left.value.code == 2
-            assert said in capsys.readouterr().err
+            assert message in capsys.readouterr().err
         survived(1)
 
 
@@ -304,55 +304,57 @@ def test_the_error_file_of_a_rank_is_complete_or_absent(
     killed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The launcher reads it after the ranks have ended; one may have been killed while writing it."""
-    reply = tmp_path / "error.json"
-    whole = json.dump
+    error_file = tmp_path / "error.json"
+    original_dump = json.dump
 
     def dump(data: Any, file: Any) -> None:
         if killed:
             file.write("{")
             file.flush()
             raise SystemExit
-        whole(data, file)
+        original_dump(data, file)
 
     def fail(run_dir: Path) -> None:
         raise ValueError("of the run")
 
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(reply))
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(error_file))
     monkeypatch.setattr(json, "dump", dump)
     monkeypatch.setattr("harness.training.run.train_run", fail)
     with pytest.raises(SystemExit if killed else ValueError):
         launch._run_spawned_rank(RunFolder(tmp_path))
-    assert reply.exists() is not killed
+    assert error_file.exists() is not killed
     if not killed:
-        assert json.loads(reply.read_text())["message"]["message"] == "ValueError: of the run"
+        assert json.loads(error_file.read_text())["message"]["message"] == "ValueError: of the run"
 
 
-@pytest.mark.parametrize("written", [{"error": "ValueError: of rank 1", "rank": 1}, {}])
+@pytest.mark.parametrize("fields", [{"error": "ValueError: of rank 1", "rank": 1}, {}])
 def test_a_failure_is_reported_if_another_rank_is_interrupted_later(
-    written: dict[str, Any], tmp_path: Path
+    fields: dict[str, Any], tmp_path: Path
 ) -> None:
     """A rank that is stopped because of the failure may overwrite the summary of the failed one."""
-    reading.update_summary(tmp_path, status="interrupted", **written)
+    reading.update_summary(tmp_path, status="interrupted", **fields)
     error = launch.exception_for(
         RunFolder(tmp_path), 1, message=f"RunFailed: {tmp_path}: ValueError: of rank 1"
     )
     assert str(error).endswith("ValueError: of rank 1")
-    told = reading.read_summary(tmp_path)
-    assert told["status"] == "failed"
-    assert told["error"] == "ValueError: of rank 1"
+    summary = reading.read_summary(tmp_path)
+    assert summary["status"] == "failed"
+    assert summary["error"] == "ValueError: of rank 1"
 
 
 @pytest.mark.parametrize("reported", [True, False])
 def test_an_error_is_reported_if_the_exit_of_its_rank_is_aborted(
     reported: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    reply = tmp_path / "error.json"
+    error_file = tmp_path / "error.json"
     if reported:
         text = f"RunFailed: {tmp_path}: ValueError: of rank 1"
-        reply.write_text(json.dumps({"message": {"message": text, "extraInfo": {"timestamp": 1}}}))
+        error_file.write_text(
+            json.dumps({"message": {"message": text, "extraInfo": {"timestamp": 1}}})
+        )
 
     def fail(*arguments: Any) -> None:
-        failure = ProcessFailure(local_rank=1, pid=1, exitcode=-6, error_file=str(reply))
+        failure = ProcessFailure(local_rank=1, pid=1, exitcode=-6, error_file=str(error_file))
         raise ChildFailedError("ranks", {1: failure})
 
     monkeypatch.setattr(launch, "run_ranks", fail)

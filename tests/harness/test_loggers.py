@@ -36,11 +36,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def test_every_row_is_written_immediately(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    record = MetricsFile(path)
-    record.log_metrics({"a": 1.5, "images_seen": 20_000_001.0}, step=1)
+    metrics = MetricsFile(path)
+    metrics.log_metrics({"a": 1.5, "images_seen": 20_000_001.0}, step=1)
     assert read_rows(path) == [{"step": "1", "images_seen": "20000001", "a": "1.5"}]
-    record.log_metrics({"b": 2.0}, step=2)
-    record.log_metrics({"a": 3.0}, step=3)
+    metrics.log_metrics({"b": 2.0}, step=2)
+    metrics.log_metrics({"a": 3.0}, step=3)
     assert [row["a"] for row in read_rows(path)] == ["1.5", "", "3.0"]
     assert [row["b"] for row in read_rows(path)] == ["", "2.0", ""]
     MetricsFile(path).log_metrics({"b": 4.0}, step=4)  # a resumed run appends
@@ -59,18 +59,18 @@ def read_wandb_records(run_dir: Path, index: int = 0) -> list[dict[str, Any]]:
         done = subprocess.run(
             [command, "leet", "inspect", "--json", file], capture_output=True, text=True, check=True
         )
-        found = [json.loads(line) for line in done.stdout.splitlines()]
-        if any(r["type"] == "exit" for r in found):
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        if any(r["type"] == "exit" for r in records):
             break
         time.sleep(0.5)
-    return found
+    return records
 
 
 def test_the_offline_file_holds_config_metrics_and_pictures(finished_run: Path) -> None:
-    found = read_wandb_records(finished_run)
-    told = json.loads((finished_run / "summary.json").read_text())
-    (run,) = [r["run"] for r in found if r["type"] == "run"]
-    assert run["run_id"] == told["run_id"]
+    records = read_wandb_records(finished_run)
+    summary = json.loads((finished_run / "summary.json").read_text())
+    (run,) = [r["run"] for r in records if r["type"] == "run"]
+    assert run["run_id"] == summary["run_id"]
     assert run["display_name"] == "cvae-mlp-adversary-z3-kmnist-s1"
     assert run["project"] == "conditional-vae"
     assert run["job_type"] == "train"
@@ -78,7 +78,7 @@ def test_the_offline_file_holds_config_metrics_and_pictures(finished_run: Path) 
     assert config["latent_dim"] == 3
     assert config["batch_size"] == 32
     assert "git_commit" in config
-    history = [r["history"]["item"] for r in found if r["type"] == "history"]
+    history = [r["history"]["item"] for r in records if r["type"] == "history"]
     steps = [row["trainer/global_step"] for row in history if "train/loss" in row]
     assert steps == list(range(1, 15))
     assert all({"epoch", "images_seen"} <= row.keys() for row in history if "val/elbo" in row)
@@ -97,27 +97,27 @@ def test_the_offline_file_holds_config_metrics_and_pictures(finished_run: Path) 
     for (name,) in files:
         (file,) = finished_run.glob(f"wandb/offline-run-*/files/{name}")
         assert file.stat().st_size > 500
-    (end,) = [r["exit"] for r in found if r["type"] == "exit"]
+    (end,) = [r["exit"] for r in records if r["type"] == "exit"]
     assert end.get("exit_code", 0) == 0
     defined = {
         r["metric"].get("name") or r["metric"].get("glob_name")
-        for r in found
+        for r in records
         if r["type"] == "metric"
     }
     assert {"images_seen", "epoch", "val/elbo"} <= defined
     final = {
-        k: v for r in found if r["type"] == "summary" for k, v in r["summary"]["update"].items()
+        k: v for r in records if r["type"] == "summary" for k, v in r["summary"]["update"].items()
     }
-    assert final["test/elbo"] == pytest.approx(told["metrics"]["test/elbo"])
+    assert final["test/elbo"] == pytest.approx(summary["metrics"]["test/elbo"])
 
 
 def test_a_failed_run_is_marked_failed(data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def explode(**_):\n    raise ZeroDivisionError\n")
     run_dir = tmp_path / "run"
-    more = ["optimizer._target_=mine.explode", "optimizer._partial_=true"]
-    more += [f"~optimizer.{key}" for key in ("betas", "weight_decay", "fused", "lr")]
+    overrides = ["optimizer._target_=mine.explode", "optimizer._partial_=true"]
+    overrides += [f"~optimizer.{key}" for key in ("betas", "weight_decay", "fused", "lr")]
     (tmp_path / "mine.py").write_text("def explode(groups):\n    raise ZeroDivisionError\n")
-    done = run_script("train", *tiny(data_dir, run_dir), *more, PYTHONPATH=str(tmp_path))
+    done = run_script("train", *tiny(data_dir, run_dir), *overrides, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     (end,) = [r["exit"] for r in read_wandb_records(run_dir) if r["type"] == "exit"]
     assert end["exit_code"] == 1
@@ -207,9 +207,9 @@ ACCOUNTS: dict[str, tuple[dict[str, str], bool]] = {
 }
 
 
-@pytest.mark.parametrize("way", ACCOUNTS)
+@pytest.mark.parametrize("account", ACCOUNTS)
 def test_an_account_is_found_as_wandb_finds_it(
-    way: str,
+    account: str,
     empty_home: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -218,7 +218,7 @@ def test_an_account_is_found_as_wandb_finds_it(
     monkeypatch.setattr("click.prompt", lambda *_, **__: pytest.fail("asked"))
     monkeypatch.setattr("wandb.errors.term.can_use_terminput", lambda: True)
     monkeypatch.setenv("WANDB__SERVICE_WAIT", "0.0001")  # makes the W&B process fail
-    entries, expected = ACCOUNTS[way]
+    entries, expected = ACCOUNTS[account]
     configure_wandb(empty_home, entries)
     assert has_wandb_account() is expected
     assert capfd.readouterr() == ("", "")
@@ -333,13 +333,15 @@ def test_overrides_precede_the_environment_which_precedes_defaults(empty_home: P
 
     default = ["conditional-vae", None, None, None, "train", None, None]
     assert tracked() == default
-    typed = ["name=mine", "logger.wandb.notes=null", "logger.wandb.tags=[c]"]
-    typed += [f"logger.wandb.{key}=mine" for key in ("project", "entity", "group", "job_type")]
+    typed_overrides = ["name=mine", "logger.wandb.notes=null", "logger.wandb.tags=[c]"]
+    typed_overrides += [
+        f"logger.wandb.{key}=mine" for key in ("project", "entity", "group", "job_type")
+    ]
     mine = ["mine", "mine", "mine", "mine", "mine", ["c"], None]
-    assert tracked(*typed) == mine
+    assert tracked(*typed_overrides) == mine
     configure_wandb(empty_home, ENVIRONMENT)
     assert tracked() == list(ENVIRONMENT.values())
-    assert tracked(*typed) == mine
+    assert tracked(*typed_overrides) == mine
     view = to_plain(compose(config="dashboard"))
     assert (view["project"], view["entity"]) == ("ours", "team")
     configure_wandb(empty_home, dict.fromkeys(ENVIRONMENT, ""))
@@ -361,8 +363,8 @@ def test_a_run_keeps_its_project_with_another_logger_override(empty_home: Path) 
     configure_wandb(empty_home, ENVIRONMENT)
     resume_overrides.apply_overrides(cfg, compose("logger=wandb"), ["logger=wandb"])
     assert (cfg.logger.wandb.project, cfg.logger.wandb.entity) == ("conditional-vae", None)
-    typed = ["logger=wandb", "logger.wandb.project=typed"]
-    resume_overrides.apply_overrides(cfg, compose(*typed), typed)
+    typed_overrides = ["logger=wandb", "logger.wandb.project=typed"]
+    resume_overrides.apply_overrides(cfg, compose(*typed_overrides), typed_overrides)
     assert (cfg.logger.wandb.project, cfg.logger.wandb.entity) == ("typed", None)
 
 
@@ -395,9 +397,9 @@ def test_a_bad_variable_is_rejected_before_a_folder_is_made(data_dir: Path, tmp_
 
 def test_a_resumed_run_keeps_the_environment_of_its_start(data_dir: Path, tmp_path: Path) -> None:
     run_dir, script = tmp_path / "run", ROOT / "src" / "train.py"
-    more = ["callbacks.figures=null", "trainer.max_epochs=1"]
+    overrides = ["callbacks.figures=null", "trainer.max_epochs=1"]
     environment = {**ENVIRONMENT, "WANDB_ENTITY": ""}  # empty counts as unset
-    done = run_warm(script, [*tiny(data_dir, run_dir), *more], ROOT, 120, **environment)
+    done = run_warm(script, [*tiny(data_dir, run_dir), *overrides], ROOT, 120, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     later = {**dict.fromkeys(environment, "later"), "WANDB_TAGS": ",,"}
     resume = [f"resume={run_dir}", "trainer.max_epochs=2"]
@@ -445,7 +447,7 @@ def test_an_evaluation_does_not_fail_with_wandb(
 
 
 @pytest.mark.parametrize(
-    ("there", "environment", "mode"),
+    ("tracked_folder", "environment", "mode"),
     [
         ("run-20260101-abc", "", "auto"),
         ("offline-run-20260101-abc", "", "offline"),
@@ -454,12 +456,12 @@ def test_an_evaluation_does_not_fail_with_wandb(
     ],
 )
 def test_mode_to_add_to_a_tracked_run(
-    there: str | None,
+    tracked_folder: str | None,
     environment: str,
     mode: str | None,
     empty_home: Path,
 ) -> None:
     configure_wandb(empty_home, {"WANDB_MODE": environment})
-    if there is not None:
-        (empty_home / "wandb" / there).mkdir(parents=True)
+    if tracked_folder is not None:
+        (empty_home / "wandb" / tracked_folder).mkdir(parents=True)
     assert wandb_mode(empty_home) == mode

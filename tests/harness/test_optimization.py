@@ -85,14 +85,14 @@ def test_lean_steps_equal_those_of_lightning(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = []
+    results = []
     for name in ("lean", "lightning"):
         parts = build_run(tmp_path / name, data_dir, *overrides)
         train(*parts, test=False)
         rows = (tmp_path / name / "metrics.csv").read_text().count("\n")
-        found.append((parts.module.model.state_dict(), parts.module.validation, rows))
+        results.append((parts.module.model.state_dict(), parts.module.validation, rows))
         monkeypatch.setattr(optimization, "can_skip_hooks", lambda *args: False)
-    (lean, lean_metrics, lean_rows), (weights, metrics, rows) = found
+    (lean, lean_metrics, lean_rows), (weights, metrics, rows) = results
     assert lean_rows == rows
     assert lean_metrics == metrics
     assert [k for k in weights if not torch.equal(weights[k], lean[k])] == []

@@ -31,33 +31,33 @@ class Dropout(Linear):
 
 
 class Spare(Linear):
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.spare = nn.Linear(3, 2)
 
 
 class Frozen(Spare):
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.spare.requires_grad_(False)
 
 
 class WeightNorm(Linear):
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.to_image = nn.utils.parametrizations.weight_norm(self.to_image)  # type: ignore[assignment]
 
 
 class OldWeightNorm(Linear):
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.to_image = nn.utils.weight_norm(self.to_image)  # type: ignore[assignment]
 
 
 class Lazy(Linear):
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.to_latent = nn.LazyLinear(given["num_statistics"] * given["latent_dim"])
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.to_latent = nn.LazyLinear(kwargs["num_statistics"] * kwargs["latent_dim"])
 
 
 class OnlyMeans(Linear):
@@ -145,18 +145,18 @@ class NoFromBase(NoInverse):
 
 
 @pytest.mark.parametrize(
-    ("prior", "said"),
+    ("prior", "message"),
     [(NoInverse, "NoInverse.to_base.* must be its inverse"), (NoFromBase, "not callable")],
 )
 def test_a_prior_without_an_inverse_is_rejected(
-    prior: Any, said: str, data_dir: Path, tmp_path: Path
+    prior: Any, message: str, data_dir: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         check_model(CVAE(Linear, latent_dim=2, prior=prior), data_dir, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "said"),
+    ("likelihood", "message"),
     [
         (NoMean, "not callable"),
         (WideSample, r"WideSample.sample\(parameters\) has shape"),
@@ -165,24 +165,24 @@ def test_a_prior_without_an_inverse_is_rejected(
     ],
 )
 def test_a_likelihood_of_wrong_shapes_is_rejected(
-    likelihood: Any, said: str, data_dir: Path, tmp_path: Path
+    likelihood: Any, message: str, data_dir: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         check_model(CVAE(Linear, latent_dim=2, likelihood=likelihood), data_dir, tmp_path)
 
 
 @pytest.mark.parametrize(
     "network", [mlp, conv, Linear, BatchNorm, FlatBatchNorm, Dropout, Frozen, WeightNorm]
 )
-@pytest.mark.parametrize("kind", [Autoencoder, CVAE])
+@pytest.mark.parametrize("model_class", [Autoencoder, CVAE])
 def test_good_networks_pass_unchanged(
     network: Callable[..., Any],
-    kind: type[Autoencoder],
+    model_class: type[Autoencoder],
     data_dir: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model = kind(network, latent_dim=2)
+    model = model_class(network, latent_dim=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     _, data, trainer = make_objects(data_dir, tmp_path)
     data.setup()
@@ -234,35 +234,35 @@ def test_a_model_that_cannot_be_copied_is_not_checked(
     assert "cannot be copied, so it is not checked" in caplog.text
 
 
-@pytest.mark.parametrize("rest", [1, 3])
+@pytest.mark.parametrize("last_batch_size", [1, 3])
 def test_a_last_batch_of_one_image_is_rejected_with_batch_norm(
-    rest: int, data_dir: Path, tmp_path: Path
+    last_batch_size: int, data_dir: Path, tmp_path: Path
 ) -> None:
     """Only BatchNorm on flat features fails on a last batch of one image."""
-    size = {"validation_size": 260 - 64 - rest}
-    check_model(VAE(conv, latent_dim=2), data_dir, tmp_path, **size)
-    check_model(VAE(BatchNorm, latent_dim=2), data_dir, tmp_path, **size)
+    settings = {"validation_size": 260 - 64 - last_batch_size}
+    check_model(VAE(conv, latent_dim=2), data_dir, tmp_path, **settings)
+    check_model(VAE(BatchNorm, latent_dim=2), data_dir, tmp_path, **settings)
     model = VAE(FlatBatchNorm, latent_dim=2)
-    if rest == 1:
+    if last_batch_size == 1:
         with pytest.raises(ConfigError, match="fails on 1 image in training: ") as caught:
-            check_model(model, data_dir, tmp_path, **size)
-        told = re.search(
+            check_model(model, data_dir, tmp_path, **settings)
+        suggestion = re.search(
             r"data.batch_size=32 leaves 1 of 65 rows for the last batch; (\d+) leaves",
             str(caught.value),
         )
-        assert told is not None
-        size["batch_size"] = int(told[1])
-    check_model(model, data_dir, tmp_path, **size)
+        assert suggestion is not None
+        settings["batch_size"] = int(suggestion[1])
+    check_model(model, data_dir, tmp_path, **settings)
 
 
 @pytest.mark.parametrize(
-    "seen", [{"limit_train_batches": 2}, {"limit_train_batches": 0.7}, {"max_steps": 2}]
+    "limit", [{"limit_train_batches": 2}, {"limit_train_batches": 0.7}, {"max_steps": 2}]
 )
 def test_a_last_batch_that_is_not_used_is_not_checked(
-    seen: dict[str, Any], data_dir: Path, tmp_path: Path
+    limit: dict[str, Any], data_dir: Path, tmp_path: Path
 ) -> None:
     model = VAE(FlatBatchNorm, latent_dim=2)
-    check_model(model, data_dir, tmp_path, validation_size=260 - 65, trainer=seen)
+    check_model(model, data_dir, tmp_path, validation_size=260 - 65, trainer=limit)
 
 
 def test_unused_parameters_on_one_device_give_a_warning(
@@ -293,10 +293,15 @@ def test_unused_parameters_on_two_devices_need_the_strategy(
     strategy: str, data_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(USER_NETWORK)
-    more = ["model.network._target_=mine.Spare", "device=cpu", "trainer.devices=2", "logger=csv"]
-    more += [f"trainer.strategy={strategy}", "callbacks.figures=null", "trainer.max_steps=2"]
+    overrides = [
+        "model.network._target_=mine.Spare",
+        "device=cpu",
+        "trainer.devices=2",
+        "logger=csv",
+    ]
+    overrides += [f"trainer.strategy={strategy}", "callbacks.figures=null", "trainer.max_steps=2"]
     run_dir = tmp_path / "run"
-    done = run_script("train", *tiny(data_dir, run_dir), *more, PYTHONPATH=str(tmp_path))
+    done = run_script("train", *tiny(data_dir, run_dir), *overrides, PYTHONPATH=str(tmp_path))
     if strategy != "auto":
         assert done.returncode == 0, done.stderr
         assert read_summary(run_dir)["steps"] == 2

@@ -104,9 +104,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_or_hostile_folder_is_rejected_in_one_line(kind: str, folder: Path) -> None:
-    change, said = DAMAGE[kind]
+    change, message = DAMAGE[kind]
     change(folder)
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         load_run(folder)
     assert "\n" not in str(caught.value)
 
@@ -128,14 +128,14 @@ def test_commands_read_the_folder_and_write_to_logs(
 ) -> None:
     change_config(folder, data=_with_data_dir(folder, data_dir))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for script, settings, written in (
+    for script, settings, output in (
         ("generate", ["label=1", "num_samples=2"], "generated/label-1-seed-0-samples-2.png"),
         ("evaluate", ["claims=bound", "num_samples=2", "figures=false"], "evaluation.json"),
         ("embed", [], "latents/test.npz"),
     ):
         done = run_script(script, f"run={folder}", *settings)
         assert done.returncode == 0, done.stderr
-        assert (outputs / written).is_file(), done.stdout
+        assert (outputs / output).is_file(), done.stdout
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -150,8 +150,13 @@ def test_the_outputs_of_an_export_in_a_run_are_named_after_the_run(tmp_path: Pat
 
 def test_a_run_starts_from_an_exported_folder(folder: Path, data_dir: Path, tmp_path: Path) -> None:
     short = ["trainer.max_epochs=1", "optimizer.lr=1e-12", "scheduler=constant"]
-    words = [*tiny(data_dir, tmp_path / "run"), *short, "callbacks.ema=null", f"weights='{folder}'"]
-    done = run_script("train", *words)
+    overrides = [
+        *tiny(data_dir, tmp_path / "run"),
+        *short,
+        "callbacks.ema=null",
+        f"weights='{folder}'",
+    ]
+    done = run_script("train", *overrides)
     assert done.returncode == 0, done.stderr
     before, after = load_run(folder).state_dict(), load_run(tmp_path / "run").state_dict()
     for name, value in before.items():
@@ -161,9 +166,9 @@ def test_a_run_starts_from_an_exported_folder(folder: Path, data_dir: Path, tmp_
 @pytest.mark.parametrize("script", ["train", "compare"])
 def test_what_needs_a_run_rejects_an_exported_folder_in_one_line(script: str, folder: Path) -> None:
     (folder / reading.EVALUATION).write_text('{"metrics": {}}')
-    given = f"resume='{folder}'" if script == "train" else f"runs={folder}"
-    done = run_script(script, given)
+    override = f"resume='{folder}'" if script == "train" else f"runs={folder}"
+    done = run_script(script, override)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    said = {"train": "weights=", "compare": "no run folder"}[script]
-    assert said in done.stderr
+    message = {"train": "weights=", "compare": "no run folder"}[script]
+    assert message in done.stderr

@@ -179,11 +179,11 @@ def test_sigterm_stops_a_rank_at_any_point(
     assert train_with_kills(uninterrupted, [], num_ranks).exit_codes == [[0] * num_ranks]
     plan = [[*where, "SIGTERM", i % num_ranks] for i, where in enumerate(STOP_POINTS)]
     run_dir = archive_run(data_dir, tmp_path / "run", settings)
-    *ended, last = train_with_kills(run_dir, plan, num_ranks).exit_codes
-    assert [codes[i % num_ranks] for i, codes in enumerate(ended)] == [143] * len(STOP_POINTS)
+    *exit_codes, last = train_with_kills(run_dir, plan, num_ranks).exit_codes
+    assert [codes[i % num_ranks] for i, codes in enumerate(exit_codes)] == [143] * len(STOP_POINTS)
     assert last == [0] * num_ranks
     assert_same_run(uninterrupted, run_dir)
-    survived(len(ended))
+    survived(len(exit_codes))
 
 
 class Setting(NamedTuple):
@@ -192,7 +192,9 @@ class Setting(NamedTuple):
     override: str
     num_ranks: int = 1  # started as torchrun does
     signals: tuple[str, ...] = ("SIGKILL",)
-    part: float = 0.6  # share of the uninterrupted duration within which the signal is sent
+    signal_window: float = (
+        0.6  # share of the uninterrupted duration within which the signal is sent
+    )
 
 
 def make_chain(fault: str, setting: Setting, count: int) -> list[Any]:
@@ -207,13 +209,13 @@ def train_uninterrupted(
     """Return a function that trains without kills and returns the run folder and its seconds."""
 
     @functools.cache
-    def trained(setting: Setting) -> tuple[Path, float]:
+    def train_setting(setting: Setting) -> tuple[Path, float]:
         run_dir = archive_run(data_dir, tmp_path_factory.mktemp("whole") / "run", setting.override)
         attempts = train_with_kills(run_dir, [], setting.num_ranks)
         assert attempts.exit_codes == [[0] * setting.num_ranks]
         return run_dir, attempts.seconds
 
-    return trained
+    return train_setting
 
 
 def test_a_stop_is_raised_though_a_later_error_hides_it() -> None:
@@ -270,20 +272,20 @@ def test_randomly_killed_runs_match_an_uninterrupted_run(
     rng = random.Random(f"{setting} {number} {faults_seed}")
     plan: list[dict[str, Any]] = [
         {
-            "after": rng.uniform(0.05, setting.part * seconds),
+            "after": rng.uniform(0.05, setting.signal_window * seconds),
             "signal": rng.choice(setting.signals),
             "rank": rng.randrange(setting.num_ranks),
         }
         for _ in range(8)
     ]
     run_dir = archive_run(data_dir, tmp_path / "run", setting.override)
-    ended = train_with_kills(run_dir, plan, setting.num_ranks).exit_codes
-    for end, codes in zip(plan, ended[:-1], strict=False):
+    exit_codes = train_with_kills(run_dir, plan, setting.num_ranks).exit_codes
+    for end, codes in zip(plan, exit_codes[:-1], strict=False):
         number = getattr(signal, str(end["signal"]))  # -number if the handler is not installed yet
         assert codes[int(end["rank"])] in (-number, 128 + number)
-    assert ended[-1] == [0] * setting.num_ranks
+    assert exit_codes[-1] == [0] * setting.num_ranks
     assert_same_run(uninterrupted, run_dir)
-    survived(len(ended) - 1)
+    survived(len(exit_codes) - 1)
 
 
 # stop signals
@@ -313,14 +315,14 @@ def wait_for_rows(run_dir: Path, count: int) -> None:
 
 def find_ranks(run_dir: Path) -> list[int]:
     """Return the process ids of the ranks of a run, in order."""
-    found = subprocess.run(
+    pgrep = subprocess.run(
         ["pgrep", "-f", f"harness.training.launch --rank {run_dir}$"],
         capture_output=True,
         text=True,
         check=False,
     )
     by_rank = {}
-    for pid in map(int, found.stdout.split()):
+    for pid in map(int, pgrep.stdout.split()):
         content = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         by_rank[next(int(e[5:]) for e in content if e.startswith(b"RANK="))] = pid
     return [by_rank[rank] for rank in sorted(by_rank)]
@@ -336,20 +338,20 @@ STOPS = [
 
 
 @pytest.mark.fault(Promise.STOPS, "signals to a run or one of its ranks")
-@pytest.mark.parametrize(("devices", "number", "whom"), STOPS)
+@pytest.mark.parametrize(("devices", "number", "recipient"), STOPS)
 def test_a_stop_signal_saves_the_run(
-    devices: int, number: signal.Signals, whom: str, data_dir: Path, tmp_path: Path
+    devices: int, number: signal.Signals, recipient: str, data_dir: Path, tmp_path: Path
 ) -> None:
-    more = [*FAST_OVERRIDES, "trainer.max_epochs=400", f"trainer.devices={devices}"]
+    overrides = [*FAST_OVERRIDES, "trainer.max_epochs=400", f"trainer.devices={devices}"]
     run_dir = tmp_path / "a run"
-    process = start_training(*tiny(data_dir), *more, f"hydra.run.dir={run_dir}")
+    process = start_training(*tiny(data_dir), *overrides, f"hydra.run.dir={run_dir}")
     try:
         wait_for_rows(run_dir, 20)
-        target = process.pid if whom == "parent" else find_ranks(run_dir)[1]
-        told = time.monotonic()
+        target = process.pid if recipient == "parent" else find_ranks(run_dir)[1]
+        start = time.monotonic()
         os.kill(target, number)
         output, _ = process.communicate(timeout=30)
-        seconds = time.monotonic() - told
+        seconds = time.monotonic() - start
     finally:
         process.kill()
     assert process.returncode == 128 + number, output
@@ -367,13 +369,13 @@ def test_a_signal_to_the_process_group_saves_the_run(
 ) -> None:
     """Ctrl-C in a terminal signals the group. Data workers ignore the signal; the run ends them."""
     run_dir = tmp_path / "run"
-    more = [
+    overrides = [
         *FAST_OVERRIDES,
         "trainer.max_epochs=400",
         "data.num_workers=2",
         f"hydra.run.dir={run_dir}",
     ]
-    process = start_training(*tiny(data_dir), *more, process_group=0)
+    process = start_training(*tiny(data_dir), *overrides, process_group=0)
     try:
         wait_for_rows(run_dir, 20)
         os.killpg(process.pid, number)
@@ -430,14 +432,14 @@ def test_a_stop_signal_saves_a_run_that_gets_no_batches(
     devices: int, uninterrupted: Path, data_dir: Path, tmp_path: Path, stalling: str
 ) -> None:
     run_dir = tmp_path / "run"
-    more = [
+    overrides = [
         *FAST_OVERRIDES,
         *BUDGET,
         *STALLED,
         f"trainer.devices={devices}",
         f"hydra.run.dir={run_dir}",
     ]
-    process = start_training(*tiny(data_dir), *more, PYTHONPATH=stalling, FAULT="stall")
+    process = start_training(*tiny(data_dir), *overrides, PYTHONPATH=stalling, FAULT="stall")
     try:
         wait_for_rows(run_dir, 14)  # each of two workers returns 7 batches, then stalls
         process.send_signal(signal.SIGTERM)
@@ -449,8 +451,8 @@ def test_a_stop_signal_saves_a_run_that_gets_no_batches(
     assert saved["global_step"] == int(read_metrics(run_dir)[-1]["step"])
     assert f"resume={run_dir} trust=stalling" in output
     if devices == 1:
-        typed = [f"resume={run_dir}", "trust=stalling"]
-        done = run_script("train", *typed, PYTHONPATH=stalling)
+        resume = [f"resume={run_dir}", "trust=stalling"]
+        done = run_script("train", *resume, PYTHONPATH=stalling)
         assert done.returncode == 0, done.stdout + done.stderr
         assert_same_run(uninterrupted, run_dir)
 
@@ -460,8 +462,8 @@ def test_a_stop_signal_saves_a_run_that_gets_no_batches(
 def test_data_workers_that_stall_or_die_fail_a_run_with_one_line(
     fault: str, data_dir: Path, tmp_path: Path, stalling: str
 ) -> None:
-    more = [*FAST_OVERRIDES, *STALLED, "rank_timeout=5", f"hydra.run.dir={tmp_path / 'run'}"]
-    done = run_script("train", *tiny(data_dir), *more, PYTHONPATH=stalling, FAULT=fault)
+    overrides = [*FAST_OVERRIDES, *STALLED, "rank_timeout=5", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = run_script("train", *tiny(data_dir), *overrides, PYTHONPATH=stalling, FAULT=fault)
     assert done.returncode == 1, done.stdout
     assert len(done.stderr.splitlines()) == 1
     assert "use data.num_workers=0" in done.stderr
@@ -533,9 +535,9 @@ def test_the_batch_script_is_requeued_and_resumes(data_dir: Path, tmp_path: Path
     (tmp_path / "data").symlink_to(data_dir)
     settings = " ".join([*tiny(tmp_path / "data"), *FAST_OVERRIDES, "trainer.max_epochs=60"])
     page = (ROOT / "docs" / "how-to" / "resume.md").read_text()
-    found = re.search(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
-    assert found is not None
-    text = found[1].replace("logs/train/mine", str(run_dir))
+    block = re.search(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
+    assert block is not None
+    text = block[1].replace("logs/train/mine", str(run_dir))
     text = text.replace("hydra.run.dir=$DIR", f"hydra.run.dir=$DIR {settings}")
     (tmp_path / "script").write_text(text)
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\n')
@@ -698,13 +700,13 @@ def test_a_loss_that_is_not_finite_does_not_reach_the_weights(
     devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    more = [
+    overrides = [
         *FAST_OVERRIDES,
         "optimizer.lr=1e30",
         "callbacks.last.every_n_steps=1",
         "scheduler=constant",
     ]
-    done = run_script("train", *tiny(data_dir, run_dir), *more, f"trainer.devices={devices}")
+    done = run_script("train", *tiny(data_dir, run_dir), *overrides, f"trainer.devices={devices}")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "loss or gradient not finite at step" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stdout + done.stderr
@@ -720,13 +722,15 @@ def test_a_run_fails_and_resumes_after_a_rank_dies_or_hangs(
     fault: signal.Signals, data_dir: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    more = [
+    overrides = [
         *FAST_OVERRIDES,
         "trainer.max_epochs=15",
         "trainer.devices=2",
         "callbacks.last.every_n_steps=5",
     ]
-    process = start_training(*tiny(data_dir), *more, "rank_timeout=5", f"hydra.run.dir={run_dir}")
+    process = start_training(
+        *tiny(data_dir), *overrides, "rank_timeout=5", f"hydra.run.dir={run_dir}"
+    )
     try:
         wait_for_rows(run_dir, 20)
         os.kill(find_ranks(run_dir)[1], fault)
@@ -739,7 +743,7 @@ def test_a_run_fails_and_resumes_after_a_rank_dies_or_hangs(
     done = run_script("train", f"resume={run_dir}", "rank_timeout=60")
     assert done.returncode == 0, done.stdout + done.stderr
     train_uninterrupted = archive_run(
-        data_dir, tmp_path / "whole", *more[1:], "callbacks.last.every_n_steps=5"
+        data_dir, tmp_path / "whole", *overrides[1:], "callbacks.last.every_n_steps=5"
     )
     assert train_with_kills(train_uninterrupted, []).exit_codes == [[0]]
     assert read_metrics(run_dir) == read_metrics(train_uninterrupted)
@@ -747,10 +751,10 @@ def test_a_run_fails_and_resumes_after_a_rank_dies_or_hangs(
 
 def test_metrics_are_rewound_on_resume(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    rows = MetricsFile(path)
+    metrics = MetricsFile(path)
     for step in range(1, 4):
-        rows.log_metrics({"train/loss": step / 2}, step=step)
-    rows.log_metrics({"test/elbo": 1.0}, step=2)
+        metrics.log_metrics({"train/loss": step / 2}, step=step)
+    metrics.log_metrics({"test/elbo": 1.0}, step=2)
     with path.open("ab") as file:
         file.write(b"4,1.0")  # a line that a kill cut off
     MetricsFile(path).rewind(2)
@@ -762,7 +766,7 @@ def test_metrics_are_rewound_on_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "allowed"),
+    ("override", "allowed"),
     [
         ("logger=wandb", True),
         ("callbacks.progress.refresh_rate=3", True),
@@ -782,19 +786,19 @@ def test_metrics_are_rewound_on_resume(tmp_path: Path) -> None:
     ],
 )
 def test_overrides_allowed_on_resume(
-    typed: str, allowed: bool, data_dir: Path, tmp_path: Path
+    override: str, allowed: bool, data_dir: Path, tmp_path: Path
 ) -> None:
     cfg = reading.load_config(archive_run(data_dir, tmp_path))
     base = [*tiny(data_dir), *FAST_OVERRIDES, *BUDGET]
-    if typed.startswith("model/network="):  # the other network has other keys
+    if override.startswith("model/network="):  # the other network has other keys
         base = [word for word in base if not word.startswith("model.network.")]
-    composed = compose(*base, typed)
+    composed = compose(*base, override)
     if not allowed:
         with pytest.raises(ConfigError, match="the run has"):
-            resume_overrides.apply_overrides(cfg, composed, [typed])
+            resume_overrides.apply_overrides(cfg, composed, [override])
         return
-    assert len(resume_overrides.apply_overrides(cfg, composed, [typed])) == 1
-    assert resume_overrides.apply_overrides(cfg, composed, [typed]) == []
+    assert len(resume_overrides.apply_overrides(cfg, composed, [override])) == 1
+    assert resume_overrides.apply_overrides(cfg, composed, [override]) == []
 
 
 def test_the_fingerprint_covers_settings_that_affect_training() -> None:

@@ -36,16 +36,16 @@ def test_generate_writes_png_and_npy(finished_run: Path, tmp_path: Path) -> None
 def test_generate_names_pictures_by_their_settings(finished_run: Path) -> None:
     """Each row equals the picture of its label alone, in the order of the labels."""
     images = {}
-    for typed, name in (
+    for text, name in (
         ("label=7 num_samples=4", "label-7-seed-0-samples-4"),
         ("label=7", "label-7-seed-0"),
         ("label=7,3 num_samples=4", "label-7-3-seed-0-samples-4"),
         ("label=[3] temperature=0.7 sample_pixels=true", "label-3-seed-0-temperature-0.7-sampled"),
         (f"label=3 run={{}}/{reading.LAST}", "label-3-seed-0-last"),
     ):
-        words = [f"run={finished_run}", *(w.format(finished_run) for w in typed.split(" "))]
-        words = words[1:] if "run={}" in typed else words
-        done = run_script("generate", *words, "npy=true")
+        overrides = [f"run={finished_run}", *(w.format(finished_run) for w in text.split(" "))]
+        overrides = overrides[1:] if "run={}" in text else overrides
+        done = run_script("generate", *overrides, "npy=true")
         assert done.returncode == 0, done.stderr
         stem = finished_run / "generated" / name
         assert done.stdout.splitlines() == [f"{stem}.png", f"{stem}.npy"]
@@ -69,8 +69,8 @@ def test_a_picture_of_one_label_has_rows_of_equal_length(tmp_path: Path) -> None
 
 
 def test_generate_reports_replaced_files(finished_run: Path, tmp_path: Path) -> None:
-    words = [f"run={finished_run}", "label=7", f"output={tmp_path}/x.png"]
-    first, second = run_script("generate", *words), run_script("generate", *words)
+    overrides = [f"run={finished_run}", "label=7", f"output={tmp_path}/x.png"]
+    first, second = run_script("generate", *overrides), run_script("generate", *overrides)
     assert first.stderr == ""
     assert second.stderr == f"{tmp_path}/x.png: replaced\n"
     assert first.stdout == second.stdout

@@ -41,9 +41,9 @@ DISTRIBUTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "drawn_from"), DISTRIBUTIONS, ids=[t for t, _ in DISTRIBUTIONS])
-def test_hydra_syntax_becomes_optuna_distributions(text: str, drawn_from: Any) -> None:
-    assert search.to_distribution(parse_value(text)) == drawn_from
+@pytest.mark.parametrize(("text", "distribution"), DISTRIBUTIONS, ids=[t for t, _ in DISTRIBUTIONS])
+def test_hydra_syntax_becomes_optuna_distributions(text: str, distribution: Any) -> None:
+    assert search.to_distribution(parse_value(text)) == distribution
 
 
 @pytest.mark.parametrize("text", ["interval(2,1)", "tag(log,interval(0,1))", "range(3,3)"])
@@ -91,22 +91,24 @@ def read_trials(folder: Path) -> list[Any]:
 
 
 def make_arguments(data_dir: Path, folder: Path, num_trials: int) -> list[str]:
-    more = [f"hydra.sweep.dir={folder}", f"hydra.sweeper.num_trials={num_trials}"]
-    return ["-m", "hydra/sweeper=optuna", *tiny(data_dir), *FAST, *SPACE, *more]
+    options = [f"hydra.sweep.dir={folder}", f"hydra.sweeper.num_trials={num_trials}"]
+    return ["-m", "hydra/sweeper=optuna", *tiny(data_dir), *FAST, *SPACE, *options]
 
 
 def test_a_misspelt_setting_of_the_search_is_named(data_dir: Path, tmp_path: Path) -> None:
-    typed = [*make_arguments(data_dir, tmp_path, num_trials=1), "hydra.sweeper.n_trials=2"]
-    done = run_script("train", *typed)
+    arguments = [*make_arguments(data_dir, tmp_path, num_trials=1), "hydra.sweeper.n_trials=2"]
+    done = run_script("train", *arguments)
     assert done.returncode == 2
     assert "hydra.sweeper.n_trials=2: there is no key hydra.sweeper.n_trials" in done.stderr
 
 
 def test_a_killed_search_resumes_with_two_workers(data_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a search"
-    typed = make_arguments(data_dir, folder, num_trials=5)
+    arguments = make_arguments(data_dir, folder, num_trials=5)
     script = [sys.executable, str(ROOT / "src/train.py")]
-    first = subprocess.Popen([*script, *typed], env=clean_environment(), stdout=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [*script, *arguments], env=clean_environment(), stdout=subprocess.DEVNULL
+    )
     try:
         for _ in range(600):
             if (folder / "1" / "metrics.csv").is_file():
@@ -119,23 +121,23 @@ def test_a_killed_search_resumes_with_two_workers(data_dir: Path, tmp_path: Path
     before = read_trials(folder)
     assert any(t.state.name == "RUNNING" for t in before)
     workers = [
-        subprocess.Popen([*script, *typed], env=clean_environment(), stdout=subprocess.DEVNULL)
+        subprocess.Popen([*script, *arguments], env=clean_environment(), stdout=subprocess.DEVNULL)
         for _ in range(2)
     ]
     assert [worker.wait(timeout=200) for worker in workers] == [0, 0]
 
-    found = read_trials(folder)
-    states = [t.state.name for t in found if not t.user_attrs.get("lost")]
+    trials = read_trials(folder)
+    states = [t.state.name for t in trials if not t.user_attrs.get("lost")]
     assert len(states) == 5
     assert set(states) <= {"COMPLETE", "PRUNED"}
-    assert len({t.user_attrs["worker"] for t in found if "worker" in t.user_attrs}) == 3
-    for trial in found:
+    assert len({t.user_attrs["worker"] for t in trials if "worker" in t.user_attrs}) == 3
+    for trial in trials:
         if trial.state.name == "COMPLETE":
-            told = json.loads((folder / str(trial.number) / "summary.json").read_text())
-            assert told["objective"] == pytest.approx(trial.value)
-            assert not any(name.startswith("test/") for name in told["metrics"])
+            summary = json.loads((folder / str(trial.number) / "summary.json").read_text())
+            assert summary["objective"] == pytest.approx(trial.value)
+            assert not any(name.startswith("test/") for name in summary["metrics"])
     assert {"best.yaml", "trials.csv", "history.png"} <= {p.name for p in folder.iterdir()}
-    values = [t.value for t in found if t.state.name == "COMPLETE"]
+    values = [t.value for t in trials if t.state.name == "COMPLETE"]
     assert f"value: {max(values)}" in (folder / "best.yaml").read_text()
 
 
@@ -144,28 +146,28 @@ def test_a_trial_below_the_median_should_be_pruned(tmp_path: Path) -> None:
     pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=1)
     journal = tmp_path / JOURNAL
 
-    def behind(value: float, epoch: int) -> bool:
+    def should_prune(value: float, epoch: int) -> bool:
         return search.should_prune(journal, study.study_name, trial.number, value, epoch, pruner)
 
     (trial,) = search.next_trials(study, tmp_path, {}, "a", 9, 1)
-    assert not any(behind(value, epoch) for epoch, value in enumerate((-90.0, -80.0, -70.0)))
+    assert not any(should_prune(value, epoch) for epoch, value in enumerate((-90.0, -80.0, -70.0)))
     search.record_result(study, trial, "finished", -70.0)
     (trial,) = search.next_trials(study, tmp_path, {}, "a", 9, 1)
-    assert not behind(-95.0, 0)  # a warm-up epoch
-    assert not behind(-75.0, 1)  # better than the other trial at this epoch
-    assert behind(-85.0, 2)
+    assert not should_prune(-95.0, 0)  # a warm-up epoch
+    assert not should_prune(-75.0, 1)  # better than the other trial at this epoch
+    assert should_prune(-85.0, 2)
 
 
 def test_a_pruned_run_stops(data_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "search"
     below_zero = "{_target_:optuna.pruners.ThresholdPruner,lower:0}"  # every bound is below 0
     pruner = ["~hydra.sweeper.pruner", f"+hydra.sweeper.pruner={below_zero}"]
-    typed = make_arguments(data_dir, folder, num_trials=1)
-    done = run_script("train", *typed, *pruner, "trainer.devices=2", timeout=200)
+    arguments = make_arguments(data_dir, folder, num_trials=1)
+    done = run_script("train", *arguments, *pruner, "trainer.devices=2", timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [t.state.name for t in read_trials(folder)] == ["PRUNED"]
-    told = json.loads((folder / "0" / "summary.json").read_text())
-    assert told["status"] == "pruned"
+    summary = json.loads((folder / "0" / "summary.json").read_text())
+    assert summary["status"] == "pruned"
     assert "epoch 1/2" in done.stdout
     assert "epoch 2/2" not in done.stdout
     assert (folder / "trials.csv").read_text().splitlines()[1].startswith("0,pruned,,")

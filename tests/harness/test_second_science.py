@@ -129,11 +129,11 @@ def iterate_tensors(node: Any, key: str = "") -> Iterator[tuple[str, torch.Tenso
 
 
 def test_the_classifier_trains_on_one_device(one_device_run: Path) -> None:
-    found = read_summary(one_device_run)
-    assert (found["status"], found["name"], found["steps"]) == ("finished", "mlp-s1", 38)
-    assert found["monitor"] == "val/accuracy"
-    assert found["objective"] == found["metrics"]["val/accuracy"] > 0.5  # chance is 0.1
-    assert found["metrics"]["test/accuracy"] > 0.5
+    summary = read_summary(one_device_run)
+    assert (summary["status"], summary["name"], summary["steps"]) == ("finished", "mlp-s1", 38)
+    assert summary["monitor"] == "val/accuracy"
+    assert summary["objective"] == summary["metrics"]["val/accuracy"] > 0.5  # chance is 0.1
+    assert summary["metrics"]["test/accuracy"] > 0.5
     lines = read_rows(one_device_run)
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(3, 38, 3))
     assert [line["rows_seen"] for line in lines if "val/loss" in line] == [1297, 2 * 1297]
@@ -188,12 +188,12 @@ def test_a_killed_run_resumes_exactly(project: Path, run: Run, one_device_run: P
     assert done.returncode == 0, done.stdout + done.stderr
     assert [resumed["step"] for resumed in read_summary(killed)["resumed"]] == [28]
     assert read_rows(killed) == read_rows(one_device_run)
-    expected, found = (
+    expected, actual = (
         dict(iterate_tensors(load_last_checkpoint(one_device_run))),
         dict(iterate_tensors(load_last_checkpoint(killed))),
     )
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
 
 
 def test_compare_reads_the_run(project: Path, run: Run, one_device_run: Path) -> None:
@@ -208,7 +208,7 @@ def test_compare_reads_the_run(project: Path, run: Run, one_device_run: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("override", "message"),
     [
         ("modle.hidden_dim=3", "there is no key modle.hidden_dim; did you mean model.hidden_dim?"),
         (
@@ -219,12 +219,12 @@ def test_compare_reads_the_run(project: Path, run: Run, one_device_run: Path) ->
     ],
 )
 def test_a_misspelt_override_fails_with_one_line(
-    project: Path, run: Run, typed: str, told: str
+    project: Path, run: Run, override: str, message: str
 ) -> None:
-    done = run("train", typed, "hydra.run.dir=logs/misspelt")
+    done = run("train", override, "hydra.run.dir=logs/misspelt")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
-    assert told in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (project / "logs" / "misspelt").exists()
 
@@ -232,17 +232,17 @@ def test_a_misspelt_override_fails_with_one_line(
 class ModuleWithSettings:
     """A module whose constructor takes top-level settings of train.yaml."""
 
-    def __init__(self, smoke: bool, sharpness: Positive, **given: Any) -> None: ...
+    def __init__(self, smoke: bool, sharpness: Positive, **kwargs: Any) -> None: ...
 
 
 def test_a_module_may_have_top_level_settings() -> None:
     module = {"_target_": f"{__name__}.Taking"}
-    given = {"module": module, "smoke": False}
-    assert list(check_arguments(given)) == [
+    config = {"module": module, "smoke": False}
+    assert list(check_arguments(config)) == [
         "module.sharpness: missing; it must be a number above 0"
     ]
-    assert list(check_arguments({**given, "sharpness": 2.0})) == []
-    model = train_arguments(given).model
+    assert list(check_arguments({**config, "sharpness": 2.0})) == []
+    model = train_arguments(config).model
     (wrong,) = wrong_values(model, {"sharpness": 0, "smoke": True})
     assert wrong == ("sharpness", "a number above 0")
 
@@ -250,8 +250,8 @@ def test_a_module_may_have_top_level_settings() -> None:
 def test_load_run_returns_the_classifier(run: Run, one_device_run: Path) -> None:
     """No trust= is needed, because the class of the model is defined in src/."""
     done = run("loading")
-    kind, accuracy = done.stdout.rsplit(maxsplit=1)
-    assert kind == "<class 'digits_classifier.module.MLP'>", done.stderr
+    model_class, accuracy = done.stdout.rsplit(maxsplit=1)
+    assert model_class == "<class 'digits_classifier.module.MLP'>", done.stderr
     assert float(accuracy) == pytest.approx(
         read_summary(one_device_run)["metrics"]["test/accuracy"]
     )
@@ -264,8 +264,8 @@ PAGE = (ROOT / "docs" / "design" / "harness.md").read_text(encoding="utf-8")
     "path", ["digits_classifier/data.py", "digits_classifier/module.py", "conf/train.yaml"]
 )
 def test_the_page_shows_the_example(path: str) -> None:
-    kind = {"py": "python", "yaml": "yaml"}[path.rpartition(".")[2]]
-    assert f"```{kind}\n{(SCIENCE / path).read_text(encoding='utf-8')}```" in PAGE
+    language = {"py": "python", "yaml": "yaml"}[path.rpartition(".")[2]]
+    assert f"```{language}\n{(SCIENCE / path).read_text(encoding='utf-8')}```" in PAGE
 
 
 def test_the_example_is_short() -> None:
@@ -276,6 +276,6 @@ def test_the_example_is_short() -> None:
 
 
 def test_the_page_lists_every_name_of_settings_py() -> None:
-    asked = re.findall(r'_setting\(\s*"(\w+)"', inspect.getsource(science))
+    names = re.findall(r'_setting\(\s*"(\w+)"', inspect.getsource(science))
     section = PAGE.partition("## settings.py")[2].partition("\n## ")[0]
-    assert re.findall(r"^\| `(\w+)", section, re.MULTILINE) == asked
+    assert re.findall(r"^\| `(\w+)", section, re.MULTILINE) == names

@@ -64,19 +64,23 @@ def own_metric(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_a_users_metric_selects_the_run(own_metric: Path) -> None:
-    told = read_summary(own_metric)
-    assert (told["monitor"], told["mode"], told["objective"]) == ("val/distance", "min", 0.0)
-    assert told["checkpoint"] == "checkpoints/epoch=01.ckpt"
-    assert told["metrics"]["val/distance"] == 0.0
-    assert told["metrics"]["test/distance"] == 7.0
+    summary = read_summary(own_metric)
+    assert (summary["monitor"], summary["mode"], summary["objective"]) == (
+        "val/distance",
+        "min",
+        0.0,
+    )
+    assert summary["checkpoint"] == "checkpoints/epoch=01.ckpt"
+    assert summary["metrics"]["val/distance"] == 0.0
+    assert summary["metrics"]["test/distance"] == 7.0
 
 
 def test_the_summary_holds_the_best_epoch(own_metric: Path) -> None:
     second = read_rows(own_metric, "val/")[1]
-    told = read_summary(own_metric)["metrics"]
+    summary = read_summary(own_metric)["metrics"]
     assert second["epoch"] == 1
     assert second["val/distance"] == 0.0
-    assert told["val/elbo"] == pytest.approx(second["val/elbo"], abs=1e-9)
+    assert summary["val/elbo"] == pytest.approx(second["val/elbo"], abs=1e-9)
 
 
 def test_loading_a_run_loads_the_best_epoch(own_metric: Path, tmp_path: Path) -> None:
@@ -114,7 +118,7 @@ def test_a_users_metrics_are_compared(own_metric: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["+callbacks.best.save_top_k=3"], "callbacks.best.save_top_k=3: filename=best"),
         (
@@ -153,11 +157,11 @@ def test_a_users_metrics_are_compared(own_metric: Path) -> None:
     ],
 )
 def test_settings_that_would_select_other_weights_are_rejected(
-    overrides: list[str], said: str
+    overrides: list[str], message: str
 ) -> None:
     problems = find_problems(*(quote_braces(o) for o in overrides))
     assert len(problems) == 1, problems
-    assert said in problems[0]
+    assert message in problems[0]
 
 
 def quote_braces(override: str) -> str:
@@ -214,14 +218,14 @@ def test_the_last_checkpoint_names_the_epoch_to_resume_with(own_metric: Path) ->
 
 
 @pytest.mark.parametrize(
-    "chosen", [["trainer.fast_dev_run=true"], ["debug=overfit"], ["smoke=true"]], ids=str
+    "overrides", [["trainer.fast_dev_run=true"], ["debug=overfit"], ["smoke=true"]], ids=str
 )
 def test_a_smoke_run_is_neither_tracked_nor_compared(
-    data_dir: Path, tmp_path: Path, chosen: list[str]
+    data_dir: Path, tmp_path: Path, overrides: list[str]
 ) -> None:
     run_dir = tmp_path / "run"
     often = "trainer.check_val_every_n_epoch=1"
-    done = run_script("train", *tiny(data_dir, run_dir), *chosen, often)
+    done = run_script("train", *tiny(data_dir, run_dir), *overrides, often)
     assert done.returncode == 0, done.stdout + done.stderr
     assert read_summary(run_dir)["status"] == "smoke"
     assert "a smoke run" in done.stdout
@@ -257,21 +261,21 @@ def test_every_validation_of_a_search_is_reported(
 ) -> None:
     reported: list[int] = []
 
-    def should_prune(*given: Any) -> bool:
-        reported.append(given[4])
+    def should_prune(*arguments: Any) -> bool:
+        reported.append(arguments[4])
         return False
 
     monkeypatch.setitem(
         sys.modules, "harness.sweeps.search", types.SimpleNamespace(should_prune=should_prune)
     )
-    given = [Pruning(str(tmp_path), "study", 0, "val/elbo", None)]
+    callbacks = [Pruning(str(tmp_path), "study", 0, "val/elbo", None)]
     module, data, trainer = make_objects(
-        data_dir, tmp_path, callbacks=given, val_check_interval=0.5, num_sanity_val_steps=1
+        data_dir, tmp_path, callbacks=callbacks, val_check_interval=0.5, num_sanity_val_steps=1
     )
     train(module, data, trainer)
     assert reported == [0, 1, 2, 3]
     resumed = Pruning(str(tmp_path), "study", 0, "val/elbo", None)
-    resumed.load_state_dict(json.loads(json.dumps(given[0].state_dict())))
+    resumed.load_state_dict(json.loads(json.dumps(callbacks[0].state_dict())))
     assert resumed.state_dict() == {"num_validations": 4}
 
 

@@ -43,26 +43,26 @@ def test_memory_and_open_files_do_not_grow(
     logger: str, data_dir: Path, tmp_path: Path, measured: dict[str, Any]
 ) -> None:
     run_dir = tmp_path / "run"
-    more = ["data.batch_size=16", "trainer.max_epochs=-1", f"trainer.max_steps={STEPS}"]
-    more += [
+    overrides = ["data.batch_size=16", "trainer.max_epochs=-1", f"trainer.max_steps={STEPS}"]
+    overrides += [
         "scheduler=constant",
         "trainer.log_every_n_steps=50",
         "callbacks.last.every_n_steps=100",
     ]
-    more += ["trainer.check_val_every_n_epoch=10", "callbacks.figures.every_n_epochs=100"]
-    more += [f"logger={logger}"]
-    tiny_but = [word for word in tiny(data_dir, run_dir) if "batch_size=32" not in word]
-    tiny_but = [word for word in tiny_but if not word.startswith(("trainer.", "test_"))]
-    command = [sys.executable, str(ROOT / "src/train.py"), *tiny_but, *more]
+    overrides += ["trainer.check_val_every_n_epoch=10", "callbacks.figures.every_n_epochs=100"]
+    overrides += [f"logger={logger}"]
+    base = [word for word in tiny(data_dir, run_dir) if "batch_size=32" not in word]
+    base = [word for word in base if not word.startswith(("trainer.", "test_"))]
+    command = [sys.executable, str(ROOT / "src/train.py"), *base, *overrides]
     usages: list[Usage] = []
-    with (tmp_path / "shown").open("w") as shown:
-        process = subprocess.Popen(command, env=clean_environment(), stdout=shown, stderr=shown)
+    with (tmp_path / "shown").open("w") as output:
+        process = subprocess.Popen(command, env=clean_environment(), stdout=output, stderr=output)
         try:
             while process.poll() is None:
                 if (run_dir / "checkpoints" / "last.ckpt").exists() and (
-                    seen := measure_usage(process.pid)
+                    usage := measure_usage(process.pid)
                 ):
-                    usages.append(seen)
+                    usages.append(usage)
                 time.sleep(SECONDS_BETWEEN)
         finally:
             process.kill()

@@ -15,9 +15,9 @@ def test_runs_are_averaged_with_the_sample_standard_deviation() -> None:
         run_results.Run(Path(str(i)), {}, i, {"test/nll_k50": value}, {"test/nll_k50": "nats"})
         for i, value in enumerate((80.0, 82.0, 87.0))
     ]
-    found = comparison.make_group("all", runs).statistics["test/nll_k50"]
-    assert found.mean == pytest.approx(83.0)
-    assert found.std == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
+    statistics = comparison.make_group("all", runs).statistics["test/nll_k50"]
+    assert statistics.mean == pytest.approx(83.0)
+    assert statistics.std == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
     assert comparison.make_group("one", runs[:1]).statistics["test/nll_k50"].std is None
 
 

@@ -55,8 +55,8 @@ def list_folders(sweep: Path) -> list[str]:
 def sweep_of_two(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a sweep of two jobs on two devices each."""
     sweep = tmp_path_factory.mktemp("sweeps") / "two by two"
-    more = ["model.latent_dim=2,4", "trainer.devices=2", f"hydra.sweep.dir={sweep}"]
-    done = run_script("train", "-m", *tiny(data_dir), *FAST, *more)
+    overrides = ["model.latent_dim=2,4", "trainer.devices=2", f"hydra.sweep.dir={sweep}"]
+    done = run_script("train", "-m", *tiny(data_dir), *FAST, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("val/elbo -") > 0
     return sweep
@@ -64,11 +64,11 @@ def sweep_of_two(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_two_jobs_on_two_devices_are_two_runs(sweep_of_two: Path) -> None:
     assert list_folders(sweep_of_two) == ["0", "1"]
-    told = [read_summary(sweep_of_two / name) for name in list_folders(sweep_of_two)]
-    assert [t["status"] for t in told] == ["finished"] * 2
-    assert [t["devices"] for t in told] == [2, 2]
-    assert [t["swept"] for t in told] == [["model.latent_dim=2"], ["model.latent_dim=4"]]
-    assert len({t["run_id"] for t in told}) == 2
+    summaries = [read_summary(sweep_of_two / name) for name in list_folders(sweep_of_two)]
+    assert [t["status"] for t in summaries] == ["finished"] * 2
+    assert [t["devices"] for t in summaries] == [2, 2]
+    assert [t["swept"] for t in summaries] == [["model.latent_dim=2"], ["model.latent_dim=4"]]
+    assert len({t["run_id"] for t in summaries}) == 2
 
 
 def test_each_job_is_a_wandb_run_in_the_group_of_its_sweep(sweep_of_two: Path) -> None:
@@ -82,13 +82,13 @@ def test_each_job_is_a_wandb_run_in_the_group_of_its_sweep(sweep_of_two: Path) -
 def test_a_failed_job_is_reported_and_the_others_continue(data_dir: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     (tmp_path / "fragile.py").write_text(NETWORK)
-    more = ["model.network._target_=fragile.Fragile", "model.latent_dim=3,2", "logger=csv"]
+    overrides = ["model.network._target_=fragile.Fragile", "model.latent_dim=3,2", "logger=csv"]
     done = run_script(
         "train",
         "-m",
         *tiny(data_dir),
         *FAST,
-        *more,
+        *overrides,
         f"hydra.sweep.dir={sweep}",
         f"hydra.launcher.num_jobs={min(2, num_cpus())}",
         PYTHONPATH=str(tmp_path),
@@ -140,10 +140,15 @@ def test_a_stopped_sweep_leaves_no_process(
     number: signal.Signals, jobs: int, devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
     sweep = tmp_path / "sweep"
-    more = ["seed=1,2,3", "trainer.max_epochs=100000", "logger=csv", f"hydra.sweep.dir={sweep}"]
-    more += [f"hydra.launcher.num_jobs={jobs}", f"trainer.devices={devices}"]
+    overrides = [
+        "seed=1,2,3",
+        "trainer.max_epochs=100000",
+        "logger=csv",
+        f"hydra.sweep.dir={sweep}",
+    ]
+    overrides += [f"hydra.launcher.num_jobs={jobs}", f"trainer.devices={devices}"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "src/train.py"), "-m", *tiny(data_dir), *FAST, *more],
+        [sys.executable, str(ROOT / "src/train.py"), "-m", *tiny(data_dir), *FAST, *overrides],
         env=clean_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -175,12 +180,14 @@ INVALID_SWEEPS = [
 ]
 
 
-@pytest.mark.parametrize(("typed", "said"), INVALID_SWEEPS, ids=[t[0] for t, _ in INVALID_SWEEPS])
-def test_invalid_sweeps_are_rejected(typed: list[str], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("overrides", "message"), INVALID_SWEEPS, ids=[t[0] for t, _ in INVALID_SWEEPS]
+)
+def test_invalid_sweeps_are_rejected(overrides: list[str], message: str, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    done = run_script("train", "-m", "seed=1,2", *typed, f"hydra.sweep.dir={sweep}")
+    done = run_script("train", "-m", "seed=1,2", *overrides, f"hydra.sweep.dir={sweep}")
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) <= 3
     assert not sweep.exists()
 
@@ -245,8 +252,12 @@ def test_sweeps_leave_no_processes_or_files(part: int, data_dir: Path, tmp_path:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     for i in range(4):
-        more = ["seed=1,2", f"trainer.devices={1 + i % 2}", f"hydra.sweep.dir={tmp_path / str(i)}"]
-        done = run_script("train", "-m", *tiny(data_dir), *FAST, *more, TMPDIR=str(scratch))
+        overrides = [
+            "seed=1,2",
+            f"trainer.devices={1 + i % 2}",
+            f"hydra.sweep.dir={tmp_path / str(i)}",
+        ]
+        done = run_script("train", "-m", *tiny(data_dir), *FAST, *overrides, TMPDIR=str(scratch))
         assert done.returncode == 0, done.stdout + done.stderr
     assert wait_for_processes(tmp_path) == []
     assert list(scratch.iterdir()) == []
@@ -276,7 +287,7 @@ print(len(composed), len(set(composed)))
 def test_each_job_of_a_sweep_is_composed_once(data_dir: Path, tmp_path: Path) -> None:
     script = tmp_path / "composes.py"
     script.write_text(COMPOSES)
-    words = [*tiny(data_dir), f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    done = run_fork(script, words, libraries=("hydra",))
+    overrides = [*tiny(data_dir), f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    done = run_fork(script, overrides, libraries=("hydra",))
     assert done.stdout.split() == ["2", "2"], done.stdout + done.stderr
     assert (tmp_path / "sweep" / "1" / ".hydra" / "overrides.yaml").is_file()

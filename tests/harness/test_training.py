@@ -51,8 +51,8 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def make_objects(data_dir: Path, folder: Path, **trainer: Any) -> tuple[Any, Any, Any]:
-    def network(**given: Any) -> MLP:
-        return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
+    def network(**kwargs: Any) -> MLP:
+        return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **kwargs)
 
     data = MNISTDataModule(
         data_dir, "KMNIST", batch_size=32, eval_batch_size=16, validation_size=45
@@ -63,7 +63,7 @@ def make_objects(data_dir: Path, folder: Path, **trainer: Any) -> tuple[Any, Any
         test_num_samples=3,
     )
     checkpoint = ModelCheckpoint(folder, "best", monitor="val/elbo", mode="max", save_last=True)
-    given = {"max_epochs": 2, "callbacks": [EMA(0.9), checkpoint], **trainer}
+    settings = {"max_epochs": 2, "callbacks": [EMA(0.9), checkpoint], **trainer}
     return (
         module,
         data,
@@ -75,7 +75,7 @@ def make_objects(data_dir: Path, folder: Path, **trainer: Any) -> tuple[Any, Any
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=folder,
-            **given,
+            **settings,
         ),
     )
 
@@ -104,16 +104,16 @@ def test_train_takes_objects_without_a_config(data_dir: Path, tmp_path: Path) ->
     assert not module.model.training  # in evaluation mode
 
 
-@pytest.mark.parametrize("kind", [VAE, CVAE])
-def test_plain_batches_of_your_own_loader_train(kind: type[VAE], tmp_path: Path) -> None:
-    def network(**given: Any) -> MLP:
-        return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
+@pytest.mark.parametrize("model_class", [VAE, CVAE])
+def test_plain_batches_of_your_own_loader_train(model_class: type[VAE], tmp_path: Path) -> None:
+    def network(**kwargs: Any) -> MLP:
+        return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **kwargs)
 
     x, y = torch.rand(20, 1, 28, 28).round(), torch.arange(20) % 10
 
-    def fitted(*arrays: torch.Tensor) -> dict[str, torch.Tensor]:
+    def fit(*arrays: torch.Tensor) -> dict[str, torch.Tensor]:
         module = VAEModule(
-            kind(network, latent_dim=2),
+            model_class(network, latent_dim=2),
             optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2),
         )
         module.load_state_dict({k: torch.full_like(v, 0.1) for k, v in module.state_dict().items()})
@@ -132,21 +132,23 @@ def test_plain_batches_of_your_own_loader_train(kind: type[VAE], tmp_path: Path)
         assert "val/elbo" in module.validation
         return module.state_dict()
 
-    by_integer, by_one_hot = fitted(x, y), fitted(x, torch.eye(10)[y])
+    by_integer, by_one_hot = fit(x, y), fit(x, torch.eye(10)[y])
     torch.testing.assert_close(by_integer, by_one_hot, rtol=0, atol=0)
     with pytest.raises(ValueError, match=r"a batch must be .* \(x, y\)"):
-        fitted(x)
+        fit(x)
     with pytest.raises(ValueError, match=r"of shape \(B, 1, 28, 28\)"):
-        fitted((x * 255).to(torch.uint8), y)
+        fit((x * 255).to(torch.uint8), y)
 
 
 @pytest.mark.filterwarnings("ignore:.*pin_memory")  # which from_datasets sets
-@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
+@pytest.mark.parametrize("model_class", [Autoencoder, VAE, CVAE])
 def test_a_data_module_of_tuples_trains_with_default_settings(
-    kind: type[Autoencoder], tmp_path: Path
+    model_class: type[Autoencoder], tmp_path: Path
 ) -> None:
     """Train as in a notebook, with a plain Trainer, integer labels and no mean image."""
-    model = kind(partial(MLP, hidden_dim=8, encoder_blocks=1, decoder_blocks=1), latent_dim=2)
+    model = model_class(
+        partial(MLP, hidden_dim=8, encoder_blocks=1, decoder_blocks=1), latent_dim=2
+    )
     module = VAEModule(model, partial(torch.optim.AdamW, lr=1e-2), test_num_samples=3)
     x, y = torch.zeros(20, 1, 28, 28), torch.arange(20, dtype=torch.int32) % 10
     x[:, :, :, :14] = 1.0
@@ -159,7 +161,7 @@ def test_a_data_module_of_tuples_trains_with_default_settings(
     assert (model.output_bias[..., :14] > 3).all()  # log odds of (20 + 0.5) / 21
     assert (model.output_bias[..., 14:] < -3).all()
     assert not model.training
-    score = "val/reconstruction" if kind is Autoencoder else "test/nll_k3"
+    score = "val/reconstruction" if model_class is Autoencoder else "test/nll_k3"
     assert math.isfinite(metrics[score])
 
 
@@ -211,10 +213,10 @@ class Late(LastCheckpoint):
     """LastCheckpoint that gets a stop signal just after it last checks for one."""
 
     def _sync_stop_request(self, trainer: lightning.Trainer, sync_now: bool) -> tuple[int, bool]:
-        answer = super()._sync_stop_request(trainer, sync_now)
+        result = super()._sync_stop_request(trainer, sync_now)
         if sync_now:
             os.kill(os.getpid(), signal.SIGTERM)
-        return answer
+        return result
 
 
 def test_a_stop_signal_at_the_last_moment_is_not_lost(data_dir: Path, tmp_path: Path) -> None:
@@ -229,11 +231,11 @@ def test_a_stop_signal_at_the_last_moment_is_not_lost(data_dir: Path, tmp_path: 
 def test_the_averaged_weights_match_the_formula() -> None:
     from lightning.pytorch.demos.boring_classes import BoringModel
 
-    decay, every = 0.5, 2
+    decay, every_n_steps = 0.5, 2
     module = BoringModel()
     module.register_buffer("mask", torch.tensor([True, False]))  # not averaged
     module.register_buffer("count", torch.tensor(0))
-    ema = EMA(decay, every_n_steps=every)
+    ema = EMA(decay, every_n_steps=every_n_steps)
     ema.setup(None, module, "fit")  # type: ignore[arg-type]
     expected: torch.Tensor | None = None
     trainer, updates = type("T", (), {"global_step": 0})(), 0
@@ -243,9 +245,9 @@ def test_the_averaged_weights_match_the_formula() -> None:
             module.layer.weight.fill_(float(step))
             module.count.fill_(step)  # type: ignore[operator, union-attr]
         ema.on_train_batch_end(trainer, module, None, None, step)
-        if step <= every or step % every == 0:
+        if step <= every_n_steps or step % every_n_steps == 0:
             new = module.layer.weight.detach().clone()
-            share = min(decay**every, (1 + updates) / (10 + updates))
+            share = min(decay**every_n_steps, (1 + updates) / (10 + updates))
             expected = new if expected is None else share * expected + (1 - share) * new
             updates += 1
     assert ema._average_model is not None
@@ -291,30 +293,30 @@ def test_biases_and_gains_are_not_decayed(data_dir: Path, tmp_path: Path) -> Non
 
 
 def test_files_of_a_finished_run(finished_run: Path) -> None:
-    there = {p.relative_to(finished_run).as_posix() for p in finished_run.rglob("*") if p.is_file()}
+    files = {p.relative_to(finished_run).as_posix() for p in finished_run.rglob("*") if p.is_file()}
     expected = {"config.yaml", "summary.json", "metrics.csv", "train.log"}
     expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/overrides.yaml"}
     pictures = ["reconstructions", "label_grid", "style_transfer", "traversals"]
     pictures += ["latent_plane", "curves"]
     expected |= {f"figures/{name}.png" for name in pictures}
-    assert expected <= there
-    assert any(name.startswith("wandb/offline-run") for name in there)
-    assert not any(name.endswith(".tmp") for name in there)
+    assert expected <= files
+    assert any(name.startswith("wandb/offline-run") for name in files)
+    assert not any(name.endswith(".tmp") for name in files)
 
 
 def test_summary_of_a_finished_run(finished_run: Path) -> None:
-    told = read_summary(finished_run)
-    assert told["status"] == "finished"
-    assert told["name"] == "cvae-mlp-adversary-z3-kmnist-s1"
-    assert told["epochs"] == 2
-    assert told["images_seen"] == 2 * (NUM_TRAIN - 45)
-    assert told["steps"] == 2 * 7
-    assert told["metrics"].keys() >= {"val/elbo", "test/elbo", "test/nll_k4"}
+    summary = read_summary(finished_run)
+    assert summary["status"] == "finished"
+    assert summary["name"] == "cvae-mlp-adversary-z3-kmnist-s1"
+    assert summary["epochs"] == 2
+    assert summary["images_seen"] == 2 * (NUM_TRAIN - 45)
+    assert summary["steps"] == 2 * 7
+    assert summary["metrics"].keys() >= {"val/elbo", "test/elbo", "test/nll_k4"}
     best = max(row["val/elbo"] for row in read_rows(finished_run, "val/"))
-    assert told["objective"] == pytest.approx(best, abs=1e-4)
-    assert "src/train.py" in told["command"]
-    assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert told["images_per_second"] > 0
+    assert summary["objective"] == pytest.approx(best, abs=1e-4)
+    assert "src/train.py" in summary["command"]
+    assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert summary["images_per_second"] > 0
 
 
 def test_metrics_of_a_finished_run(finished_run: Path) -> None:
@@ -351,13 +353,18 @@ def test_tests_do_not_move_latest(finished_run: Path) -> None:
 def pair_of_runs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Return the same run of 21 steps on one device and on two."""
     folder = tmp_path_factory.mktemp("pair")
-    found = {}
+    run_dirs = {}
     for devices in (1, 2):
-        found[devices] = folder / str(devices)
-        more = ["device=cpu", f"trainer.devices={devices}", "trainer.max_epochs=3", "logger=csv"]
-        done = run_script("train", *tiny(data_dir, found[devices]), *more)
+        run_dirs[devices] = folder / str(devices)
+        overrides = [
+            "device=cpu",
+            f"trainer.devices={devices}",
+            "trainer.max_epochs=3",
+            "logger=csv",
+        ]
+        done = run_script("train", *tiny(data_dir, run_dirs[devices]), *overrides)
         assert done.returncode == 0, done.stdout + done.stderr
-    return found
+    return run_dirs
 
 
 def test_one_device_and_two_take_the_same_steps(pair_of_runs: dict[int, Path]) -> None:
@@ -394,15 +401,15 @@ def test_one_device_and_two_count_each_test_image_once(pair_of_runs: dict[int, P
 @pytest.mark.fault(Promise.UNUSUAL, "last batches of one image on two devices")
 def test_a_device_without_rows_takes_the_same_steps(data_dir: Path, tmp_path: Path) -> None:
     """The last batches of training, validation and test have one image."""
-    more = ["device=cpu", "logger=csv", "data.validation_size=65", "data.batch_size=194"]
-    more += ["model/network=conv", "model.network.channels=[2,4]", "model.network.hidden_dim=8"]
-    more += ["data/augmentation=warp", "callbacks.figures=null"]
+    extra = ["device=cpu", "logger=csv", "data.validation_size=65", "data.batch_size=194"]
+    extra += ["model/network=conv", "model.network.channels=[2,4]", "model.network.hidden_dim=8"]
+    extra += ["data/augmentation=warp", "callbacks.figures=null"]
     base = [word for word in tiny(data_dir) if "network" not in word and "validation" not in word]
     losses, metrics = [], []
     for devices in (1, 2):
         run_dir = tmp_path / str(devices)
-        words = [*base, *more, f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
-        done = run_script("train", *words)
+        overrides = [*base, *extra, f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
+        done = run_script("train", *overrides)
         assert done.returncode == 0, done.stdout + done.stderr
         losses.append([row["train/loss"] for row in read_rows(run_dir, "train/")])
         metrics.append(read_summary(run_dir)["metrics"])
@@ -450,11 +457,11 @@ def test_a_sweep_gives_each_job_its_folder(data_dir: Path, tmp_path: Path) -> No
     done = run_script("train", "-m", *tiny(data_dir), *jobs, forks=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert wait_for_processes(sweep) == []
-    told = [read_summary(sweep / str(job)) for job in range(2)]
-    assert [t["status"] for t in told] == ["finished"] * 2
-    assert [t["monitor"] for t in told] == ["val/reconstruction", "val/elbo"]
-    assert [t["sweep"] for t in told] == ["a sweep"] * 2
-    assert told[0]["metrics"].keys() == {"val/reconstruction", "test/reconstruction"}
+    summaries = [read_summary(sweep / str(job)) for job in range(2)]
+    assert [t["status"] for t in summaries] == ["finished"] * 2
+    assert [t["monitor"] for t in summaries] == ["val/reconstruction", "val/elbo"]
+    assert [t["sweep"] for t in summaries] == ["a sweep"] * 2
+    assert summaries[0]["metrics"].keys() == {"val/reconstruction", "test/reconstruction"}
     assert (sweep / "0" / "figures" / "samples.png").is_file()
 
 
@@ -469,28 +476,28 @@ def test_a_failed_run_reports_its_error(devices: int, data_dir: Path, tmp_path: 
         "            raise ZeroDivisionError('as planned')\n"
         "        return super().decode(z, y)\n"
     )
-    more = ["model.network._target_=mine.Mine", "device=cpu", f"trainer.devices={devices}"]
+    overrides = ["model.network._target_=mine.Mine", "device=cpu", f"trainer.devices={devices}"]
     run_dir = tmp_path / "run"
-    done = run_script("train", *tiny(data_dir, run_dir), *more, PYTHONPATH=str(tmp_path))
+    done = run_script("train", *tiny(data_dir, run_dir), *overrides, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("failed: ")
     assert "ZeroDivisionError: as planned" in done.stderr.splitlines()[-1]
-    told = read_summary(run_dir)
-    assert told["status"] == "failed"
-    assert told["error"] == "ZeroDivisionError: as planned"
+    summary = read_summary(run_dir)
+    assert summary["status"] == "failed"
+    assert summary["error"] == "ZeroDivisionError: as planned"
     assert "as planned" in (run_dir / "train.log").read_text()
 
 
 def test_a_run_needs_no_callbacks_logger_or_schedule(data_dir: Path, tmp_path: Path) -> None:
-    none = ["callbacks=null", "logger=null", "scheduler=null", "trainer.max_epochs=1"]
-    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *none)
+    overrides = ["callbacks=null", "logger=null", "scheduler=null", "trainer.max_epochs=1"]
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_a_loss_that_is_not_finite_fails_the_run(data_dir: Path, tmp_path: Path) -> None:
-    more = ["optimizer.lr=1e30", "callbacks.figures=null", "logger=csv"]
-    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *more)
+    overrides = ["optimizer.lr=1e30", "callbacks.figures=null", "logger=csv"]
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *overrides)
     assert done.returncode == 3
     assert "not finite" in done.stderr.splitlines()[-1]
     assert read_summary(tmp_path / "run")["status"] == "failed"
@@ -498,8 +505,8 @@ def test_a_loss_that_is_not_finite_fails_the_run(data_dir: Path, tmp_path: Path)
 
 def test_an_interrupted_run_leaves_no_process(data_dir: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    more = ["trainer.max_epochs=100000", "logger=csv"]
-    command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *more]
+    overrides = ["trainer.max_epochs=100000", "logger=csv"]
+    command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *overrides]
     process = subprocess.Popen(
         command,
         env=clean_environment(),
@@ -529,8 +536,8 @@ def test_an_interrupted_run_leaves_no_process(data_dir: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("debug", ["one_batch", "overfit", "profiler"])
 def test_debug_options_train(debug: str, data_dir: Path, tmp_path: Path) -> None:
-    few = ["trainer.max_epochs=2"] if debug == "overfit" else []
-    done = run_script("train", *tiny(data_dir, tmp_path / "run"), f"debug={debug}", *few)
+    overrides = ["trainer.max_epochs=2"] if debug == "overfit" else []
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), f"debug={debug}", *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("Profile" in done.stdout) == (debug == "profiler")
 
@@ -551,26 +558,26 @@ def test_a_flow_prior_trains_and_generates(data_dir: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "penalty"), [("vae", "adversary"), ("cvae", "labelwise_adversary")]
+    ("model", "penalty"), [("vae", "adversary"), ("cvae", "labelwise_adversary")]
 )
 def test_a_penalty_trains_and_generates(
-    kind: str, penalty: str, data_dir: Path, tmp_path: Path
+    model: str, penalty: str, data_dir: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    words = [f"model={kind}", f"model/penalty={penalty}", "model.penalty.hidden_dim=8"]
-    done = run_script("train", *tiny(data_dir, run_dir), *words, "trainer.precision=bf16-mixed")
+    overrides = [f"model={model}", f"model/penalty={penalty}", "model.penalty.hidden_dim=8"]
+    done = run_script("train", *tiny(data_dir, run_dir), *overrides, "trainer.precision=bf16-mixed")
     assert done.returncode == 0, done.stdout + done.stderr
     part = penalty.replace("_", "")
-    assert read_summary(run_dir)["name"] == f"{kind}-mlp-{part}-z3-kmnist-s1"
+    assert read_summary(run_dir)["name"] == f"{model}-mlp-{part}-z3-kmnist-s1"
     assert 0 < read_summary(run_dir)["metrics"]["test/penalty"] < 3
-    label = ["label=all"] if kind == "cvae" else []
+    label = ["label=all"] if model == "cvae" else []
     done = run_script("generate", f"run={run_dir}", "num_samples=2", *label)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_tensorboard_logger_replaces_wandb(data_dir: Path, tmp_path: Path) -> None:
-    more = ["logger=tensorboard", "trainer.max_epochs=1", "callbacks=early_stopping"]
-    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *more)
+    overrides = ["logger=tensorboard", "trainer.max_epochs=1", "callbacks=early_stopping"]
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
     assert not (tmp_path / "run" / "wandb").exists()
@@ -589,9 +596,9 @@ def test_compiled_steps_are_the_same_steps(devices: int, data_dir: Path, tmp_pat
     losses = {}
     for mode in ("null", "default"):
         run_dir = tmp_path / mode
-        more = [f"compile={mode}", f"trainer.devices={devices}", "logger=csv", "device=cpu"]
-        more += ["callbacks.figures=null"]
-        done = run_script("train", *tiny(data_dir, run_dir), *more, timeout=300)
+        overrides = [f"compile={mode}", f"trainer.devices={devices}", "logger=csv", "device=cpu"]
+        overrides += ["callbacks.figures=null"]
+        done = run_script("train", *tiny(data_dir, run_dir), *overrides, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         losses[mode] = [row["train/loss"] for row in read_rows(run_dir, "train/")]
     assert losses["default"] == pytest.approx(losses["null"], rel=1e-5)
@@ -653,23 +660,23 @@ def test_every_precision_trains_and_resumes_exactly(
     def fit(folder: Path, epochs: int, resume_from: Path | None = None) -> dict[str, Any]:
         torch.manual_seed(0)
         callbacks = [LastCheckpoint(folder), *([EMA(0.9)] if averages else [])]
-        given: dict[str, Any] = {"callbacks": callbacks, "max_epochs": epochs}
+        settings: dict[str, Any] = {"callbacks": callbacks, "max_epochs": epochs}
         if precision == "16-mixed":  # the name alone means bfloat16 on a CPU
-            given["plugins"] = [MixedPrecision("16-mixed", "cpu")]
+            settings["plugins"] = [MixedPrecision("16-mixed", "cpu")]
         else:
-            given["precision"] = precision
-        module, data, fitter = make_objects(data_dir, folder, gradient_clip_val=200.0, **given)
+            settings["precision"] = precision
+        module, data, fitter = make_objects(data_dir, folder, gradient_clip_val=200.0, **settings)
         module._make_optimizer = partial(torch.optim.AdamW, lr=1e-2, fused=True)
         train(module, data, fitter, folder, resume_from=resume_from)
         return dict(torch.load(folder / "last.ckpt", weights_only=True))
 
     fit(tmp_path / "a", 1)
     resumed = fit(tmp_path / "a", 2, tmp_path / "a" / "last.ckpt")
-    whole = fit(tmp_path / "b", 2)
+    uninterrupted = fit(tmp_path / "b", 2)
     width = torch.float64 if precision.startswith("64") else torch.float32
-    assert whole["global_step"] == 14
+    assert uninterrupted["global_step"] == 14
     for key in ("state_dict", *(["current_model_state"] if averages else [])):
-        for name, value in whole[key].items():
+        for name, value in uninterrupted[key].items():
             assert value.dtype == width
             assert torch.equal(value, resumed[key][name]), name
 
@@ -705,7 +712,9 @@ def test_every_experiment_trains(path: Path, data_dir: Path, tmp_path: Path) -> 
     """This includes experiments that are meant for other hardware."""
     few = ["trainer.max_steps=2", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
     of_tests = ["data.name=KMNIST", f"data.data_dir={data_dir}", "data.validation_size=45"]
-    words = [f"experiment={path.stem}", *of_tests, *few, "test_num_samples=2", "logger=csv"]
-    done = run_script("train", *words, "callbacks.figures=null", f"hydra.run.dir={tmp_path / 'a'}")
+    overrides = [f"experiment={path.stem}", *of_tests, *few, "test_num_samples=2", "logger=csv"]
+    done = run_script(
+        "train", *overrides, "callbacks.figures=null", f"hydra.run.dir={tmp_path / 'a'}"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert read_summary(tmp_path / "a")["steps"] == 2

@@ -258,9 +258,9 @@ def test_trust_can_be_given_on_the_command_line(
     hostile_folder: Path, installed_package: Path, tmp_path: Path
 ) -> None:
     tamper(hostile_folder, set_key("model.network._target_", "my_package.MyNet"))
-    typed = [f"run={hostile_folder}", "label=1", f"output={tmp_path / 'x.png'}"]
+    overrides = [f"run={hostile_folder}", "label=1", f"output={tmp_path / 'x.png'}"]
     path = str(installed_package.parent)
-    done = run_script("generate", *typed, "trust=my_package", PYTHONPATH=path)
+    done = run_script("generate", *overrides, "trust=my_package", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     assert "trust=my_package" in RunFolder(hostile_folder).next_steps()
 
@@ -353,7 +353,7 @@ def test_without_conf_only_the_shipped_list_is_trusted(own_source: Path) -> None
 
 @pytest.mark.fault(Promise.STRANGERS, "YAML with Python objects, repeated aliases or deep nesting")
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("model: !!python/object/apply:os.system ['touch marker']", "no readable"),
         ("!!python/name:os.system", "no readable"),
@@ -369,11 +369,11 @@ def test_without_conf_only_the_shipped_list_is_trusted(own_source: Path) -> None
     ],
 )
 def test_malicious_yaml_is_rejected(
-    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / reading.CONFIG).write_text(text)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         reading.load_config(tmp_path)
     assert not (tmp_path / "marker").exists()
 
