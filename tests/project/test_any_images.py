@@ -105,21 +105,23 @@ def import_evaluation_settings() -> Any:
 
 
 def load_weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = torch.load(run_dir / "checkpoints" / "best.ckpt")["state_dict"]
-    return found
+    weights: dict[str, torch.Tensor] = torch.load(run_dir / "checkpoints" / "best.ckpt")[
+        "state_dict"
+    ]
+    return weights
 
 
 def test_two_devices_take_the_same_steps(
     finished: tuple[str, Path], shapes_dir: Path, tmp_path: Path
 ) -> None:
     name, run_dir = finished
-    pair = [
+    overrides = [
         *CASES[name],
         f"data.data_dir={shapes_dir}",
         f"hydra.run.dir={tmp_path}",
         "device=cpu_pair",
     ]
-    run("train", *(o for o in pair if o not in ("device=cpu", "trainer.devices=1")))
+    run("train", *(o for o in overrides if o not in ("device=cpu", "trainer.devices=1")))
     one, two = load_weights(run_dir), load_weights(tmp_path)
     assert one.keys() == two.keys()
     for key, value in one.items():

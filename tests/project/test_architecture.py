@@ -119,7 +119,7 @@ def test_mypy_is_strict_for_every_module_of_the_science() -> None:
 @pytest.mark.parametrize(("package", "layers"), PACKAGES, ids=["harness", "science"])
 def test_imports_come_from_lower_layers(package: Path, layers: tuple[tuple[str, ...], ...]) -> None:
     height = {name: number for number, layer in enumerate(layers) for name in layer}
-    found = [
+    violations = [
         f"{format_path(path)} imports {name}"
         for path in list_python_files(package)
         for name, _ in find_imports(path)
@@ -127,19 +127,19 @@ def test_imports_come_from_lower_layers(package: Path, layers: tuple[tuple[str, 
         if (other := name.split(".")[1]) != get_layer_member(path) and other in height
         if height[other] >= height[get_layer_member(path)]
     ]
-    assert found == []
+    assert violations == []
 
 
 def test_the_science_imports_only_the_contract_of_the_harness() -> None:
     """load_run and train import more of the harness, but only when a user calls them."""
-    found = [
+    violations = [
         (format_path(path), name, is_late)
         for path in SCIENCE_FILES
         for name, is_late in find_imports(path)
         if name.partition(".")[0] == "harness" and not name.startswith("harness.contract.")
     ]
     late = ("harness.run_folder.loading", "harness.training.run")
-    assert found == [(f"{PACKAGE}/__init__.py", name, True) for name in late]
+    assert violations == [(f"{PACKAGE}/__init__.py", name, True) for name in late]
 
 
 @pytest.mark.parametrize("path", SCIENCE_FILES, ids=format_path)
@@ -188,13 +188,13 @@ def uses_locale_encoding(call: ast.Call) -> bool:
 def test_every_text_file_is_opened_with_an_encoding() -> None:
     folders = ("benchmarks", "docs", "locks", "tools")
     scripts = [path for name in folders for path in (ROOT / name).rglob("*.py")]
-    found = [
+    violations = [
         f"{path.name}:{node.lineno}: {ast.unparse(node)}"
         for path in [*SHIPPED_FILES, *sorted(scripts)]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and uses_locale_encoding(node)
     ]
-    assert found == []
+    assert violations == []
 
 
 def test_no_module_has_a_catch_all_name() -> None:

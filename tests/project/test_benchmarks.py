@@ -49,8 +49,8 @@ def make_alternative(name: str) -> Any:
     """Return a small model of benchmarks/alternatives.py with random weights, for 2x2 images."""
     network = partial(MLP, hidden_dim=8, encoder_blocks=1, decoder_blocks=1)
     torch.manual_seed(0)
-    kind = getattr(alternatives, name)
-    model = kind(network, latent_dim=2, image_shape=(1, 2, 2), num_classes=2, warmup_steps=0)
+    model_class = getattr(alternatives, name)
+    model = model_class(network, latent_dim=2, image_shape=(1, 2, 2), num_classes=2, warmup_steps=0)
     for parameter in model.parameters():
         parameter.data += 0.5 * torch.randn_like(parameter)
     return model
@@ -89,14 +89,14 @@ def test_the_figure_of_the_article_is_an_aligned_grid_with_readable_text() -> No
 
 
 def test_the_jobs_of_the_article() -> None:
-    found = article.make_jobs(Path("/x"), [1, 2, 3], ["logger=csv"])
-    assert len(found) == len({job.folder for job in found}) == 14
-    assert sum(bool(job.claims) for job in found) == 12
-    assert [j.train[-1] for j in found if not j.claims] == ["model.latent_dim=2"] * 2
+    article_jobs = article.make_jobs(Path("/x"), [1, 2, 3], ["logger=csv"])
+    assert len(article_jobs) == len({job.folder for job in article_jobs}) == 14
+    assert sum(bool(job.claims) for job in article_jobs) == 12
+    assert [j.train[-1] for j in article_jobs if not j.claims] == ["model.latent_dim=2"] * 2
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("arguments", "fragments"),
     [
         (["--train", "model.latnet_dim=3"], ["model.latnet_dim", "model.latent_dim?"]),
         (["--train", "model.latent_dim=0"], ["model.latent_dim=0", "from 1 to 65536"]),
@@ -110,13 +110,13 @@ def test_the_jobs_of_the_article() -> None:
     ],
 )
 def test_bad_settings_of_the_article_are_rejected_at_once(
-    typed: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], fragments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        article.main(["--folder", str(tmp_path), *typed])
+        article.main(["--folder", str(tmp_path), *arguments])
     assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert all(part in error for part in said), error
+    assert all(part in error for part in fragments), error
     assert not list(tmp_path.iterdir())
 
 
@@ -124,49 +124,49 @@ def replace_training_and_evaluation(
     monkeypatch: pytest.MonkeyPatch, status: str = "finished"
 ) -> list[str]:
     """Replace training and evaluation by functions that write files; return a list of the calls."""
-    done: list[str] = []
+    calls: list[str] = []
 
     def train(run_dirs: Sequence[Path], *_: Any) -> None:
         for run_dir in run_dirs:
-            done.append(f"train {run_dir.name}")
+            calls.append(f"train {run_dir.name}")
             (run_dir / "checkpoints").mkdir()
             (run_dir / "checkpoints" / "best.ckpt").write_bytes(b"weights")
             reading.update_summary(run_dir, status=status)
 
     def evaluate(job: Any) -> None:
-        done.append(f"evaluate {job.folder.name}")
+        calls.append(f"evaluate {job.folder.name}")
         best = job.folder / "checkpoints" / "best.ckpt"
-        of = {"checkpoint": best.name, "checkpoint_digest": files.file_digest(best)}
+        weights = {"checkpoint": best.name, "checkpoint_digest": files.file_digest(best)}
         measured = {"metrics": {}, "seconds": dict.fromkeys(job.claims, 1.0)}
-        files.write_json(job.folder / reading.EVALUATION, {**of, **measured})
+        files.write_json(job.folder / reading.EVALUATION, {**weights, **measured})
         (job.folder / "evaluated.txt").write_text(" ".join(job.evaluate))
 
     monkeypatch.setattr(jobs, "run_jobs", train)
     monkeypatch.setattr(jobs, "_evaluate", evaluate)
-    return done
+    return calls
 
 
 def test_a_run_is_evaluated_again_with_other_settings_or_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = replace_training_and_evaluation(monkeypatch)
+    calls = replace_training_and_evaluation(monkeypatch)
     (job, *_) = article.make_jobs(tmp_path, [1], [], ["num_samples=5"])
     jobs.train_and_evaluate([job])
     jobs.train_and_evaluate([job])
-    assert done == ["train autoencoder-s1", "evaluate autoencoder-s1"]
+    assert calls == ["train autoencoder-s1", "evaluate autoencoder-s1"]
     other = job._replace(evaluate=["num_samples=6"])
     jobs.train_and_evaluate([other])
     (job.folder / "checkpoints" / "best.ckpt").write_bytes(b"other weights")
     jobs.train_and_evaluate([other])
     jobs.train_and_evaluate([other])
-    assert done[2:] == ["evaluate autoencoder-s1"] * 2
+    assert calls[2:] == ["evaluate autoencoder-s1"] * 2
 
 
 def test_a_folder_of_other_settings_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder is also rejected if the overrides are equal but conf/ has changed."""
-    done = replace_training_and_evaluation(monkeypatch)
+    calls = replace_training_and_evaluation(monkeypatch)
     job = jobs.Job(tmp_path / "run", ["seed=1"])
     jobs.train_and_evaluate([job])
     conf = tmp_path / "conf"
@@ -179,16 +179,16 @@ def test_a_folder_of_other_settings_is_rejected(
         monkeypatch.setattr(jobs, "CONF", conf)
         jobs._settings_text.cache_clear()
     jobs._settings_text.cache_clear()
-    assert done == ["train run"]
+    assert calls == ["train run"]
     assert not (tmp_path / "new").exists()
 
 
 def test_a_failed_run_is_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = replace_training_and_evaluation(monkeypatch, "failed")
+    calls = replace_training_and_evaluation(monkeypatch, "failed")
     (job, *_) = article.make_jobs(tmp_path, [1], [])
     with pytest.raises(RunFailed, match="autoencoder-s1; repeat the command"):
         jobs.train_and_evaluate([job])
-    assert done == ["train autoencoder-s1"]
+    assert calls == ["train autoencoder-s1"]
 
 
 def test_a_signal_to_the_command_ends_the_evaluation(
@@ -271,11 +271,11 @@ def test_free_bits_drop_the_gradient_below_the_threshold(path: bool) -> None:
     model.free = spent.mean().item()  # one dimension is above the threshold, the other below
     above, below = int(spent.argmax()), int(spent.argmin())
     kl = model.terms(x, y, eps).kl.mean()
-    (found,) = torch.autograd.grad(kl, head)
+    (gradient,) = torch.autograd.grad(kl, head)
     as_always = model.eval().terms(x, y, eps).kl.mean()
     (plain,) = torch.autograd.grad(as_always, head)
-    torch.testing.assert_close(found[above::2], plain[above::2])
-    assert found[below::2].norm() < 1e-4 * plain[below::2].norm()
+    torch.testing.assert_close(gradient[above::2], plain[above::2])
+    assert gradient[below::2].norm() < 1e-4 * plain[below::2].norm()
     assert as_always.item() == pytest.approx(spent.sum().item())
     if not path:  # with path_gradient, the value is a one-sample estimate
         assert kl.item() == pytest.approx(spent.max().item() + model.free)
@@ -328,19 +328,19 @@ def test_ablations_are_paired_by_seed_and_continue_from_their_file(
     ablations.main(["plain"])
     document = json.loads((tmp_path / "ablations.json").read_text())
     assert list(document["variants"]) == ["default", "plain"]
-    default, found = (document["variants"][name]["runs"] for name in ("default", "plain"))
-    assert list(default) == list(found) == ["1", "2"]
-    gains = [default[seed]["nll"] - found[seed]["nll"] for seed in default]
-    table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["render_ablations"](document)
+    default, plain_runs = (document["variants"][name]["runs"] for name in ("default", "plain"))
+    assert list(default) == list(plain_runs) == ["1", "2"]
+    gains = [default[seed]["nll"] - plain_runs[seed]["nll"] for seed in default]
+    table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["ablations"](document)
     error = abs(gains[0] - gains[1]) / 2
     assert f"| {sum(gains) / 2:+.2f} ± {error:.2f} |" in table
     assert f"an s.d. of {error * 2**0.5:.2f} nats" in table
     capsys.readouterr()
     validation.main([str(tmp_path / "ablations" / "plain-s1")])
-    said = capsys.readouterr().out
-    nats = float(said.partition(" nats (validation, K = 100)")[0].rpartition(" ")[2])
-    assert nats == pytest.approx(found["1"]["nll"], abs=0.01)
-    assert f"label agreement {found['1']['label_agreement']:.2%}, " in said
+    output = capsys.readouterr().out
+    nats = float(output.partition(" nats (validation, K = 100)")[0].rpartition(" ")[2])
+    assert nats == pytest.approx(plain_runs["1"]["nll"], abs=0.01)
+    assert f"label agreement {plain_runs['1']['label_agreement']:.2%}, " in output
     (interrupted,) = (
         job for job in ablations.make_jobs("plain").values() if "s2" in job.folder.name
     )
@@ -364,8 +364,8 @@ def test_the_speedrun_reports_whether_it_reached_the_target(
     monkeypatch.setattr(speedrun, "FOLDER", tmp_path)
     monkeypatch.setattr(speedrun, "OVERRIDES", (*speedrun.COMMON, *tiny(data_dir)))
     speedrun.main(["1", "2"])
-    *said, mean = capsys.readouterr().out.splitlines()
-    seeds = [line for line in said if line.startswith("seed ")]
+    *lines, mean = capsys.readouterr().out.splitlines()
+    seeds = [line for line in lines if line.startswith("seed ")]
     assert [line.partition(":")[0] for line in seeds] == ["seed 1", "seed 2"]
     nats = [float(line.split()[2]) for line in seeds]
     assert float(mean.split()[3]) == pytest.approx(sum(nats) / 2, abs=0.01)

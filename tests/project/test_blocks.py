@@ -100,15 +100,17 @@ def project(trained_project: Path, tmp_path: Path) -> Path:
 def run_command(command: list[str], project: Path) -> None:
     """Run a command in the project; scripts run in a process with imported libraries."""
     count = next(i for i, word in enumerate(command) if not re.match(r"[A-Z_]+=", word))
-    given = dict(word.split("=", 1) for word in command[:count])  # NAME=value before the command
+    variables = dict(
+        word.split("=", 1) for word in command[:count]
+    )  # NAME=value before the command
     command = command[count:]
     source = str(project / "src")
     if command[0] == "python" and command[1].endswith(".py"):
         script = project / command[1]
-        done = run_warm(script, command[2:], project, 600, **given, PYTHONPATH=source)
+        done = run_warm(script, command[2:], project, 600, **variables, PYTHONPATH=source)
     else:
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-        environment = {**clean_environment(), "PATH": path, "PYTHONPATH": source, **given}
+        environment = {**clean_environment(), "PATH": path, "PYTHONPATH": source, **variables}
         done = subprocess.run(
             command, cwd=project, env=environment, capture_output=True, text=True, check=False
         )

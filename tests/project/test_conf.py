@@ -86,12 +86,12 @@ def test_every_file_composes_into_a_valid_config(group: str, option: str) -> Non
 
 
 def find_targets(node: Any) -> list[dict[str, Any]]:
-    found = []
+    nodes = []
     if isinstance(node, dict):
-        found += [node] if "_target_" in node else []
+        nodes += [node] if "_target_" in node else []
         for child in node.values():
-            found += find_targets(child)
-    return found
+            nodes += find_targets(child)
+    return nodes
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -147,7 +147,7 @@ def test_good_overrides_are_accepted(override: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["model.latent_dim=0"], "model.latent_dim=0: must be an integer from 1 to 65536"),
         (["model.latent_dim=2.5"], "model.latent_dim=2.5"),
@@ -200,16 +200,16 @@ def test_good_overrides_are_accepted(override: str) -> None:
         (["logger.wandb.mode=on"], "logger.wandb.mode"),
     ],
 )
-def test_bad_values_are_reported(overrides: list[str], said: str) -> None:
+def test_bad_values_are_reported(overrides: list[str], message: str) -> None:
     problems = find_problems(*overrides)
     assert len(problems) == 1
-    assert said in problems[0]
+    assert message in problems[0]
 
 
 @pytest.mark.parametrize("model", sorted(p.stem for p in (CONF / "model").glob("*.yaml")))
-@pytest.mark.parametrize("chosen", ["experiment=quick", "debug=one_batch", "debug=overfit"])
-def test_general_options_suit_every_model(model: str, chosen: str) -> None:
-    assert find_problems(f"model={model}", chosen) == []
+@pytest.mark.parametrize("option", ["experiment=quick", "debug=one_batch", "debug=overfit"])
+def test_general_options_suit_every_model(model: str, option: str) -> None:
+    assert find_problems(f"model={model}", option) == []
 
 
 def list_shipped_targets() -> list[str]:
@@ -220,12 +220,12 @@ def list_shipped_targets() -> list[str]:
 
 @pytest.mark.parametrize("target", [*list_shipped_targets(), *LIBRARY_TARGETS])
 def test_signatures_read_from_source_match_inspect(target: str) -> None:
-    found = signature(target)
-    assert found is not None
+    from_source = signature(target)
+    assert from_source is not None
     parameters = inspect.signature(get_object(target)).parameters
     forwards = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    assert forwards or list(found.parameters) == list(parameters)
-    for name, parameter in found.parameters.items():
+    assert forwards or list(from_source.parameters) == list(parameters)
+    for name, parameter in from_source.parameters.items():
         if name not in parameters:  # forwarded to a base class
             continue
         default = parameters[name].default
@@ -235,7 +235,7 @@ def test_signatures_read_from_source_match_inspect(target: str) -> None:
 
 def list_base_files() -> list[tuple[str, str]]:
     """Return the files that build on no other file of their group."""
-    found = []
+    base_files = []
     for group, option in OPTIONS:
         content = OmegaConf.load(CONF / group / f"{option}.yaml")
         assert isinstance(content, DictConfig)
@@ -243,8 +243,8 @@ def list_base_files() -> list[tuple[str, str]]:
         if "_target_" in content and not any(
             (CONF / group / f"{e}.yaml").is_file() for e in entries
         ):
-            found.append((group, option))
-    return found
+            base_files.append((group, option))
+    return base_files
 
 
 @pytest.mark.parametrize(("group", "option"), list_base_files())
@@ -252,11 +252,11 @@ def test_defaults_of_constructors_match_conf(group: str, option: str) -> None:
     """A notebook that omits an argument trains with the value in conf/."""
     content = OmegaConf.load(CONF / group / f"{option}.yaml")
     assert isinstance(content, DictConfig)
-    found = signature(content._target_)
-    assert found is not None
-    if not found.target.startswith((f"{PACKAGE}.", "harness.")):
+    from_source = signature(content._target_)
+    assert from_source is not None
+    if not from_source.target.startswith((f"{PACKAGE}.", "harness.")):
         return
-    for name, parameter in found.parameters.items():
+    for name, parameter in from_source.parameters.items():
         value = (
             content.get(name)
             if name in content and not OmegaConf.is_interpolation(content, name)
@@ -270,10 +270,10 @@ def test_defaults_of_constructors_match_conf(group: str, option: str) -> None:
 def test_defaults_of_callbacks_match_conf() -> None:
     """Arguments of the default callbacks in conf/ equal the defaults of their constructors."""
     for node in compose().callbacks.values():
-        found = signature(node._target_)
-        assert found is not None
-        if found.target.startswith(f"{PACKAGE}."):
-            for name, parameter in found.parameters.items():
+        from_source = signature(node._target_)
+        assert from_source is not None
+        if from_source.target.startswith(f"{PACKAGE}."):
+            for name, parameter in from_source.parameters.items():
                 assert parameter.default in (REQUIRED, node[name]), (node._target_, name)
 
 
@@ -348,7 +348,7 @@ def test_a_run_is_named_by_its_classes() -> None:
     from cvae.settings import run_name
 
     assert run_name(to_plain(compose())) == "cvae-mlp-adversary-z32-s1"
-    typed = ("model=vae", "model/prior=flow", "data=kmnist", "data/augmentation=warp", "seed=2")
-    assert run_name(to_plain(compose(*typed))) == "vae-mlp-flow-warp-z24-kmnist-s2"
+    overrides = ("model=vae", "model/prior=flow", "data=kmnist", "data/augmentation=warp", "seed=2")
+    assert run_name(to_plain(compose(*overrides))) == "vae-mlp-flow-warp-z24-kmnist-s2"
     own = {"model": {"_target_": "mine.Model"}, "data": {"_target_": "mine.Data"}, "seed": 3}
     assert run_name(own) == "model-s3"

@@ -23,15 +23,15 @@ LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)|\b(?:src|srcset|href)=\"([^\"]+)\"")
 
 def find_imported_files(path: str) -> set[str]:
     """Return the files of src/ that a file imports, also within functions."""
-    found = set()
+    files = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{a.name}" for a in node.names] + [str(node.module)]
-        found |= {f"src/{name.replace('.', '/')}.py" for name in names}
-    return found
+        files |= {f"src/{name.replace('.', '/')}.py" for name in names}
+    return files
 
 
 def find_files_named_in_conf() -> set[str]:
@@ -48,8 +48,8 @@ def test_calls_in_the_page_match_the_imports() -> None:
         assert file in reached or file in of_conf, f"nothing before {file} calls it"
         calls = re.findall(r"`([^`]+)`", called)
         for other in calls:
-            is_asked_for = file.endswith("science.py") and other.endswith("/settings.py")
-            assert other in find_imported_files(file) | of_conf or is_asked_for, (
+            is_settings_lookup = file.endswith("science.py") and other.endswith("/settings.py")
+            assert other in find_imported_files(file) | of_conf or is_settings_lookup, (
                 f"{file} calls no {other}"
             )
         reached |= set(calls)
@@ -58,9 +58,9 @@ def test_calls_in_the_page_match_the_imports() -> None:
 def test_exit_codes_in_the_page_match_the_exceptions() -> None:
     table = (DOCS / "reference" / "exit-codes.md").read_text()
     cells = re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE)
-    told = {int(code) for cell in cells for code in cell.split(", ")}
+    documented = {int(code) for cell in cells for code in cell.split(", ")}
     raised = {errors.ConfigError.exit_code, errors.RunFailed.exit_code, errors.Diverged.exit_code}
-    assert raised | errors.STOPPED | {errors.BROKEN_PIPE} <= told
+    assert raised | errors.STOPPED | {errors.BROKEN_PIPE} <= documented
 
 
 def find_anchors(page: Path) -> set[str]:

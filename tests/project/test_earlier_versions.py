@@ -32,8 +32,8 @@ def test_an_earlier_run_generates(earlier: Path) -> None:
 def test_the_evaluation_of_an_earlier_run_is_unchanged(earlier: Path) -> None:
     before = json.loads((earlier / "evaluation.json").read_text())["metrics"]
     (earlier / "evaluation.json").unlink()
-    words = [f"run={earlier}", "claims=bound", "num_samples=2", "figures=false"]
-    done = run_script("evaluate", *words, timeout=300)
+    overrides = [f"run={earlier}", "claims=bound", "num_samples=2", "figures=false"]
+    done = run_script("evaluate", *overrides, timeout=300)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((earlier / "evaluation.json").read_text())["metrics"]
     assert metrics.keys() == before.keys()
@@ -58,8 +58,8 @@ def test_an_earlier_run_is_compared_with_a_new_one(
 
 
 def test_an_earlier_run_resumes(earlier: Path) -> None:
-    typed = [f"resume={earlier}", "trainer.max_epochs=2", "logger=csv"]
-    done = run_script("train", *typed, timeout=300)
+    overrides = [f"resume={earlier}", "trainer.max_epochs=2", "logger=csv"]
+    done = run_script("train", *overrides, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resuming at step 30" in done.stdout
     assert checkpoints.load(earlier / "checkpoints" / "last.ckpt")["global_step"] == 60

@@ -25,14 +25,14 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("typed", "said"), BAD, ids=[typed for typed, _ in BAD])
-def test_bad_input_gets_one_clear_message(typed: str, said: list[str]) -> None:
-    done = run_script("evaluate", typed)
+@pytest.mark.parametrize(("override", "fragments"), BAD, ids=[override for override, _ in BAD])
+def test_bad_input_gets_one_clear_message(override: str, fragments: list[str]) -> None:
+    done = run_script("evaluate", override)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) <= 3
-    assert all(part in done.stderr for part in said)
+    assert all(part in done.stderr for part in fragments)
 
 
 def test_the_config_is_valid() -> None:
@@ -108,8 +108,8 @@ def test_a_second_evaluation_is_added_to_the_first(
 ) -> None:
     run_dir, _ = evaluated
     before = json.loads((run_dir / "evaluation.json").read_text())
-    words = ["claims=bound", "num_samples=6", "num_generated=20", "figures=false"]
-    done = run_script("evaluate", f"run={run_dir}", *words)
+    overrides = ["claims=bound", "num_samples=6", "num_generated=20", "figures=false"]
+    done = run_script("evaluate", f"run={run_dir}", *overrides)
     assert done.returncode == 0, done.stderr
     after = json.loads((run_dir / "evaluation.json").read_text())
     assert set(after["metrics"]) > set(before["metrics"])

@@ -92,8 +92,13 @@ def digits_site(
     place, run = tmp_path_factory.mktemp("explorer"), ROOT / "pretrained"
     if not run.is_dir():
         run = place / "run"
-        words = ("experiment=quick", "logger=csv", "callbacks.figures=null", f"hydra.run.dir={run}")
-        done = run_script("train", *words, timeout=500)
+        overrides = (
+            "experiment=quick",
+            "logger=csv",
+            "callbacks.figures=null",
+            f"hydra.run.dir={run}",
+        )
+        done = run_script("train", *overrides, timeout=500)
         assert done.returncode == 0, done.stdout + done.stderr
     page = place / "page"
     done = run_script("explore", f"run={run}", f"output={page}", "serve=false", timeout=300)
@@ -330,16 +335,16 @@ def test_the_page_fits_screens(
     assert all(0 <= left <= right <= width for left, right in sizes)
 
 
-@pytest.mark.parametrize("kind", [VAE, Autoencoder])
+@pytest.mark.parametrize("model_class", [VAE, Autoencoder])
 def test_a_model_without_labels_shows_what_applies(
-    kind: type[Autoencoder],
+    model_class: type[Autoencoder],
     data_dir: Path,
     serve_page: Callable[[Path, Any], Site],
     visit: Callable[[str], Any],
     tmp_path: Path,
 ) -> None:
     network = partial(MLP, hidden_dim=12, encoder_blocks=1, decoder_blocks=1)
-    model = kind(network, latent_dim=3).eval()
+    model = model_class(network, latent_dim=3).eval()
     data = MNISTDataModule(data_dir, "KMNIST", validation_size=60)
     folder.write_folder(model, data, "untrained", tmp_path)
     tab = visit(serve_page(tmp_path, model).url)
@@ -352,4 +357,4 @@ def test_a_model_without_labels_shows_what_applies(
     assert now["guess"] is now["label"] is None
     hidden = {name: tab.locator(f"#{name}").is_hidden() for name in ("guess-block", "label-block")}
     assert all(hidden.values())
-    assert tab.locator("#sample-block").is_visible() is (kind is VAE)
+    assert tab.locator("#sample-block").is_visible() is (model_class is VAE)

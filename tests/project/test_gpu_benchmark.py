@@ -28,10 +28,10 @@ from gpu_runs import Skipped
 def test_the_gpu_benchmark_runs_on_a_cpu(data_dir: Path, tmp_path: Path) -> None:
     data = ["data=kmnist", f"data.data_dir={data_dir}", "data.batch_size=32"]
     data += ["data.eval_batch_size=16", "data.validation_size=45"]
-    words = ["--cpu", "--steps", "4", "--folder", str(tmp_path), "--train", *data]
+    arguments = ["--cpu", "--steps", "4", "--folder", str(tmp_path), "--train", *data]
     path = f"{ROOT / 'src'}:{ROOT / 'benchmarks'}"
     script = ROOT / "benchmarks" / "gpu.py"
-    done = run_fresh(script, words, timeout=600, PYTHONPATH=path)
+    done = run_fresh(script, arguments, timeout=600, PYTHONPATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads((tmp_path / "measured.json").read_text())
     assert document["gpu"] is None
@@ -117,8 +117,8 @@ def test_the_runs_on_a_gpu_compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     """All overrides of runs and loops are valid, and the GPU overrides are applied."""
     composed = []
 
-    def record(words: list[str]) -> Any:
-        composed.append(compose(*(w for w in words if not w.startswith("+callbacks"))))
+    def record(overrides: list[str]) -> Any:
+        composed.append(compose(*(w for w in overrides if not w.startswith("+callbacks"))))
         raise Skipped("not trained")
 
     options = gpu.parse(["--cpu", "--folder", str(tmp_path)])

@@ -24,7 +24,7 @@ def test_recipes_contain_their_results() -> None:
     for name, row in rows:
         path = CONF / ("train.yaml" if name == "default" else f"experiment/{name}.yaml")
         *nats, k = (cell.strip("| ") for cell in row.split(" | ")[:4])
-        assert all(found in path.read_text() for found in (*nats, f"K = {k}")), path
+        assert all(value in path.read_text() for value in (*nats, f"K = {k}")), path
 
 
 def test_experiments_contain_their_results() -> None:
@@ -36,6 +36,6 @@ def test_experiments_contain_their_results() -> None:
     for name, row in document["experiments"].items():
         header = (CONF / f"experiment/{name}.yaml").read_text().replace("\n# ", " ")
         assert f"n = {row['n']}" in header
-        for metric, found in row["metrics"].items():
+        for metric, value in row["metrics"].items():
             _, scale, _ = script["_QUANTITIES"][metric]
-            assert script["format_mean"](found, scale) in header, (name, metric)
+            assert script["format_mean"](value, scale) in header, (name, metric)

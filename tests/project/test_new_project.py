@@ -58,7 +58,7 @@ def core_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("", "NAME is missing: make new NAME=my_study DIR=../my-study"),
         ("My-Study", "use lower-case letters, digits and _"),
@@ -72,17 +72,17 @@ def core_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("a" * 31, "use at most 30 characters"),
     ],
 )
-def test_a_bad_name_is_rejected_in_one_line(name: str, said: str, tmp_path: Path) -> None:
+def test_a_bad_name_is_rejected_in_one_line(name: str, message: str, tmp_path: Path) -> None:
     done = run_new(name, str(tmp_path / "new"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 
 def test_a_bad_folder_is_rejected_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    for folder, said in (
+    for folder, message in (
         ("", "DIR is missing"),
         (str(tmp_path), "exists and is not an empty folder"),
         (str(tmp_path / "file"), "exists and is not an empty folder"),
@@ -90,7 +90,7 @@ def test_a_bad_folder_is_rejected_in_one_line(tmp_path: Path) -> None:
     ):
         done = run_new("my_study", folder)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-        assert said in done.stderr
+        assert message in done.stderr
     done = run_new("my_study", str(tmp_path / "new"), "--keep", "some")
     assert "KEEP=some: must be core or all" in done.stderr
 
@@ -157,10 +157,10 @@ def test_rows_of_claims_are_dropped(edits: SimpleNamespace) -> None:
 
 @pytest.mark.engines
 def test_a_new_project_has_its_own_name_and_history(core_project: Path) -> None:
-    words = run_git(core_project, "grep", "-n", "-w", "cvae").splitlines()
-    made_from = re.compile("|".join(ALLOWED))
-    assert len(words) > 5
-    assert [line for line in words if not made_from.search(line.partition(":")[2])] == []
+    occurrences = run_git(core_project, "grep", "-n", "-w", "cvae").splitlines()
+    allowed = re.compile("|".join(ALLOWED))
+    assert len(occurrences) > 5
+    assert [line for line in occurrences if not allowed.search(line.partition(":")[2])] == []
     log = run_git(core_project, "log", "--format=%s").splitlines()
     assert len(log) == 1
     template = r"cvae-mnist-template [\d.]+(, commit \w+( with changes)?)?"
@@ -225,9 +225,12 @@ def test_a_new_project_trains_and_evaluates(core_project: Path) -> None:
     write_digits(core_project / "data" / "KMNIST" / "raw")
     source = str(core_project / "src")
     small = [*tiny(core_project / "data"), "experiment=quick", "logger=csv"]
-    for script, words in (("train", small), ("evaluate", ["num_samples=4", "num_generated=10"])):
+    for script, overrides in (
+        ("train", small),
+        ("evaluate", ["num_samples=4", "num_generated=10"]),
+    ):
         done = run_warm(
-            core_project / "src" / f"{script}.py", words, core_project, 120, PYTHONPATH=source
+            core_project / "src" / f"{script}.py", overrides, core_project, 120, PYTHONPATH=source
         )
         assert done.returncode == 0, done.stdout + done.stderr
     assert (

@@ -24,10 +24,10 @@ MARK = "# yaml-language-server: $schema="
 
 
 def make_validator(name: str) -> Draft7Validator:
-    found = {p.name: json.loads(p.read_text()) for p in FOLDER.glob("*.json")}
-    resources = [(key, Resource.from_contents(schema)) for key, schema in found.items()]
+    schemas = {p.name: json.loads(p.read_text()) for p in FOLDER.glob("*.json")}
+    resources = [(key, Resource.from_contents(schema)) for key, schema in schemas.items()]
     registry: Any = Registry().with_resources(resources)
-    return Draft7Validator(found[name], registry=registry)
+    return Draft7Validator(schemas[name], registry=registry)
 
 
 def find_errors(name: str, content: Any) -> list[str]:
@@ -63,7 +63,7 @@ def test_every_file_names_its_schema_and_satisfies_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "fragment"),
     [
         ("optimizer.json", {"_target_": "torch.optim.SGD", "momentm": 0.9}, "'momentm'"),
         ("optimizer.json", {"_target_": "torch.optim.AdamW", "lr": -1.0}, "-1.0"),
@@ -76,9 +76,9 @@ def test_every_file_names_its_schema_and_satisfies_it(path: Path) -> None:
         ("callbacks.json", {"ema": {"_target_": "cvae.callbacks.EMA", "decay": 2}}, "2"),
     ],
 )
-def test_mistakes_are_reported(name: str, content: dict[str, Any], said: str) -> None:
+def test_mistakes_are_reported(name: str, content: dict[str, Any], fragment: str) -> None:
     (message,) = find_errors(name, content)
-    assert said in message
+    assert fragment in message
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,6 @@ def test_the_comment_goes_below_the_package() -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     for text in ("# @package model\n# none\na: 1\n", "# none\na: 1\n"):
-        made = script.set_header(text, f"{MARK}x.json")
-        assert script.set_header(made, None) == text
-        assert made.splitlines()[text.startswith("# @package")] == f"{MARK}x.json"
+        with_comment = script.with_header(text, f"{MARK}x.json")
+        assert script.with_header(with_comment, None) == text
+        assert with_comment.splitlines()[text.startswith("# @package")] == f"{MARK}x.json"

@@ -53,8 +53,8 @@ BASE = """
 def test_arguments_forwarded_to_the_base(
     read_signature: Callable[[str, str], Signature], text: str, names: str, takes_any: bool
 ) -> None:
-    found = read_signature(f"{BASE}        def __init__{text}", "Child")
-    assert (list(found.parameters), found.takes_any) == (names.split(), takes_any)
+    result = read_signature(f"{BASE}        def __init__{text}", "Child")
+    assert (list(result.parameters), result.takes_any) == (names.split(), takes_any)
 
 
 def test_a_mixin_without_a_constructor_comes_first(
@@ -159,9 +159,9 @@ def test_names_of_all_statements_are_found(
     for name in "AB":
         assert read_signature(text, name) is None  # not readable from source; imported later
     for name in "CDEF":
-        found = read_signature(text, name)
-        assert found is not None
-        assert list(found.parameters) == ["a"]
+        result = read_signature(text, name)
+        assert result is not None
+        assert list(result.parameters) == ["a"]
     with pytest.raises(NotFoundError, match="has no G"):
         read_signature(text, "G")
 
@@ -174,9 +174,9 @@ def test_a_class_that_replaces_its_base(
         class UserDict(UserDict):
             def __init__(self, a, **kwargs): super().__init__(**kwargs)
     """
-    found = read_signature(text, "UserDict")
-    assert found is not None
-    assert (list(found.parameters), found.takes_any_name) == (["a"], True)
+    result = read_signature(text, "UserDict")
+    assert result is not None
+    assert (list(result.parameters), result.takes_any) == (["a"], True)
 
 
 def test_a_misspelt_module_is_named() -> None:

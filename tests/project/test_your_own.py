@@ -146,11 +146,11 @@ def copy_project(project: Path, *names: str) -> Path:
 
 
 def run_project_script(
-    project: Path, script: str, *words: str
+    project: Path, script: str, *arguments: str
 ) -> "subprocess.CompletedProcess[str]":
     source = str(project / "src")
-    done = run_warm(project / "src" / f"{script}.py", words, project, 300, PYTHONPATH=source)
-    assert done.returncode == 0, f"{script} {words}\n{done.stdout}\n{done.stderr}"
+    done = run_warm(project / "src" / f"{script}.py", arguments, project, 300, PYTHONPATH=source)
+    assert done.returncode == 0, f"{script} {arguments}\n{done.stdout}\n{done.stderr}"
     return done
 
 
