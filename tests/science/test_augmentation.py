@@ -15,9 +15,9 @@ from harness.contract.sampler import Rows
 INDEX = torch.arange(500)
 
 
-def make_warp(**given: Any) -> Warp:
+def make_warp(**changed: Any) -> Warp:
     settings = {"seed": 1, "affine": 0.06, "elastic": 0.5, "share": 0.5, "until": 0.75}
-    return Warp(**{**settings, "max_epochs": 12, **given})
+    return Warp(**{**settings, "max_epochs": 12, **changed})
 
 
 def draw_digits(count: int = 500) -> Tensor:
@@ -29,12 +29,12 @@ def draw_digits(count: int = 500) -> Tensor:
 
 
 def test_the_warp_depends_only_on_seed_epoch_and_image() -> None:
-    whole = make_warp()(draw_digits(), INDEX, 3)
+    all_warped = make_warp()(draw_digits(), INDEX, 3)
     some = torch.tensor([411, 5, 70])
-    apart = make_warp()(draw_digits()[some], some, 3).int() - whole[some]
+    apart = make_warp()(draw_digits()[some], some, 3).int() - all_warped[some]
     assert int(apart.abs().max()) <= 1  # rounding may differ in another batch
-    assert not torch.equal(make_warp()(draw_digits(), INDEX, 4), whole)
-    assert not torch.equal(make_warp(seed=2)(draw_digits(), INDEX, 3), whole)
+    assert not torch.equal(make_warp()(draw_digits(), INDEX, 4), all_warped)
+    assert not torch.equal(make_warp(seed=2)(draw_digits(), INDEX, 3), all_warped)
 
 
 def test_a_share_of_the_images_is_warped_and_none_in_the_last_epochs() -> None:
@@ -78,24 +78,24 @@ def test_warps_have_the_requested_size(axis: int) -> None:
 @pytest.mark.parametrize("size", [(9, 14), (1, 1), (5, 40)])
 def test_warps_keep_any_image_shape(size: tuple[int, int]) -> None:
     pixels = torch.full((500, 1, *size), 255, dtype=torch.uint8)
-    found = make_warp(share=1.0)(pixels, INDEX, 0)
-    assert found.shape == pixels.shape
-    assert found.dtype == torch.uint8
+    warped = make_warp(share=1.0)(pixels, INDEX, 0)
+    assert warped.shape == pixels.shape
+    assert warped.dtype == torch.uint8
     if min(size) > 1:  # black only enters at the border
-        assert (found[:, 0, size[0] // 2, size[1] // 2] > 200).all()
+        assert (warped[:, 0, size[0] // 2, size[1] // 2] > 200).all()
 
 
 def test_the_channels_of_an_image_are_warped_alike() -> None:
     color = draw_digits().repeat(1, 3, 1, 1) // torch.tensor([1, 2, 4])[:, None, None]
-    found = make_warp()(color.to(torch.uint8), INDEX, 0)
-    assert torch.equal(found[:, :1], make_warp()(draw_digits(), INDEX, 0))
+    warped = make_warp()(color.to(torch.uint8), INDEX, 0)
+    assert torch.equal(warped[:, :1], make_warp()(draw_digits(), INDEX, 0))
     for channel, divisor in ((1, 2), (2, 4)):
-        difference = found[:, channel] - found[:, 0].float() / divisor
+        difference = warped[:, channel] - warped[:, 0].float() / divisor
         assert float(difference.abs().max()) <= 2  # rounding, before and after
 
 
 def test_only_training_images_are_warped(data_dir: Path) -> None:
-    def made(factory: Any) -> MNISTDataModule:
+    def make_data(factory: Any) -> MNISTDataModule:
         module = MNISTDataModule(data_dir, "KMNIST", validation_size=45, augmentation=factory)
         module.setup()
         return module
@@ -104,8 +104,8 @@ def test_only_training_images_are_warped(data_dir: Path) -> None:
         assert images is not None
         return images[Rows(0, torch.arange(30), 30)].x
 
-    plain = made(None)
-    warped = made(lambda seed: make_warp(seed=seed, share=1.0))
+    plain = make_data(None)
+    warped = make_data(lambda seed: make_warp(seed=seed, share=1.0))
     assert not torch.equal(rows(plain.train), rows(warped.train))
     assert torch.equal(rows(plain.validation), rows(warped.validation))
     assert torch.equal(rows(plain.test), rows(warped.test))

@@ -35,9 +35,9 @@ def make_attributes() -> Attributes:
     return condition
 
 
-def make_network(**given: Any) -> MLP:
+def make_network(**kwargs: Any) -> MLP:
     torch.manual_seed(0)
-    return MLP(hidden_dim=12, encoder_blocks=1, decoder_blocks=1, **given)
+    return MLP(hidden_dim=12, encoder_blocks=1, decoder_blocks=1, **kwargs)
 
 
 def test_values_become_rows() -> None:
@@ -61,7 +61,7 @@ def test_networks_take_standardized_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("condition", "y", "said"),
+    ("condition", "y", "message"),
     [
         (make_attributes(), {"digit": 4, "angle": 0}, "digit=4: labels must be from 0 to 3"),
         (make_attributes(), {"digit": 1.0, "angle": 0}, "digit=1: must be an integer, 0 to 3"),
@@ -88,9 +88,9 @@ def test_networks_take_standardized_values() -> None:
     ],
 )
 def test_wrong_values_are_rejected_with_names_and_ranges(
-    condition: ConditionSpec, y: Any, said: str
+    condition: ConditionSpec, y: Any, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         condition.encode(y, ROWS)
 
 
@@ -143,7 +143,7 @@ def test_rows_are_the_combinations_of_the_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "condition", "said"),
+    ("label", "condition", "message"),
     [
         (3, None, "needs condition='{digit: ..., angle: ...}', not label="),
         (None, None, "needs condition="),
@@ -154,9 +154,9 @@ def test_rows_are_the_combinations_of_the_values() -> None:
         (None, {"digit": 3, "angle": [5, 5]}, r"angle=\[5, 5\]: must be different values"),
     ],
 )
-def test_wrong_requests_are_rejected(label: Any, condition: Any, said: str) -> None:
+def test_wrong_requests_are_rejected(label: Any, condition: Any, message: str) -> None:
     model = CVAE(make_network, 2, (1, 4, 4), condition=make_attributes()).eval()
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         requested_rows(model, label, condition)
 
 
@@ -205,7 +205,7 @@ def test_attributes_are_read_in_the_order_of_the_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         (
             {"train_height": np.full(400, np.nan)},
@@ -214,8 +214,8 @@ def test_attributes_are_read_in_the_order_of_the_images(tmp_path: Path) -> None:
         ({"test_height": np.zeros(3)}, "must have one value for each image"),
     ],
 )
-def test_wrong_attributes_are_rejected(tmp_path: Path, changed: Any, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_wrong_attributes_are_rejected(tmp_path: Path, changed: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         save_bars(tmp_path, **changed).setup()
 
 
@@ -279,14 +279,14 @@ def test_values_of_any_unit_are_standardized(scale: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         (1.7e9 + torch.arange(100).double(), "too little for float32: subtract a constant"),
         (torch.tensor([0.0, 1e39], dtype=torch.float64), "not finite numbers in float32"),
     ],
 )
-def test_values_that_float32_cannot_hold_are_rejected(values: torch.Tensor, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_values_that_float32_cannot_hold_are_rejected(values: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         fit_attributes(values)
 
 

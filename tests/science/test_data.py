@@ -17,10 +17,10 @@ from tests.tally import Promise
 
 
 def make_data(data_dir: Path, **settings: object) -> MNISTDataModule:
-    given = {"batch_size": 32, "eval_batch_size": 16, "validation_size": 45, **settings}
-    made = MNISTDataModule(data_dir, "KMNIST", **given)  # type: ignore[arg-type]
-    made.setup()
-    return made
+    arguments = {"batch_size": 32, "eval_batch_size": 16, "validation_size": 45, **settings}
+    data = MNISTDataModule(data_dir, "KMNIST", **arguments)  # type: ignore[arg-type]
+    data.setup()
+    return data
 
 
 def list_batches(sampler: GlobalBatchSampler, epoch: int = 0) -> list[list[int]]:
@@ -33,14 +33,14 @@ def list_batches(sampler: GlobalBatchSampler, epoch: int = 0) -> list[list[int]]
 def test_ranks_split_every_batch_without_loss_or_repetition(
     num_images: int, world_size: int
 ) -> None:
-    whole = list_batches(GlobalBatchSampler(num_images, 15, shuffle_seed=4))
+    batches = list_batches(GlobalBatchSampler(num_images, 15, shuffle_seed=4))
     shares = [
         list_batches(GlobalBatchSampler(num_images, 15, 4, rank, world_size))
         for rank in range(world_size)
     ]
-    assert sorted(i for batch in whole for i in batch) == list(range(num_images))
-    assert {len(share) for share in shares} == {len(whole)}  # the same number on every rank
-    for number, batch in enumerate(whole):
+    assert sorted(i for batch in batches for i in batch) == list(range(num_images))
+    assert {len(share) for share in shares} == {len(batches)}  # the same number on every rank
+    for number, batch in enumerate(batches):
         assert sorted(batch) == sorted(i for share in shares for i in share[number])
 
 
@@ -147,11 +147,11 @@ def write_npz(folder: Path, **changes: object) -> None:
 
 
 def load_images(folder: Path, **settings: object) -> ImagesDataModule:
-    given = {"validation_size": 5, "num_classes": 3, **settings}
-    made = ImagesDataModule(folder, "mine", **given)  # type: ignore[arg-type]
-    made.prepare_data()
-    made.setup()
-    return made
+    arguments = {"validation_size": 5, "num_classes": 3, **settings}
+    data = ImagesDataModule(folder, "mine", **arguments)  # type: ignore[arg-type]
+    data.prepare_data()
+    data.setup()
+    return data
 
 
 def test_own_images_are_loaded(tmp_path: Path) -> None:
@@ -194,11 +194,11 @@ def test_unusable_images_are_rejected(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.uint64, np.int64, np.float16, np.float64])
-def test_labels_may_have_any_numeric_type(kind: type, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint64, np.int64, np.float16, np.float64])
+def test_labels_may_have_any_numeric_type(dtype: type, tmp_path: Path) -> None:
     write_npz(tmp_path)
     expected = load_images(tmp_path)
-    write_npz(tmp_path, train_labels=(np.arange(20) % 3).astype(kind))
+    write_npz(tmp_path, train_labels=(np.arange(20) % 3).astype(dtype))
     found = load_images(tmp_path)
     assert found.train is not None
     assert expected.train is not None
@@ -259,15 +259,15 @@ def test_color_images_may_have_their_channels_first_or_last(tmp_path: Path) -> N
     train, test = make_pixels((20, 9, 14, 3)), make_pixels((6, 9, 14, 3))
     shape = {"image_shape": (3, 9, 14), "binarization": "none"}
     write_npz(tmp_path, train_images=train, test_images=np.moveaxis(test, 3, 1))
-    found = load_images(tmp_path, **shape)
-    assert found.test is not None
-    assert torch.equal(found.test.pixels, torch.from_numpy(test).permute(0, 3, 1, 2))
-    batch = next(iter(found.train_dataloader()))
+    data = load_images(tmp_path, **shape)
+    assert data.test is not None
+    assert torch.equal(data.test.pixels, torch.from_numpy(test).permute(0, 3, 1, 2))
+    batch = next(iter(data.train_dataloader()))
     assert batch.x.shape == (15, 3, 9, 14)
-    assert found.mean_image.shape == (3, 9, 14)
-    whole = np.concatenate([found.train.pixels, found.validation.pixels])  # type: ignore[union-attr]
+    assert data.mean_image.shape == (3, 9, 14)
+    whole = np.concatenate([data.train.pixels, data.validation.pixels])  # type: ignore[union-attr]
     assert sorted(map(bytes, whole)) == sorted(map(bytes, np.moveaxis(train, 3, 1)))
-    assert found.splits()["train"].inputs.shape == (15, 3, 9, 14)
+    assert data.splits()["train"].inputs.shape == (15, 3, 9, 14)
     write_npz(
         tmp_path, train_images=np.zeros((20, 1, 8, 8), np.uint8), test_images=test[:, :8, :8, :1]
     )
@@ -342,9 +342,9 @@ def make_overrides(folder: Path, **settings: object) -> list[str]:
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_without_data_leaves_no_folder(devices: int, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    typed = [*make_overrides(tmp_path), f"trainer.devices={devices}", "device=cpu"]
+    overrides = [*make_overrides(tmp_path), f"trainer.devices={devices}", "device=cpu"]
     run_dir.mkdir()
-    done = run_script("train", *typed, f"hydra.run.dir={run_dir}")
+    done = run_script("train", *overrides, f"hydra.run.dir={run_dir}")
     assert done.returncode == 2
     assert "mine.npz" in done.stderr
     assert len(done.stderr.splitlines()) <= 3

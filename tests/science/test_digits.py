@@ -290,13 +290,13 @@ def test_the_error_of_a_failed_download_names_no_host(
 def damage_file(file: Path, others: list[Path], rng: random.Random) -> str:
     """Damage a file at a random place; return the kind of damage."""
     content = file.read_bytes()
-    place = rng.randrange(len(content))
+    position = rng.randrange(len(content))
     kind = rng.choice(["truncated", "bit", "zeros", "swapped", "appended", "header", "empty"])
     if kind == "truncated":
-        file.write_bytes(content[:place])
+        file.write_bytes(content[:position])
     elif kind == "bit":
-        flipped = bytes([content[place] ^ (1 << rng.randrange(8))])
-        file.write_bytes(content[:place] + flipped + content[place + 1 :])
+        flipped = bytes([content[position] ^ (1 << rng.randrange(8))])
+        file.write_bytes(content[:position] + flipped + content[position + 1 :])
     elif kind == "zeros":
         file.write_bytes(bytes(len(content)))
     elif kind == "swapped":
@@ -354,16 +354,16 @@ def test_damage_that_cannot_be_repaired_is_rejected(
     monkeypatch.setitem(digits.SOURCES, source, fail)
     rng = random.Random(3)
     names = [raw / name for name in KMNIST.file_names()]
-    whole = {file: file.read_bytes() for file in names}
+    intact = {file: file.read_bytes() for file in names}
     for _ in range(60):
         file = rng.choice(names)
         kind = damage_file(file, names, rng)
-        if file.read_bytes() != whole[file]:
+        if file.read_bytes() != intact[file]:
             with pytest.raises(DataError) as caught:
                 load_digits(KMNIST, tmp_path)
             assert file.name in str(caught.value), kind
             survived(1)
-        file.write_bytes(whole[file])
+        file.write_bytes(intact[file])
     load_digits(KMNIST, tmp_path)
     for bad in ("{", "[]", "{}", '{"train": 1}'):
         (raw / "digests.json").write_text(bad)
@@ -414,15 +414,15 @@ def load_in_parallel(folder: Path, count: int, is_damaged: bool) -> list[int | N
         process.start()
         sender.close()
         started.append((process, receiver))
-    found: list[int | None] = []
+    sums: list[int | None] = []
     for process, receiver in started:
         try:
-            found.append(receiver.recv())
+            sums.append(receiver.recv())
         except EOFError:
-            found.append(None)
+            sums.append(None)
         process.join(timeout=60)
         receiver.close()
-    return found
+    return sums
 
 
 MNIST_TEST_SUM = 264_923_200  # of all test pixels

@@ -16,8 +16,8 @@ from cvae.types import Batch
 MIDDLE = 14
 
 
-def make_network(**given: Any) -> MLP:
-    return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
+def make_network(**kwargs: Any) -> MLP:
+    return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **kwargs)
 
 
 def draw_bars(values: torch.Tensor) -> torch.Tensor:
@@ -109,17 +109,17 @@ class Codes(Autoencoder):
 
 
 def test_principal_directions_are_ordered_orthogonal_and_of_unit_length() -> None:
-    given = make_batch(4000)
-    found = directions.principal_directions(Codes(make_network, 3), given, count=3)
-    assert [direction.name for direction in found] == [f"component {i}" for i in (1, 2, 3)]
-    vectors = torch.stack([direction.vector for direction in found])
+    images = make_batch(4000)
+    components = directions.principal_directions(Codes(make_network, 3), images, count=3)
+    assert [direction.name for direction in components] == [f"component {i}" for i in (1, 2, 3)]
+    vectors = torch.stack([direction.vector for direction in components])
     torch.testing.assert_close(vectors @ vectors.T, torch.eye(3))
     expected = torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])
     torch.testing.assert_close(vectors, expected, atol=0.05, rtol=0)
-    shares = [direction.share for direction in found]
+    shares = [direction.share for direction in components]
     assert shares == pytest.approx([25 / 30, 4 / 30, 1 / 30], abs=0.02)
-    assert [found[0].low, found[0].high] == pytest.approx([10 - 15, 10 + 15], abs=0.8)
-    assert directions.center(Codes(make_network, 3), given)[0].tolist() == pytest.approx(
+    assert [components[0].low, components[0].high] == pytest.approx([10 - 15, 10 + 15], abs=0.8)
+    assert directions.center(Codes(make_network, 3), images)[0].tolist() == pytest.approx(
         [10] * 3, abs=0.3
     )
 

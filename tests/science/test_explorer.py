@@ -175,17 +175,19 @@ def test_the_description_of_attributes(attribute_data: ImagesDataModule) -> None
     assert len(facts["examples"]) == 4
 
 
-@pytest.mark.parametrize("kind", [VAE, Autoencoder])
-def test_the_description_of_a_model_without_labels(kind: type[Autoencoder], data_dir: Path) -> None:
-    model = kind(perceptron, latent_dim=3).eval()
+@pytest.mark.parametrize("model_class", [VAE, Autoencoder])
+def test_the_description_of_a_model_without_labels(
+    model_class: type[Autoencoder], data_dir: Path
+) -> None:
+    model = model_class(perceptron, latent_dim=3).eval()
     facts = description.describe(model, make_digits(data_dir), "run")
     assert facts["parts"] == []
     assert facts["condition_size"] == 0
-    assert facts["has_prior"] is facts["has_bound"] is (kind is VAE)
+    assert facts["has_prior"] is facts["has_bound"] is (model_class is VAE)
     assert facts["examples"][0]["y"] == []
     assert facts["examples"][0]["text"] == "label 0"
     is_symmetric = [d["low"] == -d["high"] for d in facts["dimensions"]]
-    assert all(is_symmetric) is (kind is VAE)
+    assert all(is_symmetric) is (model_class is VAE)
 
 
 def test_a_model_of_quadrants_is_rejected_with_one_line() -> None:
@@ -271,7 +273,7 @@ def fetch_path(port: int, path: str) -> tuple[int, http.client.HTTPMessage, byte
 
 
 @pytest.mark.parametrize(
-    ("path", "kind"),
+    ("path", "content_type"),
     [
         ("/", "text/html"),
         ("/main.js", "text/javascript"),
@@ -282,11 +284,11 @@ def fetch_path(port: int, path: str) -> tuple[int, http.client.HTTPMessage, byte
     ],
 )
 def test_files_are_served_with_their_type(
-    port: int, path: str, kind: str, capfd: pytest.CaptureFixture[str]
+    port: int, path: str, content_type: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     status, headers, content = fetch_path(port, path)
     assert status == 200
-    assert headers["Content-Type"].partition(";")[0] == kind
+    assert headers["Content-Type"].partition(";")[0] == content_type
     assert headers["Cache-Control"] == "no-cache"
     assert len(content) == int(headers["Content-Length"])
     assert capfd.readouterr() == ("", "")

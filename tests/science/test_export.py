@@ -30,8 +30,8 @@ def exported(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """Return a run folder and its export folder."""
     pytest.importorskip("onnxruntime")
     run_dir = tmp_path_factory.mktemp("export") / "a run"
-    words = ["callbacks.figures=null", "logger=csv", "model/penalty=adversary"]
-    done = run_script("train", *tiny(data_dir, run_dir), *words)
+    overrides = ["callbacks.figures=null", "logger=csv", "model/penalty=adversary"]
+    done = run_script("train", *tiny(data_dir, run_dir), *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     reading.update_evaluation(
         run_dir,

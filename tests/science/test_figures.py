@@ -15,8 +15,8 @@ from cvae.networks import MLP
 from cvae.types import Batch
 
 
-def make_network(**given: Any) -> MLP:
-    return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
+def make_network(**kwargs: Any) -> MLP:
+    return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **kwargs)
 
 
 def make_batch(count: int = 10) -> Batch:
@@ -106,11 +106,13 @@ def test_samples_are_saved_as_bytes_with_channels_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "latent_dim"), [(Autoencoder, 3), (VAE, 1), (VAE, 2), (CVAE, 2), (CVAE, 12)]
+    ("model_class", "latent_dim"), [(Autoencoder, 3), (VAE, 1), (VAE, 2), (CVAE, 2), (CVAE, 12)]
 )
-def test_each_model_has_the_figures_that_apply(kind: type[Autoencoder], latent_dim: int) -> None:
+def test_each_model_has_the_figures_that_apply(
+    model_class: type[Autoencoder], latent_dim: int
+) -> None:
     torch.manual_seed(0)
-    model = kind(make_network, latent_dim)
+    model = model_class(make_network, latent_dim)
     pictures = figures.draw(model, make_batch(), make_batch(40))
     expected = {"reconstructions", "traversals", "latent_plane"}
     expected |= {"label_grid", "style_transfer"} if model.conditional else {"samples"}
@@ -198,12 +200,12 @@ def test_the_label_grid_has_a_row_for_each_label_and_a_column_for_each_z() -> No
 
 def test_style_transfer_shows_the_digit_and_its_z_with_ten_labels() -> None:
     model = LabelAndLatentBars(make_network, 3)
-    given = make_batch()
-    page = figures.style_transfer(model, given)
+    images = make_batch()
+    page = figures.style_transfer(model, images)
     left, top = find_corner(page)
     for row in range(10):
         digit = crop_tile(page, row, 0, left, top)[::2, ::2] / 255
-        assert np.allclose(digit, given.x[row, 0], atol=0.01)
+        assert np.allclose(digit, images.x[row, 0], atol=0.01)
         for label in range(10):
             shown = crop_tile(page, row, label + 1, left, top)
             assert (shown[: 2 * (label + 1)] == 255).all()
@@ -242,25 +244,25 @@ def test_each_row_of_the_traversals_follows_one_direction() -> None:
 def test_the_latent_plane_shows_the_two_components_of_largest_variance() -> None:
     """Images that differ only in the third dimension are on a line along the first axis."""
     model = Offset(make_network, 3)
-    given = make_batch(30)._replace(x=torch.zeros(30, 1, 28, 28))
-    given.x[:, 0, 0, 2] = torch.linspace(-1, 1, 30)
-    points, labels, title = figures._project(model, given)
+    images = make_batch(30)._replace(x=torch.zeros(30, 1, 28, 28))
+    images.x[:, 0, 0, 2] = torch.linspace(-1, 1, 30)
+    points, labels, title = figures._project(model, images)
     torch.testing.assert_close(points[:, 0], torch.linspace(-1, 1, 30))
     assert points[:, 1].abs().max() < 1e-6
     assert labels == ("component 1 (100% of variance)", "component 2 (0% of variance)")
     assert "PCA" in title
-    assert figures._project(CVAE(make_network, 2), given)[1] == ("$z_0$", "$z_1$")
+    assert figures._project(CVAE(make_network, 2), images)[1] == ("$z_0$", "$z_1$")
 
 
 @pytest.mark.parametrize("num_classes", [2, 26, 60])
 def test_the_latent_plane_keeps_its_size_next_to_a_long_legend(
     num_classes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[Figure] = []
+    figures_drawn: list[Figure] = []
     save = figures.to_picture
 
     def to_picture(figure: Figure) -> PILImage.Image:
-        drawn.append(figure)
+        figures_drawn.append(figure)
         return save(figure)
 
     monkeypatch.setattr(figures, "to_picture", to_picture)
@@ -268,7 +270,7 @@ def test_the_latent_plane_keeps_its_size_next_to_a_long_legend(
     y = torch.eye(num_classes)[torch.arange(120) % num_classes]
     names = [f"a long name {c}" for c in range(num_classes)]
     figures.latent_plane(model, make_batch(120)._replace(y=y), names=names)
-    (figure,) = drawn
+    (figure,) = figures_drawn
     axes = figure.axes[0]
     assert axes.get_window_extent().width > 350
     assert axes.yaxis.label.get_window_extent().x0 >= 0  # not cut

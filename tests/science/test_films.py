@@ -19,8 +19,8 @@ from cvae.networks import MLP
 from harness.contract.errors import ConfigError
 
 
-def make_network(**given: Any) -> MLP:
-    return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
+def make_network(**kwargs: Any) -> MLP:
+    return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **kwargs)
 
 
 def randomize_weights(model: Autoencoder) -> Autoencoder:
@@ -136,7 +136,7 @@ def test_a_morph_film_goes_there_and_back(data: MNISTDataModule, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"morph": 12}, "morph=12: must be two positions"),
         ({"morph": [1, 2, 3]}, "must be two positions"),
@@ -155,11 +155,11 @@ def test_a_morph_film_goes_there_and_back(data: MNISTDataModule, tmp_path: Path)
     ],
 )
 def test_settings_that_contradict_each_other_are_rejected(
-    settings: dict[str, Any], said: str, data: MNISTDataModule, tmp_path: Path
+    settings: dict[str, Any], message: str, data: MNISTDataModule, tmp_path: Path
 ) -> None:
     model = CVAE(make_network, latent_dim=2)
     defaults: dict[str, Any] = {"label": None, "condition": None, "num_samples": None, "seed": 0}
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         Request(**{**defaults, **settings}).for_model(model).save(
             model, data, tmp_path / "film.png"
         )

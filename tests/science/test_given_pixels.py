@@ -25,9 +25,9 @@ SHAPE = (1, 2, 2)
 ALL_IMAGES = torch.tensor(list(itertools.product((0.0, 1.0), repeat=4))).view(16, *SHAPE).double()
 
 
-def make_network(**given: Any) -> MLP:
+def make_network(**kwargs: Any) -> MLP:
     torch.manual_seed(0)
-    return MLP(hidden_dim=12, encoder_blocks=1, decoder_blocks=1, **given)
+    return MLP(hidden_dim=12, encoder_blocks=1, decoder_blocks=1, **kwargs)
 
 
 def make_model(num_given: int, latent_dim: int = 1, shape: tuple[int, int, int] = SHAPE) -> CVAE:
@@ -76,8 +76,8 @@ def test_only_the_rest_counts(num_given: int) -> None:
         condition.select_remaining(completions), condition.select_remaining(parameters)
     )
     assert by_hand.exp().sum().item() == pytest.approx(1)
-    rest = log_p[:, 0] - by_hand  # log p(z | y) - log q(z | x, y)
-    torch.testing.assert_close(rest, rest[:1].expand_as(rest))
+    log_ratio = log_p[:, 0] - by_hand  # log p(z | y) - log q(z | x, y)
+    torch.testing.assert_close(log_ratio, log_ratio[:1].expand_as(log_ratio))
 
 
 def test_the_bound_converges_to_the_evidence() -> None:

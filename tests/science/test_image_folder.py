@@ -40,11 +40,11 @@ def write_folder(root: Path, train: int = 8, test: int = 2) -> None:
 
 
 def make_data(data_dir: Path, **settings: Any) -> ImageFolderDataModule:
-    given = {"num_classes": 3, "validation_size": 5, "image_shape": (3, 6, 7), **settings}
-    made = ImageFolderDataModule(data_dir, "pets", **given)
-    made.prepare_data()
-    made.setup()
-    return made
+    arguments = {"num_classes": 3, "validation_size": 5, "image_shape": (3, 6, 7), **settings}
+    data = ImageFolderDataModule(data_dir, "pets", **arguments)
+    data.prepare_data()
+    data.setup()
+    return data
 
 
 @pytest.fixture
@@ -62,16 +62,16 @@ def list_images(data: ImageFolderDataModule, split: str) -> list[tuple[int, ...]
 
 def test_all_images_are_read_with_the_labels_of_their_folders(root: Path) -> None:
     data = make_data(root.parent)
-    found = {split: list_images(data, split) for split in ("train", "validation", "test")}
-    assert {split: len(rows) for split, rows in found.items()} == {
+    images = {split: list_images(data, split) for split in ("train", "validation", "test")}
+    assert {split: len(rows) for split, rows in images.items()} == {
         "train": 19,
         "validation": 5,
         "test": 6,
     }
     every = [(c, 50 * c, i, 0) for c in range(3) for i in range(8)]
-    assert sorted(found["train"] + found["validation"]) == every
-    assert found["train"] != sorted(found["train"])
-    assert found["test"] == [(c, 50 * c, i, 1) for c in range(3) for i in range(2)]
+    assert sorted(images["train"] + images["validation"]) == every
+    assert images["train"] != sorted(images["train"])
+    assert images["test"] == [(c, 50 * c, i, 1) for c in range(3) for i in range(2)]
     assert data.class_names == CLASSES
     assert data.classes == [0, 1, 2]
     x, y, *_ = next(iter(data.train_dataloader()))
@@ -130,7 +130,7 @@ def test_attributes_are_read_from_a_table(root: Path, has_test: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "said"),
+    ("last", "message"),
     [
         ("other.png,1,2", "attributes.csv: no row for train/emu/07.png"),
         ("train/emu/07.png,1,tall", "line 31: height=tall: must be a number"),
@@ -140,25 +140,25 @@ def test_attributes_are_read_from_a_table(root: Path, has_test: bool) -> None:
         ("train/emu/06.png,1,2", "line 31: train/emu/06.png appears twice: remove a row"),
     ],
 )
-def test_a_wrong_table_of_attributes_is_rejected(root: Path, last: str, said: str) -> None:
+def test_a_wrong_table_of_attributes_is_rejected(root: Path, last: str, message: str) -> None:
     write_attributes(root, last)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         make_data(root.parent, condition=Attributes({"height": "continuous"}))
 
 
 @pytest.mark.parametrize(
-    ("first", "said"),
+    ("first", "message"),
     [
         ("file,height,height", "the column 'height' is empty or repeated: rename it"),
         ("file,,height", "the column '' is empty or repeated: rename it"),
         ("file,label,height", "the folders are the labels: rename the column label"),
     ],
 )
-def test_wrong_columns_of_attributes_are_rejected(root: Path, first: str, said: str) -> None:
+def test_wrong_columns_of_attributes_are_rejected(root: Path, first: str, message: str) -> None:
     write_attributes(root)
     table = root / "attributes.csv"
     table.write_text(table.read_text().replace("file,number,height", first))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         make_data(root.parent, condition=Attributes({"height": "continuous"}))
 
 

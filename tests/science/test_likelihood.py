@@ -24,12 +24,12 @@ def test_the_bound_does_not_depend_on_chunk_or_batch(max_rows: int, batch: int) 
     assert isinstance(model, CVAE)
     index, y = torch.arange(16), make_labels_for(model, 16)
     assert y is not None
-    whole = importance_weighted_nll(model, ALL_IMAGES, y, index, 51)
+    expected = importance_weighted_nll(model, ALL_IMAGES, y, index, 51)
     parts = [
         importance_weighted_nll(model, ALL_IMAGES[i], y[i], i, 51, max_rows)
         for i in index.split(batch)
     ]
-    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.cat(parts), expected, atol=1e-4, rtol=0)
 
 
 def test_one_sample_is_a_one_sample_estimate_of_the_bound() -> None:
@@ -81,7 +81,7 @@ def test_chunks_change_no_value_at_k_5000() -> None:
 class Linear(torch.nn.Module):
     """Network with logits w z, for a one-dimensional latent."""
 
-    def __init__(self, image_shape: tuple[int, ...], **given: int) -> None:
+    def __init__(self, image_shape: tuple[int, ...], **kwargs: int) -> None:
         super().__init__()
         self.image_shape = image_shape
         self.w = torch.nn.Parameter(torch.tensor([1.5, -2.0, 0.5, 1.0]))

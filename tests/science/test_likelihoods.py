@@ -213,9 +213,9 @@ def test_training_starts_at_the_mean_image(make: MakeLikelihood) -> None:
     assert likelihood.log_prob(torch.zeros(1, *SHAPE), zeros[None]).isfinite().all()
 
 
-def make_network(**given: object) -> MLP:
+def make_network(**kwargs: object) -> MLP:
     torch.manual_seed(0)
-    return MLP(hidden_dim=12, encoder_blocks=1, decoder_blocks=1, **given)  # type: ignore[arg-type]
+    return MLP(hidden_dim=12, encoder_blocks=1, decoder_blocks=1, **kwargs)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
@@ -235,9 +235,13 @@ def test_the_bound_converges_to_the_evidence(make: MakeLikelihood) -> None:
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
-@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
-def test_a_gradient_reaches_every_parameter(make: MakeLikelihood, kind: type[Autoencoder]) -> None:
-    model = randomize_weights(kind(make_network, 3, SHAPE, num_classes=4, likelihood=make)).double()
+@pytest.mark.parametrize("model_class", [Autoencoder, VAE, CVAE])
+def test_a_gradient_reaches_every_parameter(
+    make: MakeLikelihood, model_class: type[Autoencoder]
+) -> None:
+    model = randomize_weights(
+        model_class(make_network, 3, SHAPE, num_classes=4, likelihood=make)
+    ).double()
     x = make_images(model.likelihood, 8)
     y = torch.arange(8) % 4 if model.conditional else None
     terms = model.terms(x, y, torch.randn(8, 3, dtype=torch.float64))

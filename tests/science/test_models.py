@@ -31,9 +31,9 @@ ALL_IMAGES = torch.tensor(list(itertools.product((0.0, 1.0), repeat=4))).view(16
 FLOW = partial(Flow, num_couplings=2, hidden_dim=8)
 
 
-def make_network(**given: object) -> MLP:
+def make_network(**kwargs: object) -> MLP:
     torch.manual_seed(0)  # models create their network first
-    return MLP(hidden_dim=12, encoder_blocks=2, decoder_blocks=2, **given)  # type: ignore[arg-type]
+    return MLP(hidden_dim=12, encoder_blocks=2, decoder_blocks=2, **kwargs)  # type: ignore[arg-type]
 
 
 def randomize_weights(model: Autoencoder) -> Autoencoder:
@@ -45,9 +45,11 @@ def randomize_weights(model: Autoencoder) -> Autoencoder:
     return model
 
 
-def make_model(kind: type[Autoencoder], latent_dim: int = 3, num_classes: int = 4) -> Autoencoder:
+def make_model(
+    model_class: type[Autoencoder], latent_dim: int = 3, num_classes: int = 4
+) -> Autoencoder:
     return randomize_weights(
-        kind(make_network, latent_dim, image_shape=SHAPE, num_classes=num_classes)
+        model_class(make_network, latent_dim, image_shape=SHAPE, num_classes=num_classes)
     )
 
 
@@ -77,9 +79,9 @@ def compute_log_evidence(model: VAE, x: Tensor, y: Tensor | None) -> Tensor:
     return torch.stack(values)
 
 
-@pytest.mark.parametrize("kind", [VAE, CVAE])
-def test_kl_is_that_of_the_posterior_to_the_prior(kind: type[VAE]) -> None:
-    model = make_model(kind)
+@pytest.mark.parametrize("model_class", [VAE, CVAE])
+def test_kl_is_that_of_the_posterior_to_the_prior(model_class: type[VAE]) -> None:
+    model = make_model(model_class)
     x, y = ALL_IMAGES, make_labels_for(model, 16)
     terms = model.terms(x, y, torch.randn(16, 3))
     prior = Independent(Normal(torch.zeros(16, 3), torch.ones(16, 3)), 1)
@@ -114,11 +116,11 @@ def test_the_path_gradient_is_unbiased(prior: PriorFactory) -> None:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         return terms.kl.detach(), torch.cat([g.flatten() for g in gradients])
 
-    (path_kl, path), (kl, whole) = found(True, weight), found(False, weight)
+    (path_kl, path), (kl, total) = found(True, weight), found(False, weight)
     torch.testing.assert_close(path_kl, kl)
-    assert (path - whole).norm() < 1e-4 * whole.norm()
+    assert (path - total).norm() < 1e-4 * total.norm()
     one = torch.zeros_like(weight).index_fill(0, torch.tensor(1234), 1.0)
-    assert (found(True, one)[1] - found(False, one)[1]).norm() > 0.01 * whole.norm()
+    assert (found(True, one)[1] - found(False, one)[1]).norm() > 0.01 * total.norm()
 
 
 @pytest.mark.parametrize("path_gradient", [True, False])
@@ -149,10 +151,10 @@ def test_kl_vanishes_where_the_posterior_is_the_prior() -> None:
     torch.testing.assert_close(kl, torch.zeros(16))
 
 
-@pytest.mark.parametrize("kind", [VAE, CVAE])
-def test_the_bounds_are_ordered_and_reach_the_evidence(kind: type[VAE]) -> None:
+@pytest.mark.parametrize("model_class", [VAE, CVAE])
+def test_the_bounds_are_ordered_and_reach_the_evidence(model_class: type[VAE]) -> None:
     """E[elbo] <= E[importance-weighted bound], rising with K, <= log p(x | y)."""
-    model = make_model(kind, latent_dim=1).double()
+    model = make_model(model_class, latent_dim=1).double()
     x, y = ALL_IMAGES.double(), make_labels_for(model, 16)
     y = None if y is None else y.double()
     assert isinstance(model, VAE)
@@ -176,10 +178,10 @@ def test_the_bounds_are_ordered_and_reach_the_evidence(kind: type[VAE]) -> None:
     assert (means[0] < evidence - errors[0]).any()  # the gap is real, not noise
 
 
-@pytest.mark.parametrize("kind", [VAE, CVAE])
-def test_the_bound_is_tight_for_many_samples(kind: type[VAE]) -> None:
+@pytest.mark.parametrize("model_class", [VAE, CVAE])
+def test_the_bound_is_tight_for_many_samples(model_class: type[VAE]) -> None:
     """With q = N(0, I), the weights are bounded."""
-    model = set_posterior_to_prior(make_model(kind, latent_dim=1).double())
+    model = set_posterior_to_prior(make_model(model_class, latent_dim=1).double())
     assert isinstance(model, VAE)
     y = make_labels_for(model, 16)
     y = None if y is None else y.double()
@@ -188,9 +190,9 @@ def test_the_bound_is_tight_for_many_samples(kind: type[VAE]) -> None:
     torch.testing.assert_close(bound, compute_log_evidence(model, x, y), atol=0.03, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
-def test_the_probabilities_of_all_images_sum_to_one(kind: type[Autoencoder]) -> None:
-    model = make_model(kind)
+@pytest.mark.parametrize("model_class", [Autoencoder, VAE, CVAE])
+def test_the_probabilities_of_all_images_sum_to_one(model_class: type[Autoencoder]) -> None:
+    model = make_model(model_class)
     z = torch.randn(1, 3).expand(16, 3)
     y = make_labels(1).expand(16, 4) if model.conditional else None
     total = model.decode(z, y).log_prob(ALL_IMAGES).exp().sum()
@@ -208,9 +210,9 @@ def test_an_empty_batch_has_no_loss_and_no_gradient() -> None:
     assert importance_weighted_nll(model, x, y, torch.arange(0), 3).shape == (0,)
 
 
-@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
-def test_a_gradient_reaches_every_parameter(kind: type[Autoencoder]) -> None:
-    model = make_model(kind)
+@pytest.mark.parametrize("model_class", [Autoencoder, VAE, CVAE])
+def test_a_gradient_reaches_every_parameter(model_class: type[Autoencoder]) -> None:
+    model = make_model(model_class)
     terms = model.terms(ALL_IMAGES, make_labels_for(model, 16), torch.randn(16, 3))
     model.loss(terms, step=10).sum().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -225,10 +227,10 @@ def test_the_label_reaches_encoder_and_decoder() -> None:
     assert model.decode(z, make_labels(4)).mean.flatten(1).unique(dim=0).shape[0] == 4
 
 
-@pytest.mark.parametrize("kind", [Autoencoder, VAE])
-def test_an_unconditional_model_rejects_a_label(kind: type[Autoencoder]) -> None:
+@pytest.mark.parametrize("model_class", [Autoencoder, VAE])
+def test_an_unconditional_model_rejects_a_label(model_class: type[Autoencoder]) -> None:
     with pytest.raises(ValueError, match="unconditional"):
-        make_model(kind).sample(y=1)
+        make_model(model_class).sample(y=1)
 
 
 def test_a_conditional_model_requires_a_label() -> None:
@@ -259,8 +261,10 @@ def test_samples_follow_label_z_seed_and_temperature() -> None:
     )
     assert torch.equal(one, two)
     assert set(one.unique().tolist()) <= {0.0, 1.0}
-    still = model.sample(2, num_samples=5, temperature=0.0)
-    torch.testing.assert_close(still, still[:1].expand_as(still))
+    at_zero_temperature = model.sample(2, num_samples=5, temperature=0.0)
+    torch.testing.assert_close(
+        at_zero_temperature, at_zero_temperature[:1].expand_as(at_zero_temperature)
+    )
 
 
 GOOD_LABELS = [
@@ -300,7 +304,7 @@ def test_every_method_accepts_labels_in_any_form(y: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("y", "said"),
+    ("y", "message"),
     [
         (12, "y=12: labels must be from 0 to 3"),
         (-1, "y=-1: labels must be from 0 to 3"),
@@ -312,14 +316,14 @@ def test_every_method_accepts_labels_in_any_form(y: Any) -> None:
         (numpy.array(["a", "b", "c"]), "y of type ndarray: must be integer labels"),
     ],
 )
-def test_wrong_labels_are_rejected_in_one_line(y: Any, said: str) -> None:
+def test_wrong_labels_are_rejected_in_one_line(y: Any, message: str) -> None:
     model = make_model(CVAE)
     for call in (
         lambda: model.embed(ALL_IMAGES[:3], y),
         lambda: model.decode(torch.zeros(3, 3), y),
         lambda: model.sample(y, torch.zeros(3, 3)),
     ):
-        with pytest.raises(ValueError, match=f"{said}|contradictory") as caught:
+        with pytest.raises(ValueError, match=f"{message}|contradictory") as caught:
             call()
         assert "\n" not in str(caught.value)
 
@@ -450,21 +454,21 @@ def make_extreme_values(
 
 @pytest.mark.fault(Promise.NUMBERS, "encoder and decoder outputs up to 1e30 in the bounds")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
+@pytest.mark.parametrize("model_class", [Autoencoder, VAE, CVAE])
 @pytest.mark.parametrize("seed", range(12))
 def test_extreme_inputs_stay_finite_with_finite_gradients(
-    seed: int, kind: type[Autoencoder], dtype: torch.dtype
+    seed: int, model_class: type[Autoencoder], dtype: torch.dtype
 ) -> None:
     """Means up to 1e17, logits and log standard deviations up to 1e30: beyond any training."""
     rng = random.Random(seed)
     batch, dim = 5, 3
     statistics = make_extreme_values(rng, (batch, dim), 17, dtype)
-    if kind is not Autoencoder:
+    if model_class is not Autoencoder:
         statistics = torch.cat(
             (statistics, make_extreme_values(rng, (batch, dim), 30, dtype)), dim=1
         )
     logits = make_extreme_values(rng, (batch, *SHAPE), 30, dtype)
-    model = kind(
+    model = model_class(
         lambda **_: FixedOutputs(statistics, logits), dim, image_shape=SHAPE, num_classes=4
     )
     if isinstance(model, VAE):

@@ -14,26 +14,28 @@ from cvae.types import Batch
 from tests.science.test_models import randomize_weights
 
 
-def mlp(**given: Any) -> MLP:
-    return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **given)
+def mlp(**kwargs: Any) -> MLP:
+    return MLP(hidden_dim=8, encoder_blocks=1, decoder_blocks=1, **kwargs)
 
 
-def deep_mlp(**given: Any) -> MLP:
-    return MLP(hidden_dim=5, encoder_blocks=4, decoder_blocks=3, latent_skips=True, **given)
+def deep_mlp(**kwargs: Any) -> MLP:
+    return MLP(hidden_dim=5, encoder_blocks=4, decoder_blocks=3, latent_skips=True, **kwargs)
 
 
-def conv(**given: Any) -> Conv:
+def conv(**kwargs: Any) -> Conv:
     plain: dict[str, Any] = {"patch_size": 1, "latent_blocks": 0}
-    return Conv(channels=[2, 4, 4], num_blocks=1, hidden_dim=8, **plain, **given)
+    return Conv(channels=[2, 4, 4], num_blocks=1, hidden_dim=8, **plain, **kwargs)
 
 
-def flat_conv(**given: Any) -> Conv:
+def flat_conv(**kwargs: Any) -> Conv:
     plain: dict[str, Any] = {"patch_size": 1, "latent_blocks": 0}
-    return Conv(channels=[3], num_blocks=2, hidden_dim=8, **plain, **given)
+    return Conv(channels=[3], num_blocks=2, hidden_dim=8, **plain, **kwargs)
 
 
-def patched_conv(**given: Any) -> Conv:
-    return Conv(channels=[2, 4], num_blocks=1, hidden_dim=8, patch_size=2, latent_blocks=1, **given)
+def patched_conv(**kwargs: Any) -> Conv:
+    return Conv(
+        channels=[2, 4], num_blocks=1, hidden_dim=8, patch_size=2, latent_blocks=1, **kwargs
+    )
 
 
 class Linear(nn.Module):
@@ -64,8 +66,8 @@ class Linear(nn.Module):
 class BatchNorm(Linear):
     """Network with batch normalization of feature maps."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.normalize: nn.Module = nn.BatchNorm2d(1)
 
     def encode(self, x: Tensor, y: Tensor | None) -> Tensor:
@@ -75,8 +77,8 @@ class BatchNorm(Linear):
 class FlatBatchNorm(BatchNorm):
     """Network with batch normalization of features, which needs at least two images."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.normalize = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784))
 
 
@@ -84,9 +86,11 @@ ALL_NETWORKS = [mlp, deep_mlp, conv, flat_conv, patched_conv, Linear, BatchNorm,
 
 
 @pytest.mark.parametrize("network", ALL_NETWORKS)
-@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
-def test_an_empty_batch_has_no_scores(network: Callable[..., Any], kind: type[Autoencoder]) -> None:
-    model = kind(network, latent_dim=4).eval()
+@pytest.mark.parametrize("model_class", [Autoencoder, VAE, CVAE])
+def test_an_empty_batch_has_no_scores(
+    network: Callable[..., Any], model_class: type[Autoencoder]
+) -> None:
+    model = model_class(network, latent_dim=4).eval()
     rows = Batch(torch.rand(3, 1, 28, 28).round(), torch.eye(10)[:3], torch.arange(3), 3)
     none = Batch(rows.x[:0], rows.y[:0], rows.indices[:0], 1)
     scores, no_scores = score_batch(model, rows, 2), score_batch(model, none, 2)
@@ -96,12 +100,12 @@ def test_an_empty_batch_has_no_scores(network: Callable[..., Any], kind: type[Au
 
 
 @pytest.mark.parametrize("network", [mlp, deep_mlp, conv, flat_conv, patched_conv, Linear])
-@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
+@pytest.mark.parametrize("model_class", [Autoencoder, VAE, CVAE])
 def test_every_network_trains_in_every_model(
-    network: Callable[..., Any], kind: type[Autoencoder]
+    network: Callable[..., Any], model_class: type[Autoencoder]
 ) -> None:
     torch.manual_seed(0)
-    model = kind(network, latent_dim=4)
+    model = model_class(network, latent_dim=4)
     x = torch.rand(6, 1, 28, 28).round()
     y = torch.eye(10)[:6] if model.conditional else None
     assert model.reconstruct(x, y).shape == x.shape

@@ -12,10 +12,10 @@ from harness.contract import seeds
 
 def test_the_noise_of_an_image_does_not_depend_on_its_batch() -> None:
     index = torch.arange(50)
-    whole = noise.standard_normal(index, (7,), seed=3, stream=Stream.POSTERIOR, epoch=2)
+    expected = noise.standard_normal(index, (7,), seed=3, stream=Stream.POSTERIOR, epoch=2)
     shuffled = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     part = noise.standard_normal(shuffled, (7,), seed=3, stream=Stream.POSTERIOR, epoch=2)
-    assert torch.equal(part, whole[shuffled])
+    assert torch.equal(part, expected[shuffled])
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ def test_noise_depends_on_seed_epoch_and_stream(other: dict[str, int]) -> None:
 
 def test_start_skips_samples() -> None:
     index = torch.arange(5)
-    whole = noise.standard_normal(index, (20,), seed=0, stream=Stream.IMPORTANCE)
+    expected = noise.standard_normal(index, (20,), seed=0, stream=Stream.IMPORTANCE)
     rest = noise.standard_normal(index, (14,), seed=0, stream=Stream.IMPORTANCE, start=6)
-    assert torch.equal(rest, whole[:, 6:])
+    assert torch.equal(rest, expected[:, 6:])
     with pytest.raises(ValueError, match="even"):
         noise.standard_normal(index, (2,), seed=0, stream=Stream.IMPORTANCE, start=3)
 

@@ -19,24 +19,26 @@ from tests.science.test_models import (
 PenaltyClass = type[Adversary] | type[LabelwiseAdversary]
 
 
-def make_model_with_adversary(kind: type[VAE] = CVAE, which: PenaltyClass = Adversary) -> VAE:
+def make_model_with_adversary(
+    model_class: type[VAE] = CVAE, penalty_class: PenaltyClass = Adversary
+) -> VAE:
     torch.manual_seed(0)
     model = randomize_weights(
-        kind(make_network, 3, SHAPE, num_classes=4, warmup_steps=0, penalty=which)
+        model_class(make_network, 3, SHAPE, num_classes=4, warmup_steps=0, penalty=penalty_class)
     )
     assert isinstance(model, VAE)
     return model
 
 
-@pytest.mark.parametrize("which", [Adversary, LabelwiseAdversary])
-@pytest.mark.parametrize("kind", [VAE, CVAE])
+@pytest.mark.parametrize("penalty_class", [Adversary, LabelwiseAdversary])
+@pytest.mark.parametrize("model_class", [VAE, CVAE])
 def test_the_adversary_improves_and_the_encoder_opposes_it(
-    kind: type[VAE], which: PenaltyClass
+    model_class: type[VAE], penalty_class: PenaltyClass
 ) -> None:
     """A step of the adversary lowers its loss; a step of the latent raises it."""
-    model = make_model_with_adversary(kind, which)
+    model = make_model_with_adversary(model_class, penalty_class)
     adversary, y = model.penalty, make_labels_for(model, 16)
-    assert isinstance(adversary, which)
+    assert isinstance(adversary, penalty_class)
     eps = torch.randn(16, 3)
     latent = (eps + 1).requires_grad_()
     before = adversary(latent, y, eps)
@@ -51,14 +53,16 @@ def test_the_adversary_improves_and_the_encoder_opposes_it(
         assert adversary(latent, y, eps).sum() < before.sum()
 
 
-@pytest.mark.parametrize("which", [Adversary, LabelwiseAdversary])
-def test_the_adversary_moves_the_posterior_of_every_label_to_the_prior(which: PenaltyClass) -> None:
+@pytest.mark.parametrize("penalty_class", [Adversary, LabelwiseAdversary])
+def test_the_adversary_moves_the_posterior_of_every_label_to_the_prior(
+    penalty_class: PenaltyClass,
+) -> None:
     """Its gradient alone moves the codes of four labels, with different means, to N(0, I)."""
     torch.manual_seed(0)
     y = make_labels(512)
     mean = (2 * y).requires_grad_()
     log_std = torch.full((512, 4), -1.0, requires_grad=True)
-    adversary = which(latent_dim=4, condition_size=4, weight=1.0, hidden_dim=64)
+    adversary = penalty_class(latent_dim=4, condition_size=4, weight=1.0, hidden_dim=64)
     optimizer = torch.optim.Adam([mean, log_std, *adversary.parameters()], lr=0.01)
     for _ in range(400):
         eps = torch.randn(512, 4)

@@ -22,17 +22,19 @@ from tests.science.test_models import (
 flow = partial(Flow, num_couplings=3, hidden_dim=8)
 
 
-def make_model_with_flow(kind: type[VAE] = CVAE, latent_dim: int = 2) -> VAE:
+def make_model_with_flow(model_class: type[VAE] = CVAE, latent_dim: int = 2) -> VAE:
     torch.manual_seed(0)
-    model = randomize_weights(kind(make_network, latent_dim, SHAPE, num_classes=4, prior=flow))
+    model = randomize_weights(
+        model_class(make_network, latent_dim, SHAPE, num_classes=4, prior=flow)
+    )
     assert isinstance(model, VAE)
     return model
 
 
 def make_zuko_prior(name: str, conditional: bool) -> Callable[..., Prior]:
     flows = pytest.importorskip("zuko.flows")
-    kind = partial(getattr(flows, name), transforms=2, hidden_features=[8])
-    return partial(ZukoFlow, flow=kind, conditional=conditional)
+    make_flow = partial(getattr(flows, name), transforms=2, hidden_features=[8])
+    return partial(ZukoFlow, flow=make_flow, conditional=conditional)
 
 
 PRIORS: dict[str, Callable[[], Callable[..., Prior]]] = {
@@ -123,12 +125,12 @@ def test_every_prior_takes_an_empty_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("GMM", "must be a flow, with a transform and a base"), ("NCSF", "not BoxUniform")],
 )
-def test_other_distributions_of_zuko_are_rejected(name: str, said: str) -> None:
+def test_other_distributions_of_zuko_are_rejected(name: str, message: str) -> None:
     flows = pytest.importorskip("zuko.flows")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         ZukoFlow(3, 0, getattr(flows, name))
 
 
@@ -181,10 +183,10 @@ def test_the_density_integrates_to_one() -> None:
     assert log_density.exp().sum().item() * (50 / 1500) ** 2 == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("kind", [VAE, CVAE])
-def test_the_bounds_are_ordered(kind: type[VAE]) -> None:
+@pytest.mark.parametrize("model_class", [VAE, CVAE])
+def test_the_bounds_are_ordered(model_class: type[VAE]) -> None:
     """E[elbo] = E[bound at K = 1] <= E[bound at K = 30] <= log p(x | y), on a grid over w."""
-    model = make_model_with_flow(kind).double()
+    model = make_model_with_flow(model_class).double()
     x, y = ALL_IMAGES.double(), make_labels_for(model, 16)
     y = None if y is None else y.double()
     rounds = 2000

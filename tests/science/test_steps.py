@@ -25,37 +25,39 @@ def flatten_weights(module: VAEModule) -> Tensor:
 def compute_gradient(data_dir: Path, folder: Path, **trainer: Any) -> Tensor:
     """Return the gradient, which a step of plain gradient descent with rate 1 subtracts."""
     torch.manual_seed(0)
-    module, data, fit = make_objects(data_dir, folder, callbacks=[], max_steps=1, **trainer)
+    module, data, fitter = make_objects(data_dir, folder, callbacks=[], max_steps=1, **trainer)
     module._make_optimizer = lambda groups: torch.optim.SGD(
         [{"params": g["params"]} for g in groups], lr=1.0
     )
     data.prepare_data()
     data.setup()
     before = flatten_weights(module)
-    fit.fit(module, datamodule=data)
+    fitter.fit(module, datamodule=data)
     return before - flatten_weights(module)
 
 
 def test_the_gradient_is_clipped_at_gradient_clip_val(data_dir: Path, tmp_path: Path) -> None:
-    whole = compute_gradient(data_dir, tmp_path)
-    for limit in (0.97 * float(whole.norm()), 0.5 * float(whole.norm()), 3.0):
+    unclipped = compute_gradient(data_dir, tmp_path)
+    for limit in (0.97 * float(unclipped.norm()), 0.5 * float(unclipped.norm()), 3.0):
         clipped = compute_gradient(data_dir, tmp_path, gradient_clip_val=limit)
         assert float(clipped.norm()) == pytest.approx(limit, rel=1e-3)
-        torch.testing.assert_close(clipped, whole * (limit / whole.norm()), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            clipped, unclipped * (limit / unclipped.norm()), rtol=1e-3, atol=1e-4
+        )
 
 
 def test_a_gradient_within_gradient_clip_val_is_unchanged(data_dir: Path, tmp_path: Path) -> None:
-    whole = compute_gradient(data_dir, tmp_path)
-    within = compute_gradient(data_dir, tmp_path, gradient_clip_val=1.01 * float(whole.norm()))
-    assert torch.equal(within, whole)
+    unclipped = compute_gradient(data_dir, tmp_path)
+    within = compute_gradient(data_dir, tmp_path, gradient_clip_val=1.01 * float(unclipped.norm()))
+    assert torch.equal(within, unclipped)
 
 
 def test_the_algorithm_value_clips_entries(data_dir: Path, tmp_path: Path) -> None:
-    whole = compute_gradient(data_dir, tmp_path)
-    limit = 0.3 * float(whole.abs().max())
-    given = {"gradient_clip_val": limit, "gradient_clip_algorithm": "value"}
-    clipped = compute_gradient(data_dir, tmp_path, **given)
-    torch.testing.assert_close(clipped, whole.clamp(-limit, limit), rtol=1e-4, atol=1e-4)
+    unclipped = compute_gradient(data_dir, tmp_path)
+    limit = 0.3 * float(unclipped.abs().max())
+    settings = {"gradient_clip_val": limit, "gradient_clip_algorithm": "value"}
+    clipped = compute_gradient(data_dir, tmp_path, **settings)
+    torch.testing.assert_close(clipped, unclipped.clamp(-limit, limit), rtol=1e-4, atol=1e-4)
 
 
 def test_the_loss_is_the_mean_over_the_global_batch(data_dir: Path, tmp_path: Path) -> None:
@@ -65,17 +67,17 @@ def test_the_loss_is_the_mean_over_the_global_batch(data_dir: Path, tmp_path: Pa
     data.setup()
     fit.fit(module, datamodule=data)
     batch = next(iter(data.train_dataloader()))
-    whole = module.training_step(batch, 0)
+    loss = module.training_step(batch, 0)
     halves = [
         Batch(batch.x[i::2], batch.y[i::2], batch.indices[i::2], batch.global_size) for i in (0, 1)
     ]
     parts = [module.training_step(half, 0) for half in halves]
-    torch.testing.assert_close(sum(parts), whole)
+    torch.testing.assert_close(sum(parts), loss)
     per_image = [
         module.training_step(Batch(batch.x[[i]], batch.y[[i]], batch.indices[[i]], 1), 0)
         for i in range(len(batch.x))
     ]
-    torch.testing.assert_close(torch.stack(per_image).mean(), whole)
+    torch.testing.assert_close(torch.stack(per_image).mean(), loss)
 
 
 def test_the_noise_differs_between_epochs(data_dir: Path, tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_the_noise_differs_between_epochs(data_dir: Path, tmp_path: Path) -> Non
 
 def test_validation_is_the_mean_over_images(data_dir: Path, tmp_path: Path) -> None:
     """45 images in batches of 16 and in one of 45 agree; a mean of batch means would not."""
-    found = []
+    metrics = []
     for eval_batch_size in (16, 45):
         torch.manual_seed(0)
         module, _, fit = make_objects(data_dir, tmp_path, callbacks=[])
@@ -103,15 +105,15 @@ def test_validation_is_the_mean_over_images(data_dir: Path, tmp_path: Path) -> N
             data_dir, "KMNIST", eval_batch_size=eval_batch_size, validation_size=45
         )
         fit.validate(module, datamodule=data, verbose=False)
-        found.append(module.validation)
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
+        metrics.append(module.validation)
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-6)
 
 
 def test_the_first_bad_step_is_reported() -> None:
     """The device records the step for a later error, since reading a number would synchronize."""
 
-    def network(**given: Any) -> MLP:
-        return MLP(hidden_dim=4, encoder_blocks=0, decoder_blocks=0, **given)
+    def network(**kwargs: Any) -> MLP:
+        return MLP(hidden_dim=4, encoder_blocks=0, decoder_blocks=0, **kwargs)
 
     module = VAEModule(CVAE(network, 2), optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0))
     gradient = torch.ones(3)
@@ -148,18 +150,21 @@ def test_logged_values_are_means_over_the_steps_since_the_last_log(
         ) -> None:
             self.values.append(float(outputs["loss"]))
 
-    found, losses = {}, Losses()
-    for every in (1, 2):
+    logged, losses = {}, Losses()
+    for every_n_steps in (1, 2):
         torch.manual_seed(0)
-        given = [losses] if every == 1 else []
+        given = [losses] if every_n_steps == 1 else []
         module, data, fit = make_objects(
-            data_dir, tmp_path, callbacks=given, max_steps=4, log_every_n_steps=every
+            data_dir, tmp_path, callbacks=given, max_steps=4, log_every_n_steps=every_n_steps
         )
         logger = Rows()
         fit.loggers = [logger]
         fit.fit(module, datamodule=data)
-        found[every] = [row["train/loss"] for row in logger.rows]
-    one = found[1]
-    assert one == pytest.approx(losses.values, rel=1e-6)
-    pairs = [(one[0] + one[1]) / 2, (one[2] + one[3]) / 2]  # batches of the same size
-    assert found[2] == pytest.approx(pairs, rel=1e-6)
+        logged[every_n_steps] = [row["train/loss"] for row in logger.rows]
+    every_step = logged[1]
+    assert every_step == pytest.approx(losses.values, rel=1e-6)
+    pairs = [
+        (every_step[0] + every_step[1]) / 2,
+        (every_step[2] + every_step[3]) / 2,
+    ]  # batches of the same size
+    assert logged[2] == pytest.approx(pairs, rel=1e-6)

@@ -29,7 +29,7 @@ TRAIN, VALIDATION, TEST = make_bars(240, 0), make_bars(30, 1), make_bars(45, 2)
 class Templates(torch.nn.Module):
     """Network that decodes each label to its bar, almost without z; all images have one code."""
 
-    def __init__(self, image_shape: tuple[int, ...], condition_size: int, **given: int) -> None:
+    def __init__(self, image_shape: tuple[int, ...], condition_size: int, **kwargs: int) -> None:
         super().__init__()
         self.image_shape = image_shape
         bar = torch.stack([TRAIN.inputs[TRAIN.labels == c][0] for c in range(3)]).float() / 255
@@ -45,6 +45,6 @@ class Templates(torch.nn.Module):
         return self.logits[torch.tensor(self.relabel)[label]] + z.sum(1)[:, None, None, None] * 0.01
 
 
-def make_subject(kind: type[Autoencoder], num_samples: int = 50) -> Subject:
-    model = kind(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
+def make_subject(model_class: type[Autoencoder], num_samples: int = 50) -> Subject:
+    model = model_class(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
     return Subject(model, TRAIN, VALIDATION, TEST, num_samples)

@@ -12,28 +12,31 @@ from cvae.models import CVAE, VAE
 from tests.science.evaluation.known import TEST, make_subject
 
 
-@pytest.mark.parametrize("kind", [VAE, CVAE])
-def test_the_bound_is_tight_if_the_decoder_ignores_z(kind: type[VAE]) -> None:
+@pytest.mark.parametrize("model_class", [VAE, CVAE])
+def test_the_bound_is_tight_if_the_decoder_ignores_z(model_class: type[VAE]) -> None:
     """One sample then gives the bound of many; as templates differ, joint and marginal agree."""
-    found = {
-        name: metric.value for name, metric in bound(make_subject(kind, num_samples=60)).items()
+    values = {
+        name: metric.value
+        for name, metric in bound(make_subject(model_class, num_samples=60)).items()
     }
-    assert found["test/nll_k60"] == pytest.approx(-found["test/elbo"], abs=0.05)
-    assert found["test/nll_k60"] == pytest.approx(found["test/nll_k1"], abs=0.05)
-    assert ("test/joint_nll_k60" in found) == (kind is CVAE)
-    if kind is CVAE:
-        assert found["test/joint_nll_k60"] == pytest.approx(found["test/nll_k60"] + math.log(3))
-        assert found["test/marginal_nll_k60"] == pytest.approx(found["test/joint_nll_k60"], abs=0.1)
+    assert values["test/nll_k60"] == pytest.approx(-values["test/elbo"], abs=0.05)
+    assert values["test/nll_k60"] == pytest.approx(values["test/nll_k1"], abs=0.05)
+    assert ("test/joint_nll_k60" in values) == (model_class is CVAE)
+    if model_class is CVAE:
+        assert values["test/joint_nll_k60"] == pytest.approx(values["test/nll_k60"] + math.log(3))
+        assert values["test/marginal_nll_k60"] == pytest.approx(
+            values["test/joint_nll_k60"], abs=0.1
+        )
 
 
 def test_the_generative_classifier_recognizes_templates() -> None:
-    one = make_subject(CVAE)
+    subject = make_subject(CVAE)
     for stage in range(3):
-        assert (label_bounds(one, stage)[0].argmax(1) == TEST.labels).all()
-    assert isinstance(one.model, CVAE)
-    y = one.condition(TEST.labels)
-    nll = importance_weighted_nll(one.model, TEST.inputs.float() / 255, y, torch.arange(45), 50)
-    marginal = log_marginal(one, nll)
+        assert (label_bounds(subject, stage)[0].argmax(1) == TEST.labels).all()
+    assert isinstance(subject.model, CVAE)
+    y = subject.condition(TEST.labels)
+    nll = importance_weighted_nll(subject.model, TEST.inputs.float() / 255, y, torch.arange(45), 50)
+    marginal = log_marginal(subject, nll)
     assert (marginal >= -nll - math.log(3) - 1e-4).all()  # a sum is at least its largest term
     assert (marginal <= -nll + 1e-4).all()  # a mean is at most its largest term
 

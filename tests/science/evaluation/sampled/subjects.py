@@ -9,17 +9,19 @@ from tests.science.evaluation.known import TEST, TRAIN, VALIDATION, Templates
 
 def make_sampled_subject(
     model: Autoencoder,
-    known: Oracle,
+    oracle: Oracle,
     num_samples: int = 50,
     train: Split = TRAIN,
     validation: Split = VALIDATION,
     test: Split = TEST,
 ) -> SampledSubject:
     subject = SampledSubject(model, train, validation, test, num_samples, num_generated=20)
-    subject.oracle = known
+    subject.oracle = oracle
     return subject
 
 
-def subject(kind: type[Autoencoder], known: Oracle, num_samples: int = 50) -> SampledSubject:
-    model = kind(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
-    return make_sampled_subject(model, known, num_samples)
+def subject(
+    model_class: type[Autoencoder], oracle: Oracle, num_samples: int = 50
+) -> SampledSubject:
+    model = model_class(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
+    return make_sampled_subject(model, oracle, num_samples)

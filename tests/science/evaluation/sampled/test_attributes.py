@@ -29,7 +29,7 @@ def make_subject(model: VAE, data: ImagesDataModule) -> Subject:
 class HeightEncoder(torch.nn.Module):
     """Network that encodes the height of a bar, and not its label."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__()
 
     def encode(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
@@ -48,16 +48,16 @@ def test_probes_find_what_z_holds_of_each_part(tmp_path: Path) -> None:
     assert data.condition is not None
     model = VAE(HeightEncoder, 1, (1, 12, 12), num_classes=2, condition=data.condition).eval()
     subject = make_subject(model, data)
-    found = latent_independence(subject)
-    assert list(found) == [
+    metrics = latent_independence(subject)
+    assert list(metrics) == [
         "latent/label_accuracy_logistic",
         "latent/label_accuracy_mlp",
         "latent/height_r2_ridge",
         "latent/height_r2_mlp",
     ]
-    assert found["latent/height_r2_mlp"].value > 0.95
-    assert found["latent/height_r2_ridge"].value > 0.95
-    assert found["latent/label_accuracy_mlp"].value < 0.75
+    assert metrics["latent/height_r2_mlp"].value > 0.95
+    assert metrics["latent/height_r2_ridge"].value > 0.95
+    assert metrics["latent/label_accuracy_mlp"].value < 0.75
 
 
 def test_probes_find_the_attributes_that_y_leaves_out(tmp_path: Path) -> None:
@@ -69,13 +69,13 @@ def test_probes_find_the_attributes_that_y_leaves_out(tmp_path: Path) -> None:
     data.setup()
     model = VAE(HeightEncoder, 1, (1, 12, 12), num_classes=2).eval()
     subject = make_subject(model, data)
-    found = latent_content(subject)
+    metrics = latent_content(subject)
     probes = ("ridge", "mlp")
-    assert list(found) == [
+    assert list(metrics) == [
         f"latent/{of}_r2_{probe}" for of in ("height", "noise") for probe in probes
     ]
-    assert found["latent/height_r2_mlp"].value > 0.95
-    assert found["latent/noise_r2_mlp"].value < 0.1
+    assert metrics["latent/height_r2_mlp"].value > 0.95
+    assert metrics["latent/noise_r2_mlp"].value < 0.1
     for split, images in zip(data.splits().values(), (350, 50, 80), strict=True):
         height = (split.grey[:, 0, :, 5] > 0).sum(1)
         assert len(height) == images
@@ -96,12 +96,12 @@ def test_attributes_of_large_or_missing_values_are_measured_or_named(
     data.condition, data.validation_size = None, 1
     data.setup()
     model = VAE(HeightEncoder, 1, (1, 12, 12), num_classes=2).eval()
-    found = latent_content(make_subject(model, data))
-    assert {name.partition("_r2")[0] for name in found} == {
+    metrics = latent_content(make_subject(model, data))
+    assert {name.partition("_r2")[0] for name in metrics} == {
         *("latent/height", "latent/time", "latent/rare")
     }
-    assert found["latent/time_r2_ridge"].value > 0.95
-    assert all(np.isfinite(metric.value) for metric in found.values())
+    assert metrics["latent/time_r2_ridge"].value > 0.95
+    assert all(np.isfinite(metric.value) for metric in metrics.values())
     assert "latent_content: missing is left out" in caplog.text
 
 
@@ -132,7 +132,7 @@ def test_claims_of_labels_do_not_apply_to_attributes(tmp_path: Path) -> None:
 class BarDecoder(torch.nn.Module):
     """Decoder that draws a bar of the requested height, plus an error."""
 
-    def __init__(self, error: float, **given: Any) -> None:
+    def __init__(self, error: float, **kwargs: Any) -> None:
         super().__init__()
         self.error = error
         self.condition: Attributes | None = None
@@ -182,7 +182,10 @@ def test_attribute_control_needs_attributes(tmp_path: Path) -> None:
     data.condition = None
     data.setup()
     train, validation, test = data.splits().values()
-    for kind, said in ((VAE, "the model takes no attributes"), (CVAE, "see label_control")):
-        model = kind(make_network, 2, (1, 12, 12), num_classes=2).eval()
-        with pytest.raises(NotApplicable, match=said):
+    for model_class, message in (
+        (VAE, "the model takes no attributes"),
+        (CVAE, "see label_control"),
+    ):
+        model = model_class(make_network, 2, (1, 12, 12), num_classes=2).eval()
+        with pytest.raises(NotApplicable, match=message):
             attribute_control(SampledSubject(model, train, validation, test))

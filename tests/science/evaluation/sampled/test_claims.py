@@ -38,29 +38,29 @@ def test_label_control_counts_the_predictions_of_the_oracle(trained_oracle: Orac
     assert found["samples/rows_right"].value == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("kind", [Autoencoder, VAE, CVAE])
+@pytest.mark.parametrize("model_class", [Autoencoder, VAE, CVAE])
 def test_every_claim_is_measured_or_skipped_with_a_reason(
-    kind: type[Autoencoder], trained_oracle: Oracle
+    model_class: type[Autoencoder], trained_oracle: Oracle
 ) -> None:
-    if kind is Autoencoder:
+    if model_class is Autoencoder:
         model = Autoencoder(make_network, 2, image_shape=(1, 12, 12), num_classes=3).eval()
-        one = make_sampled_subject(model, trained_oracle, 3)
+        subject = make_sampled_subject(model, trained_oracle, 3)
     else:
-        one = make_subject(kind, trained_oracle, num_samples=3)
-    found = report.evaluate(one, list(CLAIMS))
-    measured, left_out = set(found.metrics) - {"oracle"}, set(found.left_out)
+        subject = make_subject(model_class, trained_oracle, num_samples=3)
+    result = report.evaluate(subject, list(CLAIMS))
+    measured, left_out = set(result.metrics) - {"oracle"}, set(result.left_out)
     assert measured | left_out == set(CLAIMS)
     assert not measured & left_out
     needs_label = {"label_control", "classification_accuracy", "generative_classifier"}
     needs_attributes = {"attribute_control", "latent_content"}
-    assert left_out == needs_attributes | (set() if kind is CVAE else needs_label)
-    flat = report.as_json(found)["metrics"]
+    assert left_out == needs_attributes | (set() if model_class is CVAE else needs_label)
+    flat = report.as_json(result)["metrics"]
     grey = trained_oracle.accuracy(TEST.grey.float() / 255, TEST.labels)
     assert flat["oracle/accuracy"]["value"] == pytest.approx(grey)
-    assert ("test/nll_k3" in flat) == (kind is not Autoencoder)
-    assert ("test/marginal_nll_k3" in flat) == (kind is CVAE)
-    assert ("samples/frechet_distance_mixture" in flat) == (kind is Autoencoder)
-    if kind is CVAE:
+    assert ("test/nll_k3" in flat) == (model_class is not Autoencoder)
+    assert ("test/marginal_nll_k3" in flat) == (model_class is CVAE)
+    assert ("samples/frechet_distance_mixture" in flat) == (model_class is Autoencoder)
+    if model_class is CVAE:
         assert flat["test/joint_nll_k3"]["value"] == pytest.approx(
             flat["test/nll_k3"]["value"] + math.log(3)
         )
@@ -78,12 +78,12 @@ def select_classes(split: Split, *classes: int) -> Split:
 def test_a_label_without_training_images_is_ignored(trained_oracle: Oracle) -> None:
     train = select_classes(TRAIN, 0, 2)
     model = CVAE(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
-    one = make_sampled_subject(model, trained_oracle, 3, train)
+    subject = make_sampled_subject(model, trained_oracle, 3, train)
     claims = ["bound", "label_control", "generative_classifier", "style"]
-    flat = report.to_json(report.evaluate(one, claims))["metrics"]
-    assert one.test.labels.unique().tolist() == [0, 2]
-    assert one.samples.labels.unique().tolist() == [0, 2]
-    assert one.samples.predicted.unique().tolist() == [0, 2]
+    flat = report.as_json(report.evaluate(subject, claims))["metrics"]
+    assert subject.test.labels.unique().tolist() == [0, 2]
+    assert subject.samples.labels.unique().tolist() == [0, 2]
+    assert subject.samples.predicted.unique().tolist() == [0, 2]
     for name in ("label_agreement", "label_agreement_worst", "rows_right"):
         assert flat[f"samples/{name}"]["value"] == 1.0
     assert flat["samples/label_agreement_worst"]["floor"] == 1.0
@@ -94,19 +94,19 @@ def test_a_label_without_training_images_is_ignored(trained_oracle: Oracle) -> N
 
 
 def test_a_label_without_test_images_is_not_the_worst(trained_oracle: Oracle) -> None:
-    one = make_subject(CVAE, trained_oracle)
-    assert isinstance(one.model.network, Templates)
-    one.model.network.relabel = [0, 1, 0]
-    one.test = select_classes(TEST, 0, 1)
-    found = label_control.label_control(one)["samples/label_agreement_worst"]
+    subject = make_subject(CVAE, trained_oracle)
+    assert isinstance(subject.model.network, Templates)
+    subject.model.network.relabel = [0, 1, 0]
+    subject.test = select_classes(TEST, 0, 1)
+    found = label_control.label_control(subject)["samples/label_agreement_worst"]
     assert (found.value, found.floor) == (1.0, 1.0)
 
 
 def test_data_may_have_a_single_label(trained_oracle: Oracle) -> None:
     model = CVAE(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
     train, validation, test = (select_classes(split, 1) for split in (TRAIN, VALIDATION, TEST))
-    one = make_sampled_subject(model, trained_oracle, 3, train, validation, test)
-    found = report.evaluate(one, ["bound", "label_control", "latent_independence", "style"])
+    subject = make_sampled_subject(model, trained_oracle, 3, train, validation, test)
+    found = report.evaluate(subject, ["bound", "label_control", "latent_independence", "style"])
     assert found.left_out == {"latent_independence": "y is the same for all images"}
     assert found.metrics["bound"]["test/joint_nll_k3"].value == pytest.approx(
         found.metrics["bound"]["test/nll_k3"].value
@@ -137,26 +137,26 @@ def test_a_log_gets_a_line_for_each_claim_that_ends(trained_oracle: Oracle) -> N
 
 def test_a_subject_is_freed_after_its_claims(trained_oracle: Oracle) -> None:
     """A subject holds all images, so no cache may keep a reference to it."""
-    one = make_subject(CVAE, trained_oracle, num_samples=3)
-    report.evaluate(one, ["bound", "generative_classifier", "style", "variety"])
-    reference = weakref.ref(one)
-    del one
+    subject = make_subject(CVAE, trained_oracle, num_samples=3)
+    report.evaluate(subject, ["bound", "generative_classifier", "style", "variety"])
+    reference = weakref.ref(subject)
+    del subject
     gc.collect()
     assert reference() is None
 
 
 def test_every_target_belongs_to_a_metric(trained_oracle: Oracle) -> None:
     """Targets apply to one model and one dataset, so they are off by default."""
-    one = make_subject(CVAE, trained_oracle, num_samples=3)
-    targeted = report.as_json(report.evaluate(one, list(CLAIMS), has_targets=True))["metrics"]
+    subject = make_subject(CVAE, trained_oracle, num_samples=3)
+    targeted = report.as_json(report.evaluate(subject, list(CLAIMS), has_targets=True))["metrics"]
     having = {name for name, m in targeted.items() if "at_least" in m or "at_most" in m}
     assert all(fnmatch.filter(having, pattern) for pattern in TARGETS)
-    plain = report.to_json(report.evaluate(one, ["bound", "label_control"]))["metrics"]
+    plain = report.as_json(report.evaluate(subject, ["bound", "label_control"]))["metrics"]
     assert not any("at_least" in m or "at_most" in m for m in plain.values())
 
 
 def test_a_target_may_depend_on_the_metric() -> None:
-    found = add_targets(
+    targeted = add_targets(
         {
             "test/generative_accuracy_k50": Metric(0.9, "%"),
             "samples/recall": Metric(0.7, "%", floor=0.8),
@@ -164,9 +164,9 @@ def test_a_target_may_depend_on_the_metric() -> None:
             "samples/label_agreement_x": Metric(0.9, "%"),
         }
     )
-    assert found["test/generative_accuracy_k50"].at_least == 0.985
-    assert found["samples/recall"].at_least == pytest.approx(0.64)
-    assert found["latent/mmd_ratio"].at_most == 6.5
-    assert found["samples/label_agreement_x"].is_met is None
-    flat = report.to_json(report.Report({"aggregated_posterior": found}, {}, {}))["metrics"]
+    assert targeted["test/generative_accuracy_k50"].at_least == 0.985
+    assert targeted["samples/recall"].at_least == pytest.approx(0.64)
+    assert targeted["latent/mmd_ratio"].at_most == 6.5
+    assert targeted["samples/label_agreement_x"].is_met is None
+    flat = report.as_json(report.Report({"aggregated_posterior": targeted}, {}, {}))["metrics"]
     assert set(flat["latent/mmd_ratio"]) == {"claim", "value", "unit", "floor", "at_most"}

@@ -65,11 +65,11 @@ def measure_claims(
     train, validation, test = TRAIN, VALIDATION, TEST
     if isinstance(model.condition, Attributes):
         train, validation, test = (add_attributes(split) for split in (TRAIN, VALIDATION, TEST))
-    one = SampledSubject(model.eval().to(device), train, validation, test, 3, 20)
-    found = report.evaluate(one, claims)
-    few = one.test_batch(torch.arange(3, device=device))
+    subject = SampledSubject(model.eval().to(device), train, validation, test, 3, 20)
+    results = report.evaluate(subject, claims)
+    few = subject.test_batch(torch.arange(3, device=device))
     on_cpu = few._replace(x=few.x.cpu(), y=few.y.cpu(), indices=few.indices.cpu())
-    return found, draw_pictures(one, on_cpu, found.seconds)
+    return results, pictures(subject, on_cpu, results.seconds)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_a_tensor_that_is_left_on_the_cpu_is_found(
 ) -> None:
     monkeypatch.setattr(owner, name, return_on_cpu(getattr(owner, name)))
     with FakeGPU():
-        one = SampledSubject(build_cvae().eval().to("cuda"), TRAIN, VALIDATION, TEST, 3, 20)
+        subject = SampledSubject(build_cvae().eval().to("cuda"), TRAIN, VALIDATION, TEST, 3, 20)
         with pytest.raises(RuntimeError, match="at least two devices"):
-            report.evaluate(one, [claim])
+            report.evaluate(subject, [claim])
 
 
 def test_the_fake_gpu_raises_where_cuda_does() -> None:
@@ -159,12 +159,12 @@ def test_claims_compute_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_oracle_is_the_same_on_every_device(tmp_path: Path) -> None:
     with FakeGPU():
-        one = SampledSubject(
+        subject = SampledSubject(
             VAE(make_network, 2, (1, 12, 12), 3).eval().to("cuda"), TRAIN, VALIDATION, TEST, 3, 20
         )
-        assert one.train.grey.device.type == "cuda"
-        assert one.oracle.classifier.head.weight.device.type == "cuda"
-        on_gpu = {name: w.cpu() for name, w in one.oracle.classifier.state_dict().items()}
+        assert subject.train.grey.device.type == "cuda"
+        assert subject.oracle.classifier.head.weight.device.type == "cuda"
+        on_gpu = {name: w.cpu() for name, w in subject.oracle.classifier.state_dict().items()}
     cpu = SampledSubject(
         VAE(make_network, 2, (1, 12, 12), 3).eval(), TRAIN, VALIDATION, TEST, 3, 20
     )

@@ -62,8 +62,8 @@ def test_mmd_is_the_sum_over_pairs() -> None:
 def test_the_null_quantile_is_exceeded_once_in_twenty(
     trained_oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = make_subject(CVAE, trained_oracle)
-    limit, spread = aggregated_posterior.mmd_null(one, 200)
+    subject = make_subject(CVAE, trained_oracle)
+    limit, spread = aggregated_posterior.mmd_null(subject, 200)
     draws = [
         aggregated_posterior.mmd_squared(sample_normal(i, 200, 2), sample_normal(5000 + i, 200, 2))[
             0
@@ -74,8 +74,8 @@ def test_the_null_quantile_is_exceeded_once_in_twenty(
     assert spread == pytest.approx(np.std(draws, ddof=1), rel=0.25)
     # a degenerate U-statistic scales as 1 / size
     monkeypatch.setattr(aggregated_posterior, "_NULL_SIZE", 100)
-    big = aggregated_posterior.mmd_null(one, 400)[0]
-    small = aggregated_posterior.mmd_null(one, 100)[0]
+    big = aggregated_posterior.mmd_null(subject, 400)[0]
+    small = aggregated_posterior.mmd_null(subject, 100)[0]
     assert big == pytest.approx(small / 4)
 
 

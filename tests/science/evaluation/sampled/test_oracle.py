@@ -52,10 +52,10 @@ def test_the_oracle_of_color_images_learns_and_is_cached(tmp_path: Path) -> None
 
 
 def test_thickness_and_slant_are_not_measured_in_color(trained_oracle: Oracle) -> None:
-    one = make_subject(VAE, trained_oracle)
-    one.test = one.test._replace(grey=one.test.grey.expand(-1, 3, -1, -1))
-    with pytest.raises(NotApplicable, match="thickness and slant need grey images"):
-        style(one)
+    subject = make_subject(VAE, trained_oracle)
+    subject.test = subject.test._replace(grey=subject.test.grey.expand(-1, 3, -1, -1))
+    with pytest.raises(NotApplicable, match="thickness and slant are of grey images"):
+        style(subject)
 
 
 def test_the_cache_key_depends_on_the_digits(trained_oracle: Oracle) -> None:

@@ -61,11 +61,11 @@ def test_spread_within_a_label() -> None:
 
 
 def test_the_nearest_training_image_is_of_the_same_label(trained_oracle: Oracle) -> None:
-    one = make_subject(CVAE, trained_oracle)
+    subject = make_subject(CVAE, trained_oracle)
     grey = TRAIN.grey[:6].float() / 255
-    own = variety.nearest_distances(one, grey, TRAIN.labels[:6])
+    own = variety.nearest_distances(subject, grey, TRAIN.labels[:6])
     assert own.tolist() == pytest.approx([0.0] * 6, abs=5e-3)
-    other = variety.nearest_distances(one, grey, (TRAIN.labels[:6] + 1) % 3)
+    other = variety.nearest_distances(subject, grey, (TRAIN.labels[:6] + 1) % 3)
     by_hand = [
         float(
             (TRAIN.grey[TRAIN.labels == (y + 1) % 3].float() / 255 - x).flatten(1).norm(dim=1).min()

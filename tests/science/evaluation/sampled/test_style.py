@@ -79,20 +79,20 @@ def test_style_correlation_of_shared_and_of_unrelated_values() -> None:
 
 def test_the_ridge_finds_a_factor_and_its_direction(trained_oracle: Oracle) -> None:
     """The factor is 3 z1 - 4 z0 plus 100 per label, and R^2 within labels is still 1."""
-    one = make_subject(CVAE, trained_oracle)
+    subject = make_subject(CVAE, trained_oracle)
     train_z, test_z = sample_normal(0, len(TRAIN.labels), 2), sample_normal(1, len(TEST.labels), 2)
 
     def value(z: Tensor, labels: Tensor) -> np.ndarray:  # type: ignore[type-arg]
         return (3 * z[:, 1] - 4 * z[:, 0] + 100 * labels).double().numpy()
 
-    count = len(one.reference.labels)
+    count = len(subject.reference.labels)
     factor = Factor(
-        value(test_z, TEST.labels), value(train_z[:count], one.reference.labels), np.zeros(60)
+        value(test_z, TEST.labels), value(train_z[:count], subject.reference.labels), np.zeros(60)
     )
     for name, z in (("train_posterior", train_z), ("test_posterior", test_z)):
-        one.__dict__[name] = Posterior(z, z, torch.zeros_like(z), lambda w: w)
-    one.__dict__["factors"] = {"slant": factor}
-    ridge = style.fit_ridges(one)["slant"]
+        subject.__dict__[name] = Posterior(z, z, torch.zeros_like(z), lambda w: w)
+    subject.__dict__["factors"] = {"slant": factor}
+    ridge = style.fit_ridges(subject)["slant"]
     torch.testing.assert_close(ridge.direction, torch.tensor([[-0.8, 0.6]]), atol=0.02, rtol=0)
     r2 = 1 - (ridge.test_errors**2).mean() / (ridge.test_centered**2).mean()
     assert r2 > 0.99
