@@ -231,7 +231,7 @@ def test_a_replayed_step_launches_few_operators(
 
 
 @pytest.mark.parametrize("name", ["BetaByEpoch", "FreezeEncoder"])
-def test_a_change_of_the_model_is_recorded_again(
+def test_a_step_is_recorded_again_after_the_model_changes(
     name: str,
     graphs: list[replay.Graph],
     data_dir: Path,
@@ -293,7 +293,7 @@ def test_a_schedule_of_momentum_is_not_replayed(
     assert graphs == []
 
 
-def test_a_second_fit_takes_the_steps_of_its_own_optimizer(
+def test_a_second_fit_steps_its_new_optimizer(
     graphs: list[replay.Graph], data_dir: Path, tmp_path: Path
 ) -> None:
     module, data, trainer = build_run(tmp_path / "run", data_dir, "callbacks.ema=null")

@@ -104,7 +104,7 @@ def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
     assert (statistics.mean, statistics.num_runs) == (86.0, 2)
 
 
-def test_different_test_sets_are_named(tmp_path: Path) -> None:
+def test_runs_on_different_test_sets_are_listed_by_test_set(tmp_path: Path) -> None:
     write_run(tmp_path / "1", 1, 84.0, test_digest="aa")
     write_run(tmp_path / "2", 1, 80.0, latent_dim=8, test_digest="aa")
     groups = comparison.group_runs(read_runs(tmp_path)[0])
@@ -124,7 +124,7 @@ def test_settings_implied_by_the_class_are_not_in_titles(tmp_path: Path) -> None
     assert labels == {"CVAE lr=0.001", "Autoencoder lr=0.001", "Autoencoder lr=0.002"}
 
 
-def test_long_values_are_compared_to_their_ends(tmp_path: Path) -> None:
+def test_titles_tell_long_values_apart(tmp_path: Path) -> None:
     for i, name in enumerate(("DiscretizedLogistic", "DiscretizedLogisticMixture")):
         write_run(tmp_path / f"{i}", 1, 84.0 + i, target=f"a.package.of.a.long.name.{name}")
     groups = comparison.group_runs(read_runs(tmp_path)[0])
@@ -226,7 +226,7 @@ def test_names_in_the_plot_are_not_cut_and_do_not_overlap(
         assert picture.width < 1300
 
 
-def test_names_that_are_equal_after_a_cut_are_shown_whole() -> None:
+def test_names_that_are_equal_when_shortened_are_shown_in_full() -> None:
     names = [" ".join(["word"] * 40) + end for end in (" a", " b")]
     cut = comparison_plot.wrap_names([make_group(names[0], [1.0]), make_group("other", [1.0])])
     assert cut[0].endswith(" …\n(n=1)")

@@ -381,13 +381,17 @@ def test_a_run_keeps_its_project_with_another_logger_override(empty_home: Path) 
         ("WANDB_MODE", "on"),
     ],
 )
-def test_a_bad_variable_is_reported(variable: str, value: str, empty_home: Path) -> None:
+def test_an_invalid_variable_is_named_in_the_message(
+    variable: str, value: str, empty_home: Path
+) -> None:
     os.environ[variable] = value
     cfg = compose()
     assert _with_variable(cfg, validate(settings_to_validate(cfg))[0]).startswith(variable)
 
 
-def test_a_bad_variable_is_rejected_before_a_folder_is_made(data_dir: Path, tmp_path: Path) -> None:
+def test_an_invalid_variable_is_rejected_before_a_folder_is_made(
+    data_dir: Path, tmp_path: Path
+) -> None:
     arguments, script = tiny(data_dir, tmp_path / "run"), ROOT / "src" / "train.py"
     done = run_warm(script, arguments, ROOT, 60, WANDB_PROJECT="a/b")
     assert done.returncode == 2
@@ -455,7 +459,7 @@ def test_an_evaluation_does_not_fail_with_wandb(
         (None, "", None),
     ],
 )
-def test_mode_to_add_to_a_tracked_run(
+def test_an_evaluation_is_added_in_the_mode_of_the_tracked_run(
     tracked_folder: str | None,
     environment: str,
     mode: str | None,

@@ -79,7 +79,7 @@ def test_a_hook_of_the_module_is_called_in_every_step(
         ("trainer.accumulate_grad_batches=2",),
     ],
 )
-def test_lean_steps_equal_those_of_lightning(
+def test_steps_that_skip_hooks_equal_those_of_lightning(
     overrides: tuple[str, ...],
     data_dir: Path,
     tmp_path: Path,

@@ -164,7 +164,9 @@ def test_a_run_starts_from_an_exported_folder(folder: Path, data_dir: Path, tmp_
 
 
 @pytest.mark.parametrize("script", ["train", "compare"])
-def test_what_needs_a_run_rejects_an_exported_folder_in_one_line(script: str, folder: Path) -> None:
+def test_resume_and_compare_reject_an_exported_folder_in_one_line(
+    script: str, folder: Path
+) -> None:
     (folder / reading.EVALUATION).write_text('{"metrics": {}}')
     override = f"resume='{folder}'" if script == "train" else f"runs={folder}"
     done = run_script(script, override)

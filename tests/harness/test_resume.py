@@ -218,7 +218,7 @@ def train_uninterrupted(
     return train_setting
 
 
-def test_a_stop_is_raised_though_a_later_error_hides_it() -> None:
+def test_a_stop_that_a_later_error_hides_is_raised() -> None:
     def stop_and_fail() -> None:
         try:
             raise Stopped(signal.SIGUSR1)
@@ -667,7 +667,7 @@ def test_resume_rejects_a_folder_without_a_run(path: str, tmp_path: Path) -> Non
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_resume_latest_finds_a_run_that_can_be_resumed(
+def test_resume_latest_selects_the_newest_run_that_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resuming, "ROOT", tmp_path)
@@ -696,7 +696,7 @@ def test_resume_latest_finds_a_run_that_can_be_resumed(
 
 @pytest.mark.fault(Promise.NUMBERS, "an overflowing loss, on one device or two")
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.engines)])
-def test_a_loss_that_is_not_finite_does_not_reach_the_weights(
+def test_a_non_finite_loss_does_not_reach_the_weights(
     devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -785,7 +785,7 @@ def test_metrics_are_rewound_on_resume(tmp_path: Path) -> None:
         ("+optimizer.eps=1e-3", False),
     ],
 )
-def test_overrides_allowed_on_resume(
+def test_resume_accepts_only_overrides_that_do_not_affect_training(
     override: str, allowed: bool, data_dir: Path, tmp_path: Path
 ) -> None:
     cfg = reading.load_config(archive_run(data_dir, tmp_path))

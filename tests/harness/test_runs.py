@@ -85,7 +85,7 @@ def test_generate_writes_into_the_run_folder(finished_run: Path) -> None:
     assert written.is_file()
 
 
-def test_a_folder_of_several_runs_names_one(tmp_path: Path) -> None:
+def test_a_folder_of_several_runs_is_rejected_with_an_example_to_name(tmp_path: Path) -> None:
     for name in ("0", "1"):
         (tmp_path / name).mkdir()
         (tmp_path / name / reading.CONFIG).touch()
@@ -108,7 +108,9 @@ def test_embed_writes_the_latents_of_a_split(finished_run: Path, tmp_path: Path)
     assert done.stderr == f"error: output={tmp_path}/x.png: must end in .npz\n"
 
 
-def test_a_missing_best_checkpoint_is_an_error(finished_run: Path, tmp_path: Path) -> None:
+def test_a_finished_run_without_its_best_checkpoint_is_rejected(
+    finished_run: Path, tmp_path: Path
+) -> None:
     """A run that is still training is read from its last checkpoint instead."""
     run_dir = tmp_path / "run"
     shutil.copytree(finished_run, run_dir)
@@ -146,7 +148,9 @@ def test_a_config_without_a_prior_loads(finished_run: Path, tmp_path: Path) -> N
     assert torch.equal(load_run(old).sample([1, 2, 3], z), expected)
 
 
-def test_errors_of_loading_are_explained(finished_run: Path, tmp_path: Path) -> None:
+def test_loading_a_bad_folder_or_checkpoint_names_the_reason(
+    finished_run: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         load_run(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="no checkpoint"):

@@ -98,7 +98,9 @@ def test_loading_a_run_loads_the_best_epoch(own_metric: Path, tmp_path: Path) ->
     assert loading.find_run(copy)[1] == copy / reading.LAST
 
 
-def test_a_recorded_checkpoint_lies_in_the_run_folder(own_metric: Path, tmp_path: Path) -> None:
+def test_a_recorded_checkpoint_outside_the_run_folder_is_rejected(
+    own_metric: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(own_metric, copy)
     shutil.copy(copy / reading.LAST, tmp_path / "elsewhere.ckpt")
@@ -243,7 +245,7 @@ def test_every_debug_choice_is_a_smoke_run(name: str) -> None:
     assert not cfg.get("logger")
 
 
-def test_measuring_commands_leave_latest_alone(
+def test_logs_latest_links_only_to_runs_and_sweeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder, "ROOT", tmp_path)

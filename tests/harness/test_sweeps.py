@@ -241,7 +241,7 @@ def test_jobs_share_a_gpu_if_there_are_too_few(monkeypatch: pytest.MonkeyPatch) 
     assert [part.gpus for part in machine.divide_machine(2)] == [["7"], ["7"]]
 
 
-def test_swept_overrides() -> None:
+def test_swept_overrides_are_those_that_differ_between_jobs() -> None:
     typed = ["model=vae", "seed=1,2"]
     assert jobs.swept_overrides(["model=vae", "seed=1", "test=false"], typed) == ["seed=1"]
 

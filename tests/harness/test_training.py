@@ -292,7 +292,7 @@ def test_biases_and_gains_are_not_decayed(data_dir: Path, tmp_path: Path) -> Non
 # whole runs from the command line
 
 
-def test_files_of_a_finished_run(finished_run: Path) -> None:
+def test_a_finished_run_has_its_config_checkpoints_metrics_and_pictures(finished_run: Path) -> None:
     files = {p.relative_to(finished_run).as_posix() for p in finished_run.rglob("*") if p.is_file()}
     expected = {"config.yaml", "summary.json", "metrics.csv", "train.log"}
     expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/overrides.yaml"}
@@ -304,7 +304,7 @@ def test_files_of_a_finished_run(finished_run: Path) -> None:
     assert not any(name.endswith(".tmp") for name in files)
 
 
-def test_summary_of_a_finished_run(finished_run: Path) -> None:
+def test_the_summary_of_a_finished_run_is_correct(finished_run: Path) -> None:
     summary = read_summary(finished_run)
     assert summary["status"] == "finished"
     assert summary["name"] == "cvae-mlp-adversary-z3-kmnist-s1"
@@ -319,7 +319,7 @@ def test_summary_of_a_finished_run(finished_run: Path) -> None:
     assert summary["images_per_second"] > 0
 
 
-def test_metrics_of_a_finished_run(finished_run: Path) -> None:
+def test_metrics_of_every_step_validation_and_test_are_saved(finished_run: Path) -> None:
     steps = read_rows(finished_run, "train/")
     assert [row["step"] for row in steps] == list(range(1, 15))
     assert steps[-1]["images_seen"] == 2 * (NUM_TRAIN - 45)
@@ -333,7 +333,7 @@ def test_metrics_of_a_finished_run(finished_run: Path) -> None:
     assert len(read_rows(finished_run, "test/")) == 1
 
 
-def test_log_of_a_finished_run(finished_run: Path) -> None:
+def test_the_log_of_a_finished_run_holds_progress_and_no_traceback(finished_run: Path) -> None:
     log = (finished_run / "train.log").read_text()
     assert "epoch 2/2  val/elbo" in log
     assert "wandb sync" in log
@@ -342,7 +342,7 @@ def test_log_of_a_finished_run(finished_run: Path) -> None:
     assert max(len(line) for line in log.splitlines()) < 400
 
 
-def test_tests_do_not_move_latest(finished_run: Path) -> None:
+def test_a_run_outside_logs_does_not_move_latest(finished_run: Path) -> None:
     from harness.config import paths
 
     latest = paths.ROOT / "logs" / "latest"
@@ -495,7 +495,7 @@ def test_a_run_needs_no_callbacks_logger_or_schedule(data_dir: Path, tmp_path: P
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_a_loss_that_is_not_finite_fails_the_run(data_dir: Path, tmp_path: Path) -> None:
+def test_a_non_finite_loss_fails_the_run(data_dir: Path, tmp_path: Path) -> None:
     overrides = ["optimizer.lr=1e30", "callbacks.figures=null", "logger=csv"]
     done = run_script("train", *tiny(data_dir, tmp_path / "run"), *overrides)
     assert done.returncode == 3
@@ -535,7 +535,7 @@ def test_an_interrupted_run_leaves_no_process(data_dir: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("debug", ["one_batch", "overfit", "profiler"])
-def test_debug_options_train(debug: str, data_dir: Path, tmp_path: Path) -> None:
+def test_every_debug_option_trains(debug: str, data_dir: Path, tmp_path: Path) -> None:
     overrides = ["trainer.max_epochs=2"] if debug == "overfit" else []
     done = run_script("train", *tiny(data_dir, tmp_path / "run"), f"debug={debug}", *overrides)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -172,7 +172,9 @@ def test_loggers_are_trusted_only_below_logger(target: str, place: str) -> None:
 @pytest.mark.fault(Promise.STRANGERS, TARGETS)
 @pytest.mark.parametrize("name", ["os.system", "torch's os", "our os", "partial", "in a list"])
 @pytest.mark.parametrize("place", ["model.network", "model.extra", "data.extra"])
-def test_loading_a_hostile_folder_runs_no_code(name: str, place: str, hostile_folder: Path) -> None:
+def test_loading_a_hostile_run_folder_runs_no_code(
+    name: str, place: str, hostile_folder: Path
+) -> None:
     """Test loading from a checkpoint with a valid checksum and a hostile config."""
     marker = hostile_folder.parent / "marker"
     tamper(hostile_folder, set_key(place, make_attacks(str(marker))[name]))

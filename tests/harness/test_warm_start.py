@@ -30,7 +30,7 @@ def test_a_run_starts_from_the_weights_of_another(
         torch.testing.assert_close(after[name], value, atol=1e-6, rtol=1e-6)
 
 
-def test_weights_that_do_not_fit_are_named_and_left_out_on_request(
+def test_weights_that_do_not_fit_are_named_and_skipped_with_weights_partial(
     finished_run: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     overrides = [*tiny(data_dir, tmp_path / "a"), *SHORT, f"weights='{finished_run}'"]
@@ -50,7 +50,7 @@ def test_weights_that_do_not_fit_are_named_and_left_out_on_request(
 
 
 @pytest.mark.parametrize("path", ["nothing", "conf"])
-def test_a_missing_run_is_told_before_a_folder_exists(
+def test_missing_weights_are_rejected_before_a_folder_is_made(
     path: str, data_dir: Path, tmp_path: Path
 ) -> None:
     done = run_script("train", *tiny(data_dir, tmp_path / "run"), f"weights={path}")

@@ -142,7 +142,9 @@ def test_a_resumed_run_takes_the_same_steps(
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
-def test_the_other_commands_work(finished: tuple[str, Path], tmp_path: Path) -> None:
+def test_generate_embed_compare_and_evaluate_take_the_run(
+    finished: tuple[str, Path], tmp_path: Path
+) -> None:
     name, run_dir = finished
     summary = json.loads((run_dir / "summary.json").read_text())
     assert "test/nll_k4" in summary["metrics"]

@@ -153,7 +153,7 @@ def test_the_science_imports_no_packages_of_the_machinery(path: Path) -> None:
     [*list_python_files(HARNESS), *list_python_files(SOURCE / "hydra_plugins")],
     ids=format_path,
 )
-def test_the_harness_names_nothing_of_the_science(path: Path) -> None:
+def test_the_harness_uses_no_word_of_the_science(path: Path) -> None:
     assert not find_packages(path) & {PACKAGE, *(script.stem for script in SOURCE.glob("*.py"))}
     text = re.sub(NAMES_OF_LIBRARIES, "", path.read_text(encoding="utf-8"))
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)  # also in snake_case and CamelCase

@@ -88,7 +88,7 @@ def test_the_figure_of_the_article_is_an_aligned_grid_with_readable_text() -> No
     assert len(below) == len(above) + 60
 
 
-def test_the_jobs_of_the_article() -> None:
+def test_the_article_trains_14_runs_and_evaluates_12() -> None:
     article_jobs = article.make_jobs(Path("/x"), [1, 2, 3], ["logger=csv"])
     assert len(article_jobs) == len({job.folder for job in article_jobs}) == 14
     assert sum(bool(job.claims) for job in article_jobs) == 12

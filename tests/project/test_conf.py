@@ -303,7 +303,7 @@ def test_the_other_entry_points_compose(entry_point: str) -> None:
     assert validate(to_plain(compose(config=entry_point)), entry_point) == []
 
 
-def test_experiments_contain_their_command() -> None:
+def test_experiment_files_state_their_command() -> None:
     for path in (CONF / "experiment").glob("*.yaml"):
         assert f"python src/train.py experiment={path.stem}" in path.read_text()
 

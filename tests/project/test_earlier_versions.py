@@ -19,7 +19,7 @@ def earlier(tmp_path: Path) -> Path:
     return Path(shutil.copytree(RUN_OF_0_1, tmp_path / "of 0.1"))
 
 
-def test_an_earlier_run_loads(earlier: Path) -> None:
+def test_an_earlier_run_loads_and_samples(earlier: Path) -> None:
     model = load_run(earlier)
     assert model.sample(y=3, num_samples=2).shape == (2, 1, 28, 28)
 

@@ -26,7 +26,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("override", "fragments"), BAD, ids=[override for override, _ in BAD])
-def test_bad_input_gets_one_clear_message(override: str, fragments: list[str]) -> None:
+def test_bad_input_fails_with_one_clear_message(override: str, fragments: list[str]) -> None:
     done = run_script("evaluate", override)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""

@@ -197,7 +197,7 @@ def test_a_drawn_three_becomes_ten_digits(digits_site: Site, visit: Callable[[st
 
 
 @pytest.mark.parametrize("name", FACTORS)
-def test_a_slider_of_style_changes_what_it_names(
+def test_a_style_slider_changes_the_factor_of_its_name(
     name: str, digits_site: Site, visit: Callable[[str], Any]
 ) -> None:
     tab = visit(digits_site.url)
@@ -262,7 +262,7 @@ def test_a_link_that_does_not_fit_changes_nothing(
     assert after["label"] == 7
 
 
-def test_marks_at_the_edge_and_with_one_click_count_as_they_look(
+def test_a_click_draws_a_dot_and_strokes_are_cut_at_the_edge(
     digits_site: Site, visit: Callable[[str], Any]
 ) -> None:
     tab = visit(digits_site.url)
@@ -278,7 +278,7 @@ def test_marks_at_the_edge_and_with_one_click_count_as_they_look(
     assert box.amax(dim=0)[0] >= 21
 
 
-def test_a_pen_that_is_down_survives_its_drawing(
+def test_a_cleared_drawing_stays_empty_until_the_pen_is_down_again(
     digits_site: Site, visit: Callable[[str], Any]
 ) -> None:
     tab = visit(digits_site.url)
@@ -295,7 +295,9 @@ def test_a_pen_that_is_down_survives_its_drawing(
     assert read_state(tab)["pixels"] == before
 
 
-def test_the_keyboard_is_enough(digits_site: Site, visit: Callable[[str], Any]) -> None:
+def test_drawing_and_style_work_with_the_keyboard_alone(
+    digits_site: Site, visit: Callable[[str], Any]
+) -> None:
     tab = visit(digits_site.url)
     before = read_state(tab)
     focused = "document.activeElement.id || document.activeElement.textContent"
@@ -319,7 +321,7 @@ def test_the_keyboard_is_enough(digits_site: Site, visit: Callable[[str], Any]) 
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_fits_screens(
+def test_the_page_fits_phones_tablets_and_computers(
     width: int, digits_site: Site, visit: Callable[[str], Any], tmp_path: Path
 ) -> None:
     tab = visit(digits_site.url)
@@ -336,7 +338,7 @@ def test_the_page_fits_screens(
 
 
 @pytest.mark.parametrize("model_class", [VAE, Autoencoder])
-def test_a_model_without_labels_shows_what_applies(
+def test_the_page_of_a_model_without_labels_hides_labels_and_guess(
     model_class: type[Autoencoder],
     data_dir: Path,
     serve_page: Callable[[Path, Any], Site],

@@ -67,7 +67,7 @@ def test_doctor_works_without_packages_or_project_files(tmp_path: Path) -> None:
     assert re.search(r"^W&B +not installed$", text, re.MULTILINE)
 
 
-def test_doctor_names_what_is_in_the_data_folder(tmp_path: Path) -> None:
+def test_doctor_lists_the_sets_in_the_data_folder(tmp_path: Path) -> None:
     (tmp_path / "tools").mkdir()
     shutil.copy(ROOT / DOCTOR, tmp_path / DOCTOR)
     raw = tmp_path / "data" / "MNIST" / "raw"

@@ -62,7 +62,7 @@ def test_a_gpu_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no CUDA GPU found: --cpu" in capsys.readouterr().err
 
 
-def test_a_measurement_that_fails_is_recorded_and_the_others_go_on(
+def test_a_measurement_that_fails_is_recorded_and_the_others_still_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(options: Any) -> dict[str, Any]:
@@ -113,7 +113,9 @@ def test_the_bound_on_gpu_and_cpu_is_compared(monkeypatch: pytest.MonkeyPatch) -
     assert found["shown"] == "2.0 s and 30.0 s; largest difference 2.5e-01 nats"
 
 
-def test_the_runs_on_a_gpu_compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_overrides_of_all_gpu_runs_compose(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """All overrides of runs and loops are valid, and the GPU overrides are applied."""
     composed = []
 
@@ -138,7 +140,7 @@ def test_the_runs_on_a_gpu_compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert "reduce-overhead" in {cfg.compile for cfg in composed}
 
 
-def test_one_changed_weight_is_found(tmp_path: Path) -> None:
+def test_runs_that_differ_in_one_weight_are_not_equal(tmp_path: Path) -> None:
     weights = {"model.a": torch.ones(3), "model.b": torch.zeros(2, 2)}
     for name in ("one", "same", "other"):
         (tmp_path / name / "checkpoints").mkdir(parents=True)

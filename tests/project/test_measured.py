@@ -16,7 +16,7 @@ def test_the_tables_match_their_data_files() -> None:
         assert script["TABLE"].findall(text)
 
 
-def test_recipes_contain_their_results() -> None:
+def test_recipe_files_state_the_measured_results() -> None:
     """Compare K and the nats of p(x|y), p(x, y) and p(x) with recipes.md."""
     page = ROOT / "docs" / "measured" / "recipes.md"
     rows = re.findall(r"^\| \*\*(\w+)\*\* (.*)", page.read_text(), re.MULTILINE)
@@ -27,7 +27,7 @@ def test_recipes_contain_their_results() -> None:
         assert all(value in path.read_text() for value in (*nats, f"K = {k}")), path
 
 
-def test_experiments_contain_their_results() -> None:
+def test_experiment_files_state_the_measured_results() -> None:
     script = runpy.run_path(str(ROOT / "docs" / "tables.py"))
     document = json.loads((ROOT / "docs/measured/experiments.json").read_text())
     assert list(document["experiments"]) == [

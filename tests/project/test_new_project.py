@@ -141,7 +141,7 @@ def test_links_to_missing_pages_become_text(edits: SimpleNamespace, tmp_path: Pa
     assert edits.remove_broken_links(items, tmp_path / "page.md") == "- see [a](there.md).\n"
 
 
-def test_a_project_is_made_before_packages_are_installed(tmp_path: Path) -> None:
+def test_a_project_can_be_made_before_packages_are_installed(tmp_path: Path) -> None:
     folder = tmp_path / "made"
     command = [sys.executable, "-S", str(SCRIPT), "mine", str(folder)]  # without site-packages
     done = subprocess.run(command, capture_output=True, text=True, check=True)

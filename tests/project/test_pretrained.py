@@ -45,7 +45,7 @@ def data() -> MNISTDataModule:
     return loaded
 
 
-def test_the_digests_are_those_of_all_files_which_are_small() -> None:
+def test_digests_cover_all_files_which_total_at_most_5_mb() -> None:
     lines = (FOLDER / exported.DIGESTS).read_text().splitlines()
     stated = {name: digest for digest, name in (line.split("  ") for line in lines)}
     files = {path.name: path.read_bytes() for path in FOLDER.iterdir()}
@@ -79,7 +79,7 @@ def test_the_stated_elbo_is_measured_again(model: Autoencoder, data: MNISTDataMo
     assert total / len(data.test) == pytest.approx(stated, abs=0.01)
 
 
-def test_samples_are_the_requested_digits(model: Autoencoder, data: MNISTDataModule) -> None:
+def test_samples_show_the_requested_labels(model: Autoencoder, data: MNISTDataModule) -> None:
     """The classifier, nearest neighbors of 10,000 training images, has 95 % accuracy on digits."""
     train = data.splits()["train"]
     pixels = train.grey[:10_000].flatten(1).numpy() / 255
@@ -91,14 +91,14 @@ def test_samples_are_the_requested_digits(model: Autoencoder, data: MNISTDataMod
     assert (classifier.predict(samples) == labels.numpy()).mean() > 0.95
 
 
-def test_a_run_cannot_resume_from_it() -> None:
+def test_resume_rejects_the_pretrained_model() -> None:
     done = run_script("train", "resume=pretrained")
     assert done.returncode == 2
     assert f"use weights={FOLDER}" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_outputs_go_to_logs() -> None:
+def test_outputs_of_the_pretrained_model_go_to_logs() -> None:
     assert loading.find_run("pretrained") == (
         ROOT / "logs" / "pretrained",
         FOLDER / exported.WEIGHTS,

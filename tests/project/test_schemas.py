@@ -98,7 +98,7 @@ def test_interpolations_and_your_own_classes_are_accepted(
     assert find_errors(name, content) == []
 
 
-def test_arguments_are_described() -> None:
+def test_schemas_describe_the_arguments_that_users_set() -> None:
     schema = json.loads((FOLDER / "model.network.json").read_text())
     (mlp,) = (c["then"] for c in schema["allOf"][:-1] if "MLP" in json.dumps(c["if"]))
     assert "width" in mlp["properties"]["hidden_dim"]["description"]
@@ -118,7 +118,7 @@ def test_hydra_reads_the_package_only_above_other_comments(tmp_path: Path, first
     assert found == ({"value": 1} if first else {"group": {"value": 1}})
 
 
-def test_the_comment_goes_below_the_package() -> None:
+def test_the_schema_comment_is_written_below_the_package_comment() -> None:
     spec = importlib.util.spec_from_file_location("schemas_script", paths.ROOT / "docs/schemas.py")
     assert spec is not None
     assert spec.loader is not None

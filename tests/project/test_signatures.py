@@ -50,20 +50,22 @@ BASE = """
         ("(self, a=1, **k): ...", "a", True),
     ],
 )
-def test_arguments_forwarded_to_the_base(
+def test_arguments_forwarded_to_the_base_class_are_read(
     read_signature: Callable[[str, str], Signature], text: str, names: str, takes_any: bool
 ) -> None:
     result = read_signature(f"{BASE}        def __init__{text}", "Child")
     assert (list(result.parameters), result.takes_any) == (names.split(), takes_any)
 
 
-def test_a_mixin_without_a_constructor_comes_first(
+def test_a_mixin_without_a_constructor_is_skipped(
     read_signature: Callable[[str, str], Signature],
 ) -> None:
     assert list(read_signature(f"{BASE}        x = 1", "Child").parameters) == ["shape", "width"]
 
 
-def test_fields_of_a_dataclass(read_signature: Callable[[str, str], Signature]) -> None:
+def test_fields_of_a_dataclass_are_its_arguments(
+    read_signature: Callable[[str, str], Signature],
+) -> None:
     text = """
         import dataclasses
         from dataclasses import dataclass, field, KW_ONLY
@@ -98,7 +100,9 @@ def test_constructors_that_a_library_makes_are_not_read(
     assert read_signature(text, "One") is None
 
 
-def test_arguments_of_a_class_method(read_signature: Callable[[str, str], Signature]) -> None:
+def test_arguments_of_class_and_static_methods_are_read(
+    read_signature: Callable[[str, str], Signature],
+) -> None:
     text = """
         class One:
             @classmethod
@@ -123,7 +127,7 @@ def test_arguments_of_a_class_method(read_signature: Callable[[str, str], Signat
         ("Literal[()]", "any value", None),
     ],
 )
-def test_values_of_unusual_annotations(
+def test_values_are_checked_against_unusual_annotations(
     read_signature: Callable[[str, str], Signature], annotation: str, good: object, bad: object
 ) -> None:
     text = f"""
@@ -143,7 +147,7 @@ def test_values_of_unusual_annotations(
         assert list(schemas.wrong_values(model, {"a": bad}))
 
 
-def test_names_of_all_statements_are_found(
+def test_classes_bound_by_any_statement_are_found(
     read_signature: Callable[[str, str], Signature | None],
 ) -> None:
     text = """
@@ -166,7 +170,7 @@ def test_names_of_all_statements_are_found(
         read_signature(text, "G")
 
 
-def test_a_class_that_replaces_its_base(
+def test_a_class_may_have_the_name_of_its_base(
     read_signature: Callable[[str, str], Signature | None],
 ) -> None:
     text = """

@@ -189,7 +189,7 @@ def test_your_own_code_passes_lint(user_project: Path, command: str) -> None:
     run_module(user_project, *command.split())
 
 
-def test_your_own_code_passes_the_tests_of_files(user_project: Path) -> None:
+def test_your_own_code_passes_the_tests_of_all_files(user_project: Path) -> None:
     """Run the tests that check every file of src/ and conf/, including those that users add."""
     files = ["tests/project/test_architecture.py", "tests/project/test_conf.py"]
     # skip tests of shipped files and values; keep those of the user's files

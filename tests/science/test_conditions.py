@@ -40,14 +40,14 @@ def make_network(**kwargs: Any) -> MLP:
     return MLP(hidden_dim=12, encoder_blocks=1, decoder_blocks=1, **kwargs)
 
 
-def test_values_become_rows() -> None:
+def test_encode_returns_a_row_for_each_value() -> None:
     found = make_attributes().encode({"digit": 2, "angle": [30.0, 0.0, -60.0]}, ROWS)
     expected = torch.tensor([[0, 0, 1, 0, 30.0], [0, 0, 1, 0, 0.0], [0, 0, 1, 0, -60.0]])
     assert torch.equal(found, expected)
     assert torch.equal(make_attributes().encode(found, ROWS), found)
 
 
-def test_a_label_may_be_named() -> None:
+def test_a_label_may_be_given_by_name() -> None:
     assert torch.equal(OneHot(4).encode({"label": 2}, ROWS), OneHot(4).encode(2, ROWS))
 
 
@@ -132,7 +132,7 @@ def test_a_penalty_of_labels_rejects_attributes() -> None:
         make(penalty=LabelwiseAdversary)
 
 
-def test_rows_are_the_combinations_of_the_values() -> None:
+def test_generate_has_a_row_for_each_combination_of_values() -> None:
     model = CVAE(make_network, 2, (1, 4, 4), condition=make_attributes()).eval()
     rows = requested_rows(model, None, {"digit": 3, "angle": [-60, 0, 60]})
     assert [row.name for row in rows] == ["angle -60", "angle 0", "angle 60"]
@@ -244,7 +244,7 @@ def test_a_condition_of_your_own_gets_the_columns_of_the_data(tmp_path: Path) ->
     assert torch.equal(batch.y[:, 1], (batch.x[:, 0, :, 5].sum(1) > 6).float())
 
 
-def test_one_specification_serves_several_data_sets(tmp_path: Path) -> None:
+def test_one_condition_object_serves_several_datasets(tmp_path: Path) -> None:
     """Images of another dataset may have values outside the range of the training images."""
     data, again = save_bars(tmp_path), save_bars(tmp_path)
     data.setup()

@@ -154,7 +154,7 @@ def load_images(folder: Path, **settings: object) -> ImagesDataModule:
     return data
 
 
-def test_own_images_are_loaded(tmp_path: Path) -> None:
+def test_images_of_an_npz_file_are_loaded(tmp_path: Path) -> None:
     write_npz(tmp_path)
     data = load_images(tmp_path)
     assert data.test is not None
@@ -289,14 +289,14 @@ def test_color_images_are_not_binarized(tmp_path: Path) -> None:
         load_images(tmp_path, image_shape=(3, 28, 28), binarization="none")
 
 
-def test_a_file_may_name_its_classes(tmp_path: Path) -> None:
+def test_an_npz_file_may_hold_class_names(tmp_path: Path) -> None:
     write_npz(tmp_path)
     assert load_images(tmp_path).class_names is None
     write_npz(tmp_path, class_names=np.array(["cat", "dog", "a bird with a long name"]))
     assert load_images(tmp_path).class_names == ["cat", "dog", "a bird with a long name"]
 
 
-def test_a_digest_is_that_of_all_bytes() -> None:
+def test_the_digest_and_the_mean_cover_all_bytes() -> None:
     """Digests and means are computed in parts, for memory maps."""
     pixels = torch.from_numpy(make_pixels((601, 3, 5, 4)))
     found = ImageSet(pixels, torch.arange(601) % 10, 10)

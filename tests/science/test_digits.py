@@ -390,7 +390,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.fault(Promise.DATA, "a read-only folder")
-def test_a_read_only_folder(read_only: Path, offline: None) -> None:
+def test_a_read_only_folder_is_read_but_not_written(read_only: Path, offline: None) -> None:
     """Files in the folder are read; missing files are an error, as they cannot be written."""
     assert len(load_digits(KMNIST, read_only)[0]) == NUM_TRAIN
     with pytest.raises(DataError, match="cannot write"):
@@ -429,14 +429,18 @@ MNIST_TEST_SUM = 264_923_200  # of all test pixels
 
 
 @pytest.mark.fault(Promise.DATA, PARALLEL_STARTS)
-def test_eight_starts_at_once(tmp_path: Path, survived: Survived) -> None:
+def test_eight_processes_that_start_at_once_load_the_same_digits(
+    tmp_path: Path, survived: Survived
+) -> None:
     assert load_in_parallel(tmp_path, 8, is_damaged=True) == [MNIST_TEST_SUM] * 8
     survived(8)
 
 
 @pytest.mark.long
 @pytest.mark.fault(Promise.DATA, PARALLEL_STARTS)
-def test_two_hundred_starts_at_once(tmp_path: Path, survived: Survived) -> None:
+def test_two_hundred_processes_that_start_at_once_load_the_same_digits(
+    tmp_path: Path, survived: Survived
+) -> None:
     for number in range(25):
         folder = tmp_path / str(number)
         found = load_in_parallel(folder, 8, is_damaged=number % 2 == 1)
@@ -477,14 +481,16 @@ def kill_while_restoring(folder: Path, rng: random.Random, kills: int) -> int:
 
 
 @pytest.mark.fault(Promise.DATA, KILLED)
-def test_a_start_killed_while_making_files(tmp_path: Path, survived: Survived) -> None:
+def test_digits_load_after_a_kill_while_files_are_written(
+    tmp_path: Path, survived: Survived
+) -> None:
     survived(kill_while_restoring(tmp_path, random.Random(0), kills=2))
 
 
 @pytest.mark.long
 @pytest.mark.fault(Promise.DATA, KILLED)
 @pytest.mark.parametrize("part", range(2))
-def test_fifty_starts_killed_while_making_files(
+def test_digits_load_after_fifty_kills_while_files_are_written(
     part: int, tmp_path: Path, survived: Survived, faults_seed: int
 ) -> None:
     rng = random.Random(1 + part + 2 * faults_seed)

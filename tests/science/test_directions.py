@@ -66,7 +66,7 @@ def test_style_directions_change_the_factor_of_their_name_only() -> None:
         assert (np.diff(measured) > 0.3).all()
 
 
-def test_labels_do_not_shift_a_direction() -> None:
+def test_differences_between_labels_do_not_change_a_direction() -> None:
     generator = np.random.default_rng(0)
     labels = np.arange(2000) % 4
     points = generator.normal(size=(2000, 3)) + labels[:, None]

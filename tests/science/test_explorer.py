@@ -117,7 +117,7 @@ def test_the_folder_holds_a_page_for_a_model_of_labels(
         torch.testing.assert_close(code["latent"], model.embed(x, y).detach())
 
 
-def test_the_description_of_labels_and_binary_digits(data_dir: Path) -> None:
+def test_the_page_describes_labels_and_binary_digits(data_dir: Path) -> None:
     model = CVAE(perceptron, latent_dim=3).eval()
     data = make_digits(data_dir)
     facts = json.loads(json.dumps(description.describe(model, data, "my run")))
@@ -148,7 +148,7 @@ def test_the_description_of_labels_and_binary_digits(data_dir: Path) -> None:
     assert sum(direction["share"] for direction in components) == pytest.approx(1)
 
 
-def test_the_description_of_attributes(attribute_data: ImagesDataModule) -> None:
+def test_the_page_describes_attributes(attribute_data: ImagesDataModule) -> None:
     model = CVAE(
         perceptron,
         latent_dim=2,
@@ -176,7 +176,7 @@ def test_the_description_of_attributes(attribute_data: ImagesDataModule) -> None
 
 
 @pytest.mark.parametrize("model_class", [VAE, Autoencoder])
-def test_the_description_of_a_model_without_labels(
+def test_the_page_describes_a_model_without_labels(
     model_class: type[Autoencoder], data_dir: Path
 ) -> None:
     model = model_class(perceptron, latent_dim=3).eval()

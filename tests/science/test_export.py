@@ -81,7 +81,7 @@ def test_the_penalty_is_not_exported(exported: tuple[Path, Path]) -> None:
     assert "penalty" not in json.loads((folder / "config.json").read_text())["model"]
 
 
-def test_the_hub_can_read_the_card(exported: tuple[Path, Path]) -> None:
+def test_hugging_face_hub_reads_the_model_card(exported: tuple[Path, Path]) -> None:
     from huggingface_hub import ModelCard
 
     run_dir, folder = exported

@@ -101,7 +101,9 @@ def test_a_film_of_labels_loops_in_one_row(tmp_path: Path) -> None:
     ],
     ids=["vae", "color autoencoder"],
 )
-def test_films_of_models_without_labels(model: Autoencoder, channels: int, tmp_path: Path) -> None:
+def test_models_without_labels_make_films_in_grey_and_color(
+    model: Autoencoder, channels: int, tmp_path: Path
+) -> None:
     request = Request(None, None, 3, seed=0, film=True, sample_pixels=True).for_model(model)
     assert request.file_name() == "label-none-seed-0-samples-3-sampled.webp"
     (path,) = request.save(randomize_weights(model), None, tmp_path / "film.webp")

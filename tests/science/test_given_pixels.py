@@ -57,7 +57,7 @@ def test_quadrants_are_added_clockwise_from_the_lower_left(
 
 
 @pytest.mark.parametrize("num_given", [1, 2, 3])
-def test_only_the_rest_counts(num_given: int) -> None:
+def test_probabilities_of_all_completions_sum_to_one(num_given: int) -> None:
     """The sum is over all values of the pixels that are not given, at a fixed z."""
     model = make_model(num_given)
     condition = model.condition

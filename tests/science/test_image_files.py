@@ -46,13 +46,13 @@ def test_lossless_files_keep_their_pixels(suffix: str, tmp_path: Path) -> None:
     assert np.array_equal(decode(path, SHAPE, "none"), np.moveaxis(RGB, 2, 0))
 
 
-def test_a_jpeg_is_read_at_its_quality(tmp_path: Path) -> None:
+def test_a_jpeg_is_decoded_with_small_errors(tmp_path: Path) -> None:
     flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
     found = decode(save_image(tmp_path / "x.JPG", flat, format="JPEG"), (3, 16, 16), "none")
     assert np.abs(found.astype(int) - np.moveaxis(flat, 2, 0)).max() <= 3
 
 
-def test_conversions_without_loss(tmp_path: Path) -> None:
+def test_opaque_alpha_palette_grey_and_1_bit_images_convert_without_loss(tmp_path: Path) -> None:
     expected = np.moveaxis(RGB, 2, 0)
     opaque = np.dstack([RGB, np.full((6, 8), 255, np.uint8)])
     assert np.array_equal(decode(save_image(tmp_path / "a.png", opaque), SHAPE, "none"), expected)

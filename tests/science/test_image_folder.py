@@ -100,7 +100,7 @@ def test_test_images_may_lack_a_class(root: Path) -> None:
     assert {row[0] for row in list_images(make_data(root.parent), "test")} == {0, 2}
 
 
-def test_the_settings_know_whether_the_folder_is_there(root: Path) -> None:
+def test_has_data_is_true_only_if_the_folder_exists(root: Path) -> None:
     node = {"_target_": "cvae.image_folder.ImageFolderDataModule", "data_dir": str(root.parent)}
     assert has_data({**node, "name": "pets"})
     assert not has_data({**node, "name": "cars"})
@@ -172,7 +172,7 @@ def test_spaces_in_names_and_large_numbers_of_attributes_are_read(root: Path) ->
     assert max(values.max() for values in data.attributes["number"]) == 1e30
 
 
-def test_a_table_needs_names(root: Path) -> None:
+def test_a_table_of_attributes_needs_column_names(root: Path) -> None:
     (root / "attributes.csv").write_text("test/emu/01.png,1,2\n")
     with pytest.raises(DataError, match="must have a column file and a column for each"):
         make_data(root.parent, condition=Attributes({"height": "continuous"}))

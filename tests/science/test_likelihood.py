@@ -19,7 +19,7 @@ from tests.science.test_models import (
 
 @pytest.mark.parametrize("max_rows", [1, 7, 64, 100_000])
 @pytest.mark.parametrize("batch", [1, 5, 16])
-def test_the_bound_does_not_depend_on_chunk_or_batch(max_rows: int, batch: int) -> None:
+def test_the_bound_does_not_depend_on_chunk_or_batch_size(max_rows: int, batch: int) -> None:
     model = make_model(CVAE)
     assert isinstance(model, CVAE)
     index, y = torch.arange(16), make_labels_for(model, 16)
@@ -32,7 +32,7 @@ def test_the_bound_does_not_depend_on_chunk_or_batch(max_rows: int, batch: int) 
     torch.testing.assert_close(torch.cat(parts), expected, atol=1e-4, rtol=0)
 
 
-def test_one_sample_is_a_one_sample_estimate_of_the_bound() -> None:
+def test_the_bound_of_one_sample_matches_the_formula() -> None:
     model = make_model(VAE)
     assert isinstance(model, VAE)
     index = torch.arange(16)
@@ -55,7 +55,7 @@ def test_zero_samples_are_rejected() -> None:
         importance_weighted_nll(make_model(VAE), ALL_IMAGES, None, torch.arange(16), 0)  # type: ignore[arg-type]
 
 
-def test_several_counts_share_their_samples() -> None:
+def test_bounds_of_several_k_share_their_samples() -> None:
     model = make_model(CVAE)
     assert isinstance(model, CVAE)
     index, y = torch.arange(16), make_labels_for(model, 16)

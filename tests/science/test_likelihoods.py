@@ -163,7 +163,7 @@ def test_values_and_gradients_are_finite_at_extremes(make: MakeLikelihood, size:
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
-def test_samples_of_z_broadcast(make: MakeLikelihood) -> None:
+def test_log_prob_broadcasts_over_samples_of_z(make: MakeLikelihood) -> None:
     likelihood = make(image_shape=SHAPE)
     parameters, x = make_parameters(likelihood, 4, 5), make_images(likelihood, 4)
     found = likelihood.log_prob(x, parameters)

@@ -398,7 +398,9 @@ def test_one_hot_labels_are_not_copied_and_do_not_break_the_graph() -> None:
         (4, 2, 0, 2.0),
     ],
 )
-def test_kl_warmup(beta: float, warmup_steps: int, step: int, weight: float) -> None:
+def test_beta_rises_linearly_during_the_warmup(
+    beta: float, warmup_steps: int, step: int, weight: float
+) -> None:
     model = VAE(make_network, 2, image_shape=SHAPE, beta=beta, warmup_steps=warmup_steps)
     terms = Terms(reconstruction=torch.tensor([-3.0]), kl=torch.tensor([2.0]))
     assert model.loss(terms, step).item() == pytest.approx(3 + weight * 2)

@@ -29,7 +29,7 @@ def test_noise_depends_on_seed_epoch_and_stream(other: dict[str, int]) -> None:
     assert not torch.isclose(one, two).any()
 
 
-def test_start_skips_samples() -> None:
+def test_start_skips_the_first_samples() -> None:
     index = torch.arange(5)
     expected = noise.standard_normal(index, (20,), seed=0, stream=Stream.IMPORTANCE)
     rest = noise.standard_normal(index, (14,), seed=0, stream=Stream.IMPORTANCE, start=6)

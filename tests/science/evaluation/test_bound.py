@@ -41,5 +41,5 @@ def test_the_generative_classifier_recognizes_templates() -> None:
     assert (marginal <= -nll + 1e-4).all()  # a mean is at most its largest term
 
 
-def test_bits_per_dimension() -> None:
+def test_bits_per_dimension_divide_nats_by_log_2_and_dimensions() -> None:
     assert bits_per_dimension(784 * math.log(2), 784) == pytest.approx(1)

@@ -16,7 +16,7 @@ from cvae.evaluation.progress import claim_progress
 from tests.science.evaluation.known import sample_normal
 
 
-def test_standard_error_of_a_mean() -> None:
+def test_the_standard_error_of_a_mean_matches_its_formula() -> None:
     values = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert standard_error(values) == pytest.approx(math.sqrt((5 / 3) / 4))
     assert standard_error(values[:1]) == 0.0

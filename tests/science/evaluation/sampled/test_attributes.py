@@ -40,7 +40,7 @@ class HeightEncoder(torch.nn.Module):
         return torch.zeros(len(z), 1, 12, 12)
 
 
-def test_probes_find_what_z_holds_of_each_part(tmp_path: Path) -> None:
+def test_probes_predict_the_encoded_height_but_not_the_label(tmp_path: Path) -> None:
     """The encoder is unconditional and returns the height of the bar."""
 
     data = save_bars(tmp_path)
@@ -60,7 +60,7 @@ def test_probes_find_what_z_holds_of_each_part(tmp_path: Path) -> None:
     assert metrics["latent/label_accuracy_mlp"].value < 0.75
 
 
-def test_probes_find_the_attributes_that_y_leaves_out(tmp_path: Path) -> None:
+def test_probes_predict_encoded_attributes_outside_y_but_not_noise(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     noise = {f"{split}_noise": rng.random(n) for split, n in (("train", 400), ("test", 80))}
     names = {f"{split}_name": np.full(n, "bar") for split, n in (("train", 400), ("test", 80))}
@@ -82,7 +82,7 @@ def test_probes_find_the_attributes_that_y_leaves_out(tmp_path: Path) -> None:
         assert torch.equal(split.attributes["height"], height.double())
 
 
-def test_attributes_of_large_or_missing_values_are_measured_or_named(
+def test_attributes_with_large_values_are_probed_and_missing_values_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     columns: dict[str, Any] = {}
@@ -105,7 +105,7 @@ def test_attributes_of_large_or_missing_values_are_measured_or_named(
     assert "latent_content: missing is left out" in caplog.text
 
 
-def test_no_attribute_is_left_out_of_y(tmp_path: Path) -> None:
+def test_latent_content_needs_an_attribute_outside_y(tmp_path: Path) -> None:
     data = save_bars(tmp_path)
     data.setup()
     model = VAE(HeightEncoder, 1, (1, 12, 12), num_classes=2, condition=data.condition).eval()
@@ -149,7 +149,7 @@ class BarDecoder(torch.nn.Module):
 
 
 @pytest.mark.parametrize("error", [0.0, 3.0])
-def test_attribute_control_finds_the_error_of_samples(tmp_path: Path, error: float) -> None:
+def test_attribute_control_measures_the_error_of_samples(tmp_path: Path, error: float) -> None:
     data = save_bars(tmp_path)
     condition = Attributes({"is_tall": 2, "height": "continuous"})
     data.condition = condition

@@ -110,7 +110,7 @@ def return_on_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         ("latent_independence", latent_independence, "logistic_predictions"),
     ],
 )
-def test_a_tensor_that_is_left_on_the_cpu_is_found(
+def test_a_tensor_left_on_the_cpu_raises(
     claim: str, owner: object, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, name, return_on_cpu(getattr(owner, name)))

@@ -79,7 +79,7 @@ def test_the_null_quantile_is_exceeded_once_in_twenty(
     assert big == pytest.approx(small / 4)
 
 
-def test_active_units() -> None:
+def test_dimensions_whose_mean_varies_are_active() -> None:
     mean = sample_normal(0, 500, 4) * torch.tensor([1.0, 0.5, 0.05, 0.0])
     posterior = Posterior(mean, mean, torch.ones(500, 4), lambda z: z)
     assert aggregated_posterior.active_units(posterior) == 2
@@ -100,7 +100,7 @@ def sample_ring(seed: int, count: int = 1500) -> tuple[Tensor, Tensor]:
     return z, (z.square().sum(1) > 2 * math.log(2)).long()
 
 
-def test_a_perceptron_probe_finds_what_a_linear_probe_misses() -> None:
+def test_a_perceptron_probe_separates_labels_that_a_linear_probe_cannot() -> None:
     z, truth = sample_ring(1)
     linear = (logistic_predictions(sample_ring(2), z) == truth).float().mean()
     perceptron = (

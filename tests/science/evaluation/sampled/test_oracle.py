@@ -58,7 +58,7 @@ def test_thickness_and_slant_are_not_measured_in_color(trained_oracle: Oracle) -
         style(subject)
 
 
-def test_the_cache_key_depends_on_the_digits(trained_oracle: Oracle) -> None:
+def test_the_cache_key_depends_on_the_training_labels(trained_oracle: Oracle) -> None:
     other = TRAIN._replace(labels=TRAIN.labels.roll(1))
     assert Oracle(other, VALIDATION, 3)._key() != trained_oracle._key()
 

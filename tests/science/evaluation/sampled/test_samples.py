@@ -12,7 +12,7 @@ from tests.science.evaluation.known import TRAIN, sample_normal
 from tests.science.evaluation.sampled.subjects import make_subject
 
 
-def test_frechet_distance_has_its_closed_form() -> None:
+def test_frechet_distance_of_gaussians_matches_the_closed_form() -> None:
     """For Gaussians: |difference of means|^2 + sum of (difference of deviations)^2."""
     a = sample_normal(0, 20_000, 3)
     a = (a - a.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(a.T.cov())).T  # exact moments
@@ -50,7 +50,7 @@ def test_outliers_raise_recall_and_not_coverage() -> None:
     assert variety.is_covered(real, spread).float().mean() == few < 0.2
 
 
-def test_spread_within_a_label() -> None:
+def test_within_label_std_ignores_differences_between_labels() -> None:
     label = np.arange(4000) % 2
     values = (
         sample_normal(0, 4000).numpy().astype(np.float64) * np.array([1.0, 2.0])[label]

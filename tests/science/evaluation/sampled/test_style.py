@@ -36,7 +36,7 @@ def stack_images(*pictures: np.ndarray) -> Tensor:  # type: ignore[type-arg]
     return torch.from_numpy(np.stack(pictures)).float()[:, None]
 
 
-def test_thickness_of_drawn_strokes() -> None:
+def test_thickness_matches_the_width_of_drawn_strokes() -> None:
     widths = [2.0, 3.0, 4.0, 6.0]
     found = thickness(stack_images(*(draw_stroke(w) for w in widths)))
     assert found == pytest.approx(widths, abs=0.35)
@@ -44,7 +44,7 @@ def test_thickness_of_drawn_strokes() -> None:
 
 
 @pytest.mark.parametrize("shear", [-0.6, -0.2, 0.0, 0.3, 0.7])
-def test_slant_of_sheared_strokes(shear: float) -> None:
+def test_slant_matches_the_angle_of_sheared_strokes(shear: float) -> None:
     found = slant(stack_images(draw_stroke(3.0, shear)))[0]
     assert found == pytest.approx(math.degrees(math.atan(shear)), abs=1.0)
 
@@ -70,14 +70,14 @@ def test_a_traversal_follows_the_direction() -> None:
     torch.testing.assert_close(points @ across.T, (z @ across.T)[:, None].expand(-1, 11, -1))
 
 
-def test_style_correlation_of_shared_and_of_unrelated_values() -> None:
+def test_style_correlation_is_1_for_shared_and_0_for_unrelated_values() -> None:
     shared, noise = (sample_normal(n, n, 4000).double().numpy() for n in (1, 10))
     assert style.mean_correlation(shared.repeat(10, axis=0)) == pytest.approx(1.0)
     assert style.mean_correlation(noise) == pytest.approx(0.0, abs=0.03)
     assert style.mean_correlation(shared + noise) == pytest.approx(0.5, abs=0.03)
 
 
-def test_the_ridge_finds_a_factor_and_its_direction(trained_oracle: Oracle) -> None:
+def test_the_ridge_regression_recovers_a_factor_and_its_direction(trained_oracle: Oracle) -> None:
     """The factor is 3 z1 - 4 z0 plus 100 per label, and R^2 within labels is still 1."""
     subject = make_subject(CVAE, trained_oracle)
     train_z, test_z = sample_normal(0, len(TRAIN.labels), 2), sample_normal(1, len(TEST.labels), 2)
