@@ -9,12 +9,12 @@ from jaxtyping import install_import_hook
 
 from tests import PACKAGE, shapes  # noqa: F401 - named below
 
-TENSOR_ROOMS = (
+TENSOR_MODULES = (
     *("noise", "augmentation", "data"),
     *("networks", "models", "figures", "sampling", "films"),
 )
 # before any module of the project is imported
-install_import_hook([f"{PACKAGE}.{room}" for room in TENSOR_ROOMS], "tests.shapes.typechecker")
+install_import_hook([f"{PACKAGE}.{room}" for room in TENSOR_MODULES], "tests.shapes.typechecker")
 
 import atexit  # noqa: E402
 import functools  # noqa: E402

@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 
 LAUNCH = "harness.training.launch"  # the module that jobs and ranks run
 MODULES = (LAUNCH, "harness.sweeps.fork_server")
-_POPEN = list(inspect.signature(subprocess.Popen._execute_child).parameters)  # type: ignore[attr-defined]
+_POPEN_PARAMETERS = list(inspect.signature(subprocess.Popen._execute_child).parameters)  # type: ignore[attr-defined]
 
 
 def set_environment(environment: Mapping[str, str], first: str) -> None:
@@ -60,30 +60,30 @@ class ForkServer:
         ctypes = importlib.import_module("ctypes")
         ctypes.CDLL(None).prctl(set_child_subreaper, 1)
         self.parent = os.getpid()
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket, server_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.job: dict[str, Any] | None = None
         if os.fork() == 0:
             self.socket.close()
-            self.job = self._serve(theirs)
-        theirs.close()
+            self.job = self._serve(server_socket)
+        server_socket.close()
 
-    def _serve(self, theirs: socket.socket) -> dict[str, Any]:
+    def _serve(self, server_socket: socket.socket) -> dict[str, Any]:
         """Fork for each request, and return the request in the fork; the server never returns."""
         while True:
-            message, fds, _, _ = socket.recv_fds(theirs, 2**20, 3)
+            message, fds, _, _ = socket.recv_fds(server_socket, 2**20, 3)
             if not message:
                 os._exit(0)
             reading, writing = os.pipe()
-            if between := os.fork():
-                os.waitpid(between, 0)
-                theirs.send(os.read(reading, 64))
+            if intermediate := os.fork():
+                os.waitpid(intermediate, 0)
+                server_socket.send(os.read(reading, 64))
                 for fd in (reading, writing, *fds):
                     os.close(fd)
                 continue
             if child := os.fork():  # its parent exits, so the script adopts it
                 os.write(writing, str(child).encode())
                 os._exit(0)
-            theirs.close()
+            server_socket.close()
             os.close(reading)
             os.close(writing)
             while os.getppid() != self.parent:
@@ -108,14 +108,14 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         if list(args[:2]) != [sys.executable, "-m"] or args[2] not in MODULES:
             super()._execute_child(args, *rest)  # type: ignore[misc]
             return
-        given = dict(zip(_POPEN[2:], rest, strict=True))
+        parameters = dict(zip(_POPEN_PARAMETERS[2:], rest, strict=True))
         job = {
             "module": args[2],
             "arguments": list(args[3:]),
-            "environment": dict(os.environ if given["env"] is None else given["env"]),
+            "environment": dict(os.environ if parameters["env"] is None else parameters["env"]),
             "cores": sorted(os.sched_getaffinity(0)),
         }
-        streams = (given[name] for name in ("p2cread", "c2pwrite", "errwrite"))
+        streams = (parameters[name] for name in ("p2cread", "c2pwrite", "errwrite"))
         fds = [number if fd == -1 else fd for number, fd in enumerate(streams)]
         self.pid = self.fork_server.start(job, fds)
         self._child_created = True
@@ -161,8 +161,8 @@ def fork_jobs(fork_server: ForkServer) -> None:
 
 def wait(child: int, limit: float) -> int:
     """Return the exit code of a child, negative for a signal; kill it after the limit."""
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return os.waitstatus_to_exitcode(status)

@@ -148,19 +148,21 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "typed", "said"), BAD, ids=[f"{n} {t}" for n, t, _ in BAD])
+@pytest.mark.parametrize(
+    ("name", "argument", "fragments"), BAD, ids=[f"{n} {t}" for n, t, _ in BAD]
+)
 def test_bad_input_fails_with_a_clear_message(
-    name: str, typed: str, said: list[str], no_torch: str, tmp_path: Path
+    name: str, argument: str, fragments: list[str], no_torch: str, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    where = [f"hydra.run.dir={run_dir}"] if name == "train" else []
-    done = run_light(name, typed, *where, PYTHONPATH=no_torch)
+    run_dir_override = [f"hydra.run.dir={run_dir}"] if name == "train" else []
+    done = run_light(name, argument, *run_dir_override, PYTHONPATH=no_torch)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     lines = done.stderr.strip().splitlines()
     assert 1 <= len(lines) <= 3
     assert lines[0].startswith("error: ")
-    assert all(part in done.stderr for part in said)
+    assert all(part in done.stderr for part in fragments)
     assert not run_dir.exists()
 
 
@@ -191,8 +193,10 @@ def test_hydra_full_error_shows_the_traceback() -> None:
 
 
 def test_a_sweep_is_checked_before_its_first_job(no_torch: str, tmp_path: Path) -> None:
-    where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
-    done = run_light("train", "-m", "model.latent_dim=2,0", "seed=1,2", where, PYTHONPATH=no_torch)
+    sweep_dir = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    done = run_light(
+        "train", "-m", "model.latent_dim=2,0", "seed=1,2", sweep_dir, PYTHONPATH=no_torch
+    )
     assert done.returncode == 2
     assert "model.latent_dim=0 seed=1" in done.stderr
     assert not (tmp_path / "sweep").exists()
@@ -202,12 +206,16 @@ def test_an_override_may_belong_to_a_swept_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hydra applies fixed overrides to the config without the swept group, which lacks the key."""
-    typed = ["model=vae", "model/penalty=adversary,labelwise_adversary", "model.penalty.weight=2"]
-    where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    overrides = [
+        "model=vae",
+        "model/penalty=adversary,labelwise_adversary",
+        "model.penalty.weight=2",
+    ]
+    sweep_dir = f"hydra.sweep.dir={tmp_path / 'sweep'}"
     monkeypatch.setattr(jobs, "run_jobs", lambda run_dirs, *_: [0.0] * len(run_dirs))
     monkeypatch.setattr(jobs, "print_report", lambda *_: True)
     monkeypatch.setattr(
-        sys, "argv", ["train.py", "-m", *typed, "model.penalty.hidden_dim=8", where]
+        sys, "argv", ["train.py", "-m", *overrides, "model.penalty.hidden_dim=8", sweep_dir]
     )
     entry_point("train")(lambda cfg: None)()
     for number, group in enumerate(("adversary", "labelwise_adversary")):
@@ -221,8 +229,8 @@ def test_an_override_may_belong_to_a_swept_group(
 def test_a_search_is_checked_once_per_combination_of_groups() -> None:
     typed = ["model=vae,cvae", "model.latent_dim=range(2,9)", "optimizer.lr=interval(0,1)"]
     overrides = parse_overrides([*typed, "model.beta=choice(2)", "~logger"])
-    words = ["model.latent_dim=2", "optimizer.lr=0.5", "model.beta=2", "~logger"]
-    assert hooks._sample_jobs(overrides) == [["model=vae", *words], ["model=cvae", *words]]
+    sampled = ["model.latent_dim=2", "optimizer.lr=0.5", "model.beta=2", "~logger"]
+    assert hooks._sample_jobs(overrides) == [["model=vae", *sampled], ["model=cvae", *sampled]]
     plugin = import_module("harness.sweeps.optuna_sweeper")
     fixed = [plugin._fixed_override(override) for override in overrides]
     assert fixed == [None, None, None, "model.beta=2", "~logger"]
@@ -235,14 +243,16 @@ NOT_IN_EVERY_JOB = [
 ]
 
 
-@pytest.mark.parametrize(("swept", "typed", "job"), NOT_IN_EVERY_JOB)
+@pytest.mark.parametrize(("swept", "override", "job"), NOT_IN_EVERY_JOB)
 def test_an_override_that_a_job_lacks_is_rejected(
-    swept: list[str], typed: str, job: str, no_torch: str, tmp_path: Path
+    swept: list[str], override: str, job: str, no_torch: str, tmp_path: Path
 ) -> None:
-    where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
-    done = run_light("train", "-m", "model=vae", *swept, typed, where, PYTHONPATH=no_torch)
+    sweep_dir = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    done = run_light("train", "-m", "model=vae", *swept, override, sweep_dir, PYTHONPATH=no_torch)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {job}{typed}: there is no key {typed.split('=')[0]}")
+    assert done.stderr.startswith(
+        f"error: {job}{override}: there is no key {override.split('=')[0]}"
+    )
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "sweep").exists()
 
@@ -255,7 +265,7 @@ def test_a_folder_with_a_run_is_rejected(finished_run: Path, data_dir: Path, no_
     assert (finished_run / "config.yaml").read_bytes() == before
 
 
-AWKWARD = [
+SPECIAL_NAMES = [
     "a b",
     "a,b",
     "a=b",
@@ -271,7 +281,7 @@ AWKWARD = [
 ]
 
 
-@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.parametrize("name", SPECIAL_NAMES)
 def test_special_characters_in_paths_are_quoted(name: str, tmp_path: Path) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -281,7 +291,7 @@ def test_special_characters_in_paths_are_quoted(name: str, tmp_path: Path) -> No
     assert not parsed.is_sweep_override()
 
 
-def test_words_are_converted_to_hydra_syntax() -> None:
+def test_arguments_are_converted_to_hydra_syntax() -> None:
     assert rewrite_for_hydra(["seed=1", "-m", "model=vae"]) == ["-m", "seed=1", "model=vae"]
     assert rewrite_for_hydra(["logger=null", "debug=null", "callbacks=null"]) == [
         "~logger",
@@ -310,7 +320,7 @@ def test_only_paths_are_quoted(tmp_path: Path) -> None:
     ]
 
 
-def test_weights_are_those_that_a_link_points_to_now(tmp_path: Path) -> None:
+def test_weights_resolve_links_when_the_command_starts(tmp_path: Path) -> None:
     """All jobs start from the same weights, although logs/latest moves to the first job."""
     for name in ("a run", "b,c", "d"):
         (tmp_path / name).mkdir()
@@ -337,7 +347,7 @@ def test_suggested_commands_are_quoted_for_the_shell(finished_run: Path) -> None
         assert f"run={finished_run}" in shlex.split(line)
 
 
-def test_the_end_of_a_training_names_its_pictures(finished_run: Path, tmp_path: Path) -> None:
+def test_a_finished_run_lists_its_pictures(finished_run: Path, tmp_path: Path) -> None:
     shutil.copy(finished_run / "config.yaml", tmp_path)
     folder = tmp_path / "figures"
     assert "pictures" not in RunFolder(tmp_path).next_steps()
@@ -353,7 +363,7 @@ def test_the_end_of_a_training_names_its_pictures(finished_run: Path, tmp_path: 
     assert [name.strip() for name in " ".join(shown).split(",")] == names
 
 
-def lacks() -> Iterator[Exception]:
+def make_memory_errors() -> Iterator[Exception]:
     """Yield the errors that running out of memory raises."""
     for allocate in (lambda: torch.empty(10**14), lambda: np.empty(10**15)):
         try:
@@ -371,28 +381,28 @@ def test_out_of_memory_is_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], survived: Survived
 ) -> None:
     reading.update_summary(tmp_path, status="running")
-    its_folder = RunFolder(tmp_path)
-    for error in lacks():
+    run_folder = RunFolder(tmp_path)
+    for error in make_memory_errors():
         with (
             pytest.raises(SystemExit) as left,
             report_errors("generate", less_memory="num_samples"),
         ):
             raise error
         assert left.value.code == 1
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        assert said.startswith("failed: out of memory")
-        assert "lower num_samples" in said
-        its_folder.config = OmegaConf.create({"data": {"_target_": "cvae.data.MNISTDataModule"}})
-        in_a_line = pytest.raises(RunFailed, match=r"lower data.batch_size")
-        with in_a_line, record_outcome(its_folder, 0):
+        error_text = capsys.readouterr().err
+        assert error_text.count("\n") == 1
+        assert error_text.startswith("failed: out of memory")
+        assert "lower num_samples" in error_text
+        run_folder.config = OmegaConf.create({"data": {"_target_": "cvae.data.MNISTDataModule"}})
+        raises_run_failed = pytest.raises(RunFailed, match=r"lower data.batch_size")
+        with raises_run_failed, record_outcome(run_folder, 0):
             raise error
         survived(1)
     with pytest.raises(RuntimeError, match="another"), report_errors("generate"):
         raise RuntimeError("another")
 
 
-def test_training_needs_no_posix_modules(
+def test_training_runs_without_posix_modules(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert (run._peak_memory() or 0) > 2**20
@@ -419,7 +429,7 @@ WRONG_CLASSES: list[tuple[str, str, dict[str, Any], str | None]] = [
 
 @pytest.mark.fault(Promise.INPUT, "classes that do not exist or do not take the given arguments")
 def test_wrong_arguments_of_a_class_are_rejected(survived: Survived) -> None:
-    for key, target, arguments, said in WRONG_CLASSES:
+    for key, target, arguments, pattern in WRONG_CLASSES:
         cfg: Any = {"_target_": target, **arguments}
         for name in reversed(key.split(".")):
             cfg = {name: cfg}
@@ -427,14 +437,14 @@ def test_wrong_arguments_of_a_class_are_rejected(survived: Survived) -> None:
             cfg["data"]["_target_"] = "cvae.data.MNISTDataModule"
             cfg["data"]["data_dir"] = "data"
         problems = list(checks.check_arguments(cfg))
-        if said is None:
+        if pattern is None:
             assert problems == []
             instantiation.check_classes(cfg)
         elif problems:
-            assert any(re.search(said, problem) for problem in problems), problems
+            assert any(re.search(pattern, problem) for problem in problems), problems
             survived(1)
         else:
-            with pytest.raises(ConfigError, match=said):
+            with pytest.raises(ConfigError, match=pattern):
                 instantiation.check_classes(cfg)
             survived(1)
 
@@ -468,8 +478,8 @@ exec(sys.argv[2])
     (tmp_path / "good").symlink_to(sys.executable)  # a path without spaces
     for python, code in ((fake, 2), (tmp_path / "good", 0)):
         command = ["make", "--eval", "check: ; @$(CHECK_PYTHON)", "check", f"PYTHON={python}"]
-        made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert made.returncode == code
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode == code
     assert 'requires-python = ">=3.11,<3.14"' in (ROOT / "pyproject.toml").read_text()
     monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
     main = entry_point("train")(lambda cfg: None)
@@ -478,5 +488,5 @@ exec(sys.argv[2])
         with pytest.raises(SystemExit) as left:
             main()
     assert left.value.code == 2
-    said = "error: Python 3.14: this project needs Python 3.11 to 3.13\n"
-    assert capsys.readouterr().err == said
+    message = "error: Python 3.14: this project needs Python 3.11 to 3.13\n"
+    assert capsys.readouterr().err == message
