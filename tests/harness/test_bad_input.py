@@ -67,13 +67,13 @@ from harness.config.paths import CONF
 OverridesParser.create().parse_override("a=1")
 modules = {name: importlib.import_module(name) for name in sys.argv[2:]}
 assert "torch" not in sys.modules
-stop = lambda run_dir, **_: None
-sys.modules["my_package"] = mine = types.ModuleType("my_package")  # classes of a user
-def class_of_mine(name):
+do_not_train = lambda run_dir, **_: None
+sys.modules["my_package"] = user_package = types.ModuleType("my_package")  # classes of a user
+def make_class(name):
     if name.startswith("_"):
         raise AttributeError(name)
     return lambda **arguments: None
-mine.__getattr__ = class_of_mine
+user_package.__getattr__ = make_class
 for name, module in modules.items():  # reads the signatures once
     config = compose_config(CONF, name)
     validate(config, None if name == "train" else name)
@@ -87,10 +87,10 @@ for line in sys.stdin:
             os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", errors="backslashreplace")
         os.chdir(folder)
-        typed = (os.fsdecode(word.encode("latin-1")) for word in case["typed"])
-        sys.argv = [case["script"] + ".py", *typed]
-        if case["good"]:
-            modules["train"].launch = stop  # write the run folder, but do not train
+        overrides = (os.fsdecode(text.encode("latin-1")) for text in case["overrides"])
+        sys.argv = [case["script"] + ".py", *overrides]
+        if case["is_valid"]:
+            modules["train"].launch = do_not_train  # write the run folder, but do not train
         elif not case["torch"]:
             sys.modules["torch"] = None  # bad input is rejected without torch
         code = 1
@@ -140,14 +140,15 @@ class EntryPoints:
         overrides = [os.fsencode(word).decode("latin-1") for word in [*case.overrides, *run_dir]]
         request = {
             "script": case.script,
-            "typed": overrides,
+            "overrides": overrides,
             "folder": str(folder),
             "torch": case.torch,
         }
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(
-            json.dumps({**request, "good": is_valid, "limit": TIME_LIMIT}), file=self.process.stdin
+            json.dumps({**request, "is_valid": is_valid, "limit": TIME_LIMIT}),
+            file=self.process.stdin,
         )
         self.process.stdin.flush()
         reply = json.loads(self.process.stdout.readline())
@@ -256,10 +257,10 @@ def list_wrong_values(
     return list(dict.fromkeys([*certain, *others]))
 
 
-def parse_value(typed: str) -> Any:
+def parse_value(text: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    value = OverridesParser.create().parse_override(f"k={typed}").value()
+    value = OverridesParser.create().parse_override(f"k={text}").value()
     return OmegaConf.to_container(OmegaConf.create({"k": value}))["k"]  # type: ignore[index,call-overload]
 
 
@@ -518,7 +519,7 @@ def all_bad_cases(seed: int = SEED, count: int = 620) -> list[Case]:
 
 
 def find_problem(case: Case, result: Result) -> str | None:
-    """Return what is wrong with the answer to invalid input, or None."""
+    """Return what is wrong with the result of invalid input, or None."""
     lines = result.error.strip().splitlines()
     if result.code != 2:
         return f"exit code {result.code}"
@@ -715,8 +716,8 @@ def test_all_unusual_input_is_accepted(
     survived(len(VALID[part::3]))
 
 
-def test_wrong_answers_are_detected(entry_points: EntryPoints) -> None:
-    """Check that ``problem_with`` finds each kind of wrong answer."""
+def test_wrong_results_are_detected(entry_points: EntryPoints) -> None:
+    """Check that ``find_problem`` detects each kind of wrong result."""
     good = Result(2, "", "error: seed=x: must be an integer", 0.1, [])
     case = Case("train", ["seed=x"], ["seed=x", "must be"])
     assert find_problem(case, good) is None

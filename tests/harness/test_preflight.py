@@ -278,8 +278,8 @@ USER_NETWORK = """
 from torch import nn
 from cvae.networks import MLP
 class Spare(MLP):
-    def __init__(self, **given):
-        super().__init__(**given)
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.spare = nn.Linear(3, 2)
 """
 

@@ -236,7 +236,7 @@ class ModuleWithSettings:
 
 
 def test_a_module_may_have_top_level_settings() -> None:
-    module = {"_target_": f"{__name__}.Taking"}
+    module = {"_target_": f"{__name__}.ModuleWithSettings"}
     config = {"module": module, "smoke": False}
     assert list(check_arguments(config)) == [
         "module.sharpness: missing; it must be a number above 0"

@@ -40,9 +40,9 @@ TINY = (
 TINY_TRAINER = """\
 import lightning
 class Trainer(lightning.Trainer):
-    def __init__(self, **given):
+    def __init__(self, **kwargs):
         short = {f"limit_{split}_batches": 3 for split in ("train", "val", "test")}
-        super().__init__(**{**given, "max_epochs": 1, **short})
+        super().__init__(**{**kwargs, "max_epochs": 1, **short})
 lightning.Trainer = Trainer
 """
 

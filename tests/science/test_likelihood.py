@@ -10,8 +10,8 @@ from cvae.models import CVAE, VAE
 from cvae.types import Split
 from tests.science.test_models import (
     ALL_IMAGES,
-    make_labels_for,
     compute_log_evidence,
+    make_labels_for,
     make_model,
     make_network,
 )

@@ -357,22 +357,22 @@ from cvae.likelihoods import Gaussian
 from cvae.networks import MLP
 from cvae.priors import Conditional
 
-def network(**given):
-    return MLP(hidden_dim=4, encoder_blocks=1, decoder_blocks=1, **given)
+def make_network(**kwargs):
+    return MLP(hidden_dim=4, encoder_blocks=1, decoder_blocks=1, **kwargs)
 
-def check(y, **given):
+def check_compiled(y, **settings):
     torch._dynamo.reset()
-    model = CVAE(network, 3, (1, 2, 2), num_classes=4, **given)
+    model = CVAE(make_network, 3, (1, 2, 2), num_classes=4, **settings)
     x, eps = torch.ones(4, 1, 2, 2), torch.zeros(4, 3)
     found = torch.compile(model.terms, fullgraph=True, backend="eager")(x, y, eps)
     assert torch.equal(found.elbo, model.terms(x, y, eps).elbo)
 
-check(torch.eye(4))
+check_compiled(torch.eye(4))
 mixture = partial(likelihoods.DiscretizedLogistic, num_components=2)
 for likelihood in (likelihoods.ContinuousBernoulli, likelihoods.Gaussian, mixture):
-    check(torch.eye(4), likelihood=likelihood)
-check(torch.rand(4, 1), condition=Attributes({"angle": "continuous"}), prior=Conditional)
-check(torch.rand(4, 1), condition=Quadrants(1, (1, 2, 2), hidden_dim=4), prior=Conditional)
+    check_compiled(torch.eye(4), likelihood=likelihood)
+check_compiled(torch.rand(4, 1), condition=Attributes({"angle": "continuous"}), prior=Conditional)
+check_compiled(torch.rand(4, 1), condition=Quadrants(1, (1, 2, 2), hidden_dim=4), prior=Conditional)
 """
 
 

@@ -10,8 +10,8 @@ from cvae.penalties import Adversary, LabelwiseAdversary
 from tests.science.test_models import (
     ALL_IMAGES,
     SHAPE,
-    make_labels_for,
     make_labels,
+    make_labels_for,
     make_network,
     randomize_weights,
 )

@@ -20,7 +20,7 @@ def make_sampled_subject(
     return subject
 
 
-def subject(
+def make_subject(
     model_class: type[Autoencoder], oracle: Oracle, num_samples: int = 50
 ) -> SampledSubject:
     model = model_class(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
