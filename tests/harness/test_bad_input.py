@@ -134,22 +134,23 @@ class EntryPoints:
         self.count += 1
         folder = self.folder / str(self.count)
         folder.mkdir()
-        run_dir = [f"hydra.run.dir={folder / 'run'}"] if case.script == "train" else []
-        if any("hydra.run.dir=" in overrides or overrides == "-m" for overrides in case.overrides):
-            run_dir = []
-        overrides = [os.fsencode(word).decode("latin-1") for word in [*case.overrides, *run_dir]]
+        run_dir_override = [f"hydra.run.dir={folder / 'run'}"] if case.script == "train" else []
+        if any("hydra.run.dir=" in override or override == "-m" for override in case.overrides):
+            run_dir_override = []
+        overrides = [
+            os.fsencode(text).decode("latin-1") for text in [*case.overrides, *run_dir_override]
+        ]
         request = {
             "script": case.script,
             "overrides": overrides,
             "folder": str(folder),
             "torch": case.torch,
+            "is_valid": is_valid,
+            "limit": TIME_LIMIT,
         }
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(
-            json.dumps({**request, "is_valid": is_valid, "limit": TIME_LIMIT}),
-            file=self.process.stdin,
-        )
+        print(json.dumps(request), file=self.process.stdin)
         self.process.stdin.flush()
         reply = json.loads(self.process.stdout.readline())
         out, error = (
@@ -215,20 +216,7 @@ WRONG_BY_TYPE = {  # invalid values for every setting whose value in conf/ has t
     list: ["3", "[[],abc]", "{a:1}"],
     dict: ["3", "word", "[1]"],
 }
-OTHER_VALUES = [
-    "null",
-    "true",
-    "false",
-    "3",
-    "1.5",
-    "[]",
-    "word",
-    "nonsense:/",
-    "-1",
-    "-1e9",
-    "0",
-    "2",
-]
+OTHERS = ["null", "true", "false", "3", "1.5", "[]", "word", "nonsense:/", "-1", "-1e9", "0", "2"]
 
 
 def list_wrong_values(
@@ -253,7 +241,7 @@ def list_wrong_values(
         )
         if bound in found
     ]
-    others = [v for v in (*bounds, *OTHER_VALUES) if not accepts(parse_value(v))]
+    others = [v for v in (*bounds, *OTHERS) if not accepts(parse_value(v))]
     return list(dict.fromkeys([*certain, *others]))
 
 
@@ -292,19 +280,9 @@ def list_settings(script: str) -> list[tuple[str, Any, dict[str, Any], Callable[
     walk(cfg, "")
     if is_run:
         add(cfg["trainer"], checks.arguments_of("lightning.Trainer"), "trainer.")
-    excluded = (
-        "hydra",
-        "data_dir",
-        "run_dir",
-        "run_id",
-        "sweep",
-        "run",
-        "output",
-        "resume",
-        "rerun",
-    )
+    unset = ("hydra", "data_dir", "run_dir", "run_id", "sweep", "run", "output", "resume", "rerun")
     groups = ("data", "model", "module", "optimizer", "trainer", "scheduler", "logger", "callbacks")
-    kept = [f for f in settings if f[0].rpartition(".")[2] not in excluded and f[0] not in groups]
+    kept = [f for f in settings if f[0].rpartition(".")[2] not in unset and f[0] not in groups]
     # model.condition interpolates data.condition
     kept = [f for f in kept if not f[0].startswith("model.condition.")]
     return sorted(kept, key=lambda f: f[0])

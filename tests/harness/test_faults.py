@@ -124,7 +124,7 @@ class DisconnectingHandler(BaseHTTPRequestHandler):
     """A W&B server that accepts a run and disconnects in the middle of it."""
 
     protocol_version = "HTTP/1.1"
-    start_faulty_server: "Server"
+    server: "Server"
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -303,7 +303,7 @@ def test_the_exit_of_a_rank_is_not_aborted(tmp_path: Path) -> None:
 def test_the_error_file_of_a_rank_is_complete_or_absent(
     killed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The launcher reads it after the ranks have ended; one may have been killed while writing it."""
+    """The launcher reads it after the ranks have ended, even if one was killed while writing it."""
     error_file = tmp_path / "error.json"
     original_dump = json.dump
 

@@ -35,7 +35,7 @@ from tests.conftest import ROOT, clean_environment, run_fork, run_script, tiny
 from tests.project.test_conf import compose
 from tests.tally import Promise, Survived
 
-FAST_OVERRIDES = ["callbacks.figures=null", "device=cpu", "logger=csv", "data.batch_size=16"]
+FAST = ["callbacks.figures=null", "device=cpu", "logger=csv", "data.batch_size=16"]
 BUDGET = ["trainer.max_epochs=4", "callbacks.last.every_n_steps=3"]
 SAVE = "harness.training.resume:LastCheckpoint._save"
 MODULE = "cvae.lightning_module:VAEModule"
@@ -51,20 +51,12 @@ KILLS_AROUND_SAVES = [  # kills around saves, and at the ends of validations, ep
     ["harness.training.resume:LastCheckpoint.on_train_end", 1, "after"],
     ["harness.training.run:_record_result", 1, "before"],
 ]
-EXCLUDED_FROM_STATE = (
-    "seconds",
-    "_path",
-    "dirpath",
-    "best_k_models",
-    "provenance",
-    "loops",
-    "config",
-)
+NOT_COMPARED = ("seconds", "_path", "dirpath", "best_k_models", "provenance", "loops", "config")
 
 
 def archive_run(data_dir: Path, run_dir: Path, *overrides: str) -> Path:
     """Return a run folder with a config, ready to start."""
-    cfg = compose(*tiny(data_dir), *FAST_OVERRIDES, *BUDGET, *overrides)
+    cfg = compose(*tiny(data_dir), *FAST, *BUDGET, *overrides)
     RunFolder.archive(cfg, run_dir)
     return run_dir
 
@@ -109,7 +101,7 @@ def digest_state(run_dir: Path, name: str) -> dict[str, str]:
         if isinstance(leaf, torch.Tensor)
         else repr(leaf)
         for path, leaf in iterate_leaves(checkpoint)
-        if not any(part in path for part in EXCLUDED_FROM_STATE)
+        if not any(part in path for part in NOT_COMPARED)
     }
 
 
@@ -192,9 +184,8 @@ class Setting(NamedTuple):
     override: str
     num_ranks: int = 1  # started as torchrun does
     signals: tuple[str, ...] = ("SIGKILL",)
-    signal_window: float = (
-        0.6  # share of the uninterrupted duration within which the signal is sent
-    )
+    # share of the uninterrupted duration within which the signal is sent
+    signal_window: float = 0.6
 
 
 def make_chain(fault: str, setting: Setting, count: int) -> list[Any]:
@@ -342,7 +333,7 @@ STOPS = [
 def test_a_stop_signal_saves_the_run(
     devices: int, number: signal.Signals, recipient: str, data_dir: Path, tmp_path: Path
 ) -> None:
-    overrides = [*FAST_OVERRIDES, "trainer.max_epochs=400", f"trainer.devices={devices}"]
+    overrides = [*FAST, "trainer.max_epochs=400", f"trainer.devices={devices}"]
     run_dir = tmp_path / "a run"
     process = start_training(*tiny(data_dir), *overrides, f"hydra.run.dir={run_dir}")
     try:
@@ -369,12 +360,7 @@ def test_a_signal_to_the_process_group_saves_the_run(
 ) -> None:
     """Ctrl-C in a terminal signals the group. Data workers ignore the signal; the run ends them."""
     run_dir = tmp_path / "run"
-    overrides = [
-        *FAST_OVERRIDES,
-        "trainer.max_epochs=400",
-        "data.num_workers=2",
-        f"hydra.run.dir={run_dir}",
-    ]
+    overrides = [*FAST, "trainer.max_epochs=400", "data.num_workers=2", f"hydra.run.dir={run_dir}"]
     process = start_training(*tiny(data_dir), *overrides, process_group=0)
     try:
         wait_for_rows(run_dir, 20)
@@ -432,13 +418,7 @@ def test_a_stop_signal_saves_a_run_that_gets_no_batches(
     devices: int, uninterrupted: Path, data_dir: Path, tmp_path: Path, stalling: str
 ) -> None:
     run_dir = tmp_path / "run"
-    overrides = [
-        *FAST_OVERRIDES,
-        *BUDGET,
-        *STALLED,
-        f"trainer.devices={devices}",
-        f"hydra.run.dir={run_dir}",
-    ]
+    overrides = [*FAST, *BUDGET, *STALLED, f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
     process = start_training(*tiny(data_dir), *overrides, PYTHONPATH=stalling, FAULT="stall")
     try:
         wait_for_rows(run_dir, 14)  # each of two workers returns 7 batches, then stalls
@@ -462,7 +442,7 @@ def test_a_stop_signal_saves_a_run_that_gets_no_batches(
 def test_data_workers_that_stall_or_die_fail_a_run_with_one_line(
     fault: str, data_dir: Path, tmp_path: Path, stalling: str
 ) -> None:
-    overrides = [*FAST_OVERRIDES, *STALLED, "rank_timeout=5", f"hydra.run.dir={tmp_path / 'run'}"]
+    overrides = [*FAST, *STALLED, "rank_timeout=5", f"hydra.run.dir={tmp_path / 'run'}"]
     done = run_script("train", *tiny(data_dir), *overrides, PYTHONPATH=stalling, FAULT=fault)
     assert done.returncode == 1, done.stdout
     assert len(done.stderr.splitlines()) == 1
@@ -533,7 +513,7 @@ def test_the_batch_script_is_requeued_and_resumes(data_dir: Path, tmp_path: Path
     """A script that records its arguments replaces scontrol."""
     run_dir = tmp_path / "run"
     (tmp_path / "data").symlink_to(data_dir)
-    settings = " ".join([*tiny(tmp_path / "data"), *FAST_OVERRIDES, "trainer.max_epochs=60"])
+    settings = " ".join([*tiny(tmp_path / "data"), *FAST, "trainer.max_epochs=60"])
     page = (ROOT / "docs" / "how-to" / "resume.md").read_text()
     block = re.search(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
     assert block is not None
@@ -700,12 +680,7 @@ def test_a_non_finite_loss_does_not_reach_the_weights(
     devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    overrides = [
-        *FAST_OVERRIDES,
-        "optimizer.lr=1e30",
-        "callbacks.last.every_n_steps=1",
-        "scheduler=constant",
-    ]
+    overrides = [*FAST, "optimizer.lr=1e30", "callbacks.last.every_n_steps=1", "scheduler=constant"]
     done = run_script("train", *tiny(data_dir, run_dir), *overrides, f"trainer.devices={devices}")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "loss or gradient not finite at step" in done.stderr.splitlines()[-1]
@@ -723,7 +698,7 @@ def test_a_run_fails_and_resumes_after_a_rank_dies_or_hangs(
 ) -> None:
     run_dir = tmp_path / "run"
     overrides = [
-        *FAST_OVERRIDES,
+        *FAST,
         "trainer.max_epochs=15",
         "trainer.devices=2",
         "callbacks.last.every_n_steps=5",
@@ -742,11 +717,11 @@ def test_a_run_fails_and_resumes_after_a_rank_dies_or_hangs(
     assert find_ranks(run_dir) == []
     done = run_script("train", f"resume={run_dir}", "rank_timeout=60")
     assert done.returncode == 0, done.stdout + done.stderr
-    train_uninterrupted = archive_run(
+    uninterrupted = archive_run(
         data_dir, tmp_path / "whole", *overrides[1:], "callbacks.last.every_n_steps=5"
     )
-    assert train_with_kills(train_uninterrupted, []).exit_codes == [[0]]
-    assert read_metrics(run_dir) == read_metrics(train_uninterrupted)
+    assert train_with_kills(uninterrupted, []).exit_codes == [[0]]
+    assert read_metrics(run_dir) == read_metrics(uninterrupted)
 
 
 def test_metrics_are_rewound_on_resume(tmp_path: Path) -> None:
@@ -789,7 +764,7 @@ def test_resume_accepts_only_overrides_that_do_not_affect_training(
     override: str, allowed: bool, data_dir: Path, tmp_path: Path
 ) -> None:
     cfg = reading.load_config(archive_run(data_dir, tmp_path))
-    base = [*tiny(data_dir), *FAST_OVERRIDES, *BUDGET]
+    base = [*tiny(data_dir), *FAST, *BUDGET]
     if override.startswith("model/network="):  # the other network has other keys
         base = [word for word in base if not word.startswith("model.network.")]
     composed = compose(*base, override)
