@@ -9,7 +9,7 @@ from cvae.bounds import bits_per_dimension, importance_weighted_nll
 from cvae.evaluation.bound import bound
 from cvae.evaluation.generative_classifier import label_bounds, log_marginal
 from cvae.models import CVAE, VAE
-from tests.science.evaluation.known import TEST, make_subject
+from tests.science.evaluation.synthetic import TEST, make_subject
 
 
 @pytest.mark.parametrize("model_class", [VAE, CVAE])

@@ -13,7 +13,7 @@ from cvae.evaluation import report, settings
 from cvae.evaluation.claim import Metric, bootstrap_error, standard_error
 from cvae.evaluation.claims import CLAIMS
 from cvae.evaluation.progress import claim_progress
-from tests.science.evaluation.known import sample_normal
+from tests.science.evaluation.synthetic import sample_normal
 
 
 def test_the_standard_error_of_a_mean_matches_its_formula() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from cvae.evaluation.oracle import Oracle
-from tests.science.evaluation.known import TRAIN, VALIDATION
+from tests.science.evaluation.synthetic import TRAIN, VALIDATION
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from cvae.evaluation.oracle import Oracle
 from cvae.evaluation.sampled import SampledSubject
 from cvae.models import Autoencoder
 from cvae.types import Split
-from tests.science.evaluation.known import TEST, TRAIN, VALIDATION, Templates
+from tests.science.evaluation.synthetic import TEST, TRAIN, VALIDATION, Templates
 
 
 def make_sampled_subject(

@@ -19,8 +19,8 @@ from cvae.evaluation.subject import Subject
 from cvae.evaluation.targets import TARGETS, add_targets
 from cvae.models import CVAE, VAE, Autoencoder
 from cvae.types import Split
-from tests.science.evaluation.known import TEST, TRAIN, VALIDATION, Templates
 from tests.science.evaluation.sampled.subjects import make_sampled_subject, make_subject
+from tests.science.evaluation.synthetic import TEST, TRAIN, VALIDATION, Templates
 from tests.science.test_models import make_network
 
 

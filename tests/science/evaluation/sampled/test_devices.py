@@ -22,7 +22,7 @@ from cvae.priors import Conditional, Flow
 from cvae.types import Split
 from harness.contract.errors import ConfigError
 from tests.fake_gpu import FakeGPU
-from tests.science.evaluation.known import TEST, TRAIN, VALIDATION
+from tests.science.evaluation.synthetic import TEST, TRAIN, VALIDATION
 from tests.science.test_models import make_network
 
 # priors pass the device to torch.autocast, which finds no GPU

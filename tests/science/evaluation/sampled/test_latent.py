@@ -12,8 +12,8 @@ from cvae.evaluation.oracle import Oracle
 from cvae.evaluation.probes import logistic_predictions, mlp_predictions
 from cvae.evaluation.subject import Posterior
 from cvae.models import CVAE
-from tests.science.evaluation.known import sample_normal
 from tests.science.evaluation.sampled.subjects import make_subject
+from tests.science.evaluation.synthetic import sample_normal
 
 
 def test_mmd_is_zero_on_average_only_for_equal_distributions() -> None:

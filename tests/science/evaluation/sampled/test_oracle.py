@@ -11,8 +11,8 @@ from cvae.evaluation.oracle import Classifier, Oracle, train_classifier
 from cvae.evaluation.style import style
 from cvae.models import VAE
 from cvae.types import Split
-from tests.science.evaluation.known import TEST, TRAIN, VALIDATION
 from tests.science.evaluation.sampled.subjects import make_subject
+from tests.science.evaluation.synthetic import TEST, TRAIN, VALIDATION
 
 
 def test_the_oracle_learns_grey_and_binarized_images(trained_oracle: Oracle) -> None:

@@ -8,8 +8,8 @@ from cvae.evaluation import variety
 from cvae.evaluation.oracle import Oracle
 from cvae.evaluation.prior_samples import frechet_distance, sample_fitted_mixture
 from cvae.models import CVAE
-from tests.science.evaluation.known import TRAIN, sample_normal
 from tests.science.evaluation.sampled.subjects import make_subject
+from tests.science.evaluation.synthetic import TRAIN, sample_normal
 
 
 def test_frechet_distance_of_gaussians_matches_the_closed_form() -> None:

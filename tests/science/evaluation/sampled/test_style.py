@@ -16,8 +16,8 @@ from cvae.evaluation.sampled import Factor
 from cvae.evaluation.subject import Posterior
 from cvae.models import CVAE
 from cvae.morphology import slant, thickness
-from tests.science.evaluation.known import TEST, TRAIN, sample_normal
 from tests.science.evaluation.sampled.subjects import make_subject
+from tests.science.evaluation.synthetic import TEST, TRAIN, sample_normal
 
 
 def draw_stroke(width: float, shear: float = 0.0) -> np.ndarray:  # type: ignore[type-arg]
