@@ -105,10 +105,8 @@ def import_evaluation_settings() -> Any:
 
 
 def load_weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = torch.load(run_dir / "checkpoints" / "best.ckpt")[
-        "state_dict"
-    ]
-    return weights
+    state: dict[str, torch.Tensor] = torch.load(run_dir / "checkpoints" / "best.ckpt")["state_dict"]
+    return state
 
 
 def test_two_devices_take_the_same_steps(

@@ -71,7 +71,7 @@ def list_python_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.py") if "egg-info" not in str(path))
 
 
-def get_layer_member(path: Path) -> str:
+def get_package(path: Path) -> str:
     """Return the package of the harness, or module of the science, of a file."""
     return path.relative_to(SOURCE).parts[1].removesuffix(".py")
 
@@ -81,7 +81,7 @@ ENTRY_POINTS = [f"{name}.py" for name in SCRIPTS]
 SCIENCE_MODULES = {name for layer in SCIENCE_LAYERS for name in layer} | {"__init__"}
 # without files that a user adds in src/
 SCIENCE_FILES = [
-    path for path in list_python_files(SCIENCE) if get_layer_member(path) in SCIENCE_MODULES
+    path for path in list_python_files(SCIENCE) if get_package(path) in SCIENCE_MODULES
 ]
 SHIPPED_FILES = [
     *(SOURCE / name for name in ENTRY_POINTS),
@@ -100,11 +100,9 @@ PACKAGES = [(HARNESS, HARNESS_LAYERS), (SCIENCE, SCIENCE_LAYERS)]
 
 def test_every_module_is_in_a_layer() -> None:
     known = [name for layer in HARNESS_LAYERS for name in layer]
-    assert {get_layer_member(path) for path in list_python_files(HARNESS)} - {"__init__"} == set(
-        known
-    )
+    assert {get_package(path) for path in list_python_files(HARNESS)} - {"__init__"} == set(known)
     assert len(known) == len(set(known))
-    there = {get_layer_member(path) for path in list_python_files(SCIENCE)}
+    there = {get_package(path) for path in list_python_files(SCIENCE)}
     assert there | {"evaluation", "versions"} >= SCIENCE_MODULES  # these may be deleted
 
 
@@ -123,9 +121,9 @@ def test_imports_come_from_lower_layers(package: Path, layers: tuple[tuple[str, 
         f"{format_path(path)} imports {name}"
         for path in list_python_files(package)
         for name, _ in find_imports(path)
-        if name.startswith(f"{package.name}.") and get_layer_member(path) in height
-        if (other := name.split(".")[1]) != get_layer_member(path) and other in height
-        if height[other] >= height[get_layer_member(path)]
+        if name.startswith(f"{package.name}.") and get_package(path) in height
+        if (other := name.split(".")[1]) != get_package(path) and other in height
+        if height[other] >= height[get_package(path)]
     ]
     assert violations == []
 

@@ -31,7 +31,7 @@ BLOCK = re.compile(
 )
 FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 KINDS = {"bash", "python", "yaml", "diff"}
-NEVER_RUN = {"", "text", "console", "json", "toml"}  # never run
+NEVER_RUN = {"", "text", "console", "json", "toml"}  # kinds of blocks
 TINY = (
     "trainer.max_epochs=1 trainer.limit_train_batches=3 "
     "trainer.limit_val_batches=1 trainer.limit_test_batches=1 test_num_samples=2 "
@@ -100,9 +100,8 @@ def project(trained_project: Path, tmp_path: Path) -> Path:
 def run_command(command: list[str], project: Path) -> None:
     """Run a command in the project; scripts run in a process with imported libraries."""
     count = next(i for i, word in enumerate(command) if not re.match(r"[A-Z_]+=", word))
-    variables = dict(
-        word.split("=", 1) for word in command[:count]
-    )  # NAME=value before the command
+    # NAME=value before the command
+    variables = dict(word.split("=", 1) for word in command[:count])
     command = command[count:]
     source = str(project / "src")
     if command[0] == "python" and command[1].endswith(".py"):
