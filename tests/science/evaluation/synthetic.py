@@ -8,7 +8,7 @@ from cvae.models import Autoencoder
 from cvae.types import Split
 
 
-def sample_normal(seed: int, *size: int) -> Tensor:
+def randn(seed: int, *size: int) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
 
 

@@ -13,7 +13,7 @@ from cvae.evaluation import report, settings
 from cvae.evaluation.claim import Metric, bootstrap_error, standard_error
 from cvae.evaluation.claims import CLAIMS
 from cvae.evaluation.progress import claim_progress
-from tests.science.evaluation.synthetic import sample_normal
+from tests.science.evaluation.synthetic import randn
 
 
 def test_the_standard_error_of_a_mean_matches_its_formula() -> None:
@@ -23,7 +23,7 @@ def test_the_standard_error_of_a_mean_matches_its_formula() -> None:
 
 
 def test_the_bootstrap_agrees_with_the_standard_error_of_a_mean() -> None:
-    values = sample_normal(0, 400).double().numpy()
+    values = randn(0, 400).double().numpy()
     found = bootstrap_error(lambda index: float(values[index].mean()), len(values))
     assert found == pytest.approx(standard_error(values), rel=0.15)
 

@@ -13,30 +13,24 @@ from cvae.evaluation.probes import logistic_predictions, mlp_predictions
 from cvae.evaluation.subject import Posterior
 from cvae.models import CVAE
 from tests.science.evaluation.sampled.subjects import make_subject
-from tests.science.evaluation.synthetic import sample_normal
+from tests.science.evaluation.synthetic import randn
 
 
 def test_mmd_is_zero_on_average_only_for_equal_distributions() -> None:
     values = [
-        aggregated_posterior.mmd_squared(sample_normal(i, 300, 4), sample_normal(1000 + i, 300, 4))[
-            0
-        ]
+        aggregated_posterior.mmd_squared(randn(i, 300, 4), randn(1000 + i, 300, 4))[0]
         for i in range(60)
     ]
     mean, error = np.mean(values), np.std(values) / 60**0.5
     assert abs(mean) < 4 * error  # unbiased
     assert min(values) < 0
-    away, _ = aggregated_posterior.mmd_squared(
-        sample_normal(1, 300, 4) + 0.5, sample_normal(2, 300, 4)
-    )
+    away, _ = aggregated_posterior.mmd_squared(randn(1, 300, 4) + 0.5, randn(2, 300, 4))
     assert away > 10 * max(values)
 
 
 def test_the_standard_error_of_mmd_is_its_spread_over_draws() -> None:
     found = [
-        aggregated_posterior.mmd_squared(
-            sample_normal(i, 200, 4) + 0.5, sample_normal(1000 + i, 300, 4)
-        )
+        aggregated_posterior.mmd_squared(randn(i, 200, 4) + 0.5, randn(1000 + i, 300, 4))
         for i in range(100)
     ]
     values, errors = zip(*found, strict=True)
@@ -44,7 +38,7 @@ def test_the_standard_error_of_mmd_is_its_spread_over_draws() -> None:
 
 
 def test_mmd_is_the_sum_over_pairs() -> None:
-    a, b = sample_normal(0, 5, 2), sample_normal(1, 4, 2)
+    a, b = randn(0, 5, 2), randn(1, 4, 2)
 
     def k(u: Tensor, v: Tensor) -> float:
         return sum(
@@ -65,9 +59,7 @@ def test_the_null_quantile_is_exceeded_once_in_twenty(
     subject = make_subject(CVAE, trained_oracle)
     limit, spread = aggregated_posterior.mmd_null(subject, 200)
     draws = [
-        aggregated_posterior.mmd_squared(sample_normal(i, 200, 2), sample_normal(5000 + i, 200, 2))[
-            0
-        ]
+        aggregated_posterior.mmd_squared(randn(i, 200, 2), randn(5000 + i, 200, 2))[0]
         for i in range(200)
     ]
     assert 2 <= sum(value > limit for value in draws) <= 24  # 10 expected
@@ -80,15 +72,15 @@ def test_the_null_quantile_is_exceeded_once_in_twenty(
 
 
 def test_dimensions_whose_mean_varies_are_active() -> None:
-    mean = sample_normal(0, 500, 4) * torch.tensor([1.0, 0.5, 0.05, 0.0])
+    mean = randn(0, 500, 4) * torch.tensor([1.0, 0.5, 0.05, 0.0])
     posterior = Posterior(mean, mean, torch.ones(500, 4), lambda z: z)
     assert aggregated_posterior.active_units(posterior) == 2
 
 
 def test_dimensions_of_pure_noise_are_not_active() -> None:
     """The mean of a base variable is estimated from a few samples, which vary."""
-    draws = sample_normal(0, 16, 2000, 3)
-    draws[..., 0] += sample_normal(1, 2000)
+    draws = randn(0, 16, 2000, 3)
+    draws[..., 0] += randn(1, 2000)
     error = draws.var(0).mean(0) / 16
     found = Posterior(draws.mean(0), draws[0], draws[0], lambda z: z, error)
     assert aggregated_posterior.active_units(found) == 1
@@ -96,7 +88,7 @@ def test_dimensions_of_pure_noise_are_not_active() -> None:
 
 def sample_ring(seed: int, count: int = 1500) -> tuple[Tensor, Tensor]:
     """Return points, and labels for inside and outside a circle, which no line separates."""
-    z = sample_normal(seed, count, 2)
+    z = randn(seed, count, 2)
     return z, (z.square().sum(1) > 2 * math.log(2)).long()
 
 
@@ -114,7 +106,7 @@ def test_a_perceptron_probe_separates_labels_that_a_linear_probe_cannot() -> Non
 
 def test_a_probe_of_pure_noise_is_at_chance() -> None:
     def draw(seed: int) -> tuple[Tensor, Tensor]:
-        return sample_normal(seed, 1500, 2), torch.arange(1500) % 2
+        return randn(seed, 1500, 2), torch.arange(1500) % 2
 
     z, truth = draw(1)
     right = (mlp_predictions(lambda e: draw(10 + e), draw(2), z, 2) == truth).float().mean()

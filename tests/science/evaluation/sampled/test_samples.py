@@ -9,12 +9,12 @@ from cvae.evaluation.oracle import Oracle
 from cvae.evaluation.prior_samples import frechet_distance, sample_fitted_mixture
 from cvae.models import CVAE
 from tests.science.evaluation.sampled.subjects import make_subject
-from tests.science.evaluation.synthetic import TRAIN, sample_normal
+from tests.science.evaluation.synthetic import TRAIN, randn
 
 
 def test_frechet_distance_of_gaussians_matches_the_closed_form() -> None:
     """For Gaussians: |difference of means|^2 + sum of (difference of deviations)^2."""
-    a = sample_normal(0, 20_000, 3)
+    a = randn(0, 20_000, 3)
     a = (a - a.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(a.T.cov())).T  # exact moments
     std, shift = torch.tensor([2.0, 1.0, 0.5]), torch.tensor([0.0, 3.0, 0.0])
     assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-4)
@@ -22,7 +22,7 @@ def test_frechet_distance_of_gaussians_matches_the_closed_form() -> None:
 
 
 def test_fitted_samples_follow_the_codes() -> None:
-    codes = torch.cat([sample_normal(0, 500, 2) + 5, sample_normal(1, 500, 2) - 5])
+    codes = torch.cat([randn(0, 500, 2) + 5, randn(1, 500, 2) - 5])
     drawn = fitted_samples(codes, 2, 1000)
     assert drawn.abs().mean(0).tolist() == pytest.approx([5, 5], abs=0.3)
     assert ((drawn > 0).float().mean(0) - 0.5).abs().max() < 0.1
@@ -31,7 +31,7 @@ def test_fitted_samples_follow_the_codes() -> None:
 
 
 def test_recall_and_coverage_fall_if_samples_miss_modes() -> None:
-    real, fake = sample_normal(0, 400, 2), sample_normal(1, 400, 2)
+    real, fake = randn(0, 400, 2), randn(1, 400, 2)
     for measure in (variety.is_recalled, variety.is_covered):
         assert measure(real, real).all()
         assert measure(real, fake).float().mean() > 0.9
@@ -42,7 +42,7 @@ def test_recall_and_coverage_fall_if_samples_miss_modes() -> None:
 
 def test_outliers_raise_recall_and_not_coverage() -> None:
     """Far fake points widen the balls of fake points, which only recall uses."""
-    real, fake = sample_normal(0, 200, 2), sample_normal(1, 200, 2) * 0.05
+    real, fake = randn(0, 200, 2), randn(1, 200, 2) * 0.05
     spread = torch.cat([fake, torch.tensor([[30.0, 0.0], [-30.0, 0.0], [0.0, 30.0], [0.0, -30.0]])])
     assert variety.is_recalled(real, fake).float().mean() < 0.2
     assert variety.is_recalled(real, spread).float().mean() == 1.0
@@ -52,10 +52,7 @@ def test_outliers_raise_recall_and_not_coverage() -> None:
 
 def test_within_label_std_ignores_differences_between_labels() -> None:
     label = np.arange(4000) % 2
-    values = (
-        sample_normal(0, 4000).numpy().astype(np.float64) * np.array([1.0, 2.0])[label]
-        + 100 * label
-    )
+    values = randn(0, 4000).numpy().astype(np.float64) * np.array([1.0, 2.0])[label] + 100 * label
     values[:4] = np.nan
     assert variety.within_label_std(values, label, (0, 1)) == pytest.approx(2.5**0.5, rel=0.05)
 

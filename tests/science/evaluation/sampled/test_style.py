@@ -17,7 +17,7 @@ from cvae.evaluation.subject import Posterior
 from cvae.models import CVAE
 from cvae.morphology import slant, thickness
 from tests.science.evaluation.sampled.subjects import make_subject
-from tests.science.evaluation.synthetic import TEST, TRAIN, sample_normal
+from tests.science.evaluation.synthetic import TEST, TRAIN, randn
 
 
 def draw_stroke(width: float, shear: float = 0.0) -> np.ndarray:  # type: ignore[type-arg]
@@ -62,7 +62,7 @@ def test_an_image_without_ink_has_no_thickness_and_slant() -> None:
 
 
 def test_a_traversal_follows_the_direction() -> None:
-    z, direction = sample_normal(0, 4, 3), torch.tensor([[0.6, 0.0, 0.8]])
+    z, direction = randn(0, 4, 3), torch.tensor([[0.6, 0.0, 0.8]])
     points = style.traverse(z, direction).view(4, -1, 3)
     along = points @ direction[0]
     torch.testing.assert_close(along, torch.linspace(-2.5, 2.5, 11).expand(4, -1))
@@ -71,7 +71,7 @@ def test_a_traversal_follows_the_direction() -> None:
 
 
 def test_style_correlation_is_1_for_shared_and_0_for_unrelated_values() -> None:
-    shared, noise = (sample_normal(n, n, 4000).double().numpy() for n in (1, 10))
+    shared, noise = (randn(n, n, 4000).double().numpy() for n in (1, 10))
     assert style.mean_correlation(shared.repeat(10, axis=0)) == pytest.approx(1.0)
     assert style.mean_correlation(noise) == pytest.approx(0.0, abs=0.03)
     assert style.mean_correlation(shared + noise) == pytest.approx(0.5, abs=0.03)
@@ -80,7 +80,7 @@ def test_style_correlation_is_1_for_shared_and_0_for_unrelated_values() -> None:
 def test_the_ridge_regression_recovers_a_factor_and_its_direction(trained_oracle: Oracle) -> None:
     """The factor is 3 z1 - 4 z0 plus 100 per label, and R^2 within labels is still 1."""
     subject = make_subject(CVAE, trained_oracle)
-    train_z, test_z = sample_normal(0, len(TRAIN.labels), 2), sample_normal(1, len(TEST.labels), 2)
+    train_z, test_z = randn(0, len(TRAIN.labels), 2), randn(1, len(TEST.labels), 2)
 
     def value(z: Tensor, labels: Tensor) -> np.ndarray:  # type: ignore[type-arg]
         return (3 * z[:, 1] - 4 * z[:, 0] + 100 * labels).double().numpy()
