@@ -30,12 +30,10 @@ def data(data_dir: Path) -> MNISTDataModule:
     return MNISTDataModule(data_dir, "KMNIST", validation_size=45)
 
 
-@pytest.mark.parametrize("name_of_model", list(MODELS))
-def test_the_arrays_are_the_posterior_of_each_image(
-    name_of_model: str, data: MNISTDataModule
-) -> None:
+@pytest.mark.parametrize("model_name", list(MODELS))
+def test_the_arrays_are_the_posterior_of_each_image(model_name: str, data: MNISTDataModule) -> None:
     torch.manual_seed(0)
-    model = MODELS[name_of_model]()
+    model = MODELS[model_name]()
     for parameter in model.parameters():  # a flow starts as the identity
         torch.nn.init.normal_(parameter, std=0.3)
     latents = embed(model, data)
@@ -44,7 +42,7 @@ def test_the_arrays_are_the_posterior_of_each_image(
     q = model.eval().encode(x, y if model.conditional else None)
     mean, sd = (q, 0 * q) if isinstance(q, torch.Tensor) else (q.mean, q.stddev)
     expected = {"mean": mean, "sd": sd}
-    if name_of_model == "flow":
+    if model_name == "flow":
         expected["w"] = model.embed(x, y)
     expected |= {"labels": y.argmax(1), "indices": torch.arange(len(y))}
     assert list(latents) == list(expected)
