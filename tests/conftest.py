@@ -14,7 +14,7 @@ TENSOR_MODULES = (
     *("networks", "models", "figures", "sampling", "films"),
 )
 # before any module of the project is imported
-install_import_hook([f"{PACKAGE}.{room}" for room in TENSOR_MODULES], "tests.shapes.typechecker")
+install_import_hook([f"{PACKAGE}.{name}" for name in TENSOR_MODULES], "tests.shapes.typechecker")
 
 import atexit  # noqa: E402
 import functools  # noqa: E402
@@ -43,7 +43,7 @@ from tests.tally import (  # noqa: E402, F401 - hooks and fixtures
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-NUM_TRAIN, NUM_TEST = 260, 33  # last batches are smaller, and two ranks cannot share 33
+NUM_TRAIN, NUM_TEST = 260, 33  # last batches are smaller, and 33 is odd for two ranks
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
