@@ -95,7 +95,7 @@ class Unlabelled(Linear):
         return super().decode(z, None)
 
 
-def make_scalar_penalty(**given: Any) -> Callable[..., Tensor]:
+def make_scalar_penalty(**kwargs: Any) -> Callable[..., Tensor]:
     return lambda latent, y, eps: latent.square().mean()
 
 

@@ -114,7 +114,7 @@ def read_rows(run_dir: Path) -> list[dict[str, float]]:
         ]
 
 
-def load_last_checkpoint(run_dir: Path) -> dict[str, Any]:
+def load_last(run_dir: Path) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     return content
 
@@ -170,8 +170,8 @@ def test_one_device_and_two_take_the_same_steps(
     assert (read_summary(one_device_run)["devices"], read_summary(two)["devices"]) == (1, 2)
     for line, same in zip(read_rows(one_device_run), read_rows(two), strict=True):
         assert same == pytest.approx(line, rel=1e-4)
-    weights = load_last_checkpoint(two)["state_dict"]
-    for name, value in load_last_checkpoint(one_device_run)["state_dict"].items():
+    weights = load_last(two)["state_dict"]
+    for name, value in load_last(one_device_run)["state_dict"].items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-5)
 
 
@@ -180,17 +180,14 @@ def test_a_killed_run_resumes_exactly(project: Path, run: Run, one_device_run: P
     killed = project / "logs" / "killed"
     saves = "callbacks.last.every_n_steps=4"
     assert run("killed", *SHORT, saves, f"hydra.run.dir={killed}").returncode == -signal.SIGKILL
-    assert (load_last_checkpoint(killed)["global_step"], read_rows(killed)[-1]["step"]) == (
-        28,
-        KILLED_AT,
-    )
+    assert (load_last(killed)["global_step"], read_rows(killed)[-1]["step"]) == (28, KILLED_AT)
     done = run("train", f"resume={killed}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [resumed["step"] for resumed in read_summary(killed)["resumed"]] == [28]
     assert read_rows(killed) == read_rows(one_device_run)
     expected, actual = (
-        dict(iterate_tensors(load_last_checkpoint(one_device_run))),
-        dict(iterate_tensors(load_last_checkpoint(killed))),
+        dict(iterate_tensors(load_last(one_device_run))),
+        dict(iterate_tensors(load_last(killed))),
     )
     assert expected.keys() == actual.keys()
     assert all(torch.equal(actual[key], value) for key, value in expected.items())

@@ -28,7 +28,7 @@ Change = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture
-def hostile_folder(finished_run: Path, tmp_path: Path) -> Path:
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     """Return a copy of a run that a test makes hostile."""
     copy = tmp_path / "theirs"
     shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("wandb", "figures"))
@@ -172,24 +172,22 @@ def test_loggers_are_trusted_only_below_logger(target: str, place: str) -> None:
 @pytest.mark.fault(Promise.STRANGERS, TARGETS)
 @pytest.mark.parametrize("name", ["os.system", "torch's os", "our os", "partial", "in a list"])
 @pytest.mark.parametrize("place", ["model.network", "model.extra", "data.extra"])
-def test_loading_a_hostile_run_folder_runs_no_code(
-    name: str, place: str, hostile_folder: Path
-) -> None:
+def test_loading_a_hostile_run_folder_runs_no_code(name: str, place: str, run_copy: Path) -> None:
     """Test loading from a checkpoint with a valid checksum and a hostile config."""
-    marker = hostile_folder.parent / "marker"
-    tamper(hostile_folder, set_key(place, make_attacks(str(marker))[name]))
+    marker = run_copy.parent / "marker"
+    tamper(run_copy, set_key(place, make_attacks(str(marker))[name]))
     with pytest.raises(ConfigError, match="_target_"):
-        loading.load_data(loading.load_model(loading.find_run(hostile_folder)[1])[1])
+        loading.load_data(loading.load_model(loading.find_run(run_copy)[1])[1])
     with pytest.raises(ConfigError, match="_target_"):
-        reading.load_untrusted_config(hostile_folder)
+        reading.load_untrusted_config(run_copy)
     assert not marker.exists()
 
 
 @pytest.mark.fault(Promise.STRANGERS, "a command as `_target_`, through an entry point")
-def test_generate_rejects_a_hostile_folder_with_one_line(hostile_folder: Path) -> None:
-    marker = hostile_folder.parent / "marker"
-    tamper(hostile_folder, set_key("model", make_attacks(str(marker))["os.system"]))
-    done = run_script("generate", f"run={hostile_folder}", "label=1")
+def test_generate_rejects_a_hostile_folder_with_one_line(run_copy: Path) -> None:
+    marker = run_copy.parent / "marker"
+    tamper(run_copy, set_key("model", make_attacks(str(marker))["os.system"]))
+    done = run_script("generate", f"run={run_copy}", "label=1")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "model._target_='os.system'" in done.stderr
@@ -197,74 +195,70 @@ def test_generate_rejects_a_hostile_folder_with_one_line(hostile_folder: Path) -
 
 
 def test_resolvers_and_interpolations_are_rejected(
-    hostile_folder: Path, monkeypatch: pytest.MonkeyPatch
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET", "hush")
     for value in ("${oc.env:SECRET}", "${now:%Y}", "${.network}", "${project_root:}"):
-        tamper(hostile_folder, set_key("model.latent_dim", value))
+        tamper(run_copy, set_key("model.latent_dim", value))
         with pytest.raises(ConfigError, match=r"model\.latent_dim: holds an interpolation"):
-            load_run(hostile_folder)
+            load_run(run_copy)
         with pytest.raises(ConfigError, match="interpolation"):
-            reading.load_config(hostile_folder)
+            reading.load_config(run_copy)
     with pytest.raises(ConfigError, match="interpolation"):
         trust.check_plain({"a": {"${oc.env:HOME}": 1}})
 
 
-def test_control_characters_are_rejected(hostile_folder: Path) -> None:
-    tamper(hostile_folder, set_key("name", "\x1b]0;owned\x07"))
+def test_control_characters_are_rejected(run_copy: Path) -> None:
+    tamper(run_copy, set_key("name", "\x1b]0;owned\x07"))
     with pytest.raises(ConfigError, match="name: holds control characters"):
-        load_run(hostile_folder)
+        load_run(run_copy)
 
 
-def test_an_installed_package_needs_trust_by_name(
-    hostile_folder: Path, installed_package: Path
-) -> None:
-    tamper(hostile_folder, set_key("model.network._target_", "my_package.MyNet"))
+def test_an_installed_package_needs_trust_by_name(run_copy: Path, installed_package: Path) -> None:
+    tamper(run_copy, set_key("model.network._target_", "my_package.MyNet"))
     imported = installed_package.parents[1] / "imported"
     with pytest.raises(ConfigError, match="trust=my_package"):
-        load_run(hostile_folder)
+        load_run(run_copy)
     for near in ("my", "my_packag", "my_package.MyNe", "other"):
         with pytest.raises(ConfigError, match="trust=my_package"):
-            load_run(hostile_folder, trusted=near)
+            load_run(run_copy, trusted=near)
     assert not imported.exists()  # the package is not even imported
-    assert type(load_run(hostile_folder, trusted="my_package").network).__name__ == "MyNet"
-    assert (
-        type(load_run(hostile_folder, trusted=["other", "my_package"]).network).__name__ == "MyNet"
-    )
-    reading.load_untrusted_config(hostile_folder, "my_package")
+    assert type(load_run(run_copy, trusted="my_package").network).__name__ == "MyNet"
+    assert type(load_run(run_copy, trusted=["other", "my_package"]).network).__name__ == "MyNet"
+    reading.load_untrusted_config(run_copy, "my_package")
 
 
 def test_trust_covers_only_what_the_package_defines(
-    hostile_folder: Path, installed_package: Path
+    run_copy: Path, installed_package: Path
 ) -> None:
-    marker = hostile_folder.parent / "marker"
+    marker = run_copy.parent / "marker"
     attack = {"_target_": "my_package.os.system", "_args_": [f"touch '{marker}'"]}
-    tamper(hostile_folder, set_key("model.network", attack))
+    tamper(run_copy, set_key("model.network", attack))
     with pytest.raises(ConfigError, match="rejected"):
-        load_run(hostile_folder, trusted="my_package")
+        load_run(run_copy, trusted="my_package")
     assert not marker.exists()
 
 
-def test_a_run_folder_cannot_grant_trust(hostile_folder: Path, installed_package: Path) -> None:
+def test_a_run_folder_cannot_grant_trust(run_copy: Path, installed_package: Path) -> None:
     def change(config: dict[str, Any]) -> None:
         config["trust"] = config["trusted"] = "my_package"
         config["model"]["network"]["_target_"] = "my_package.MyNet"
 
-    tamper(hostile_folder, change)
-    (hostile_folder / "my_package.py").write_text("raise SystemExit")
+    tamper(run_copy, change)
+    (run_copy / "my_package.py").write_text("raise SystemExit")
     with pytest.raises(ConfigError, match="trust=my_package"):
-        load_run(hostile_folder)
+        load_run(run_copy)
 
 
 def test_trust_can_be_given_on_the_command_line(
-    hostile_folder: Path, installed_package: Path, tmp_path: Path
+    run_copy: Path, installed_package: Path, tmp_path: Path
 ) -> None:
-    tamper(hostile_folder, set_key("model.network._target_", "my_package.MyNet"))
-    overrides = [f"run={hostile_folder}", "label=1", f"output={tmp_path / 'x.png'}"]
+    tamper(run_copy, set_key("model.network._target_", "my_package.MyNet"))
+    overrides = [f"run={run_copy}", "label=1", f"output={tmp_path / 'x.png'}"]
     path = str(installed_package.parent)
     done = run_script("generate", *overrides, "trust=my_package", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
-    assert "trust=my_package" in RunFolder(hostile_folder).next_steps()
+    assert "trust=my_package" in RunFolder(run_copy).next_steps()
 
 
 LIBRARIES = ["harness", "lightning", "torch", pytest.param("optuna", marks=pytest.mark.engines)]
@@ -390,41 +384,41 @@ def test_a_pipe_as_config_does_not_block(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(Promise.STRANGERS, "links and paths that lead out of the folder")
-def test_links_out_of_the_folder_are_not_read(hostile_folder: Path, tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_not_read(run_copy: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret.yaml"
-    shutil.move(hostile_folder / reading.CONFIG, secret)
-    (hostile_folder / reading.CONFIG).symlink_to(secret)
+    shutil.move(run_copy / reading.CONFIG, secret)
+    (run_copy / reading.CONFIG).symlink_to(secret)
     with pytest.raises(ConfigError, match="leads out of the folder"):
-        reading.load_config(hostile_folder)
-    shutil.move(hostile_folder / reading.BEST, tmp_path / "elsewhere.ckpt")
-    (hostile_folder / reading.BEST).symlink_to(tmp_path / "elsewhere.ckpt")
+        reading.load_config(run_copy)
+    shutil.move(run_copy / reading.BEST, tmp_path / "elsewhere.ckpt")
+    (run_copy / reading.BEST).symlink_to(tmp_path / "elsewhere.ckpt")
     with pytest.raises(ConfigError, match="leads out of the folder"):
-        load_run(hostile_folder)
+        load_run(run_copy)
 
 
 @pytest.mark.fault(Promise.STRANGERS, "links and paths that lead out of the folder")
-def test_nothing_is_written_through_a_link(hostile_folder: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_through_a_link(run_copy: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("mine")
-    (hostile_folder / "evaluation.json").unlink(missing_ok=True)
-    (hostile_folder / "evaluation.json").symlink_to(precious)
-    shutil.rmtree(hostile_folder / "generated", ignore_errors=True)
-    (hostile_folder / "generated").mkdir()
-    (hostile_folder / "generated" / "label-1-seed-0.png").symlink_to(precious)
-    done = run_script("generate", f"run={hostile_folder}", "label=1")
+    (run_copy / "evaluation.json").unlink(missing_ok=True)
+    (run_copy / "evaluation.json").symlink_to(precious)
+    shutil.rmtree(run_copy / "generated", ignore_errors=True)
+    (run_copy / "generated").mkdir()
+    (run_copy / "generated" / "label-1-seed-0.png").symlink_to(precious)
+    done = run_script("generate", f"run={run_copy}", "label=1")
     assert done.returncode == 2
     assert "leads out of the folder" in done.stderr
-    files.write_json(hostile_folder / "evaluation.json", {})
+    files.write_json(run_copy / "evaluation.json", {})
     assert precious.read_text() == "mine"
-    assert not (hostile_folder / "evaluation.json").is_symlink()
+    assert not (run_copy / "evaluation.json").is_symlink()
 
 
 @pytest.mark.fault(Promise.STRANGERS, "links and paths that lead out of the folder")
-def test_the_data_dir_of_a_foreign_config_is_not_used(hostile_folder: Path, tmp_path: Path) -> None:
-    tamper(hostile_folder, set_key("data.data_dir", str(tmp_path / "planted")))
-    cfg = reading.load_untrusted_config(hostile_folder)
+def test_the_data_dir_of_a_foreign_config_is_not_used(run_copy: Path, tmp_path: Path) -> None:
+    tamper(run_copy, set_key("data.data_dir", str(tmp_path / "planted")))
+    cfg = reading.load_untrusted_config(run_copy)
     assert cfg.data.data_dir == str(paths.ROOT / "data")
-    _, cfg = loading.load_model(hostile_folder / reading.BEST)
+    _, cfg = loading.load_model(run_copy / reading.BEST)
     assert loading.load_data(cfg).data_dir == paths.ROOT / "data"
     assert not (tmp_path / "planted").exists()
 
@@ -443,75 +437,75 @@ def test_the_data_dir_of_a_foreign_config_is_not_used(hostile_folder: Path, tmp_
     ],
 )
 def test_paths_out_of_the_run_folder_are_rejected(
-    key: str, value: str, hostile_folder: Path, tmp_path: Path
+    key: str, value: str, run_copy: Path, tmp_path: Path
 ) -> None:
-    (hostile_folder / "link").symlink_to(tmp_path)
-    tamper(hostile_folder, set_key(key, value.format(run_dir=hostile_folder)))
+    (run_copy / "link").symlink_to(tmp_path)
+    tamper(run_copy, set_key(key, value.format(run_dir=run_copy)))
     with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
-        reading.load_untrusted_config(hostile_folder)
+        reading.load_untrusted_config(run_copy)
 
 
 def test_rerun_trains_in_the_moved_folder(
-    hostile_folder: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+    run_copy: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """rerun= trains in the given folder, not in the folder that its config names."""
     started: list[Any] = []
     monkeypatch.setattr(
         jobs, "run_jobs", lambda dirs, *_, **__: started.extend(map(reading.load_config, dirs))
     )
-    reading.update_summary(hostile_folder, status="interrupted")
+    reading.update_summary(run_copy, status="interrupted")
     with pytest.raises(RunFailed):
-        jobs.run_unfinished(hostile_folder, 1)
+        jobs.run_unfinished(run_copy, 1)
     (cfg,) = started
-    assert cfg.callbacks.best.dirpath == str(hostile_folder / "checkpoints")
+    assert cfg.callbacks.best.dirpath == str(run_copy / "checkpoints")
     assert str(finished_run) not in OmegaConf.to_yaml(cfg)
 
 
-def test_paths_follow_a_moved_folder(hostile_folder: Path, finished_run: Path) -> None:
-    cfg = reading.load_untrusted_config(hostile_folder)
-    assert cfg.run_dir == str(hostile_folder)
-    assert cfg.callbacks.best.dirpath == str(hostile_folder / "checkpoints")
+def test_paths_follow_a_moved_folder(run_copy: Path, finished_run: Path) -> None:
+    cfg = reading.load_untrusted_config(run_copy)
+    assert cfg.run_dir == str(run_copy)
+    assert cfg.callbacks.best.dirpath == str(run_copy / "checkpoints")
     assert str(finished_run) not in OmegaConf.to_yaml(cfg)
 
 
 @pytest.mark.fault(Promise.STRANGERS, "a malicious pickle in a checkpoint with a valid checksum")
-def test_a_malicious_pickle_is_not_executed(hostile_folder: Path) -> None:
-    marker = hostile_folder.parent / "marker"
+def test_a_malicious_pickle_is_not_executed(run_copy: Path) -> None:
+    marker = run_copy.parent / "marker"
 
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.system, (f"touch '{marker}'",)
 
-    torch.save({"state_dict": Evil(), "config": {}}, hostile_folder / reading.BEST)
-    with (hostile_folder / reading.BEST).open("r+b") as file:
+    torch.save({"state_dict": Evil(), "config": {}}, run_copy / reading.BEST)
+    with (run_copy / reading.BEST).open("r+b") as file:
         checkpoints._append_footer(file, 3)
     with pytest.raises(ConfigError, match="more than plain data") as caught:
-        load_run(hostile_folder)
+        load_run(run_copy)
     assert "system" in str(caught.value)
     assert not marker.exists()
 
 
 @pytest.mark.fault(Promise.STRANGERS, "links and paths that lead out of the folder")
-def test_logs_are_not_written_through_a_link(hostile_folder: Path, tmp_path: Path) -> None:
+def test_logs_are_not_written_through_a_link(run_copy: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
     for name in (LOG, jobs.TERMINAL_LOG):
-        (hostile_folder / name).unlink(missing_ok=True)
-        (hostile_folder / name).symlink_to(victim)
+        (run_copy / name).unlink(missing_ok=True)
+        (run_copy / name).symlink_to(victim)
     with (
         pytest.raises(ConfigError, match="leads out of the folder"),
-        log_to_folder(hostile_folder, 0),
+        log_to_folder(run_copy, 0),
     ):
         pass
     with pytest.raises(ConfigError, match="leads out of the folder"):
-        jobs._start_job(hostile_folder, machine.Share([0], []), True, {})
+        jobs._start_job(run_copy, machine.Share([0], []), True, {})
     assert victim.read_text() == "mine"
 
 
-def test_a_model_of_another_class_is_rejected(hostile_folder: Path) -> None:
+def test_a_model_of_another_class_is_rejected(run_copy: Path) -> None:
     with pytest.raises(ConfigError, match="its model is a CVAE, not a Linear"):
-        loading.load_model(hostile_folder / reading.BEST, None, torch.nn.Linear)
+        loading.load_model(run_copy / reading.BEST, None, torch.nn.Linear)
     change = set_key("model", {"_target_": "cvae.data.ImagesDataModule", "data_dir": "/none"})
-    tamper(hostile_folder, change)
+    tamper(run_copy, change)
     with pytest.raises(ConfigError, match=r"is not a torch.nn.Module|must be"):
-        loading.load_model(hostile_folder / reading.BEST)
+        loading.load_model(run_copy / reading.BEST)
