@@ -331,7 +331,7 @@ def test_ablations_are_paired_by_seed_and_continue_from_their_file(
     default, plain_runs = (document["variants"][name]["runs"] for name in ("default", "plain"))
     assert list(default) == list(plain_runs) == ["1", "2"]
     gains = [default[seed]["nll"] - plain_runs[seed]["nll"] for seed in default]
-    table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["ablations"](document)
+    table = runpy.run_path(str(ROOT / "docs" / "tables.py"))["render_ablations"](document)
     error = abs(gains[0] - gains[1]) / 2
     assert f"| {sum(gains) / 2:+.2f} ± {error:.2f} |" in table
     assert f"an s.d. of {error * 2**0.5:.2f} nats" in table

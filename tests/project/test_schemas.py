@@ -125,6 +125,6 @@ def test_the_schema_comment_is_written_below_the_package_comment() -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     for text in ("# @package model\n# none\na: 1\n", "# none\na: 1\n"):
-        with_comment = script.with_header(text, f"{MARK}x.json")
-        assert script.with_header(with_comment, None) == text
+        with_comment = script.set_header(text, f"{MARK}x.json")
+        assert script.set_header(with_comment, None) == text
         assert with_comment.splitlines()[text.startswith("# @package")] == f"{MARK}x.json"

@@ -54,7 +54,7 @@ def test_arguments_forwarded_to_the_base_class_are_read(
     read_signature: Callable[[str, str], Signature], text: str, names: str, takes_any: bool
 ) -> None:
     result = read_signature(f"{BASE}        def __init__{text}", "Child")
-    assert (list(result.parameters), result.takes_any) == (names.split(), takes_any)
+    assert (list(result.parameters), result.takes_any_name) == (names.split(), takes_any)
 
 
 def test_a_mixin_without_a_constructor_is_skipped(
@@ -141,7 +141,7 @@ def test_values_are_checked_against_unusual_annotations(
         class One:
             def __init__(self, a: {annotation}): ...
     """
-    model = schemas.model("One", read_signature(text, "One").parameters)
+    model = schemas.arguments_model("One", read_signature(text, "One").parameters)
     assert not list(schemas.wrong_values(model, {"a": good}))
     if bad is not None:
         assert list(schemas.wrong_values(model, {"a": bad}))
@@ -180,7 +180,7 @@ def test_a_class_may_have_the_name_of_its_base(
     """
     result = read_signature(text, "UserDict")
     assert result is not None
-    assert (list(result.parameters), result.takes_any) == (["a"], True)
+    assert (list(result.parameters), result.takes_any_name) == (["a"], True)
 
 
 def test_a_misspelt_module_is_named() -> None:

@@ -54,7 +54,7 @@ def test_every_claim_is_measured_or_skipped_with_a_reason(
     needs_label = {"label_control", "classification_accuracy", "generative_classifier"}
     needs_attributes = {"attribute_control", "latent_content"}
     assert left_out == needs_attributes | (set() if model_class is CVAE else needs_label)
-    flat = report.as_json(result)["metrics"]
+    flat = report.to_json(result)["metrics"]
     grey = trained_oracle.accuracy(TEST.grey.float() / 255, TEST.labels)
     assert flat["oracle/accuracy"]["value"] == pytest.approx(grey)
     assert ("test/nll_k3" in flat) == (model_class is not Autoencoder)
@@ -80,7 +80,7 @@ def test_a_label_without_training_images_is_ignored(trained_oracle: Oracle) -> N
     model = CVAE(Templates, 2, image_shape=(1, 12, 12), num_classes=3).eval()
     subject = make_sampled_subject(model, trained_oracle, 3, train)
     claims = ["bound", "label_control", "generative_classifier", "style"]
-    flat = report.as_json(report.evaluate(subject, claims))["metrics"]
+    flat = report.to_json(report.evaluate(subject, claims))["metrics"]
     assert subject.test.labels.unique().tolist() == [0, 2]
     assert subject.samples.labels.unique().tolist() == [0, 2]
     assert subject.samples.predicted.unique().tolist() == [0, 2]
@@ -148,10 +148,10 @@ def test_a_subject_is_freed_after_its_claims(trained_oracle: Oracle) -> None:
 def test_every_target_belongs_to_a_metric(trained_oracle: Oracle) -> None:
     """Targets apply to one model and one dataset, so they are off by default."""
     subject = make_subject(CVAE, trained_oracle, num_samples=3)
-    targeted = report.as_json(report.evaluate(subject, list(CLAIMS), has_targets=True))["metrics"]
+    targeted = report.to_json(report.evaluate(subject, list(CLAIMS), has_targets=True))["metrics"]
     having = {name for name, m in targeted.items() if "at_least" in m or "at_most" in m}
     assert all(fnmatch.filter(having, pattern) for pattern in TARGETS)
-    plain = report.as_json(report.evaluate(subject, ["bound", "label_control"]))["metrics"]
+    plain = report.to_json(report.evaluate(subject, ["bound", "label_control"]))["metrics"]
     assert not any("at_least" in m or "at_most" in m for m in plain.values())
 
 
@@ -168,5 +168,5 @@ def test_a_target_may_depend_on_the_metric() -> None:
     assert targeted["samples/recall"].at_least == pytest.approx(0.64)
     assert targeted["latent/mmd_ratio"].at_most == 6.5
     assert targeted["samples/label_agreement_x"].is_met is None
-    flat = report.as_json(report.Report({"aggregated_posterior": targeted}, {}, {}))["metrics"]
+    flat = report.to_json(report.Report({"aggregated_posterior": targeted}, {}, {}))["metrics"]
     assert set(flat["latent/mmd_ratio"]) == {"claim", "value", "unit", "floor", "at_most"}

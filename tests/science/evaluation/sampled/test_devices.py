@@ -69,7 +69,7 @@ def measure_claims(
     results = report.evaluate(subject, claims)
     few = subject.test_batch(torch.arange(3, device=device))
     on_cpu = few._replace(x=few.x.cpu(), y=few.y.cpu(), indices=few.indices.cpu())
-    return results, pictures(subject, on_cpu, results.seconds)
+    return results, draw_pictures(subject, on_cpu, results.seconds)
 
 
 @pytest.mark.parametrize(

@@ -54,13 +54,13 @@ def test_the_oracle_of_color_images_learns_and_is_cached(tmp_path: Path) -> None
 def test_thickness_and_slant_are_not_measured_in_color(trained_oracle: Oracle) -> None:
     subject = make_subject(VAE, trained_oracle)
     subject.test = subject.test._replace(grey=subject.test.grey.expand(-1, 3, -1, -1))
-    with pytest.raises(NotApplicable, match="thickness and slant are of grey images"):
+    with pytest.raises(NotApplicable, match="thickness and slant need grey images"):
         style(subject)
 
 
 def test_the_cache_key_depends_on_the_training_labels(trained_oracle: Oracle) -> None:
     other = TRAIN._replace(labels=TRAIN.labels.roll(1))
-    assert Oracle(other, VALIDATION, 3)._key() != trained_oracle._key()
+    assert Oracle(other, VALIDATION, 3)._cache_key() != trained_oracle._cache_key()
 
 
 def test_training_with_validation_images_returns_a_classifier_in_evaluation_mode() -> None:

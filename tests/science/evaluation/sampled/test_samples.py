@@ -23,7 +23,7 @@ def test_frechet_distance_of_gaussians_matches_the_closed_form() -> None:
 
 def test_fitted_samples_follow_the_codes() -> None:
     codes = torch.cat([randn(0, 500, 2) + 5, randn(1, 500, 2) - 5])
-    drawn = fitted_samples(codes, 2, 1000)
+    drawn = sample_fitted_mixture(codes, 2, 1000)
     assert drawn.abs().mean(0).tolist() == pytest.approx([5, 5], abs=0.3)
     assert ((drawn > 0).float().mean(0) - 0.5).abs().max() < 0.1
     one = sample_fitted_mixture(codes, 1, 1000)
