@@ -51,10 +51,10 @@ BASE = """
     ],
 )
 def test_arguments_forwarded_to_the_base_class_are_read(
-    read_signature: Callable[[str, str], Signature], text: str, names: str, takes_any: bool
+    read_signature: Callable[[str, str], Signature], text: str, names: str, takes_any_name: bool
 ) -> None:
     result = read_signature(f"{BASE}        def __init__{text}", "Child")
-    assert (list(result.parameters), result.takes_any_name) == (names.split(), takes_any)
+    assert (list(result.parameters), result.takes_any_name) == (names.split(), takes_any_name)
 
 
 def test_a_mixin_without_a_constructor_is_skipped(

@@ -102,7 +102,7 @@ def test_attributes_with_large_values_are_probed_and_missing_values_are_named(
     }
     assert metrics["latent/time_r2_ridge"].value > 0.95
     assert all(np.isfinite(metric.value) for metric in metrics.values())
-    assert "latent_content: missing is left out" in caplog.text
+    assert "latent_content: skipping missing" in caplog.text
 
 
 def test_latent_content_needs_an_attribute_outside_y(tmp_path: Path) -> None:
