@@ -146,7 +146,8 @@ def _type_of_subscript(
 ) -> Any:
     """Return the type of ``name[items]``."""
     if name == "Literal":
-        return Literal[tuple(_literal_values(items, scope))]
+        values = _literal_values(items, scope)
+        return Any if values is None else Literal[tuple(values)]
     if name == "Annotated":
         base = type_of_annotation(items[0], scope, depth)
         limits = [limit for item in items[1:] if (limit := _constraint(item, scope)) is not None]
@@ -169,13 +170,19 @@ def _type_of_subscript(
     return types[0] if name in _WRAPPER_NAMES else Any
 
 
-def _literal_values(items: Sequence[ast.expr], scope: ParsedModule) -> list[Any]:
+def _literal_values(items: Sequence[ast.expr], scope: ParsedModule) -> list[Any] | None:
+    """Return the values in ``Literal[...]``, or None if they are not constants in the source."""
     values: list[Any] = []
     for item in items:
+        node: Any = item
+        if isinstance(item, _NAME_NODES):
+            definition = sources.resolve_name(ast.unparse(item), scope)
+            node = definition.node if isinstance(definition, Definition) else None
         try:
-            values.append(ast.literal_eval(item))
-        except ValueError:
-            values.append(ast.unparse(item))
+            value = ast.literal_eval(node)
+        except (ValueError, TypeError):
+            return None
+        values += value if isinstance(value, tuple) else [value]
     return values
 
 

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from harness.config import checks, libraries, schemas
 from harness.config.checks import Arguments, PassedArguments
 from harness.config.composition import compose_config
+from harness.config.documentation import read_documentation
 from harness.config.run_settings import RunSettings
-from harness.config.signatures import read_documentation, signature
+from harness.config.signatures import signature
 
 _DRAFT = "http://json-schema.org/draft-07/schema#"
 _INTERPOLATION = {"type": "string", "pattern": r"\$\{|^\?\?\?$"}

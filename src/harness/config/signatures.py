@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,6 +13,9 @@ from harness.config.sources import Definition
 
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()
 COMPUTED: Any = type("Computed", (), {"__repr__": lambda self: "COMPUTED"})()  # not a literal
+
+
+_MAKE_CONSTRUCTORS = ("attr", "attrs", "pydantic")
 
 
 class Parameter:
@@ -83,15 +85,9 @@ def _raise_if_missing(target: str) -> None:
     parsed = sources.parse_module(module) if module else None
     if parsed is None and module and not sources.module_exists(module):
         _raise_if_missing(module)
-    if (
-        parsed is None
-        or not parsed.names
-        or parsed.star_imports
-        or {"__getattr__", name} & {*parsed.names}
-    ):
-        return
-    if not sources.module_exists(target):
-        near = nearest_key(name, [*parsed.names, *sources.submodules(module)])
+    names = parsed and sources.all_names(parsed)
+    if names and name not in names and not sources.module_exists(target):
+        near = nearest_key(name, [*names, *sources.submodules(module)])
         hint = f"; did you mean {module}.{near}?" if near else ""
         raise NotFoundError(f"{module} has no {name}{hint}")
 
@@ -99,20 +95,52 @@ def _raise_if_missing(target: str) -> None:
 def _signature(definition: Definition) -> Signature | None:
     node = definition.node
     if isinstance(node, sources.FunctionNode):
-        return _signature_of_function(definition, node, is_method=False)
+        return _signature_of_function(definition, node)
     if not isinstance(node, ast.ClassDef):
         return None
-    for name in ("__init__", "__new__"):
-        if method := _find_method(node, name):
-            return _signature_of_function(definition, method, is_method=True)
-    if _is_dataclass(node):
-        return _signature_of_fields(definition, node)
-    if any(_makes_constructor(decorator, definition) for decorator in node.decorator_list):
-        return None
-    if not any(True for _ in base_classes(definition)):
-        return Signature(definition.name, {})
-    inherited = _inherited_signature(definition)
-    return inherited and replace(inherited, target=definition.name)
+    result = _signature_of_constructor(_resolution_order(definition))
+    return result and replace(result, target=definition.name)
+
+
+def _resolution_order(definition: Definition) -> list[Definition | None]:
+    """Return a class and its bases in the order in which Python looks up a constructor.
+
+    None stands for bases that cannot be read. Of a base that occurs twice, the last one counts.
+    """
+    order: list[Definition | None] = [definition]
+    for base in base_classes(definition):
+        order += [None] if base is None else _resolution_order(base)
+    nodes = [entry and entry.node for entry in order]
+    return [e for i, e in enumerate(order) if e is None or e.node not in nodes[i + 1 :]]
+
+
+def _signature_of_constructor(order: Sequence[Definition | None]) -> Signature | None:
+    """Return the arguments of the first constructor in a resolution order; None if not known."""
+    for number, definition in enumerate(order):
+        if definition is None or not isinstance(definition.node, ast.ClassDef):
+            return None
+        node = definition.node
+        if _has_unreadable_constructor(definition, node):
+            return None
+        for name in ("__init__", "__new__"):
+            if method := find_method(node, name):
+                return _signature_of_function(definition, method, order[number + 1 :])
+        if _is_dataclass(node):
+            return _signature_of_fields(definition, node)
+    return Signature(order[0].name, {}) if order and order[0] else None
+
+
+def _has_unreadable_constructor(definition: Definition, node: ast.ClassDef) -> bool:
+    """Return whether a constructor is made by a decorator, by an assignment, or under an ``if``."""
+    if any(_changes_arguments(decorator, definition) for decorator in node.decorator_list):
+        return True
+    is_simple = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    others = [inner for s in node.body if not isinstance(s, is_simple) for inner in ast.walk(s)]
+    return any(
+        (isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and n.id == "__init__")
+        or (isinstance(n, sources.FunctionNode) and n.name == "__init__")
+        for n in others
+    )
 
 
 def base_classes(definition: Definition) -> Iterator[Definition | None]:
@@ -136,25 +164,35 @@ def _dotted_name(node: ast.expr) -> str:
     return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
 
 
-def _find_method(node: ast.ClassDef, name: str) -> sources.FunctionNode | None:
+def find_method(node: ast.ClassDef, name: str) -> sources.FunctionNode | None:
     methods = [s for s in node.body if isinstance(s, sources.FunctionNode) and s.name == name]
     return methods[-1] if methods else None
 
 
 def _signature_of_function(
-    definition: Definition, node: sources.FunctionNode, is_method: bool
+    definition: Definition,
+    node: sources.FunctionNode,
+    later_bases: Sequence[Definition | None] | None = None,
 ) -> Signature:
+    """Return the arguments of a function, or of a constructor.
+
+    Args:
+        later_bases: for a constructor, the classes that follow in the resolution order.
+    """
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
     pairs = [*zip(positional, [*defaults, *arguments.defaults], strict=True)]
-    has_self = is_method or any(_dotted_name(d) == "classmethod" for d in node.decorator_list)
+    is_classmethod = any(_dotted_name(d) == "classmethod" for d in node.decorator_list)
+    has_self = later_bases is not None or is_classmethod
     named = [*zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
     by_position, by_keyword = (
         {a.arg: _parameter(definition, a.annotation, default) for a, default in part}
         for part in (pairs[has_self:], named)
     )
-    inherited = _forwarded_arguments(definition, node) if is_method else None
+    if any(_changes_arguments(decorator, definition) for decorator in node.decorator_list):
+        return Signature(definition.name, {}, takes_any_name=True)
+    inherited = _forwarded_arguments(definition, node, later_bases) if later_bases else None
     takes_any_name = arguments.kwarg is not None
     others: Mapping[str, Parameter] = {}
     if inherited is not None:
@@ -165,8 +203,10 @@ def _signature_of_function(
     return Signature(definition.name, {**by_position, **others, **by_keyword}, takes_any_name)
 
 
-def _forwarded_arguments(definition: Definition, node: sources.FunctionNode) -> Signature | None:
-    """Return the arguments that ``super().__init__(..., **kwargs)`` takes, if the body calls it.
+def _forwarded_arguments(
+    definition: Definition, node: sources.FunctionNode, later_bases: Sequence[Definition | None]
+) -> Signature | None:
+    """Return the arguments of the constructor that the body calls with its ``**kwargs``.
 
     A body that uses ``kwargs`` elsewhere, as in ``kwargs.pop("key")``, may take other arguments.
     """
@@ -175,15 +215,22 @@ def _forwarded_arguments(definition: Definition, node: sources.FunctionNode) -> 
     if len(names) != 1:
         return None
     for call in ast.walk(node):
-        if not (isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__"):
+        if not (isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".__init__")):
             continue
         if not any(k.arg is None and k.value is names[0] for k in call.keywords):
             continue
-        if (inherited := _inherited_signature(definition)) is None:
+        called = call.func.value if isinstance(call.func, ast.Attribute) else call.func
+        positional = [a for a in call.args if not isinstance(a, ast.Starred)]
+        if isinstance(called, ast.Call) and _dotted_name(called) == "super":
+            inherited = _signature_of_constructor(later_bases)
+        else:  # Base.__init__(self, **kwargs)
+            base = sources.resolve_name(ast.unparse(called), definition.module)
+            inherited = _signature(base) if isinstance(base, Definition) else None
+            positional = positional[1:]
+        if inherited is None:
             return None
-        by_position = [a for a in call.args if not isinstance(a, ast.Starred)]
         set_names = {
-            *list(inherited.parameters)[: len(by_position)],
+            *list(inherited.parameters)[: len(positional)],
             *(k.arg for k in call.keywords),
         }
         others = {n: p for n, p in inherited.parameters.items() if n not in set_names}
@@ -191,27 +238,21 @@ def _forwarded_arguments(definition: Definition, node: sources.FunctionNode) -> 
     return None
 
 
-def _inherited_signature(definition: Definition) -> Signature | None:
-    """Return the arguments of the first base class with a constructor; None if it has no source."""
-    inherited = None
-    for base in base_classes(definition):
-        if base is None or (inherited := _signature(base)) is None:
-            return None  # the base that may define the constructor has no source
-        if inherited.parameters or inherited.takes_any_name:
-            return inherited
-    return inherited
-
-
 def _is_dataclass(node: ast.ClassDef) -> bool:
-    return any(_dotted_name(decorator).endswith("dataclass") for decorator in node.decorator_list)
+    return any(
+        _dotted_name(decorator).endswith("dataclass") and "init=False" not in ast.unparse(decorator)
+        for decorator in node.decorator_list
+    )
 
 
-def _makes_constructor(decorator: ast.expr, definition: Definition) -> bool:
-    """Return whether a decorator of a class is one of attrs or pydantic."""
+def _changes_arguments(decorator: ast.expr, definition: Definition) -> bool:
+    """Return whether a decorator may change arguments: one of your own, of attrs or of pydantic."""
     name = _dotted_name(decorator)
     origin = sources.resolve_name(name, definition.module) if name else None
     dotted = origin.name if isinstance(origin, Definition) else origin or ""
-    return dotted.partition(".")[0] in ("attr", "attrs", "pydantic")
+    is_own = isinstance(origin, Definition) and not origin.module.is_library
+    package = dotted.partition(".")[0]
+    return package in _MAKE_CONSTRUCTORS or (is_own and package != "harness")
 
 
 def _signature_of_fields(definition: Definition, node: ast.ClassDef) -> Signature:
@@ -256,54 +297,3 @@ def _parameter(
         return converted | None if value is None and converted not in (Any, None) else converted
 
     return Parameter(read_type, value)
-
-
-def read_documentation(target: str) -> tuple[str, dict[str, str]]:
-    """Return the first paragraph of a docstring, and the description of each argument in it.
-
-    The descriptions of base classes are included.
-    """
-    definition = sources.find_definition(target)
-    if not isinstance(definition, Definition) or isinstance(definition.node, ast.expr):
-        return "", {}
-    text = ast.get_docstring(definition.node) or ""
-    summary = " ".join(text.partition("\n\n")[0].split())
-    if isinstance(definition.node, ast.ClassDef):
-        return summary, _describe_arguments(definition)
-    return summary, _read_args_section(definition.node)
-
-
-def _describe_arguments(definition: Definition) -> dict[str, str]:
-    """Return the descriptions of arguments in the docstrings of a class and its bases."""
-    texts: dict[str, str] = {}
-    assert isinstance(definition.node, ast.ClassDef)
-    for base in filter(None, base_classes(definition)):
-        texts = _describe_arguments(base) | texts
-    return (
-        texts
-        | _read_args_section(definition.node)
-        | _read_args_section(_find_method(definition.node, "__init__"))
-    )
-
-
-_ITEM = re.compile(r"^( *)(\*{0,2}\w+(?:, \w+)*)(?: \(.*?\))?:(?: |$)(.*)")
-
-
-def _read_args_section(node: ast.ClassDef | sources.FunctionNode | None) -> dict[str, str]:
-    """Return the description of each argument in the Args section of a docstring."""
-    text = node and ast.get_docstring(node)
-    lines = text.splitlines() if text else []
-    starts = [i for i, line in enumerate(lines) if re.fullmatch(r" *Args.*:", line)]
-    descriptions: dict[str, str] = {}
-    names: Sequence[str] = ()
-    indent = -1
-    for line in lines[starts[0] + 1 :] if starts else ():
-        if line.strip() and not line.startswith(" "):
-            break
-        item = _ITEM.match(line)
-        if item and (indent < 0 or len(item[1]) <= indent):
-            indent, names = len(item[1]), item[2].split(", ")
-            descriptions |= dict.fromkeys(names, item[3])
-        elif names and line.strip():
-            descriptions |= {name: f"{descriptions[name]} {line.strip()}".strip() for name in names}
-    return descriptions

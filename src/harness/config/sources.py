@@ -9,7 +9,7 @@ import builtins
 import functools
 import pkgutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
@@ -22,6 +22,7 @@ _KNOWN_PACKAGES |= sys.stdlib_module_names
 _KNOWN_NAMES = ("torch.Tensor", "torch.device", "torch.dtype")
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 DefinedNode = ast.ClassDef | FunctionNode | ast.expr
+_UNKNOWN = ast.Constant(...)
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,15 @@ class ParsedModule:
     Args:
         name: dotted name.
         is_package: whether the file is an ``__init__.py``.
+        is_library: whether it belongs to an installed package.
         names: what the module defines, by name: a class, a function, the value of an assignment, or
-            the dotted name of an import.
+            the dotted name of an import. ``...`` if its value is not known.
         star_imports: modules of its ``from ... import *``.
     """
 
     name: str
     is_package: bool = False
+    is_library: bool = False
     names: dict[str, DefinedNode | str] = field(default_factory=dict)
     star_imports: list[str] = field(default_factory=list)
 
@@ -113,10 +116,23 @@ def parse_module(name: str) -> ParsedModule | None:
         raise SourceError(f"{error.filename or name}, line {error.lineno}: {error.msg}") from None
     except (OSError, ValueError, KeyError, ImportError, AttributeError):
         return None
-    parsed = ParsedModule(name, origin.name == "__init__.py")
+    parsed = ParsedModule(name, origin.name == "__init__.py", "site-packages" in origin.parts)
     for statement in _flatten_statements(tree.body):
         _add_names(parsed, statement)
+    parsed.names.update(dict.fromkeys(_ambiguous_names(tree.body), _UNKNOWN))
     return parsed
+
+
+def all_names(parsed: ParsedModule) -> list[str] | None:
+    """Return the names in a module; None if there may be others."""
+    names = [*parsed.names]
+    for star in parsed.star_imports:
+        imported = parse_module(star)
+        others = None if imported is None or imported is parsed else all_names(imported)
+        if others is None:
+            return None
+        names += others
+    return None if "__getattr__" in names or not names else names
 
 
 def _flatten_statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
@@ -133,6 +149,28 @@ def _flatten_statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
             yield statement
 
 
+def _ambiguous_names(body: Sequence[ast.stmt]) -> Iterator[str]:
+    """Yield the classes and functions that several branches of an ``if`` or ``try`` define."""
+    for statement in body:
+        if isinstance(statement, ast.If | ast.Try):
+            handlers = [h.body for h in getattr(statement, "handlers", [])]
+            branches = [[*_flatten_statements(b)] for b in (*handlers, statement.orelse)]
+            for name in _defined_names(_flatten_statements(statement.body)):
+                if any(name in _bound_names(branch) for branch in branches):
+                    yield name
+
+
+def _defined_names(statements: Iterable[ast.stmt]) -> list[str]:
+    return [s.name for s in statements if isinstance(s, ast.ClassDef | FunctionNode)]
+
+
+def _bound_names(statements: Iterable[ast.stmt]) -> set[str]:
+    bound = ParsedModule("")
+    for statement in statements:
+        _add_names(bound, statement)
+    return {*bound.names}
+
+
 def _add_names(parsed: ParsedModule, statement: ast.stmt) -> None:
     match statement:
         case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
@@ -142,7 +180,7 @@ def _add_names(parsed: ParsedModule, statement: ast.stmt) -> None:
                 is_name = isinstance(target, ast.Name)
                 for part in ast.walk(target):  # the value of a name in a tuple is not read
                     if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-                        parsed.names[part.id] = value if is_name else ast.Constant(...)
+                        parsed.names[part.id] = value if is_name else _UNKNOWN
         case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
             parsed.names[name] = value
         case ast.Import(names=aliases):
