@@ -198,7 +198,7 @@ def _render_settings(
 def _describe_allowed(schema: Node) -> str:
     """Return the values that a JSON Schema allows, as short text."""
     text = describe_valid_values(schema).replace(" that is not empty", "")
-    return _format_cell(re.sub(r"^(.+) or a list, each \1\b", r"\1, a list of these,", text))
+    return _format_cell(text)
 
 
 def _format_values(nodes_by_file: Mapping[str, Node], name: str) -> str:

@@ -1,14 +1,16 @@
 """Tests that the arguments of users' classes are read from their source, without an import."""
 
+import inspect
 import textwrap
 from collections.abc import Callable
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from harness.config import checks, schemas
-from harness.config.signatures import REQUIRED, NotFoundError, Signature, signature
+from harness.config import checks, libraries, schemas
+from harness.config.signatures import COMPUTED, REQUIRED, NotFoundError, Signature, signature
 from tests import PACKAGE
 
 _numbers = count()
@@ -45,6 +47,9 @@ BASE = """
         ("(self, s, *r, a=1, **k): super().__init__(s, *r, **k)", "s width a", False),
         ("(self, *args, a=1, **k): super().__init__(*args, **k)", "shape width a", False),
         ("(self, **k): super().__init__(width=3, **k)", "shape", False),
+        ("(self, **k): super(Child, self).__init__(**k)", "shape width", False),
+        ("(self, **k): Base.__init__(self, **k)", "shape width", False),
+        ("(self, **k): Base.__init__(self, 3, **k)", "width", False),
         ("(self, **k): k.pop('a'); super().__init__(**k)", "", True),
         ("(self, **k): k['a'] = 1; super().__init__(**k)", "", True),
         ("(self, a=1, **k): ...", "a", True),
@@ -194,3 +199,140 @@ def test_nodes_in_lists_are_checked() -> None:
     assert "net.all[0].hidden_dim=0: must be an integer from 1 to 65536" in list(
         checks.check_arguments(node, "net")
     )
+
+
+DIAMOND = """
+    class Root:
+        def __init__(self, a): ...
+    class Left(Root):
+        def describe(self): ...
+    class Right(Root):
+        def __init__(self, b, **kwargs): super().__init__(**kwargs)
+    class Empty:
+        def __init__(self): ...
+    class Child(Left, Right): ...
+    class Bare(Empty, Root): ...
+    class Cooperative(Right, Left):
+        def __init__(self, c, **kwargs): super().__init__(**kwargs)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "names"), [("Child", "b a"), ("Bare", ""), ("Cooperative", "c b a")]
+)
+def test_constructors_are_found_in_the_resolution_order(
+    read_signature: Callable[[str, str], Signature], name: str, names: str
+) -> None:
+    """The harness finds the constructor that Python calls."""
+    assert list(read_signature(DIAMOND, name).parameters) == names.split()
+
+
+UNREADABLE = """
+    import functools, sys
+    from dataclasses import dataclass
+    def with_seed(f):
+        return lambda *a, seed=0, **k: f(*a, rng=seed, **k)
+    def replaces(cls): return cls
+    def other(self, b): ...
+    try:
+        import no_such_package
+        class Conditional:
+            def __init__(self, window): ...
+    except ImportError:
+        class Conditional:
+            def __init__(self): ...
+    class Decorated:
+        @with_seed
+        def __init__(self, rng): ...
+    class Assigned:
+        __init__ = other
+    class Versioned:
+        if sys.version_info > (3, 11):
+            def __init__(self, a): ...
+        else:
+            def __init__(self, b): ...
+    @replaces
+    class Replaced:
+        def __init__(self, a): ...
+    @with_seed
+    def build(rng): ...
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["Conditional", "Decorated", "Assigned", "Versioned", "Replaced", "build"]
+)
+def test_arguments_that_the_source_does_not_show_are_not_checked(
+    read_signature: Callable[[str, str], Signature | None], name: str
+) -> None:
+    result = read_signature(UNREADABLE, name)
+    assert result is None or (result.takes_any_name and not result.parameters)
+
+
+def test_a_dataclass_without_a_constructor_takes_that_of_its_base(
+    read_signature: Callable[[str, str], Signature],
+) -> None:
+    text = """
+        from dataclasses import dataclass
+        class Base:
+            def __init__(self, a): ...
+        @dataclass(init=False)
+        class One(Base):
+            b: int = 1
+    """
+    assert list(read_signature(text, "One").parameters) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "bad"), [("Literal[ACTS]", "tanh"), ("Literal[Color.RED]", None)]
+)
+def test_literals_of_constants(
+    read_signature: Callable[[str, str], Signature], annotation: str, bad: str | None
+) -> None:
+    text = f"""
+        import enum
+        from typing import Literal
+        ACTS = ("relu", "gelu")
+        class Color(enum.Enum):
+            RED = 1
+        class One:
+            def __init__(self, a: {annotation}): ...
+    """
+    model = schemas.arguments_model("One", read_signature(text, "One").parameters)
+    assert not list(schemas.wrong_values(model, {"a": "gelu"}))
+    assert bool(list(schemas.wrong_values(model, {"a": bad}))) == (bad is not None)
+
+
+def test_a_misspelt_class_in_a_module_with_star_imports_is_named() -> None:
+    with pytest.raises(NotFoundError, match=r"did you mean torch.nn.ReLU\?$"):
+        signature("torch.nn.Relu")
+
+
+@pytest.mark.parametrize("module", ["torch.optim", "torch.optim.lr_scheduler"])
+def test_ranges_accept_the_defaults_of_libraries(module: str) -> None:
+    names = [n for n, v in vars(import_module(module)).items() if inspect.isclass(v)]
+    num_checked = 0
+    for name in names:
+        arguments = checks.arguments_of(f"{module}.{name}")
+        if arguments is None:
+            continue
+        defaults = {
+            key: list(p.default) if isinstance(p.default, tuple) else p.default
+            for key, p in arguments.parameters.items()
+            if p.default not in (REQUIRED, COMPUTED)
+        }
+        assert not list(schemas.wrong_values(arguments.model, defaults)), name
+        num_checked += len(defaults)
+    assert num_checked > 50
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("torch.optim.adam.Adam", "betas"),
+        ("lightning.pytorch.callbacks.early_stopping.EarlyStopping", "mode"),
+        ("lightning.pytorch.Trainer", "precision"),
+    ],
+)
+def test_ranges_are_found_by_every_name_of_a_class(target: str, name: str) -> None:
+    assert name in libraries.ranges(target)

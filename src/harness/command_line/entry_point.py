@@ -26,7 +26,6 @@ from harness.command_line.messages import (
     exit_with_error,
     raise_problems,
     report_errors,
-    shorten,
 )
 from harness.command_line.overrides import (
     SWEEP_FLAGS,
@@ -35,6 +34,7 @@ from harness.command_line.overrides import (
     quote_paths,
     rewrite_for_hydra,
 )
+from harness.command_line.suggestions import explain_unexpected_error
 from harness.config.composition import plain_settings, register_resolvers
 from harness.config.hydra_versions import main_options
 from harness.config.paths import CONF
@@ -110,10 +110,7 @@ def entry_point(
                 except Exception as error:  # Hydra fails on some malformed overrides
                     if started or WANTS_TRACEBACK:
                         raise
-                    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                    raise ConfigError(
-                        f"{shorten(arguments)}: Hydra rejects these overrides ({shorten([reason])})"
-                    ) from None
+                    raise ConfigError(explain_unexpected_error(error, arguments)) from None
 
         return main
 

@@ -20,12 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.command_line.messages import (
     WANTS_TRACEBACK,
-    config_groups,
-    explain_override_error,
     raise_problems,
     report_errors,
 )
 from harness.command_line.overrides import quote_paths
+from harness.command_line.suggestions import config_groups, explain_override_error
 from harness.config.checks import validate
 from harness.config.composition import plain_settings, settings_to_validate, without_hydra
 from harness.config.instantiation import check_classes

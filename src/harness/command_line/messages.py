@@ -3,19 +3,16 @@
 import os
 import re
 import sys
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.command_line.overrides import EMPTY_GROUPS
-from harness.config.composition import compose_config
-from harness.config.instantiation import explain_hydra_error
-from harness.config.keys import format_value, leaf_keys, nearest_key
-from harness.config.paths import CONF
+from harness.command_line import suggestions
+from harness.config.keys import format_value
 from harness.contract.errors import BROKEN_PIPE, INTERRUPTED, ConfigError, RunFailed
 from harness.training.processes import explain_out_of_memory
 
@@ -31,11 +28,6 @@ _ONE_LINE_ERRORS = (
     *(OSError, MemoryError, RuntimeError),  # a RuntimeError only if memory runs out
 )
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own switch
-
-
-def shorten(arguments: list[str]) -> str:
-    text = " ".join(arguments)
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 @contextmanager
@@ -67,7 +59,7 @@ def report_errors(
         if extra := _missing_extra(error):
             exit_with_error(f"this needs more packages: pip install -e '.[{extra}]'")
         if isinstance(error, HydraException | OmegaConfBaseException):  # some are OSErrors too
-            exit_with_error(explain_override_error(error, config_name, arguments or []))
+            exit_with_error(suggestions.explain_override_error(error, config_name, arguments or []))
         if isinstance(error, OSError):
             _drop_output_if_full()
             exit_with_error(f"{error.filename or 'a file'}: {error.strerror or error}")
@@ -139,13 +131,21 @@ def _is_copy(config: Any, key: str, wrong_keys: Container[str]) -> bool:
 
 
 def _with_typed_value(problem: str, overrides: Sequence[str]) -> str:
-    """Show a value as the user typed it, since YAML reads 12e4567 as infinity."""
+    """Relate a problem to the overrides: show the value as typed, or say which one to remove.
+
+    YAML reads 12e4567 as infinity.
+    """
+    drop = re.search(r"; to drop it: ~(\S+)$", problem)
+    if drop and any(a.startswith((f"+{drop[1]}=", f"++{drop[1]}=")) for a in overrides):
+        return f"{problem[: drop.start()]}; remove this override"
     key, _, value_and_rule = problem.partition("=")
     _, _, valid_values = value_and_rule.partition(": must be ")
     for override in overrides:
         name, _, text = override.partition("=")
         if name.lstrip("+") == key and valid_values and re.fullmatch(r"[\w.+-]+", text):
-            hint = f"; to write text: \"{key}='{text}'\"" if valid_values.startswith("text") else ""
+            wants_text = valid_values.startswith("text") and "of the form" not in valid_values
+            is_text = not re.fullmatch(r"true|false|null|[\d.+e-]+", text, re.IGNORECASE)
+            hint = f"; to write text: \"{key}='{text}'\"" if wants_text and not is_text else ""
             return f"{key}={format_value(text)}: must be {valid_values}{hint}"
     return problem
 
@@ -178,86 +178,3 @@ def _sanitize_line(line: str) -> str:
         if len(line) <= _MAX_WIDTH
         else f"{line[: _MAX_WIDTH // 2]} ... {line[-_MAX_WIDTH // 2 :]}"
     )
-
-
-def explain_override_error(error: Exception, config_name: str, arguments: list[str]) -> str:
-    """Return one line that explains an error of Hydra in terms of the overrides.
-
-    Args:
-        config_name: name of the script and of its configuration file.
-        arguments: overrides of the config that failed.
-    """
-    text = str(error)
-    if match := re.search(r"Could not override '([^']+)'", text):
-        key = match[1].split("@")[0]
-        override = next((a for a in arguments if a.lstrip("+~").split("=")[0] == key), key)
-        if key in config_groups():  # for example model/penalty with a model that has none
-            return f"{override}: the chosen options have no group {key}; remove this override"
-        cfg = _compose_groups(config_name, arguments)
-        keys = list(leaf_keys(cfg))
-        ending = ".".join(key.split(".")[-2:])
-        if key in keys and (others := [k for k in keys if k != key and k.endswith(f".{ending}")]):
-            return f"{override}: takes its value from {others[0]}; set that instead"
-        from harness.config.checks import addable_keys  # late: --help needs no pydantic
-
-        if key in addable_keys(cfg):
-            return f"{override}: the configuration has no {key} yet; to add it: +{override}"
-        if choices := list(_options_with_key(key, config_name, arguments)):
-            return f"{override}: there is no key {key}; it exists with {' or '.join(choices)}"
-        near = nearest_key(key, [*keys, *config_groups()])
-        hint = f"; did you mean {near}?" if near else "; --help lists the keys"
-        return f"{override}: there is no key {key}{hint}"
-    if match := re.search(r"Could not find '([^']+)'", text):
-        group, _, option = match[1].rpartition("/")
-        options = _group_options(group)
-        near = nearest_key(option, options)
-        below = [g for g in config_groups() if g.startswith(f"{group}/")]
-        suggestion = f"{group}={near}" if near else ""
-        if others := [g for g in (*below, *config_groups()) if option in _group_options(g)]:
-            suggestion = f"{others[0]}={option}"
-        hint = f"; did you mean {suggestion}?" if suggestion else ""
-        return f"{group}={option}: must be one of {', '.join(options)}{hint}"
-    if isinstance(error, OverrideParseException):
-        hint = "quote values that contain , = [ ] { } spaces or letters beyond ASCII"
-        return f"{error.override}: not of the form key=value; {hint}"
-    line = explain_hydra_error(error)
-    if "Cannot merge DictConfig with ListConfig" in line:
-        expected_types = {"[": "a mapping", "{": "a list"}
-        containers = [(a, expected_types.get(a.partition("=")[2][:1])) for a in arguments]
-        lines = [f"{override}: must be {expected}" for override, expected in containers if expected]
-        if len(lines) == 1:
-            return lines[0]
-    names_an_override = any(re.split(r"[=@]", a.lstrip("+~"))[0] in line for a in arguments)
-    return line if names_an_override or not arguments else f"{shorten(arguments)}: {line}"
-
-
-def _compose_groups(config_name: str, arguments: list[str]) -> Mapping[str, Any]:
-    """Return the config of the chosen group options, without other overrides."""
-    return compose_config(CONF, config_name, _chosen_groups(arguments))
-
-
-def _chosen_groups(arguments: list[str]) -> list[str]:
-    options = [a for a in arguments if re.fullmatch(r"[\w/]+=[\w/]+", a)]
-    return [a for a in options if (CONF / "{}/{}.yaml".format(*a.split("="))).is_file()]
-
-
-def _options_with_key(key: str, config_name: str, arguments: list[str]) -> Iterator[str]:
-    """Yield the group options that have the key, such as model/network=conv."""
-    path = key.split(".")
-    above = ("/".join(path[:length]) for length in range(len(path) - 1, 0, -1))
-    group = next((g for g in above if g in config_groups() and g not in EMPTY_GROUPS), None)
-    for option in sorted((CONF / group).glob("*.yaml")) if group else []:
-        choice = f"{group}={option.stem}"
-        with suppress(HydraException, OmegaConfBaseException):
-            chosen = [a for a in _chosen_groups(arguments) if not a.startswith(f"{group}=")]
-            if key in leaf_keys(compose_config(CONF, config_name, [*chosen, choice])):
-                yield choice
-
-
-def _group_options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def config_groups() -> list[str]:
-    """Return the config groups, such as model and model/network."""
-    return [p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()]

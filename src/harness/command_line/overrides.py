@@ -15,7 +15,7 @@ from harness.config.paths import CONF, ROOT, expand_home, path_exists
 from harness.contract.errors import ConfigError
 
 SWEEP_FLAGS = ("-m", "--multirun")
-_OPTIONAL_GROUPS = ("callbacks", "logger", "scheduler")
+OPTIONAL_GROUPS = ("callbacks", "logger", "scheduler")  # may be null
 EMPTY_GROUPS = ("experiment", "debug", "sweep")  # groups with no default choice
 _PATH_KEYS = re.compile(
     r"^(?P<key>\+{0,2}(?:run|runs|resume|rerun|output|data\.data_dir"
@@ -102,7 +102,7 @@ def rewrite_for_hydra(arguments: list[str]) -> list[str]:
         group, is_null, rest = argument.partition("=null")
         if not is_null or rest or not (CONF / group).is_dir():
             rewritten.append(argument)
-        elif group in _OPTIONAL_GROUPS:
+        elif group in OPTIONAL_GROUPS:
             rewritten.append(f"~{group}")
         elif group not in EMPTY_GROUPS:
             raise ConfigError(f"{argument}: the group {group} cannot be left out")

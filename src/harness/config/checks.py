@@ -22,6 +22,7 @@ from harness.config.signatures import REQUIRED, NotFoundError, Parameter, Signat
 _REQUIRED_NODES = ("data", "model", "optimizer", "trainer", "module")
 _SINGLE_NODES = ("data", "model", "module", "optimizer", "scheduler")
 _NODE_GROUPS = ("logger", "callbacks")
+_PACKAGED_GROUPS = ("experiment", "debug", "sweep", "device")  # their files set keys of any group
 _ANY_VALUE = schemas.describe_valid_values({})
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
@@ -82,12 +83,14 @@ class Arguments:
         parameters: the arguments, by name.
         takes_any_name: whether the class accepts other names as well.
         required: names that the config must set.
+        passed: names that the code sets.
     """
 
     owner: str
     parameters: Mapping[str, Parameter]
     takes_any_name: bool
     required: tuple[str, ...]
+    passed: tuple[str, ...] = ()
 
     @functools.cached_property
     def model(self) -> type[BaseModel]:
@@ -129,7 +132,8 @@ def arguments_of(
     required += [n for n in libraries.required(target) if n in parameters]
     if target == libraries.TRAINER:
         required = list(parameters)
-    return Arguments(target, parameters, signature.takes_any_name, tuple(required))
+    of_code = tuple(name for name in passed_names if name in signature.parameters)
+    return Arguments(target, parameters, signature.takes_any_name, tuple(required), of_code)
 
 
 def train_arguments(cfg: Mapping[str, Any]) -> Arguments:
@@ -202,6 +206,8 @@ def _check_targets(cfg: Mapping[str, Any]) -> Iterator[str]:
         target = node.get("_target_") if isinstance(node, Mapping) else node
         if not (isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target)):
             yield f"{key}._target_={format_value(target)}: must be the dotted name of a class"
+        elif target.startswith("src."):  # src/ is on the path, but no package
+            yield f"{key}._target_={target}: must be {target.removeprefix('src.')}, without src."
 
 
 def _read_signature(target: str) -> Signature | None:
@@ -251,7 +257,8 @@ def check_arguments(
     settings = settings or (list(node) if not key else ())
     for name, child in node.items():
         child_key = f"{key}.{name}".lstrip(".")
-        passed_to_child = arguments_passed_to(child_key, node) if key else None
+        is_argument = key and key not in _NODE_GROUPS
+        passed_to_child = arguments_passed_to(child_key, node) if is_argument else None
         yield from check_arguments(child, child_key, passed_to_child, settings)
 
 
@@ -264,6 +271,8 @@ def _check_passed_arguments(
     is_needed = any(signature.parameters[n].default is REQUIRED for n in needed)
     if passed.needs_partial and is_needed and node.get("_partial_") is not True:
         yield f"{key}._partial_={format_value(node.get('_partial_'))}: must be true"
+    if passed.is_known and not passed.needs_partial and node.get("_partial_"):
+        yield f"{key}._partial_=true: must be false, the code uses the object itself"
     lacking = [n for n in passed.names if n not in signature.parameters]
     if lacking and not signature.takes_any_name:
         others = [n for n, p in signature.parameters.items() if p.default is REQUIRED]
@@ -296,7 +305,11 @@ def _check_names(node: Mapping[str, Any], arguments: Arguments, prefix: str) -> 
     known = list(arguments.parameters)
     unexplained: list[str] = []
     for name in unknown:
-        if near := nearest_key(name, known):
+        if name in arguments.passed:
+            yield f"{prefix}{name}: the code sets it; remove this key"
+        elif not prefix and name in _PACKAGED_GROUPS and (CONF / name).is_dir():
+            yield f"{name}: the file in conf/{name}/ must start with # @package _global_"
+        elif near := nearest_key(name, known):
             setting = f"{prefix}{format_value(name)}={format_value(node[name])}"
             yield f"{setting}: {arguments.owner} has no such key; did you mean {prefix}{near}?"
         else:

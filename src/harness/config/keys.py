@@ -18,36 +18,53 @@ _SYNONYMS = {  # what users type for the last part of a key
     "num_epochs": "max_epochs",
     "n_epochs": "max_epochs",
     "steps": "max_steps",
+    "gpu": "devices",
     "gpus": "devices",
     "num_gpus": "devices",
     "learning_rate": "lr",
     "bs": "batch_size",
+    "batch": "batch_size",
     "dataset": "data",
+    "datamodule": "data",
     "grad_clip": "gradient_clip_val",
     "clip_grad_norm": "gradient_clip_val",
     "workers": "num_workers",
     "random_seed": "seed",
     "run_name": "name",
     "mixed_precision": "precision",
+    "fp16": "precision",
+    "amp": "precision",
+    "kl_weight": "beta",
+    "z_dim": "latent_dim",
+    "wandb": "logger.wandb.mode",
+    "ckpt": "resume",
+    "ckpt_path": "resume",
+    "checkpoint": "resume",
+    "resume_from_checkpoint": "resume",
+    "pretrained": "weights",
 }
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
     """Return the known key that a user most likely meant, or None."""
-    synonym = _SYNONYMS.get(key.rpartition(".")[2].lower())
-    if synonyms := [k for k in known if synonym and k.rpartition(".")[2] == synonym]:
+    name = key.rpartition(".")[2]
+    synonym = _SYNONYMS.get(name.lower())
+    if synonyms := [k for k in known if synonym in (k, k.rpartition(".")[2])]:
         return synonyms[0]
     if same := [k for k in known if k.lower() == key.lower()]:
         return same[0]
     if swapped := [k for k in known if sorted(k) == sorted(key)]:  # letters in another order
         return swapped[0]
-    same_ending = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    if len(same_ending) == 1:
+    parent, _, _ = key.rpartition(".")
+    if same_ending := [k for k in known if k.rpartition(".")[2] == name]:
         return same_ending[0]
-    if close := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
+    if close := difflib.get_close_matches(name, list(siblings), n=1, cutoff=0.6):
+        return siblings[close[0]]
+    if not parent and (close := difflib.get_close_matches(key, known, n=1, cutoff=0.6)):
         return close[0]
     endings = {k.rpartition(".")[2]: k for k in known}
-    close = difflib.get_close_matches(key.rpartition(".")[2], list(endings), n=1, cutoff=0.7)
+    close = difflib.get_close_matches(name, list(endings), n=1, cutoff=0.7)
     return endings[close[0]] if close else None
 
 

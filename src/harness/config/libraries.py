@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval, MinLen
 from pydantic.types import Strict
 
+from harness.config import sources
 from harness.contract.settings import (
     Count,
     Duration,
@@ -22,6 +23,7 @@ from harness.contract.settings import (
 )
 
 TRAINER = "lightning.Trainer"
+_PACKAGES = ("torch", "lightning")
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true", "16", "bf16", "32", "64")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 PROFILERS = ("simple", "advanced", "pytorch")
@@ -43,6 +45,9 @@ RANGES: dict[str, dict[str, Any]] = {
         "maximize": _OnlyFalse,  # the loss is minimized
         "differentiable": _OnlyFalse,
     },
+    "torch.optim.Adafactor": {
+        "eps": Annotated[tuple[Positive | None, Positive], Strict(False)],
+    },
     "torch.optim.lr_scheduler": {
         "factor": Probability,
         "total_iters": Natural,
@@ -54,8 +59,13 @@ RANGES: dict[str, dict[str, Any]] = {
         "gamma": Positive,
         "milestones": Annotated[list[Count], MinLen(1)],
         "power": Positive,
-        "start_factor": Probability,
+        "T_mult": Count,
+        "start_factor": Annotated[float, Interval(gt=0, le=1)],
         "end_factor": Probability,
+        "step_size_up": Positive,
+        "step_size_down": Positive | None,
+        "div_factor": Positive,
+        "final_div_factor": Positive,
         "max_lr": Positive | Annotated[list[Positive], MinLen(1)],
         "pct_start": Probability,
     },
@@ -118,11 +128,27 @@ REQUIRED: dict[str, tuple[str, ...]] = {"torch.optim": ("lr",)}
 
 
 def ranges(target: str) -> dict[str, Any]:
-    """Return types by argument name. They replace the types in the annotations."""
-    module = target.rpartition(".")[0]
-    return RANGES.get(module, {}) | RANGES.get(target, {})
+    """Return the types of arguments that replace those of the annotations, by name."""
+    names = _public_names(target)
+    modules = [name.rpartition(".")[0] for name in names]
+    found = [RANGES[name] for name in (*modules, *names) if name in RANGES]
+    return {name: value_type for entry in found for name, value_type in entry.items()}
 
 
 def required(target: str) -> tuple[str, ...]:
     """Return the arguments that a config must set although they have a default."""
-    return REQUIRED.get(target.rpartition(".")[0], ())
+    modules = [name.rpartition(".")[0] for name in _public_names(target)]
+    return next((REQUIRED[module] for module in modules if module in REQUIRED), ())
+
+
+def _public_names(target: str) -> list[str]:
+    """Return the name, and those of the modules above that import the same class.
+
+    torch.optim.adam.Adam is torch.optim.Adam as well.
+    """
+    parts = target.split(".")
+    names = [".".join([*parts[:length], parts[-1]]) for length in range(len(parts) - 1, 0, -1)]
+    if parts[0] not in _PACKAGES:
+        return [target]
+    definition = sources.find_definition(target)
+    return [name for name in names if name == target or sources.find_definition(name) == definition]

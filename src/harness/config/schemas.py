@@ -19,25 +19,25 @@ def arguments_model(name: str, parameters: Mapping[str, Parameter]) -> type[Base
         name: title of the model.
         parameters: arguments by name. One whose annotation pydantic rejects accepts any value.
     """
+    types = {key: parameter.value_type for key, parameter in parameters.items()}
     try:
-        return _build_model(name, parameters)
+        return _build_model(name, types)
     except Exception:  # pydantic raises many types, for example for a range of text
-        readable = {n: p if _is_valid(p) else p.with_type(Any) for n, p in parameters.items()}
-        return _build_model(name, readable)
+        return _build_model(name, {key: t if _is_valid(t) else Any for key, t in types.items()})
 
 
-def _is_valid(parameter: Parameter) -> bool:
+def _is_valid(value_type: Any) -> bool:
     try:
-        json_schema(_build_model("one", {"value": parameter}))
+        json_schema(_build_model("one", {"value": value_type}))
     except Exception:
         return False
     return True
 
 
-def _build_model(name: str, parameters: Mapping[str, Parameter]) -> type[BaseModel]:
+def _build_model(name: str, types: Mapping[str, Any]) -> type[BaseModel]:
     fields: dict[str, Any] = {
-        f"field_{number}": (p.value_type, Field(None, alias=key))
-        for number, (key, p) in enumerate(parameters.items())
+        f"field_{number}": (value_type, Field(None, alias=key))
+        for number, (key, value_type) in enumerate(types.items())
     }
     return create_model(name, __config__=_STRICT, **fields)
 
@@ -72,16 +72,18 @@ def factory_of(value_type: Any) -> Factory | None:
 def describe_valid_values(schema: Mapping[str, Any]) -> str:
     """Return what a JSON Schema allows, such as "an integer of at least 1 or null"."""
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(map(describe_valid_values, schema["anyOf"])))
+        choices = [*dict.fromkeys(map(describe_valid_values, schema["anyOf"]))]
+        lists = [f"a list, each {choice}" for choice in choices]
+        return " or ".join("a list of these" if c in lists else c for c in choices)
     if "const" in schema:
         return format_value(schema["const"])
     if "enum" in schema:
         return f"one of {', '.join(dict.fromkeys(map(format_value, schema['enum'])))}"
     match schema.get("type"):
         case "integer":
-            return f"an integer{_describe_range(schema)}"
+            return f"{_describe_factor(schema, 'an integer')}{_describe_range(schema)}"
         case "number":
-            return f"a number{_describe_range(schema)}"
+            return f"{_describe_factor(schema, 'a number')}{_describe_range(schema)}"
         case "string":
             return f"text{_describe_text(schema)}"
         case "array":
@@ -93,6 +95,10 @@ def describe_valid_values(schema: Mapping[str, Any]) -> str:
         case "null":
             return "null"
     return "any value"
+
+
+def _describe_factor(schema: Mapping[str, Any], kind: str) -> str:
+    return f"a multiple of {schema['multipleOf']:g}" if "multipleOf" in schema else kind
 
 
 def _describe_range(schema: Mapping[str, Any]) -> str:
@@ -122,6 +128,9 @@ def _describe_list(schema: Mapping[str, Any]) -> str:
         all_items = ", ".join(map(describe_valid_values, items))
         each = f"each {next(iter(kinds))}" if len(kinds) == 1 else all_items
         return f"a list of {len(items)}, {each}"
-    size = " that is not empty" if schema.get("minItems") == 1 else ""
+    low, high = schema.get("minItems"), schema.get("maxItems")
+    size = f" of at least {low}" if low else ""
+    size = size if high is None else f" of {high}" if low == high else f" of at most {high}"
+    size = " that is not empty" if (low, high) == (1, None) else size
     items = schema.get("items")
     return f"a list{size}, each {describe_valid_values(items)}" if items else f"a list{size}"
