@@ -4,6 +4,7 @@ Run ``make schemas``; a test checks that they are up to date.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -24,7 +25,9 @@ def set_header(text: str, line: str | None) -> str:
     """
     lines = [row for row in text.splitlines() if not row.startswith(MARK)]
     if line is not None:
-        lines.insert(sum(row.startswith("# @package") for row in lines[:1]), line)
+        first = next((number for number, row in enumerate(lines) if row.strip()), 0)
+        has_package = bool(lines) and re.match(r"#\s*@package\b", lines[first].lstrip())
+        lines.insert(first + 1 if has_package else 0, line)
     return "\n".join(lines) + "\n"
 
 
@@ -39,8 +42,10 @@ def main() -> None:
     for name, schema in schemas.items():
         (FOLDER / name).write_text(json.dumps(schema, indent=1) + "\n", encoding="utf-8")
     for path in sorted(conf.rglob("*.yaml")):
-        text = path.read_text(encoding="utf-8")
-        path.write_text(set_header(text, schema_comment(path, conf, FOLDER)), encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # without a byte order mark
+        header = schema_comment(path, conf, FOLDER)
+        if (changed := set_header(text, header)) != text:
+            path.write_text(changed, encoding="utf-8")
 
 
 if __name__ == "__main__":

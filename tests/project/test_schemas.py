@@ -73,6 +73,10 @@ def test_every_file_names_its_schema_and_satisfies_it(path: Path) -> None:
         ("train.json", {"model": {"prior": {"_target_": "cvae.priors.Flow", "x": 1}}}, "'x'"),
         ("trainer.json", {"devices": 1.5}, "1.5"),
         ("train.json", {"model": "vae"}, "'vae'"),
+        ("train.json", {"model": {"latent": 3}}, "'latent'"),
+        ("train.json", {"model": {"latent_dim": "abc"}}, "'abc'"),
+        ("train.json", {"data": {"batch_size": 0}}, "0"),
+        ("train.json", {"callbacks": {"figures": {"every_n_epoch": 2}}}, "'every_n_epoch'"),
         ("callbacks.json", {"ema": {"_target_": "cvae.callbacks.EMA", "decay": 2}}, "2"),
     ],
 )
@@ -90,6 +94,7 @@ def test_mistakes_are_reported(name: str, content: dict[str, Any], fragment: str
         ("trainer.json", {"max_epochs": 3}),
         ("model.json", {"_target_": "cvae.models.VAE", "network": "${other.network}"}),
         ("callbacks.json", {"ema": "${other.ema}"}),
+        ("callbacks.json", {"figures": False}),
     ],
 )
 def test_interpolations_and_your_own_classes_are_accepted(
@@ -128,3 +133,6 @@ def test_the_schema_comment_is_written_below_the_package_comment() -> None:
         with_comment = script.set_header(text, f"{MARK}x.json")
         assert script.set_header(with_comment, None) == text
         assert with_comment.splitlines()[text.startswith("# @package")] == f"{MARK}x.json"
+    for text in ("\n# @package model\na: 1\n", "#@package model\na: 1\n"):
+        rows = script.set_header(text, f"{MARK}x.json").splitlines()
+        assert rows.index(f"{MARK}x.json") == 1 + next(i for i, r in enumerate(rows) if r)

@@ -123,7 +123,7 @@ def _target_names(node: Any) -> Iterable[str]:
 def _group_schema(conf: Path, group: str, groups: Iterable[str]) -> dict[str, Any]:
     below = {g.rpartition("/")[2]: g for g in groups if g.rpartition("/")[0] == group}
     nested = {name: {"$ref": _file_name(inner)} for name, inner in below.items()}
-    cases, key_descriptions = [], dict(nested)
+    cases, by_key, takes_any_name = [], dict(nested), False
     passed = _passed_to_group(conf, group)
     for target in _targets(conf, group):
         arguments = checks.arguments_of(target, passed, key=group)
@@ -134,6 +134,7 @@ def _group_schema(conf: Path, group: str, groups: Iterable[str]) -> dict[str, An
         schema = _object_schema(properties)
         if arguments.takes_any_name:
             del schema["additionalProperties"]
+            takes_any_name = True
         description = {"description": summary} if summary else {}
         is_target = {
             "type": "object",
@@ -141,18 +142,18 @@ def _group_schema(conf: Path, group: str, groups: Iterable[str]) -> dict[str, An
             "required": ["_target_"],
         }
         cases.append({"if": is_target, "then": {**description, **schema}})
-        key_descriptions = {
-            n: {"description": p.get("description", "")} for n, p in properties.items()
-        } | key_descriptions
+        for name in properties.keys() - nested.keys():
+            by_key[name] = _merge_choices(by_key.get(name), properties[name])
     target_schema = {"anyOf": [{"enum": _targets(conf, group)}, {"type": "string"}]}
+    any_class = _object_schema(dict(sorted(by_key.items())))
+    if takes_any_name or not cases:
+        del any_class["additionalProperties"]
+    has_no_target = {"not": {"required": ["_target_"]}, "type": "object"}
     node = {
-        "type": ["object", "null", "string"],
+        "type": ["object", "null", "string", "boolean"],  # false: left out
         "pattern": _INTERPOLATION["pattern"],
         "properties": {**_HYDRA_KEYS, "_target_": {**_HYDRA_KEYS["_target_"], **target_schema}},
-        "allOf": [
-            *cases,
-            {"if": {"not": {"required": ["_target_"]}}, "then": {"properties": key_descriptions}},
-        ],
+        "allOf": [*cases, {"if": has_no_target, "then": any_class}],
     }
     if group not in _NODE_GROUPS:
         return node
@@ -163,6 +164,14 @@ def _group_schema(conf: Path, group: str, groups: Iterable[str]) -> dict[str, An
         "additionalProperties": {"$ref": "#/definitions/node"},
         "definitions": {"node": node},
     }
+
+
+def _merge_choices(one: Mapping[str, Any] | None, other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a key that several classes take: a value valid for any of them."""
+    if one is None:
+        return {name: value for name, value in other.items() if name != "default"}
+    choices = [*one["anyOf"], *(c for c in other["anyOf"] if c not in one["anyOf"])]
+    return {**one, "anyOf": choices}
 
 
 def schema_comment(path: Path, conf: Path, schemas: Path) -> str | None:
@@ -177,10 +186,10 @@ def schema_comment(path: Path, conf: Path, schemas: Path) -> str | None:
     group = path.parent.relative_to(conf).as_posix()
     if group.partition("/")[0] == "hydra":
         return None
-    if "# @package _global_" in text:
-        name = "train.json"
-    elif package := re.search(r"^# @package ([\w.]+)", text, re.MULTILINE):
-        name = _file_name(package[1].replace(".", "/"))
+    package = re.search(r"^#\s*@package ([\w.]+)", text, re.MULTILINE)
+    if package is not None:
+        is_global = package[1] == "_global_"
+        name = "train.json" if is_global else _file_name(package[1].replace(".", "/"))
     else:
         name = f"{path.stem}.json" if group == "." else _file_name(group)
     depth = len(path.parent.relative_to(conf.parent).parts)

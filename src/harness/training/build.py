@@ -227,7 +227,9 @@ def _logged_keys(cfg: DictConfig) -> list[str]:
 
 def _build_callbacks(cfg: DictConfig) -> list[Callback]:
     callbacks = [
-        instantiation.instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node
+        _require_type(instantiation.instantiate(node), f"callbacks.{name}", Callback)
+        for name, node in (cfg.get("callbacks") or {}).items()
+        if node
     ]
     enabled = {
         ModelCheckpoint: cfg.trainer.enable_checkpointing,
