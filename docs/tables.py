@@ -305,8 +305,8 @@ def render_gpu(document: dict[str, Any]) -> str:
             else:
                 measurements.append((name, row["shown"]))
     header = ("loop, precision, batch size", "images/s", "ms per step", "peak GPU memory, MiB")
-    others = render_table(("quantity", "measured"), measurements)
-    return caption + render_table(header, rates) + "\n" + others
+    quantities = render_table(("quantity", "measured"), measurements)
+    return caption + render_table(header, rates) + "\n" + quantities
 
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {  # JSON file and function
