@@ -34,8 +34,6 @@ _SYNONYMS = {  # what users type for the last part of a key
     "mixed_precision": "precision",
     "fp16": "precision",
     "amp": "precision",
-    "kl_weight": "beta",
-    "z_dim": "latent_dim",
     "wandb": "logger.wandb.mode",
     "ckpt": "resume",
     "ckpt_path": "resume",

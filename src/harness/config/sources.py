@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+from harness.config.paths import SOURCE
+
 _MAX_IMPORTS = 20  # imports to follow
 # packages that annotations.py knows by name, and classes of torch that take long to find
 _KNOWN_PACKAGES = {"annotated_types", "builtins", "pydantic", "typing_extensions"}
@@ -116,11 +118,17 @@ def parse_module(name: str) -> ParsedModule | None:
         raise SourceError(f"{error.filename or name}, line {error.lineno}: {error.msg}") from None
     except (OSError, ValueError, KeyError, ImportError, AttributeError):
         return None
-    parsed = ParsedModule(name, origin.name == "__init__.py", "site-packages" in origin.parts)
+    parsed = ParsedModule(name, origin.name == "__init__.py", _is_library(origin))
     for statement in _flatten_statements(tree.body):
         _add_names(parsed, statement)
     parsed.names.update(dict.fromkeys(_ambiguous_names(tree.body), _UNKNOWN))
     return parsed
+
+
+def _is_library(path: Path) -> bool:
+    """Return whether a file is neither in src/ nor in the current folder."""
+    is_own = any(path.is_relative_to(folder) for folder in (SOURCE, Path.cwd()))
+    return not is_own or "site-packages" in path.parts
 
 
 def all_names(parsed: ParsedModule) -> list[str] | None:
