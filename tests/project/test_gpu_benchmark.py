@@ -72,7 +72,7 @@ def test_a_measurement_that_fails_is_recorded_and_the_others_still_run(
         raise Skipped("needs a GPU")
 
     functions = {"one": fail, "two": skip, "three": lambda _: gpu_checks.make_verdict(False, "0.5")}
-    monkeypatch.setattr(gpu, "measurements", lambda section, is_cpu: functions)
+    monkeypatch.setattr(gpu, "select_measurements", lambda section, is_cpu: functions)
     output = tmp_path / "gpu.json"
     output.write_text('{"checks": {}}')
     gpu.run_section("checks", argparse.Namespace(cpu=True, output=output))
