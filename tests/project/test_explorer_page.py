@@ -254,7 +254,7 @@ def test_a_link_that_does_not_fit_changes_nothing(
     }}"""
     tab.wait_for_timeout(600)  # ms; the address follows
     tab.evaluate(broken)
-    tab.locator("#message:has-text('does not fit')").wait_for()
+    tab.locator("#message:has-text('does not match')").wait_for()
     assert read_state(tab) == before
     tab.locator("#label").select_option(label="7")  # encodes the unchanged example
     after = read_state(tab)
