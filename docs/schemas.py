@@ -21,7 +21,7 @@ MARK = "# yaml-language-server:"
 def set_header(text: str, line: str | None) -> str:
     """Return the text of a configuration file with the comment that names its schema.
 
-    It follows the ``# @package`` line, which Hydra reads only above all other comments.
+    The comment is below the ``# @package`` line, which Hydra reads only above all other comments.
     """
     lines = [row for row in text.splitlines() if not row.startswith(MARK)]
     if line is not None:

@@ -275,7 +275,7 @@ _PYRO_NATS = {"quadrants_1": "71.8", "quadrants_2": "51.0", "quadrants_3": "24.2
 
 
 def render_experiments(document: dict[str, Any]) -> str:
-    """Return what each experiment on other data or conditions reaches (make experiments)."""
+    """Return the results of experiments on other data and conditions (make experiments)."""
     rows = []
     for name, row in document["experiments"].items():
         for i, (metric, statistic) in enumerate(row["metrics"].items()):
