@@ -38,7 +38,16 @@ ranges are the annotations of the constructors ([how they are read](annotations.
 checks them in `conf/` too. `python src/train.py --cfg job` shows the composed values.
 `make schemas` writes this page.
 """
-ORDER = ("data", "model", "optimizer", "scheduler", "trainer", "device", "logger", "callbacks")
+GROUP_ORDER = (
+    "data",
+    "model",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "device",
+    "logger",
+    "callbacks",
+)
 LIBRARIES = ("torch.", "lightning.")  # a comment in conf/ says more than their docstrings
 HYDRA_KEYS = {"defaults", "hydra", "_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
@@ -65,10 +74,10 @@ def render_settings_page() -> str:
 
 
 def _list_groups() -> list[str]:
-    """Return the groups of conf/ that a run chooses from, those in ORDER first."""
+    """Return the groups of conf/ that a run chooses from, those in GROUP_ORDER first."""
     groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")}
     names = sorted(group for group in groups if not group.startswith("hydra"))
-    tops = [*ORDER, *(name for name in names if name.partition("/")[0] not in ORDER)]
+    tops = [*GROUP_ORDER, *(name for name in names if name.partition("/")[0] not in GROUP_ORDER)]
     return sorted(names, key=lambda name: tops.index(name.partition("/")[0]))
 
 

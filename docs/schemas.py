@@ -15,19 +15,19 @@ from harness.config.composition import register_resolvers  # noqa: E402
 from harness.config.editor import editor_schemas, schema_comment  # noqa: E402
 
 FOLDER = ROOT / "docs" / "schemas"
-MARK = "# yaml-language-server:"
+COMMENT_PREFIX = "# yaml-language-server:"
 
 
-def set_header(text: str, line: str | None) -> str:
+def set_header(text: str, comment: str | None) -> str:
     """Return the text of a configuration file with the comment that names its schema.
 
     The comment is below the ``# @package`` line, which Hydra reads only above all other comments.
     """
-    lines = [row for row in text.splitlines() if not row.startswith(MARK)]
-    if line is not None:
+    lines = [row for row in text.splitlines() if not row.startswith(COMMENT_PREFIX)]
+    if comment is not None:
         first = next((number for number, row in enumerate(lines) if row.strip()), 0)
         has_package = bool(lines) and re.match(r"#\s*@package\b", lines[first].lstrip())
-        lines.insert(first + 1 if has_package else 0, line)
+        lines.insert(first + 1 if has_package else 0, comment)
     return "\n".join(lines) + "\n"
 
 

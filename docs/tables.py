@@ -192,19 +192,19 @@ def render_results(document: dict[str, Any]) -> str:
             plain = read_article_column("cvae_plain")
             cells = [plain[metric] for metric in ("test/nll_k50", _AGREEMENT, _PROBE)]
             rows.append(("`model=cvae_plain`", *cells, ""))
-    real = read_article_column("real data")
+    real_data = read_article_column("real data")
     cpus = {row["machine"]["cpu"] for row in document["recipes"].values()}
-    seeds = {row["n"] for row in document["recipes"].values()}
+    seed_counts = {row["n"] for row in document["recipes"].values()}
     caption = (
         "\nDefault: the article's CVAE plus an adversary that keeps most of the label out of z. "
         "`model=cvae_plain` is the article's CVAE, trained on the bound alone. Mean ± s.d. over "
-        f"{', '.join(map(str, sorted(seeds)))} seeds, 10,000 test images, dynamic binarization. "
-        "-log p(x|y): importance-weighted bound from K = 50 samples, nats per image, lower is "
-        "better. Label agreement: share of 10,000 samples that a classifier assigns to the "
-        "requested label (real "
-        f"digits: {real[_AGREEMENT]}). Probe accuracy: share of labels that a perceptron predicts "
-        f"from z, lower is better (chance: {real[_PROBE]}). Minutes of training: one core of an "
-        f"{', '.join(sorted(cpus))}, both cores busy.\n"
+        f"{', '.join(map(str, sorted(seed_counts)))} seeds, 10,000 test images, dynamic "
+        "binarization. -log p(x|y): importance-weighted bound from K = 50 samples, nats per image, "
+        "lower is better. Label agreement: share of 10,000 samples that a classifier assigns to "
+        f"the requested label (real digits: {real_data[_AGREEMENT]}). Probe accuracy: share of "
+        "labels that a perceptron predicts from z, lower is better (chance: "
+        f"{real_data[_PROBE]}). Minutes of training: one core of an {', '.join(sorted(cpus))}, "
+        "both cores busy.\n"
     )
     header = ("override of `python src/train.py`", "-log p(x\\|y), nats")
     percent_header = ("label agreement, %", "probe accuracy, %")
@@ -214,37 +214,38 @@ def render_results(document: dict[str, Any]) -> str:
 def render_ablations(document: dict[str, Any]) -> str:
     """Return the gain of each change to the default, best first (make ablations)."""
     variants = document["variants"]
-    default = variants["default"]["runs"]
-    gained, rows = {}, {}
+    default_runs = variants["default"]["runs"]
+    gains_by_name, rows = {}, {}
     for name, variant in variants.items():
         runs = variant["runs"]
-        if len(default) < 2 or set(runs) != set(default):
+        if len(default_runs) < 2 or set(runs) != set(default_runs):
             continue  # some seeds are missing
-        agreements = [100 * runs[seed]["label_agreement"] for seed in default]
-        gains = [default[seed]["nll"] - runs[seed]["nll"] for seed in default]
-        gained[name] = gains
+        agreements = [100 * runs[seed]["label_agreement"] for seed in default_runs]
+        gains = [default_runs[seed]["nll"] - runs[seed]["nll"] for seed in default_runs]
+        gains_by_name[name] = gains
         error = stdev(gains) / math.sqrt(len(gains))
         is_default = name == "default"
         rows[name] = (
             "**default**" if is_default else name,
             "0" if is_default else f"{mean(gains):+.2f} ± {error:.2f}",
-            f"{mean(runs[seed]['nll'] for seed in default):.2f}",
+            f"{mean(runs[seed]['nll'] for seed in default_runs):.2f}",
             f"{mean(agreements):.2f} ± {stdev(agreements):.2f}",
-            "<br>".join(f"`{word}`" for word in variant["overrides"]),
+            "<br>".join(f"`{override}`" for override in variant["overrides"]),
         )
-    spreads = [stdev(gains) for name, gains in gained.items() if name != "default"]
-    pooled = math.sqrt(mean(s**2 for s in spreads)) if spreads else math.nan
-    smallest = pooled / math.sqrt(len(default))
+    spreads = [stdev(gains) for name, gains in gains_by_name.items() if name != "default"]
+    pooled_sd = math.sqrt(mean(s**2 for s in spreads)) if spreads else math.nan
+    smallest_error = pooled_sd / math.sqrt(len(default_runs))
     cpus = (run["cpu"] for variant in variants.values() for run in variant["runs"].values())
     caption = (
         "Nats of -log p(x|y) gained over the default (+ is better) and nats reached, on the "
         f"validation images, K = {document['num_samples']}; label agreement of 10,000 samples. "
-        f"Mean over {len(default)} seeds, paired by seed: gain ± standard error, agreement ± s.d. "
-        f"The gain of one seed has an s.d. of {pooled:.2f} nats, pooled over the rows; where the "
-        f"standard error of a row is smaller than {smallest:.2f}, use {smallest:.2f}. "
+        f"Mean over {len(default_runs)} seeds, paired by seed: gain ± standard error, agreement ± "
+        f"s.d. The gain of one seed has an s.d. of {pooled_sd:.2f} nats, pooled over the rows; "
+        f"where the standard error of a row is smaller than {smallest_error:.2f}, use "
+        f"{smallest_error:.2f}. "
         f"{', '.join(sorted(set(cpus)))}, one core per run.\n\n"
     )
-    best_first = sorted(rows, key=lambda name: -mean(gained[name]))
+    best_first = sorted(rows, key=lambda name: -mean(gains_by_name[name]))
     header = ("name", "nats gained", "nats", "label agreement, %", "change to the default")
     return caption + render_table(header, [rows[name] for name in best_first])
 
