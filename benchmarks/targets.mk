@@ -24,7 +24,7 @@ precision: .venv/.installed ## measure the cost of bfloat16 in nats, 10 seeds; 1
 	$(RUN) benchmarks/precision.py $(ARGS)
 	$(RUN) docs/tables.py
 
-recipes: .venv/.installed ## measure the recipes, 3 seeds each; 2 h (ARGS=quick: minutes)
+recipes: .venv/.installed ## measure the recipes, 3 seeds each; 3 h (ARGS=quick: minutes)
 	$(RUN) benchmarks/recipes.py $(ARGS)
 	$(RUN) docs/tables.py
 
