@@ -89,7 +89,7 @@ class TrainChecks(Callback):
         return None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Validate the jobs of a sweep before the first one starts; of a search, sample jobs."""
+        """Validate the jobs of a sweep, or sample jobs of a search, before the first one starts."""
         with _exit_on_error(config):
             if started_ranks() is not None:
                 raise ConfigError(

@@ -57,7 +57,7 @@ def report_errors(
             print(f"failed: {text}", file=sys.stderr)
             raise SystemExit(RunFailed.exit_code) from None
         if extra := _missing_extra(error):
-            exit_with_error(f"this needs more packages: pip install -e '.[{extra}]'")
+            exit_with_error(f"this command needs the extra {extra}: pip install -e '.[{extra}]'")
         if isinstance(error, HydraException | OmegaConfBaseException):  # some are OSErrors too
             exit_with_error(suggestions.explain_override_error(error, config_name, arguments or []))
         if isinstance(error, OSError):
@@ -131,9 +131,9 @@ def _is_copy(config: Any, key: str, wrong_keys: Container[str]) -> bool:
 
 
 def _with_typed_value(problem: str, overrides: Sequence[str]) -> str:
-    """Relate a problem to the overrides: show the value as typed, or say which one to remove.
+    """Return a problem with the value as typed, or with the advice to remove the override.
 
-    YAML reads 12e4567 as infinity.
+    The typed value can differ from the one that was read: YAML reads 12e4567 as infinity.
     """
     drop = re.search(r"; to drop it: ~(\S+)$", problem)
     if drop and any(a.startswith((f"+{drop[1]}=", f"++{drop[1]}=")) for a in overrides):

@@ -114,7 +114,10 @@ def _explain_option(group: str, option: str) -> str:
 
 
 def _nearest_option(key: str, value: str, groups: Sequence[str]) -> str | None:
-    """Return the override meant by network=conv, or by early_stopping=true."""
+    """Return the choice of a config group that a user most likely meant, or None.
+
+    It is model/network=conv for network=conv, and callbacks=early_stopping for early_stopping=true.
+    """
     name = key.rpartition(".")[2].lower()
     groups = [group for group in groups if not group.startswith("hydra")]
     for group in groups:
