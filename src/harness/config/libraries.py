@@ -128,7 +128,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {"torch.optim": ("lr",)}
 
 
 def ranges(target: str) -> dict[str, Any]:
-    """Return the types of arguments that replace those of the annotations, by name."""
+    """Return the types to use instead of the annotations, by argument name."""
     names = _public_names(target)
     modules = [name.rpartition(".")[0] for name in names]
     found = [RANGES[name] for name in (*modules, *names) if name in RANGES]
@@ -142,7 +142,7 @@ def required(target: str) -> tuple[str, ...]:
 
 
 def _public_names(target: str) -> list[str]:
-    """Return the name, and those of the modules above that import the same class.
+    """Return the dotted names under which a class can be imported, longest first.
 
     torch.optim.adam.Adam is torch.optim.Adam as well.
     """

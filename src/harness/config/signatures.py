@@ -105,7 +105,7 @@ def _signature(definition: Definition) -> Signature | None:
 def _resolution_order(definition: Definition) -> list[Definition | None]:
     """Return a class and its bases in the order in which Python looks up a constructor.
 
-    None stands for bases that cannot be read. Of a base that occurs twice, the last one counts.
+    None stands for bases that cannot be read. A base that occurs twice keeps its last place.
     """
     order: list[Definition | None] = [definition]
     for base in base_classes(definition):

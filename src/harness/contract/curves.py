@@ -17,7 +17,7 @@ _STYLES: dict[str, dict[str, Any]] = {
 }
 _LEARNING_RATE = "learning_rate"
 _MAX_PANELS = 9
-_SKIPPED_SHARE = 0.05  # share of the first steps, which the vertical axis need not show
+_SKIPPED_SHARE = 0.05  # share of the steps, from the start, that the vertical axis may leave out
 
 Curve = list[tuple[int, float]]  # optimizer step and value
 

@@ -81,7 +81,8 @@ class ExactDataModule(lightning.LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        if device.type == "cpu":  # the batch is there, and the search for its tensors takes time
+        # the batch is on the CPU already, and Lightning's search for its tensors takes time
+        if device.type == "cpu":
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 

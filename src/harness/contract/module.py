@@ -98,7 +98,10 @@ class ExactModule(CountedModule):
         """Initialize weights from the data. Called before training, after ``setup``."""
 
     def fit_statistics(self, datamodule: Any) -> None:
-        """Set buffers that describe the data, such as ranges. Also called after ``weights=RUN``."""
+        """Set buffers that describe the data, such as ranges.
+
+        Called before training, after ``initialize`` and after ``weights=RUN`` is loaded.
+        """
 
     def trial_loss(self, model: nn.Module, batch: Any) -> Tensor | None:
         """Return the loss of a copy of the model on a few rows, or None for no trial step.
@@ -278,7 +281,7 @@ class ExactModule(CountedModule):
             generator = torch.cuda.default_generators[self.device.index or 0]
         generator.manual_seed(seed)
 
-    # what is logged
+    # logged metrics
 
     def _add_to_window(self, values: Mapping[str, Tensor]) -> None:
         self._window_names = list(values)
