@@ -206,7 +206,7 @@ def test_a_checkpoint_without_resume_state_is_skipped(own_metric: Path, tmp_path
     found, _, skipped = checkpoints.find_newest(folder, "last*.ckpt", checkpoints.RESUME_KEYS)
     assert found == folder / checkpoints.PREVIOUS
     assert len(skipped) == 1
-    assert "last.ckpt: cannot be resumed from" in skipped[0]
+    assert "last.ckpt: cannot resume a run" in skipped[0]
 
 
 def test_the_last_checkpoint_names_the_best(own_metric: Path) -> None:

@@ -131,7 +131,7 @@ def find_newest(
 ) -> NewestCheckpoint:
     """Return the checkpoint of a folder with the most steps that loads and has the needed keys.
 
-    Of two with the same step, ``last.ckpt`` is preferred. Skipped files are also logged.
+    If two have the same step, ``last.ckpt`` is preferred. Skipped files are also logged.
 
     Args:
         folder: the folder of the checkpoints.
@@ -143,7 +143,7 @@ def find_newest(
         try:
             content = load(path)
             if missing := sorted(required_keys - content.keys()):
-                raise ConfigError(f"{path}: cannot be resumed from, {missing[0]} is missing")
+                raise ConfigError(f"{path}: cannot resume a run, the key {missing[0]} is missing")
         except ConfigError as error:
             log.warning("skipped: %s", error)
             skipped.append(str(error))

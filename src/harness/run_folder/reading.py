@@ -116,7 +116,7 @@ def plain_config(
         required_nodes: nodes that it must have.
 
     Raises:
-        ConfigError: it is not plain data, or lacks one of the parts.
+        ConfigError: it is not plain data, or lacks a required node.
     """
     try:
         cfg = content if isinstance(content, DictConfig) else OmegaConf.create(content)
@@ -214,6 +214,6 @@ def update_evaluation(
         k: {**(before.get(k, {}) if is_same_measurement else {}), **v} for k, v in results.items()
     }
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    run_dir.mkdir(parents=True, exist_ok=True)  # the outputs of an exported folder start here
+    run_dir.mkdir(parents=True, exist_ok=True)  # an exported folder has no folder for outputs yet
     write_json(run_dir / EVALUATION, {**measured_on, "evaluated": now, **parts})
     return run_dir / EVALUATION
