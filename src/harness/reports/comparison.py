@@ -33,7 +33,7 @@ class Group(NamedTuple):
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return keys that distinguish all differing configs, classes first, without redundant ones."""
+    """Return the keys that tell the configs apart, classes first, without redundant keys."""
     keys = dict.fromkeys(key for config in configs for key in config)
     differing = [k for k in keys if len({_format_value(c.get(k, "-")) for c in configs}) > 1]
     differing.sort(
@@ -137,7 +137,8 @@ def is_lower_better(
 ) -> bool:
     """Return whether lower values of a metric are better.
 
-    That holds if it matches a pattern, or if a run selects its checkpoint by the lowest value.
+    This is true for a metric that matches a pattern, or whose lowest value selects the checkpoint
+    of a run.
 
     Args:
         lower_is_better: regular expressions of metrics where lower is better.

@@ -166,7 +166,7 @@ def main() -> None:
     import harness.training.run  # noqa: F401
     from harness.tracking.wandb import import_for_runs
 
-    # exit only when the sweep disconnects: that exit removes the temporary folder of W&B
+    # end only when the sweep disconnects, because only a normal exit removes W&B's temporary folder
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     import_for_runs()
     gc.freeze()  # garbage collection in a fork would copy all pages with objects

@@ -119,7 +119,7 @@ class CapturedStep:
         try:
             with self._state_on_device(), raise_on_synchronization():
                 outputs = self._step(batch, self._counters.batch)
-        except Exception as error:  # the eager step raises an error of its own again
+        except Exception as error:  # if the step itself is wrong, the eager step fails too
             before.restore()
             raise NotRecordableError(" ".join(str(error).split())[:200]) from error
         if (change := before.find_change()) is not None:
@@ -146,7 +146,7 @@ class CapturedStep:
             yield
 
     def _check_state(self, batch_idx: int) -> None:
-        """At the start of an epoch, drop the recordings if the module has changed."""
+        """Drop the recordings at the start of an epoch if the module has changed."""
         if batch_idx == 0 and self._state is not None and self._state.find_change() is not None:
             self._recordings.clear()
             self._num_seen.clear()
@@ -234,7 +234,7 @@ class DeviceSettings:
                 group.update({k: v for k, v in other.items() if k == "capturable"})
 
     def restore_step_counts(self) -> None:
-        """Move the step count to where eager steps expect it."""
+        """Move the step counts to the CPU if eager steps of the optimizer expect them there."""
         for group in self._groups:
             if not group.get("fused") and not group.get("capturable"):
                 for parameter in group["params"]:

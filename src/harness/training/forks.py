@@ -25,7 +25,7 @@ class Fork:
     """Handle of a forked child process, with the methods of ``subprocess.Popen`` used here.
 
     Args:
-        pid: its process id.
+        pid: process id of the child.
     """
 
     def __init__(self, pid: int) -> None:
@@ -33,7 +33,7 @@ class Fork:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return its exit code, negative for a signal, or None while it runs."""
+        """Return the exit code of the child, negative for a signal; None while the child runs."""
         if self.returncode is None:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -44,7 +44,7 @@ class Fork:
         return self.returncode
 
     def wait(self, timeout: float = math.inf) -> int:
-        """Return its exit code; raise subprocess.TimeoutExpired after ``timeout`` seconds."""
+        """Return the exit code of the child; raise TimeoutExpired after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while (code := self.poll()) is None:
             if time.monotonic() >= deadline:
@@ -53,12 +53,12 @@ class Fork:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send a signal to the child, unless it has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Send it SIGKILL."""
+        """Send SIGKILL to the child."""
         self.send_signal(signal.SIGKILL)
 
 

@@ -35,7 +35,8 @@ class LeanOptimization(_AutomaticOptimization):
 
     The steps are bit for bit those of Lightning. Lightning's own code takes the steps of a run that
     needs more: several devices, accumulated gradients, a gradient scaler, 64-bit precision, a
-    profiler, an optimizer that is not of torch.optim or calls a closure, or a skipped hook.
+    profiler, an optimizer that is not of torch.optim or calls a closure, or a hook that is skipped
+    here.
 
     Args:
         trainer: the trainer, whose callbacks are set.

@@ -78,7 +78,7 @@ def _row_noun(module: ExactModule, count: int) -> str:
 
 @contextmanager
 def _raise_config_error(message: str, remedy: str = "") -> Iterator[None]:
-    """Turn the error of a network that does not fit into a ConfigError of one line."""
+    """Raise a one-line ConfigError for the error of a network that does not fit its model."""
     try:
         yield
     except _MODEL_ERRORS as error:

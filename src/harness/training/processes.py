@@ -37,7 +37,7 @@ PARENT_VARIABLE = "HARNESS_PARENT_PID"  # variable that holds the process id of 
 
 
 def die_with_parent(number: signal.Signals) -> None:
-    """On Linux, send the signal ``number`` to this process once its parent has ended."""
+    """Send the signal ``number`` to this process once its parent has ended, on Linux only."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, number)
