@@ -75,7 +75,7 @@ test-engines: .venv/.extras ## test launchers, search, export, explorer, benchma
 LONG := $(RUN) -m pytest --numprocesses 2 --dist worksteal
 COMMIT_NUMBER = $(shell printf '%d' 0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0))
 
-test-faults: .venv/.extras ## inject random faults, others for each commit; 4 min
+test-faults: .venv/.extras ## inject random faults, different for each commit; 4 min
 	$(LONG) -m long --minutes 3 --faults-seed $(COMMIT_NUMBER) $(ARGS)
 
 PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MAX_LINE = 100
 ROOTS = ("", "src", "benchmarks", "docs", "locks", "tools")  # folders of modules
 GENERATORS = ("schemas.py", "reference.py")  # in docs/; make schemas runs them
-PACKAGE_USES = re.compile(  # of the package; not model=cvae, nor run names such as cvae-mlp-z32-s1
+PACKAGE_USES = re.compile(  # in code and paths; not model=cvae or run names such as cvae-mlp-z32-s1
     r"(?<![\w/-])cvae(?=\.(?!(?:yaml|md|json|csv|png|svg|ckpt)\b)[A-Za-z_{])"  # cvae.models
     r"|(?<=\bfrom )cvae(?= import\b)|(?<=\bimport )cvae\b"
     r"|(?<=\bsrc/)cvae\b(?![-.])|(?<=[ `])cvae(?=/)"

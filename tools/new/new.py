@@ -49,7 +49,8 @@ NOT_IN_CORE = (
     *("src/cvae/evaluation/aggregated_posterior.py", "src/cvae/evaluation/variety.py"),
     *("src/cvae/evaluation/prior_samples.py", "tests/science/evaluation/sampled/*"),
 )
-NOT_COPIED = (  # if the template has no git: folders at its top; with *, anywhere
+# left out if the template is not a git repository; a name matches at the top, * at any depth
+NOT_COPIED = (
     *("data", "build", "dist", "site", "wandb", "lightning_logs", ".git", ".venv*"),
     *("*__pycache__", "*.egg-info", "*_cache", ".npm"),
 )
