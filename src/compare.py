@@ -47,7 +47,7 @@ def main(
         picture = path.with_name(f"{path.name}.png")
         comparison_plot.save_plot(groups, columns, picture, lower_is_better)
     except OSError as error:
-        raise files.output_error(path, error) from None
+        raise files.make_output_error(path, error) from None
     finally:
         comparison.print_table(groups, columns, excluded, show_all=bool(metrics))
     print(f"{paths.display_path(path)}.md .csv .png")

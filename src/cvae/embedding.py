@@ -12,7 +12,7 @@ from cvae.data import MNISTDataModule
 from cvae.models import VAE, Autoencoder
 from cvae.priors import StandardNormal
 from harness.contract.errors import ConfigError
-from harness.contract.files import atomic_write, output_error
+from harness.contract.files import atomic_write, make_output_error
 
 _CHUNK_SIZE = 1000  # images at a time
 
@@ -79,4 +79,4 @@ def save(latents: Latents, output: Path) -> None:
         with atomic_write(output) as file:
             np.savez(file, **cast(dict[str, Any], latents))
     except OSError as error:
-        raise output_error(output, error) from None
+        raise make_output_error(output, error) from None

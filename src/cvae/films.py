@@ -16,7 +16,7 @@ from cvae.models import Autoencoder
 from cvae.sampling import Row, Samples, decode_rows, wrap_row
 from cvae.types import Image, Latent
 from harness.contract.errors import ConfigError
-from harness.contract.files import atomic_write, output_error
+from harness.contract.files import atomic_write, make_output_error
 from harness.contract.sampler import Rows
 
 NUM_FRAMES = 60
@@ -186,4 +186,4 @@ def save_film(frames: Sequence[PILImage.Image], output: Path) -> None:
                 lossless=True,
             )
     except OSError as error:
-        raise output_error(output, error) from None
+        raise make_output_error(output, error) from None

@@ -17,7 +17,7 @@ from cvae.given_pixels import Quadrants
 from cvae.models import Autoencoder
 from cvae.types import Image, Latent
 from harness.contract.errors import ConfigError
-from harness.contract.files import atomic_write, output_error
+from harness.contract.files import atomic_write, make_output_error
 
 _MAX_COLUMNS = 10  # in the picture of a single label
 _OTHER_FORMATS = {".npy": "npy=true saves the array next to it", ".webp": "film=true makes a film"}
@@ -187,7 +187,7 @@ def save(images: Samples, output: Path, names: Sequence[str], npy: bool = False)
     try:
         np.save(array, pixels.numpy())
     except OSError as error:
-        raise output_error(array, error) from None
+        raise make_output_error(array, error) from None
     return [output, array]
 
 
@@ -204,4 +204,4 @@ def save_picture(picture: PILImage.Image, output: Path) -> None:
         with atomic_write(output) as file:
             picture.save(file, format="PNG", optimize=True)
     except OSError as error:
-        raise output_error(output, error) from None
+        raise make_output_error(output, error) from None

@@ -33,7 +33,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise write_error(path, error) from error
+        raise make_write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -49,7 +49,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_error(path: Path, error: OSError) -> OSError:
+def make_write_error(path: Path, error: OSError) -> OSError:
     """Return an OSError that names the file and the reason."""
     reason = error.strerror or str(error)
     return OSError(
@@ -57,7 +57,7 @@ def write_error(path: Path, error: OSError) -> OSError:
     )
 
 
-def output_error(output: Path, error: OSError) -> ConfigError:
+def make_output_error(output: Path, error: OSError) -> ConfigError:
     """Return the error of a command whose ``output`` cannot be written."""
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     return ConfigError(f"output={output}: cannot be written ({cause.strerror})")
@@ -95,7 +95,7 @@ def atomic_write_files(folder: Path) -> Iterator[Path]:
             yield Path(temporary)
             _replace_files(Path(temporary), folder)
     except OSError as error:
-        raise output_error(folder, error) from None
+        raise make_output_error(folder, error) from None
 
 
 def _replace_files(source: Path, target: Path) -> None:

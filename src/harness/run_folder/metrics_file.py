@@ -63,7 +63,7 @@ class MetricsFile(Logger):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             os.truncate(self.path, size)  # remove the incomplete line
-            raise files.write_error(self.path, error) from error
+            raise files.make_write_error(self.path, error) from error
 
     def rewind(self, step: int) -> None:
         """Drop the rows that a run writes again after it resumes at ``step``.
