@@ -21,7 +21,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from harness.config import checks, schemas
-from harness.config.keys import leaf_keys
+from harness.config.keys import iterate_keys
 from tests.conftest import ROOT, clean_environment
 from tests.project.test_conf import compose, to_plain
 from tests.tally import Promise, Survived
@@ -179,7 +179,7 @@ def entry_points(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EntryPoin
 
 
 def list_keys(script: str) -> list[str]:
-    known = leaf_keys(to_plain(compose(config=script)))
+    known = iterate_keys(to_plain(compose(config=script)))
     # model.condition interpolates data.condition
     unset = ("hydra", "_target_", "_partial_", "model.condition.")
     return [key for key in known if not any(part in key for part in unset)]

@@ -224,7 +224,7 @@ def list_known_keys() -> set[str]:
     """Return the keys of the default config and of every option of a group."""
     from omegaconf import OmegaConf
 
-    from harness.config.keys import leaf_keys
+    from harness.config.keys import iterate_keys
     from tests.project.test_conf import compose
 
     chosen: list[tuple[str, ...]] = [()]
@@ -235,7 +235,7 @@ def list_known_keys() -> set[str]:
         for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
             chosen.append((f"{group}={path.stem}",))
     composed = [compose(*overrides) for overrides in chosen]
-    leaves = {key for cfg in composed for key in leaf_keys(OmegaConf.to_container(cfg))}
+    leaves = {key for cfg in composed for key in iterate_keys(OmegaConf.to_container(cfg))}
     nodes = {key.rsplit(".", i)[0] for key in leaves for i in range(1, key.count("."))}
     return leaves | nodes
 

@@ -16,7 +16,7 @@ from harness.contract.errors import ConfigError
 
 SWEEP_FLAGS = ("-m", "--multirun")
 OPTIONAL_GROUPS = ("callbacks", "logger", "scheduler")  # may be null
-EMPTY_GROUPS = ("experiment", "debug", "sweep")  # groups with no default choice
+GROUPS_WITHOUT_DEFAULT = ("experiment", "debug", "sweep")  # null unless chosen
 _PATH_KEYS = re.compile(
     r"^(?P<key>\+{0,2}(?:run|runs|resume|rerun|output|data\.data_dir"
     r"|hydra\.(?:run\.dir|sweep\.dir|sweep\.subdir|runtime\.output_dir)))=(?P<value>.*)$",
@@ -104,7 +104,7 @@ def rewrite_for_hydra(arguments: list[str]) -> list[str]:
             rewritten.append(argument)
         elif group in OPTIONAL_GROUPS:
             rewritten.append(f"~{group}")
-        elif group not in EMPTY_GROUPS:
+        elif group not in GROUPS_WITHOUT_DEFAULT:
             raise ConfigError(f"{argument}: the group {group} cannot be left out")
     return rewritten
 

@@ -10,14 +10,14 @@ import yaml
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.command_line.overrides import EMPTY_GROUPS, OPTIONAL_GROUPS
+from harness.command_line.overrides import GROUPS_WITHOUT_DEFAULT, OPTIONAL_GROUPS
 from harness.config.composition import compose_config
 from harness.config.instantiation import explain_hydra_error
-from harness.config.keys import leaf_keys, nearest_key
+from harness.config.keys import iterate_keys, nearest_key
 from harness.config.paths import CONF, display_path
 
-_NOTHING = ("none", "no", "off", "disabled")  # what users type for null
-_GENERIC = ("none", "default")  # options of several groups
+_NULL_SYNONYMS = ("none", "no", "off", "disabled")  # what users type for null
+_SHARED_OPTIONS = ("none", "default")  # options of several groups
 
 
 def shorten(arguments: Sequence[str]) -> str:
@@ -44,10 +44,10 @@ def explain_override_error(error: Exception, config_name: str, arguments: list[s
         return f"{error.override}: not of the form key=value; {hint}"
     line = explain_hydra_error(error)
     if match := re.search(r"Interpolation key '([^']+)' not found", line):
-        keys = leaf_keys(_compose_groups(config_name, arguments))
+        keys = iterate_keys(_compose_groups(config_name, arguments))
         return f"{line}{_did_you_mean(nearest_key(match[1], [*keys]))}"
     match = re.search(r"Could not delete from config. '([^']+)' does not exist", line)
-    if match and match[1] in leaf_keys(_compose_groups(config_name, arguments)):
+    if match and match[1] in iterate_keys(_compose_groups(config_name, arguments)):
         return f"~{match[1]}: {match[1]} is null already; remove this override"
     if "Cannot merge DictConfig with ListConfig" in line:
         expected_types = {"[": "a mapping", "{": "a list"}
@@ -68,7 +68,7 @@ def explain_unexpected_error(error: Exception, arguments: list[str]) -> str:
     for override in arguments if "group override must be a string" in str(error) else ():
         group = override.lstrip("+").partition("=")[0]
         if group in config_groups():
-            null = " or null" if group in (*OPTIONAL_GROUPS, *EMPTY_GROUPS) else ""
+            null = " or null" if group in (*OPTIONAL_GROUPS, *GROUPS_WITHOUT_DEFAULT) else ""
             return f"{override}: must be one of {', '.join(_group_options(group))}{null}"
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return f"{shorten(arguments)}: Hydra rejects these overrides ({shorten([reason])})"
@@ -80,7 +80,7 @@ def _explain_key(key: str, config_name: str, arguments: list[str]) -> str:
     if key in config_groups() and config_name == "train":  # for example a model without a penalty
         return f"{override}: the chosen options have no group {key}; remove this override"
     cfg = _compose_groups(config_name, arguments)
-    keys = list(leaf_keys(cfg))
+    keys = list(iterate_keys(cfg))
     ending = ".".join(key.split(".")[-2:])
     if key in keys and (others := [k for k in keys if k != key and k.endswith(f".{ending}")]):
         return f"{override}: takes its value from {others[0]}; set that instead"
@@ -101,9 +101,9 @@ def _explain_option(group: str, option: str) -> str:
     """Explain an option that a config group does not have."""
     options = _group_options(group)
     below = [g for g in config_groups() if g.startswith(f"{group}/")]
-    others = config_groups() if option not in _GENERIC else []
+    others = config_groups() if option not in _SHARED_OPTIONS else []
     homonyms = [f"{g}={option}" for g in (*below, *others) if option in _group_options(g)]
-    if option.lower() in _NOTHING and group in (*OPTIONAL_GROUPS, *EMPTY_GROUPS):
+    if option.lower() in _NULL_SYNONYMS and group in (*OPTIONAL_GROUPS, *GROUPS_WITHOUT_DEFAULT):
         suggestion = f"{group}=null"
     elif homonyms:
         suggestion = homonyms[0]
@@ -147,12 +147,14 @@ def _options_with_key(key: str, config_name: str, arguments: list[str]) -> Itera
     """Yield the group options that have the key, such as model/network=conv."""
     path = key.split(".")
     above = ("/".join(path[:length]) for length in range(len(path) - 1, 0, -1))
-    group = next((g for g in above if g in config_groups() and g not in EMPTY_GROUPS), None)
+    group = next(
+        (g for g in above if g in config_groups() and g not in GROUPS_WITHOUT_DEFAULT), None
+    )
     for option in sorted((CONF / group).glob("*.yaml")) if group else []:
         choice = f"{group}={option.stem}"
         with suppress(HydraException, OmegaConfBaseException):
             chosen = [a for a in _chosen_groups(arguments) if not a.startswith(f"{group}=")]
-            if key in leaf_keys(compose_config(CONF, config_name, [*chosen, choice])):
+            if key in iterate_keys(compose_config(CONF, config_name, [*chosen, choice])):
                 yield choice
 
 

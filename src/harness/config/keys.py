@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
-def leaf_keys(node: Any, prefix: str = "") -> Iterator[str]:
+def iterate_keys(node: Any, prefix: str = "") -> Iterator[str]:
     """Yield every dotted key of a config, including inner nodes."""
     if isinstance(node, Mapping):
         for key, child in node.items():
             yield f"{prefix}{key}"
-            yield from leaf_keys(child, f"{prefix}{key}.")
+            yield from iterate_keys(child, f"{prefix}{key}.")
 
 
 _SYNONYMS = {  # what users type for the last part of a key

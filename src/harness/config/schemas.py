@@ -97,8 +97,8 @@ def describe_valid_values(schema: Mapping[str, Any]) -> str:
     return "any value"
 
 
-def _describe_factor(schema: Mapping[str, Any], kind: str) -> str:
-    return f"a multiple of {schema['multipleOf']:g}" if "multipleOf" in schema else kind
+def _describe_factor(schema: Mapping[str, Any], noun: str) -> str:
+    return f"a multiple of {schema['multipleOf']:g}" if "multipleOf" in schema else noun
 
 
 def _describe_range(schema: Mapping[str, Any]) -> str:

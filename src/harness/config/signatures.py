@@ -13,9 +13,7 @@ from harness.config.sources import Definition
 
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()
 COMPUTED: Any = type("Computed", (), {"__repr__": lambda self: "COMPUTED"})()  # not a literal
-
-
-_MAKE_CONSTRUCTORS = ("attr", "attrs", "pydantic")
+_CONSTRUCTOR_PACKAGES = ("attr", "attrs", "pydantic")  # whose decorators make constructors
 
 
 class Parameter:
@@ -252,7 +250,7 @@ def _changes_arguments(decorator: ast.expr, definition: Definition) -> bool:
     dotted = origin.name if isinstance(origin, Definition) else origin or ""
     is_own = isinstance(origin, Definition) and not origin.module.is_library
     package = dotted.partition(".")[0]
-    return package in _MAKE_CONSTRUCTORS or (is_own and package != "harness")
+    return package in _CONSTRUCTOR_PACKAGES or (is_own and package != "harness")
 
 
 def _signature_of_fields(definition: Definition, node: ast.ClassDef) -> Signature:
