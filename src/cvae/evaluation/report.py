@@ -20,7 +20,7 @@ from cvae.evaluation.device import full_float32
 from cvae.evaluation.progress import ClaimProgress, claim_progress
 from cvae.evaluation.targets import add_targets
 from cvae.models import Autoencoder
-from harness.contract.terminal import encodable
+from harness.contract.terminal import make_encodable
 
 # columns of the W&B table after the metric's name: the keys of a metric in evaluation.json
 COLUMNS = ("claim", "value", "standard_error", "floor", "at_least", "at_most", "unit")
@@ -160,7 +160,7 @@ def _format_target(metric: Metric) -> str:
 def print_table(report: Report, title: str, console: Console | None = None) -> None:
     """Print one line per metric in 80 columns: value ± standard error, target, real data."""
     console = console or Console()
-    to_encodable = partial(encodable, encoding=console.encoding)
+    to_encodable = partial(make_encodable, encoding=console.encoding)
     table = Table(
         title=Text(to_encodable(title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )

@@ -19,12 +19,12 @@ def accept_any_text() -> None:
             stream.reconfigure(errors=_ERRORS)
 
 
-def encodable(text: str, encoding: str) -> str:
+def make_encodable(text: str, encoding: str) -> str:
     """Return text as a stream of this encoding shows it, to align columns by its width."""
     return text.encode(encoding, _ERRORS).decode(encoding, "replace")
 
 
-def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
+def _replace_character(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     char, end = error.object[error.start], error.start + 1
@@ -33,4 +33,4 @@ def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
     return _IN_ASCII.get(char) or ascii(char)[1:-1], end
 
 
-codecs.register_error(_ERRORS, _replace)
+codecs.register_error(_ERRORS, _replace_character)

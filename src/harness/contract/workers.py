@@ -48,7 +48,9 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         super().__init__(loader)
         _workers.update(self._workers)
         limit = min(_MAX_TRANSFER, 0.7 * self._timeout or _MAX_TRANSFER)
-        threading.Thread(target=_watch, args=(weakref.ref(self), limit), daemon=True).start()
+        threading.Thread(
+            target=_kill_hung_workers, args=(weakref.ref(self), limit), daemon=True
+        ).start()
 
     def _try_get_data(self, timeout: float = _POLL) -> tuple[bool, Any]:
         start = time.monotonic()
@@ -78,7 +80,7 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         except (OSError, EOFError) as error:
             return error
         except RuntimeError as error:
-            if self._is_stuck:  # killed by _watch
+            if self._is_stuck:  # killed by _kill_hung_workers
                 return error
             raise
         finally:
@@ -114,7 +116,7 @@ def _kill_left_over_workers() -> None:
             worker.kill()
 
 
-def _watch(reference: "weakref.ref[_WatchedIterator]", limit: float) -> None:
+def _kill_hung_workers(reference: "weakref.ref[_WatchedIterator]", limit: float) -> None:
     """Kill the workers if one hangs while it sends a batch, because that read has no timeout."""
     while (iterator := reference()) is not None and not iterator._shutdown:
         since = iterator._polling_since

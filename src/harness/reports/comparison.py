@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from harness.config.keys import nearest_key
 from harness.contract.errors import ConfigError
-from harness.contract.terminal import encodable
-from harness.reports.run_results import Excluded, Run, printable
+from harness.contract.terminal import make_encodable
+from harness.reports.run_results import Excluded, Run, sanitize_text
 
 _MAX_VALUE = 30  # characters of a value in a title
 
@@ -52,7 +52,7 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _format_value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else printable(value)
+    return f"{value:g}" if isinstance(value, float) else sanitize_text(value)
 
 
 def _title(config: Mapping[str, Any], keys: Sequence[str], max_length: int) -> str:
@@ -101,7 +101,7 @@ def describe_test_sets(groups: Sequence[Group]) -> list[str]:
     for group in groups:
         for run in group.runs:
             if run.test_digest:
-                titles.setdefault(printable(run.test_digest), {})[group.title] = None
+                titles.setdefault(sanitize_text(run.test_digest), {})[group.title] = None
     if len(titles) < 2:
         return []
     lines = [f"test set {digest}: {', '.join(names)}" for digest, names in titles.items()]
@@ -276,10 +276,11 @@ def to_csv(groups: Sequence[Group], metrics: Sequence[str]) -> str:
     writer.writerow(["group", "metric", "n", "mean", "std", "values", "seeds", "folders"])
     for group in groups:
         for name in (m for m in metrics if m in group.statistics):
-            stat, having = group.statistics[name], [r for r in group.runs if name in r.metrics]
-            values = " ".join(repr(float(r.metrics[name])) for r in having)
-            seeds = " ".join(str(r.seed) for r in having)
-            folders = os.pathsep.join(str(r.folder) for r in having)
+            stat = group.statistics[name]
+            measured_runs = [r for r in group.runs if name in r.metrics]
+            values = " ".join(repr(float(r.metrics[name])) for r in measured_runs)
+            seeds = " ".join(str(r.seed) for r in measured_runs)
+            folders = os.pathsep.join(str(r.folder) for r in measured_runs)
             std = "" if stat.std is None else repr(stat.std)
             writer.writerow(
                 [group.title, name, stat.num_runs, repr(stat.mean), std, values, seeds, folders]
@@ -295,7 +296,7 @@ def print_table(
     from rich.table import Table
 
     console = Console(markup=False, emoji=False)  # names may contain brackets and colons
-    to_encodable = partial(encodable, encoding=console.encoding)
+    to_encodable = partial(make_encodable, encoding=console.encoding)
     table = Table(title=to_encodable("mean ± s.d. over runs"), title_justify="left")
     table.add_column("group", overflow="fold")
     table.add_column("n", justify="right")

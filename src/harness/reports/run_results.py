@@ -116,9 +116,9 @@ def read_run(folder: Path) -> Run | Excluded:
     if status == "smoke":
         return Excluded(folder, "a smoke run")
     if status != "finished":
-        reason = f": {printable(summary['error'])}" if summary.get("error") else ""
+        reason = f": {sanitize_text(summary['error'])}" if summary.get("error") else ""
         no_status = f"no readable {SUMMARY} in it"
-        return Excluded(folder, f"{printable(status)}{reason}" if status else no_status)
+        return Excluded(folder, f"{sanitize_text(status)}{reason}" if status else no_status)
     summary_metrics = summary.get("metrics")
     summary_metrics = summary_metrics if isinstance(summary_metrics, dict) else {}
     in_summary = {k: v for k, v in summary_metrics.items() if is_number(v)}
@@ -161,7 +161,7 @@ def drop_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[Excluded]]:
     return [run for run in runs if id(run) in kept], repeats
 
 
-def printable(value: Any) -> str:
+def sanitize_text(value: Any) -> str:
     """Return untrusted text as one line without terminal control characters."""
     return "".join(c for c in " ".join(str(value).split()) if c.isprintable())
 

@@ -32,7 +32,7 @@ MAX_BYTES = 16 * 2**30  # limit on the size of a file to load
 LAST, PREVIOUS = "last.ckpt", "last-previous.ckpt"
 # keys that a checkpoint needs for an exact resume
 RESUME_KEYS = frozenset({"position", "optimizer_states", "loops", "provenance"})
-_KEYS = {"state_dict", "config"}
+_REQUIRED_KEYS = {"state_dict", "config"}
 _FOOTER = re.compile(
     rb"[a-z]+ checkpoint, format (\d{1,6}), step (\d{1,12}), sha256 ([0-9a-f]{64})"
 )
@@ -112,7 +112,7 @@ def load(path: Path) -> dict[str, Any]:
     with _open(path) as file:
         _verify(file, path)
         checkpoint = _load_content(file, path)
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= _KEYS:
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= _REQUIRED_KEYS:
         keys = sorted(map(str, checkpoint))[:5] if isinstance(checkpoint, dict) else "none"
         raise ConfigError(f"{path}: not a checkpoint of this project (its keys: {keys})")
     return checkpoint

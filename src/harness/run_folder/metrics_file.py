@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from harness.contract import files
 
 
-def _count_columns(names: Iterable[str]) -> list[str]:
+def _select_integer_columns(names: Iterable[str]) -> list[str]:
     """Return the columns of whole numbers, which come first: step, epoch and *_seen."""
     columns = list(names)
     seen = [name for name in columns if name.endswith("_seen")]
@@ -49,7 +49,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        axes = {"step": step, **{k: metrics[k] for k in _count_columns(metrics)}}
+        axes = {"step": step, **{k: metrics[k] for k in _select_integer_columns(metrics)}}
         row = {**metrics, **{k: int(v) for k, v in axes.items() if v is not None}}
         if new_columns := sorted(set(row) - set(self._columns)):
             self._add_columns(new_columns)
@@ -88,7 +88,7 @@ class MetricsFile(Logger):
         if self._columns:
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-        first = _count_columns(new_columns)
+        first = _select_integer_columns(new_columns)
         self._columns = self._columns + first + [c for c in new_columns if c not in first]
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, self._columns)

@@ -49,17 +49,17 @@ def portable_config(config: Mapping[str, Any], summary: Mapping[str, Any]) -> di
     """
     run_dir = Path(str(config.get("run_dir") or ROOT))
 
-    def shorten(node: Any) -> Any:
+    def make_relative(node: Any) -> Any:
         if isinstance(node, Mapping):
-            return {key: shorten(value) for key, value in node.items()}
+            return {key: make_relative(value) for key, value in node.items()}
         if isinstance(node, list):
-            return [shorten(value) for value in node]
+            return [make_relative(value) for value in node]
         if not isinstance(node, str) or not Path(node).is_absolute():
             return node
         inside = (p for p in (run_dir, ROOT) if Path(node).is_relative_to(p))
         return next((Path(node).relative_to(p).as_posix() for p in inside), Path(node).name)
 
-    settings = {key: shorten(config[key]) for key in _PUBLISHED_KEYS if key in config}
+    settings = {key: make_relative(config[key]) for key in _PUBLISHED_KEYS if key in config}
     training = {
         key: value
         for key, value in summary.items()

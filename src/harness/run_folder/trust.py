@@ -130,13 +130,13 @@ def _is_in_packages(target: str, packages: Iterable[str]) -> bool:
 
 # callbacks and loggers can write files, so they may be named only in callbacks and logger
 _CALLBACK_PREFIXES = (f"{_HARNESS_PACKAGES[0]}.", "lightning.")
-_OTHER_NODES = ("model", "data", "module", "optimizer", "scheduler", "trainer")
+_NODES_WITHOUT_CALLBACKS = ("model", "data", "module", "optimizer", "scheduler", "trainer")
 
 
 def _is_misplaced(key: str, target: str) -> bool:
     """Return whether a callback or logger is named outside the nodes for callbacks and loggers."""
     group, _, rest = key.removesuffix("._target_").partition(".")
-    may_name_it = group not in _OTHER_NODES and "." not in rest and "[" not in key
+    may_name_it = group not in _NODES_WITHOUT_CALLBACKS and "." not in rest and "[" not in key
     return target.startswith(_CALLBACK_PREFIXES) and not may_name_it
 
 
