@@ -6,7 +6,7 @@ from harness.command_line.entry_point import entry_point
 from harness.config.paths import display_path
 from harness.contract.files import atomic_write_files, file_digest
 from harness.contract.settings import Name, Trust
-from harness.run_folder import loading, published, reading
+from harness.run_folder import exported_folder, loading, reading
 from harness.run_folder.trust import resolve_inside
 
 
@@ -21,7 +21,7 @@ def main(run: Name, trust: Trust, output: Name | None) -> None:
     model, archived = loading.load_model(checkpoint, trust, Autoencoder)
     folder = Path(output) if output else resolve_inside(run_dir, "export")
     summary = reading.read_checkpoint_summary(run_dir, checkpoint)
-    config = published.portable_config(reading.to_plain(archived), summary)
+    config = exported_folder.portable_config(reading.to_plain(archived), summary)
     summary = {**config["training"], "metrics": {}, **summary}
     # the evaluation of an exported folder may be in it
     evaluation = reading.read_evaluation(run_dir) or reading.read_evaluation(checkpoint.parent)

@@ -19,7 +19,7 @@ from harness.config.paths import ROOT, display_path
 from harness.contract import exported
 from harness.contract.errors import ConfigError, RunFailed
 from harness.contract.files import atomic_write_files, write_json, write_text
-from harness.run_folder import loading, published, reading
+from harness.run_folder import exported_folder, loading, reading
 
 CARD = "README.md"
 FILES = (CARD, exported.CONFIG, reading.EVALUATION, exported.WEIGHTS)
@@ -42,7 +42,7 @@ def make_pretrained(run: str, folder: Path, arguments: Sequence[str] = ()) -> No
     run_dir, checkpoint = loading.find_run(run)
     model, archived = loading.load_model(checkpoint, model_class=Autoencoder)
     summary = reading.read_checkpoint_summary(run_dir, checkpoint)
-    config = published.portable_config(reading.to_plain(archived), summary)
+    config = exported_folder.portable_config(reading.to_plain(archived), summary)
     (ROOT / "logs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "logs", prefix=".pretrained-") as temporary:
         new = Path(temporary) / folder.name
@@ -62,7 +62,7 @@ def evaluate(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     command = [sys.executable, script, f"run='{folder}'", "figures=false", *arguments]
     if subprocess.run(command, check=False).returncode:
         raise RunFailed("evaluate.py failed: no file was changed")
-    return reading.read_evaluation(published.output_dir(folder))
+    return reading.read_evaluation(exported_folder.output_dir(folder))
 
 
 def model_card(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:

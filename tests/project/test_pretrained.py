@@ -18,7 +18,7 @@ from cvae.models import Autoencoder
 from harness.contract import exported
 from harness.contract.files import file_digest
 from harness.contract.sampler import Rows
-from harness.run_folder import loading, published
+from harness.run_folder import exported_folder, loading
 from tests.conftest import ROOT, run_script
 
 FOLDER = ROOT / "pretrained"
@@ -103,7 +103,7 @@ def test_outputs_of_the_pretrained_model_go_to_logs() -> None:
         ROOT / "logs" / "pretrained",
         FOLDER / exported.WEIGHTS,
     )
-    assert published.is_exported(FOLDER)
+    assert exported_folder.is_exported(FOLDER)
 
 
 def test_the_film_of_the_readme_is_made_by_its_command(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from harness.config.instantiation import explain_hydra_error, instantiate
 from harness.config.paths import ROOT, expand_home, path_exists
 from harness.contract import exported
 from harness.contract.errors import ConfigError
-from harness.run_folder import published, trust
+from harness.run_folder import exported_folder, trust
 from harness.run_folder.reading import BEST, CONFIG, LAST, data_dir, plain_config, read_summary
 
 
@@ -98,8 +98,8 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
         raise ConfigError(f"run={path}: no such folder or checkpoint{hint}")
     location = location.resolve()
     folder = location.parent if location.name == exported.WEIGHTS else location
-    if published.is_exported(folder):
-        return published.output_dir(folder), folder / exported.WEIGHTS
+    if exported_folder.is_exported(folder):
+        return exported_folder.output_dir(folder), folder / exported.WEIGHTS
     if location.is_dir():
         checkpoint = _best_checkpoint(location, path)
         if checkpoint is None:
@@ -141,7 +141,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     try:
         if path.name == exported.WEIGHTS:
-            return published.load(path.parent)
+            return exported_folder.load(path.parent)
         return checkpoints.load(path)
     except ConfigError as error:
         raise ConfigError(f"run={error}") from None

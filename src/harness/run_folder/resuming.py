@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from harness.config import resume_overrides
 from harness.config.paths import ROOT, display_path, expand_home
 from harness.contract.errors import ConfigError
+from harness.run_folder.exported_folder import is_exported
 from harness.run_folder.folder import RunFolder
-from harness.run_folder.published import is_exported
 from harness.run_folder.reading import (
     LAST,
     METRICS,

@@ -13,7 +13,7 @@ from cvae import load_run
 from harness.config.paths import ROOT
 from harness.contract import exported
 from harness.contract.errors import ConfigError
-from harness.run_folder import loading, published, reading
+from harness.run_folder import exported_folder, loading, reading
 from tests.conftest import run_script, tiny
 
 
@@ -24,7 +24,7 @@ def original(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder.mkdir()
     model, cfg = loading.load_model(loading.find_run(finished_run)[1])
     summary = reading.read_summary(finished_run)
-    config = published.portable_config(reading.to_plain(cfg), summary)
+    config = exported_folder.portable_config(reading.to_plain(cfg), summary)
     exported.save(model.state_dict(), config, folder, half=True)
     return folder
 
@@ -37,7 +37,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def outputs(folder: Path) -> Iterator[Path]:
     """Yield the folder for outputs, and remove it afterwards."""
-    path = published.output_dir(folder)
+    path = exported_folder.output_dir(folder)
     assert path == ROOT / "logs" / "a model"
     shutil.rmtree(path, ignore_errors=True)
     yield path
@@ -145,7 +145,9 @@ def _with_data_dir(folder: Path, data_dir: Path) -> dict[str, Any]:
 
 
 def test_the_outputs_of_an_export_in_a_run_are_named_after_the_run(tmp_path: Path) -> None:
-    assert published.output_dir(tmp_path / "15-40" / "export") == ROOT / "logs" / "15-40-export"
+    assert (
+        exported_folder.output_dir(tmp_path / "15-40" / "export") == ROOT / "logs" / "15-40-export"
+    )
 
 
 def test_a_run_starts_from_an_exported_folder(folder: Path, data_dir: Path, tmp_path: Path) -> None:
