@@ -15,7 +15,7 @@ from harness.config.composition import register_resolvers
 from harness.config.hydra_versions import INITIALIZE_OPTIONS
 from harness.config.paths import CONF
 from harness.run_folder.folder import RunFolder
-from harness.training.build import build
+from harness.training.build import build_parts
 from harness.training.run import train
 
 FIRST_STEP, NUM_STEPS = 2, 4
@@ -48,7 +48,7 @@ def main() -> None:
         cfg.run_dir = folder
         run = RunFolder(Path(folder))
         run.config = cfg
-        module, data, trainer = build(run)
+        module, data, trainer = build_parts(run)
         trainer.callbacks.append(counter)  # type: ignore[attr-defined]
         train(module, data, trainer, test=False)
     print(f"{counter.calls / NUM_STEPS:g} calls per step")

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, LambdaCallback
 from cvae.lightning_module import VAEModule
 from harness.run_folder.folder import RunFolder
 from harness.training import optimization
-from harness.training.build import Parts, build
+from harness.training.build import Parts, build_parts
 from harness.training.run import train
 from tests.conftest import tiny
 from tests.project.test_conf import compose
@@ -36,7 +36,7 @@ def build_run(folder: Path, data_dir: Path, *overrides: str) -> Parts:
     cfg.run_dir = str(folder)
     run = RunFolder(folder)
     run.config = cfg
-    return build(run)
+    return build_parts(run)
 
 
 @pytest.mark.parametrize("hook", HOOKS)

@@ -68,7 +68,7 @@ def step_operators(
     """Return the operators of two steps of the default run, as on a CPU or a GPU."""
     from harness.contract import module as contract
     from harness.run_folder.folder import RunFolder
-    from harness.training.build import build
+    from harness.training.build import build_parts
     from harness.training.run import train
 
     if request.param == "gpu":
@@ -78,7 +78,7 @@ def step_operators(
     cfg.callbacks.ema._target_ = f"{__name__}.Uncounted"
     folder = RunFolder(tmp_path)
     folder.config = cfg
-    module, data, trainer = build(folder)
+    module, data, trainer = build_parts(folder)
     counter = CountSteps()
     trainer.callbacks.append(counter)  # type: ignore[attr-defined]
     train(module, data, trainer, test=False)

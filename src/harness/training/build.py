@@ -64,7 +64,7 @@ class Parts(NamedTuple):
     trainer: lightning.Trainer
 
 
-def build(folder: RunFolder, rank: int = 0) -> Parts:
+def build_parts(folder: RunFolder, rank: int = 0) -> Parts:
     """Build the objects of a run from its config.
 
     Args:

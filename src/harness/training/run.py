@@ -19,7 +19,7 @@ from harness.run_folder import loading, reading
 from harness.run_folder.folder import RunFolder, update_latest_link
 from harness.run_folder.metrics_file import MetricsFile
 from harness.run_folder.reading import LAST, METRICS
-from harness.training.build import Parts, build, is_smoke
+from harness.training.build import Parts, build_parts, is_smoke
 from harness.training.log import log_to_folder
 from harness.training.optimization import LeanOptimization
 from harness.training.outcome import record_outcome
@@ -114,7 +114,7 @@ def train_run(folder: RunFolder) -> None:
         if rank == 0:
             _record_start(folder)
         log.info("run %s in %s", cfg.name, folder.path)
-        parts = build(folder, rank)
+        parts = build_parts(folder, rank)
         if checkpoint_path is not None:
             _check_provenance(parts.module.provenance, content["provenance"])
             folder.forget_checkpoint()
