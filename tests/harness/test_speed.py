@@ -72,7 +72,7 @@ def step_operators(
     from harness.training.run import train
 
     if request.param == "gpu":
-        monkeypatch.setattr(contract, "_HOST", "none of these")
+        monkeypatch.setattr(contract, "_NO_SYNC_DEVICE", "none of these")
     cfg = compose(*make_one_epoch_overrides(data_dir))
     cfg.run_dir = str(tmp_path)
     cfg.callbacks.ema._target_ = f"{__name__}.Uncounted"
