@@ -24,18 +24,22 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDTH, INDENT = 80, 10  # columns
 GIB = 2**30
 TIMEOUT = float(os.environ.get("DOCTOR_TIMEOUT", 8))  # seconds; torch and W&B start at once
-SHOWN = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WANDB_MODE")  # variables without secrets
-NAMED = ("CUDA_", "HYDRA_", "LOCAL_RANK", "NCCL_", "PYTHON", "SLURM_JOB_ID", "TORCH_", "WANDB_")
+# variables that hold no secrets, and prefixes of those that are listed without their values
+SHOWN_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WANDB_MODE")
+NAMED_PREFIXES = (
+    *("CUDA_", "HYDRA_", "LOCAL_RANK", "NCCL_"),
+    *("PYTHON", "SLURM_JOB_ID", "TORCH_", "WANDB_"),
+)
 
 # imports run in processes of their own, because they can hang or crash
-ASK_TORCH = """
+TORCH_SCRIPT = """
 import json, torch
 gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 gpus += ["Apple MPS"] * torch.backends.mps.is_available()
 print(json.dumps({"cuda": torch.version.cuda, "gpus": gpus}))
 """
 # without a prompt or a connection, as in harness/tracking/wandb.py
-ASK_WANDB = """
+WANDB_SCRIPT = """
 import contextlib, io, json, wandb
 with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
     settings = wandb.sdk.wandb_setup.singleton().settings
@@ -136,7 +140,7 @@ def read_first_line(*paths: str) -> str:
     return ""
 
 
-def cores() -> str:
+def describe_cores() -> str:
     total = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
     quota, _, period = read_first_line("/sys/fs/cgroup/cpu.max").partition(" ")
@@ -147,17 +151,17 @@ def cores() -> str:
     return f"{usable} of {total} usable{container}, {names[0] if names else platform.machine()}"
 
 
-def memory() -> str:
+def describe_memory() -> str:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     container_limit = read_first_line(
         "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
     )
     has_limit = container_limit.isdigit() and int(container_limit) < total
     container = f", container limit {int(container_limit) / GIB:.1f} GiB" if has_limit else ""
-    return f"{total / GIB:.1f} GiB{container}; {disk(ROOT)} on the project's disk"
+    return f"{total / GIB:.1f} GiB{container}; {describe_disk(ROOT)} on the project's disk"
 
 
-def disk(path: Path) -> str:
+def describe_disk(path: Path) -> str:
     try:
         usage = shutil.disk_usage(path)
     except OSError:
@@ -165,7 +169,7 @@ def disk(path: Path) -> str:
     return f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
 
 
-def gpus(torch: dict[str, object] | str) -> str:
+def describe_gpus(torch: dict[str, object] | str) -> str:
     driver = output_of("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv")
     shown = "; ".join((driver or "").splitlines()[1:]) or "nvidia-smi finds none"
     if isinstance(torch, str):
@@ -176,7 +180,7 @@ def gpus(torch: dict[str, object] | str) -> str:
     return f"{shown}; torch, built for {build}, sees {', '.join(map(str, seen)) or 'none'}"
 
 
-def tracking(wandb: dict[str, object] | str) -> str:
+def describe_tracking(wandb: dict[str, object] | str) -> str:
     version = installed_version("wandb")
     if version is None or isinstance(wandb, str):
         return "not installed" if version is None else f"{version}: {wandb}"
@@ -187,7 +191,7 @@ def tracking(wandb: dict[str, object] | str) -> str:
     return f"{version}, mode {wandb['mode']}, {account}{entity}, server {host}"
 
 
-def data() -> str:
+def describe_data() -> str:
     folder = ROOT / "data"
     entries = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -197,12 +201,12 @@ def data() -> str:
     return ", ".join(entries) or "none yet; the first run makes it"
 
 
-def variables() -> str:
-    names = sorted(k for k in os.environ if k in SHOWN or k.startswith(NAMED))
-    return ", ".join(f"{k}={os.environ[k]}" if k in SHOWN else k for k in names) or "none"
+def describe_variables() -> str:
+    names = sorted(k for k in os.environ if k in SHOWN_VARIABLES or k.startswith(NAMED_PREFIXES))
+    return ", ".join(f"{k}={os.environ[k]}" if k in SHOWN_VARIABLES else k for k in names) or "none"
 
 
-def packages(groups: dict[str, list[str]]) -> Iterator[str]:
+def describe_packages(groups: dict[str, list[str]]) -> Iterator[str]:
     """Yield a row for each package that the project needs, then two about the extras."""
     pinned = read_pins()
     for name in groups.get("", []):
@@ -215,13 +219,13 @@ def packages(groups: dict[str, list[str]]) -> Iterator[str]:
     yield f"  extras not installed: {', '.join(missing) or 'none'}"
 
 
-def revision() -> str:
+def describe_revision() -> str:
     commit = output_of("git", "rev-parse", "--short=10", "HEAD")
     changed = (output_of("git", "status", "--porcelain") or "").splitlines()
     return f"commit {commit}, {len(changed)} changed files" if commit else "not a git checkout"
 
 
-def interpreter() -> str:
+def describe_interpreter() -> str:
     is_ours = Path(sys.prefix) == ROOT / ".venv"
     where = "the project's .venv" if is_ours else "not the project's .venv (make install)"
     is_supported = (3, 11) <= sys.version_info < (3, 14)
@@ -231,21 +235,23 @@ def interpreter() -> str:
 
 def main() -> None:
     deadline = time.monotonic() + TIMEOUT
-    torch, wandb = start_script(ASK_TORCH), start_script(ASK_WANDB)
+    torch, wandb = start_script(TORCH_SCRIPT), start_script(WANDB_SCRIPT)
     project, groups = read_requirements()
     name, version = project.get("name", ROOT.name), project.get("version", "")
-    print_fact("project", lambda: f"{name} {version}, {revision()}")
+    print_fact("project", lambda: f"{name} {version}, {describe_revision()}")
     print_fact("system", platform.platform)
-    print_fact("python", interpreter)
-    print_fact("cores", cores)
-    print_fact("memory", memory)
-    print_fact("/dev/shm", lambda: f"{disk(Path('/dev/shm'))} (for workers of data.num_workers)")
-    print_fact("gpu", lambda: gpus(answer_of(torch, deadline)))
-    print_fact("W&B", lambda: tracking(answer_of(wandb, deadline)))
-    print_fact("data", data)
-    print_fact("variables", variables)
+    print_fact("python", describe_interpreter)
+    print_fact("cores", describe_cores)
+    print_fact("memory", describe_memory)
+    print_fact(
+        "/dev/shm", lambda: f"{describe_disk(Path('/dev/shm'))} (for workers of data.num_workers)"
+    )
+    print_fact("gpu", lambda: describe_gpus(answer_of(torch, deadline)))
+    print_fact("W&B", lambda: describe_tracking(answer_of(wandb, deadline)))
+    print_fact("data", describe_data)
+    print_fact("variables", describe_variables)
     print(f"  {'package':20}{'installed':20}pinned (constraints.txt)")
-    print("\n".join(packages(groups)))
+    print("\n".join(describe_packages(groups)))
 
 
 if __name__ == "__main__":
