@@ -145,7 +145,7 @@ export class Explorer {
     }
   }
 
-  /** Keep z without the image that it comes from. */
+  /** Discard the image, but keep z. */
   #forgetImage() {
     Object.assign(this, { x: null, bounds: null, label: null });
     this.pending.encode = false;

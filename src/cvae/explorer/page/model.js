@@ -28,7 +28,7 @@ function unstack(values, count) {
 }
 
 export class Model {
-  /** Load model.json and the networks that it names. */
+  /** Load model.json and the networks. */
   static async load() {
     const url = (name) => new URL(`model/${name}`, import.meta.url).href;
     const response = await fetch(url("model.json"));
