@@ -119,7 +119,8 @@ class FreeBits(CVAE):
     """CVAE with free bits: in training, a latent dimension costs at least ``min_nats`` nats.
 
     The minimum applies to the batch mean of the closed-form KL to N(0, I) (Kingma et al. 2016, who
-    use values around this one). With the path gradient, the KL above it is a one-sample estimate.
+    use values around this one). With the path gradient, the KL of the dimensions above the minimum
+    is a one-sample estimate.
     """
 
     min_nats = 0.1
@@ -127,7 +128,9 @@ class FreeBits(CVAE):
     def terms(self, x: Image, y: Labels | None, eps: Latent) -> Terms:
         if not self.training:
             return super().terms(x, y, eps)
-        assert isinstance(self.prior, StandardNormal), "N(0, I): model/prior=standard_normal"
+        assert isinstance(self.prior, StandardNormal), (
+            "free bits need p(z) = N(0, I): set model/prior=standard_normal"
+        )
         c = self._condition(y, x)
         mean, log_std = self._posterior(x, c)
         z = mean + log_std.exp() * eps
@@ -154,8 +157,10 @@ class ImportanceWeighted(CVAE):
     def terms(self, x: Image, y: Labels | None, eps: Latent) -> Terms:
         if not self.training:
             return super().terms(x, y, eps)
-        assert self.penalty is None, "no penalty: model/penalty=none"
-        assert (self.beta, self.warmup_steps) == (1, 0), "model.beta=1 model.warmup_steps=0"
+        assert self.penalty is None, "a penalty is not supported: set model/penalty=none"
+        assert (self.beta, self.warmup_steps) == (1, 0), (
+            "the KL weight must be 1: set model.beta=1 model.warmup_steps=0"
+        )
         c = _require_condition(self._condition(y, x))
         mean, log_std = self._posterior(x, c)
         other_eps = torch.randn(len(x), self.num_samples - 1, self.latent_dim, device=x.device)
@@ -163,7 +168,8 @@ class ImportanceWeighted(CVAE):
         z = mean[:, None] + log_std.exp()[:, None] * all_eps
         rows = c.repeat_interleave(self.num_samples, dim=0)
         w, log_det = self.prior.to_base(z.flatten(0, 1), rows)
-        mean_q, log_std_q = mean.detach()[:, None], log_std.detach()[:, None]  # q of z alone
+        # no gradient through the parameters of q
+        mean_q, log_std_q = mean.detach()[:, None], log_std.detach()[:, None]
         eps_of_z = (z - mean_q) * torch.exp(-log_std_q)
         kl = 0.5 * (w.view_as(z) ** 2 - eps_of_z**2).sum(-1) - log_std_q.sum(-1)
         kl = kl - log_det.view_as(kl)

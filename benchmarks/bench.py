@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "benchmarks"
 LOGS = ROOT / "logs" / "bench"
 DEFAULT_BATCH = 128
-MODEL = "model=cvae_plain"  # a peer's trainer can train it too
+MODEL = "model=cvae_plain"  # without an adversary, so that pythae can train it too
 TRAIN = [MODEL, "device=cpu", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "test=false"]
 OURS = {  # the default, and settings that make it faster
     "ours": [],
@@ -270,7 +270,7 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400, help="per run; a third are warm-up")
+    parser.add_argument("--steps", type=int, default=400, help="steps per run; a third are warm-up")
     parser.add_argument(
         "--again", nargs="+", choices=sections, help="measure only these, keep the others"
     )

@@ -118,8 +118,8 @@ def _summarize(pairs: list[tuple[float, float | None]]) -> dict[str, float]:
 def grey_negative_elbo(folder: Path) -> float:
     """Return the negative ELBO of grey test images, in nats, for the pixels that are not given.
 
-    The loss of Pyro's CVAE tutorial: target pixels and given pixels are grey. The model is trained
-    on binarized images.
+    This is the loss of Pyro's CVAE tutorial, where target pixels and given pixels are grey. The
+    model is trained on binarized images.
     """
     model, cfg = loading.load_model(loading.find_run(folder)[1], None, VAE)
     data = loading.load_data(cfg, None)

@@ -98,7 +98,7 @@ def run_section_in_process(
         code = process.wait(max(seconds, 1))
     except subprocess.TimeoutExpired:
         return f"stopped at the end of its time, after {seconds:.0f} s"
-    finally:  # also its own processes, and on Ctrl-C
+    finally:  # end its whole process group, also on Ctrl-C
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -121,11 +121,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--sections", nargs="+", choices=BUDGETS, help="measure these, keep the results of others"
     )
     parser.add_argument("--cpu", action="store_true", help="check this script without a GPU")
-    parser.add_argument("--steps", type=int, help=f"of a timed run; {STEPS}, or 8 with --cpu")
+    parser.add_argument("--steps", type=int, help=f"steps per run; {STEPS}, or 8 with --cpu")
     parser.add_argument(
         "--train", nargs="+", default=[], help="overrides of all runs, such as data"
     )
-    parser.add_argument("--folder", type=Path, help="of the runs; logs/gpu/gpu, or logs/gpu/cpu")
+    parser.add_argument("--folder", type=Path, help="parent of runs; logs/gpu/gpu or logs/gpu/cpu")
     parser.add_argument("--output", type=Path, help="file to write")
     parser.add_argument("--run-section", choices=BUDGETS, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)

@@ -26,10 +26,10 @@ from harness.run_folder.reading import LAST, METRICS
 
 STEPS = 20
 WATCHED = (20, 35)  # steps, after a warm-up and before a row of metrics is logged
-LOSS_TOLERANCE = 1e-4  # relative; float32 sums in another order, and AdamW amplifies it
+LOSS_TOLERANCE = 1e-4  # relative; the order of float32 sums differs, and AdamW amplifies that
 GRAPH_TOLERANCE = 1e-3  # relative; in a graph, AdamW corrects its bias in float32
 _EVERY_STEP = ("test=false", "trainer.log_every_n_steps=1", FLOAT32)
-# across an epoch, its smaller last batch and the end of the KL warm-up
+# these include the smaller last batch of an epoch and, with _WARM_UP, the end of the KL warm-up
 _TWO_EPOCHS = (*_EVERY_STEP, "trainer.max_epochs=2", "trainer.limit_val_batches=1")
 _WARM_UP = "model.warmup_steps=10"
 
