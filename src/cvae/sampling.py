@@ -95,7 +95,7 @@ def _combine_attributes(model: Autoencoder, condition: Mapping[str, Values]) -> 
         if not all(isinstance(value, int | float) for value in values):
             raise ConfigError(f"condition: {name}={values}: must be a number or a list of numbers")
         if not values or len(set(values)) < len(values):
-            raise ConfigError(f"condition: {name}={values}: must be different values")
+            raise ConfigError(f"condition: {name}={values}: must be one or more different values")
     varied = [name for name, values in values_by_name.items() if len(values) > 1] or list(
         values_by_name
     )

@@ -149,9 +149,9 @@ def test_generate_has_a_row_for_each_combination_of_values() -> None:
         (None, None, "needs condition="),
         (None, {"digit": 3}, "lacks angle"),
         (None, {"digit": 3, "angle": [0, 99]}, "angle=99: must be -60 to 60"),
-        (None, {"digit": 3, "angle": []}, r"angle=\[\]: must be different values"),
+        (None, {"digit": 3, "angle": []}, r"angle=\[\]: must be one or more different values"),
         (None, {"digit": 3, "angle": {"a": 1}}, "must be a number or a list of numbers"),
-        (None, {"digit": 3, "angle": [5, 5]}, r"angle=\[5, 5\]: must be different values"),
+        (None, {"digit": 3, "angle": [5, 5]}, r"\[5, 5\]: must be one or more different values"),
     ],
 )
 def test_wrong_requests_are_rejected(label: Any, condition: Any, message: str) -> None:

@@ -231,7 +231,7 @@ def test_a_set_without_digests_uses_only_files_of_its_own_folder(
 ) -> None:
     write_digits(tmp_path / "elsewhere")
     pack_files(tmp_path / "elsewhere", tmp_path)
-    with pytest.raises(DataError, match=r"data\.data_dir: no \.gz files"):
+    with pytest.raises(DataError, match=r"data\.data_dir: none of the files"):
         load_digits(KMNIST, tmp_path)
     pack_files(tmp_path / "elsewhere", tmp_path / "KMNIST")
     assert len(load_digits(KMNIST, tmp_path)[0]) == NUM_TRAIN
