@@ -112,7 +112,7 @@ def bits_per_dimension(nats: Scalars, num_dimensions: int) -> Scalars:
 
 @torch.no_grad()
 def score_batch(model: Autoencoder, batch: Batch, num_samples: int = 0) -> dict[str, Nats]:
-    """Return the metrics of every image of a batch by name, in nats.
+    """Return the metrics of every image of a batch by name, in nats or bits.
 
     Args:
         num_samples: K of nll_kK, the importance-weighted bound; 0 to skip it.

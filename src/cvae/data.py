@@ -160,7 +160,7 @@ class MNISTDataModule(ExactDataModule):
         if self.train is not None:
             return
         train_x, train_y, test_x, test_y = self._arrays or self.load_arrays()
-        self._arrays = None  # the tensors below may be copies
+        self._arrays = None  # frees memory if the tensors below are copies
         if not 0 < self.validation_size < len(train_x):
             raise DataError(
                 f"data.validation_size={self.validation_size}: must be from 1 to "

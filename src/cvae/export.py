@@ -110,7 +110,7 @@ def _describe_files(model: Autoencoder) -> str:
     if isinstance(model, VAE):
         given_y, after_x = ("|y", ",y") if model.conditional else ("", "")
         meanings |= {
-            "latent": "sample of N(0, I); the encoder returns that of the posterior mean",
+            "latent": "latent, N(0, I) a priori; the encoder returns that of the posterior mean",
             "sample": "latent of z = mean + std * eps, sampled from the posterior",
             "log_ratio": f"log p(z{given_y}) - log q(z|x{after_x}) at this z, in nats",
             "log_prob": f"log p(x|z{after_x}) in nats; with `parameters` decoded from `sample`, "

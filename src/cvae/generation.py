@@ -59,7 +59,10 @@ class Request:
             raise ConfigError(f"num_samples={count}: must be at most {_MAX_LOOPS} in a film")
 
     def for_model(self, model: Autoencoder) -> "Request":
-        """Return the request with label="all" if it is a film or morph without a label."""
+        """Return the request with its label for this model.
+
+        A film or morph without a label gets "all". A list of one label becomes that label.
+        """
         label = self.label
         if isinstance(label, list) and len(label) == 1:
             label = label[0]

@@ -23,7 +23,7 @@ from harness.contract.errors import DataError
 from harness.contract.settings import Name, Size
 
 _ATTRIBUTES = "attributes.csv"
-_DECODER_VERSION = 1  # of the decoder; with a new version, all images are decoded again
+_DECODER_VERSION = 1  # increase it to decode all images again
 _IMAGES_PER_TASK = 64  # images that a thread decodes per task, because one image takes only 0.2 ms
 
 
@@ -40,9 +40,9 @@ class ImageFolderDataModule(MNISTDataModule):
     The files are ``data_dir/NAME/train/CLASS/*`` and ``data_dir/NAME/test/CLASS/*``, as PNG, JPEG,
     WebP or BMP. The sorted names of the class folders are the class names. The images are decoded
     once into a memory-mapped file in ``data_dir/NAME/.cache-KEY``. On a CPU, all processes share
-    it, so a large data set needs little memory. On a GPU, set ``num_workers`` above 0 if it does
-    not fit into GPU memory. ``data_dir/NAME/attributes.csv``, if there is one, holds attributes
-    for :class:`cvae.conditions.Attributes`: a column ``file`` with paths such as
+    it, so a large data set needs little memory. On a GPU, set ``num_workers`` above 0 if the
+    data set does not fit into GPU memory. ``data_dir/NAME/attributes.csv``, if there is one, holds
+    attributes for :class:`cvae.conditions.Attributes`: a column ``file`` with paths such as
     train/CLASS/1.png, and a numeric column for each attribute, with a row for every image.
 
     Example::

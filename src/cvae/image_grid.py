@@ -12,7 +12,7 @@ SCALE = 2  # screen pixels for each pixel of an image
 FONT_SIZE = 13
 _PAGE_COLOR = "#ffffff"
 _GAP = 2  # screen pixels between images
-_TEXT_COLOR, _GAP_COLOR = "#000000", "#808080"  # of text and gaps
+_TEXT_COLOR, _GAP_COLOR = "#000000", "#808080"
 _MAX_NAME = 12  # characters of a class name
 
 Tiles = Float[Tensor, "rows columns channels height width"]
@@ -76,7 +76,7 @@ def image_grid(
 def join_panels(
     panels: Sequence[PILImage.Image], title: str, font_size: int = FONT_SIZE
 ) -> PILImage.Image:
-    """Join panels of equal size, at most five in a row, with as few gaps as possible."""
+    """Join panels of equal size, at most five in a row, with as few empty places as possible."""
     columns = min((5, 4, 3), key=lambda n: -len(panels) % n) if len(panels) > 5 else len(panels)
     font, top = ImageFont.load_default(font_size), font_size + 12
     width, height = panels[0].size

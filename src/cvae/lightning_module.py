@@ -19,7 +19,7 @@ from cvae.types import Batch, Terms
 from harness.contract.module import ExactModule, frozen_batch_norm
 from harness.contract.settings import Fraction
 
-_MAX_BATCH_SIZE = 2**32  # spacing of the noise keys of two plain batches
+_MAX_BATCH_SIZE = 2**32  # spacing of the image indices that (x, y) batches get
 _MEAN_BATCHES = 100  # of a loader of your own, for the mean image
 
 

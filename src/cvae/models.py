@@ -116,7 +116,7 @@ class Autoencoder(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(num_outputs, height, width))
 
     def initialize_output_bias(self, mean: Tensor, std: Tensor) -> None:
-        """Set the output bias to the parameters of the training images.
+        """Set the output bias to parameters of the likelihood that fit the training images.
 
         Args:
             mean: mean of every pixel, in (0, 1).
@@ -240,7 +240,7 @@ class Autoencoder(nn.Module):
 
     @property
     def num_dimensions(self) -> int:
-        """Number of pixels and channels that the likelihood counts."""
+        """Number of channels times pixels in the likelihood, without pixels that y gives."""
         if isinstance(self.condition, Quadrants):
             return self.image_shape[0] * len(self.condition.remaining_index)
         return math.prod(self.image_shape)

@@ -25,7 +25,8 @@ ENCODER, DECODER, LIKELIHOOD = "encoder.onnx", "decoder.onnx", "likelihood.onnx"
 _TOLERANCE = 1e-4  # difference between runtimes, relative to the largest value if above 1
 TRACED_ROWS = 3
 CHECKED_ROWS = 64
-_MAX_PASSES = 8  # of an inverse: a minute of export with an NSF of three transforms
+# of the inverse of a flow; with 8, an NSF of three transforms takes a minute to export
+_MAX_PASSES = 8
 
 
 class Encoder(nn.Module):
@@ -201,7 +202,7 @@ def _save_part(model: Autoencoder, part: _Part, path: Path) -> None:
 
 
 def _log_sigmoid() -> Callable[[Any], Any]:
-    """Return log sigmoid in ONNX. That of the exporter is -inf where sigmoid rounds to 0."""
+    """Return log sigmoid for ONNX. The exporter's own is -inf where sigmoid rounds to 0."""
     from onnxscript import opset18
 
     return lambda x: opset18.Neg(opset18.Softplus(opset18.Neg(x)))

@@ -1,8 +1,8 @@
 """Priors p(z) or p(z | y), each an invertible map between z and a base variable w ~ N(0, I).
 
-"The latent" in other modules is w: models sample, decode and embed w, and metrics measure it. Only
-``encode`` and ``posterior`` return z. For the standard normal prior, w is z. Under p(z | y), z
-depends on y, but w does not, so w holds what y leaves out.
+"The latent" in other modules is w: models sample and decode w and embed images as w, and metrics
+measure it. Only ``encode`` and ``posterior`` return z. For the standard normal prior, w is z. Under
+p(z | y), z depends on y, but w does not, so w holds what y leaves out.
 
 To add a prior, write a class with the two methods of :class:`Prior` and name it in ``_target_`` of
 a YAML file in conf/model/prior/.

@@ -51,7 +51,7 @@ def run_name(cfg: Mapping[str, Any]) -> str:
 
 
 def _nats_suffix(cfg: Mapping[str, Any]) -> str:
-    """Return the end of metrics in nats: _density for a likelihood of grey pixels in [0, 1]."""
+    """Return the suffix of metric names in nats: _density if the likelihood is a density."""
     return "_density" if _class_name(cfg["model"].get("likelihood") or {}) in _DENSITIES else ""
 
 
@@ -178,7 +178,7 @@ def has_data(data: Mapping[str, Any]) -> bool:
     if _target(data) not in _DATA:  # your own class may need no files
         return True
     folder, name = Path(str(data.get("data_dir"))), str(data.get("name"))
-    name = "MNIST" if _target(data) in _DATA[3:] else name  # these are made from its files
+    name = "MNIST" if _target(data) in _DATA[3:] else name  # both are made from its files
     has_folder = any((folder / name / part).is_dir() for part in ("raw", "train"))
     return has_folder or (folder / f"{name}.npz").is_file()
 

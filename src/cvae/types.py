@@ -9,9 +9,9 @@ from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
 Image = Float[Tensor, "batch channel height width"]  # in [0, 1], or binary in {0, 1}
-# what the decoder returns: num_parameters of the likelihood for each channel, in that order
+# outputs of the decoder: num_parameters * channel maps, ordered by parameter, then by channel
 Outputs = Float[Tensor, "batch outputs height width"]
-# the same for the likelihood; with a dimension of samples, for several z of each image
+# the outputs, reshaped for the likelihood; "samples" is a dimension for several z per image
 Parameters = Float[Tensor, "batch *samples num_parameters channel height width"]
 Condition = Float[Tensor, "batch condition_size"]  # a one-hot label, or other numbers
 Latent = Float[Tensor, "batch latent_dim"]
@@ -53,7 +53,7 @@ class Split(NamedTuple):
     """All images of one split, as unsigned bytes."""
 
     grey: UInt8[Tensor, "num_images channel height width"]
-    inputs: UInt8[Tensor, "num_images channel height width"]  # of the models: 0 or 255, or grey
+    inputs: UInt8[Tensor, "num_images channel height width"]  # what models take: 0 or 255, or grey
     labels: Int64[Tensor, " num_images"]
     conditions: Condition | None = None  # y of each image; None for its one-hot label
     # numeric attributes that are not part of y, by name

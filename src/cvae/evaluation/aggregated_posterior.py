@@ -106,7 +106,7 @@ def mmd_squared(a: Points, b: Points) -> tuple[float, float]:
 
     Returns:
         The estimate and its first-order standard error, from the influence of each point. This
-        error vanishes if both sets have the same distribution: add that of :func:`mmd_null`.
+        error vanishes if both sets have the same distribution: add the s.d. of :func:`mmd_null`.
     """
     m, n = len(a), len(b)
     diagonal = float(len(_BANDWIDTHS))  # kernel of a point with itself

@@ -13,7 +13,7 @@ def latent_content(subject: Subject) -> Metrics:
     """Return how well probes predict the other attributes of test images from samples of z.
 
     Measures every numeric column of ``data.attributes`` that is not part of y: R² of a ridge
-    regression and of a 2 x 256 perceptron; the floor is 0. Class numbers count as numbers.
+    regression and of a 2 x 256 perceptron; the floor is 0. Class indices are treated as continuous.
     """
     splits = subject.train, subject.validation, subject.test
     metrics: Metrics = {}

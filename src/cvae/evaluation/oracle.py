@@ -215,7 +215,7 @@ def _fit(
 
 
 class Oracle:
-    """Classifier of real images, and a briefly trained one to compare classifiers of samples with.
+    """Classifier of real images, and a reference for the classifiers that train on samples.
 
     Both train on first use and are cached in a folder, under a digest of this file, the version of
     torch and the digits. A missing, damaged or outdated file is trained again. They train on

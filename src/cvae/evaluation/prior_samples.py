@@ -67,7 +67,7 @@ class _Identity(nn.Module):
 def frechet_distance(a: Features, b: Features) -> float:
     """Return the squared Frechet distance of Gaussians fitted to two sets of features.
 
-    As in Heusel et al. 2017, but not in Inception's features, which were not trained on digits.
+    Heusel et al. 2017 use the features of Inception, which was not trained on digits.
     """
     metric = FrechetInceptionDistance(_Identity(a.shape[1])).set_dtype(torch.float64)
     metric.update(a.cpu().double(), real=False)

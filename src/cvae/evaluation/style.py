@@ -128,7 +128,7 @@ def draw_traversals(subject: SampledSubject) -> dict[str, PILImage.Image]:
 
 
 def _rank_correlations(subject: SampledSubject, name: str, direction: Latent) -> Values:
-    """Return Spearman's rho of step along the direction and factor, (labels, styles)."""
+    """Return Spearman's rho between position along the direction and factor, (labels, styles)."""
     count = min(_NUM_STYLES, subject.num_generated)
     z = traverse(subject.sample_prior(count, _EPOCH), direction)
     rhos = []
