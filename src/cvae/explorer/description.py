@@ -45,8 +45,8 @@ def describe(model: Autoencoder, data: MNISTDataModule, name: str) -> dict[str, 
     batch = _select_images(held_out, torch.arange(min(_MAX_IMAGES, len(held_out))))
     latent = embed(model, batch)
     is_binary = data.binarization == "dynamic"
-    is_of_digits = has_centered_digits(data)
-    directions = style_directions(model, batch, FACTORS) if is_of_digits else []
+    is_centered = has_centered_digits(data)
+    directions = style_directions(model, batch, FACTORS) if is_centered else []
     directions += principal_directions(model, batch, _NUM_COMPONENTS)
     color = "grey" if model.image_shape[0] == 1 else "color"
     return {
@@ -57,7 +57,7 @@ def describe(model: Autoencoder, data: MNISTDataModule, name: str) -> dict[str, 
         "image_shape": list(model.image_shape),
         "latent_dim": model.latent_dim,
         "pixels": "binary" if is_binary else color,
-        "centered": is_of_digits,
+        "centered": is_centered,
         "has_prior": isinstance(model, VAE),
         "has_bound": isinstance(model, VAE),
         "parts": list(_describe_parts(model, data.class_names)),

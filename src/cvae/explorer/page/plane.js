@@ -25,7 +25,7 @@ export class Plane {
         this.#drag(event);
       }
     });
-    canvas.addEventListener("keydown", (event) => this.#type(event));
+    canvas.addEventListener("keydown", (event) => this.#handleKey(event));
   }
 
   #drag(event) {
@@ -37,7 +37,7 @@ export class Plane {
     this.#move(relative);
   }
 
-  #type(event) {
+  #handleKey(event) {
     if (event.key in KEYS) {
       this.#move(this.#relativePosition().map((value, i) => value + STEP * KEYS[event.key][i]));
       event.preventDefault();

@@ -1,7 +1,7 @@
 // Texts of the page that depend on the model.
 
 /** Return the title, the headings and the sentences of the page. */
-export function explain(description, { tilePart, isLabelled, tileTexts }) {
+export function makeTexts(description, { tilePart, isLabelled, tileTexts }) {
   const { name, kind, data, latent_dim: size, parts, centered, has_prior: hasPrior } = description;
   const thing = centered ? "digit" : "image";
   const content = centered ? "digit" : "content of the image";

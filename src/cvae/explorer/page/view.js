@@ -14,7 +14,7 @@ import { dot, standardNormal } from "./latent.js";
 import { decodeState, encodeState } from "./link.js";
 import { colorsOf, paint, savePicture, toCanvas } from "./pixels.js";
 import { Plane } from "./plane.js";
-import { explain } from "./texts.js";
+import { makeTexts } from "./texts.js";
 
 const LINK_DELAY = 300; // ms before the address shows a change
 const MESSAGE_TIME = 8000; // ms
@@ -28,7 +28,7 @@ export class View {
     explorer.view = this;
     const { description } = explorer.model;
     this.unit = description.has_prior ? " s.d." : "";
-    this.#write(explain(description, explorer.conditions));
+    this.#showTexts(makeTexts(description, explorer.conditions));
     this.#connectDrawing(description);
     this.#connectConditions();
     this.#connectStyle();
@@ -147,7 +147,7 @@ export class View {
 
   // ---- building the controls
 
-  #write(texts) {
+  #showTexts(texts) {
     document.title = texts.title;
     $("title").textContent = texts.title;
     $("model-name").textContent = texts.model;
