@@ -104,15 +104,15 @@ class LabelAtInput(MLP):
         return self._forward(self.decoder, z, y).unflatten(1, self.output_shape)
 
     @staticmethod
-    def _forward(part: Any, inputs: Tensor, y: Condition | None) -> Tensor:
-        h = part.stem(inputs, y)
+    def _forward(mlp: Any, inputs: Tensor, y: Condition | None) -> Tensor:
+        h = mlp.stem(inputs, y)
         zeros = None if y is None else torch.zeros_like(y)
-        for block in part.blocks:
+        for block in mlp.blocks:
             block_inputs = zeros
-            if part.skips:
+            if mlp.skips:
                 block_inputs = inputs if zeros is None else torch.cat([inputs, zeros], dim=1)
             h = block(h, block_inputs)
-        return part.head(F.silu(part.norm(h)))
+        return mlp.head(F.silu(mlp.norm(h)))
 
 
 class FreeBits(CVAE):
@@ -131,7 +131,7 @@ class FreeBits(CVAE):
         assert isinstance(self.prior, StandardNormal), (
             "free bits need p(z) = N(0, I): set model/prior=standard_normal"
         )
-        c = self._condition(y, x)
+        c = self._embed_condition(y, x)
         mean, log_std = self._posterior(x, c)
         z = mean + log_std.exp() * eps
         kl_per_dimension = 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
@@ -161,7 +161,7 @@ class ImportanceWeighted(CVAE):
         assert (self.beta, self.warmup_steps) == (1, 0), (
             "the KL weight must be 1: set model.beta=1 model.warmup_steps=0"
         )
-        c = _require_condition(self._condition(y, x))
+        c = _require_condition(self._embed_condition(y, x))
         mean, log_std = self._posterior(x, c)
         other_eps = torch.randn(len(x), self.num_samples - 1, self.latent_dim, device=x.device)
         all_eps = torch.cat([eps[:, None], other_eps], dim=1)

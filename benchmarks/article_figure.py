@@ -14,7 +14,7 @@ from cvae.types import Batch
 
 FONT_SIZE = 20  # screen pixels; readable where a page shows the figure at half its size
 _MARGIN = 8  # screen pixels, as those around a grid
-_TITLE = FONT_SIZE + 12
+_TITLE_HEIGHT = FONT_SIZE + 12
 _GUTTER = 84  # between the two columns of blocks; holds the test images of the style transfer
 
 
@@ -101,14 +101,14 @@ def _draw_blocks(blocks: Sequence[Block]) -> PILImage.Image:
     ]
     grid_width = image_grid(blocks[0].tiles).width - 2 * _MARGIN
     width = 2 * _MARGIN + label_width + len(blocks) * grid_width + (len(blocks) - 1) * _GUTTER
-    page = PILImage.new("RGB", (width, _TITLE + max(p.height for p in pictures)), "white")
+    page = PILImage.new("RGB", (width, _TITLE_HEIGHT + max(p.height for p in pictures)), "white")
     draw = ImageDraw.Draw(page)
-    for place, (block, picture) in enumerate(zip(blocks, pictures, strict=True)):
-        left = _MARGIN + label_width + place * (grid_width + _GUTTER)  # of the grid
-        page.paste(picture, (left + grid_width + _MARGIN - picture.width, _TITLE))
+    for column, (block, picture) in enumerate(zip(blocks, pictures, strict=True)):
+        left = _MARGIN + label_width + column * (grid_width + _GUTTER)  # of the grid
+        page.paste(picture, (left + grid_width + _MARGIN - picture.width, _TITLE_HEIGHT))
         if block.left_column is not None:
-            column = image_grid(block.left_column, (), ["test"], font_size=FONT_SIZE)
-            page.paste(column, (left - column.width, _TITLE))
+            left_column = image_grid(block.left_column, (), ["test"], font_size=FONT_SIZE)
+            page.paste(left_column, (left - left_column.width, _TITLE_HEIGHT))
         draw.text((left, _MARGIN), block.title, fill="black", font=font)
     return page
 
@@ -117,8 +117,8 @@ def _place_evenly(pictures: Sequence[PILImage.Image], width: int) -> PILImage.Im
     """Center each picture in an equal share of the width."""
     page = PILImage.new("RGB", (width, max(p.height for p in pictures)), "white")
     share = width // len(pictures)
-    for place, picture in enumerate(pictures):
-        page.paste(picture, (place * share + (share - picture.width) // 2, 0))
+    for column, picture in enumerate(pictures):
+        page.paste(picture, (column * share + (share - picture.width) // 2, 0))
     return page
 
 

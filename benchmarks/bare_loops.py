@@ -69,7 +69,7 @@ def make_average(cfg: DictConfig, model: VAE) -> Callable[[int], None]:
     return update_average
 
 
-def bare(cfg: DictConfig, timer: Timer) -> None:
+def train_bare(cfg: DictConfig, timer: Timer) -> None:
     """Train in a plain loop over tensors in memory, with clipping, schedule and average."""
     model, optimizer = build_model(cfg)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, timer.steps)
@@ -101,7 +101,7 @@ def capture_step(take_step: Callable[[Tensor, int], None], index: Tensor) -> Cal
     return graph.replay
 
 
-def bare_graph(cfg: DictConfig, timer: Timer) -> None:
+def train_bare_graph(cfg: DictConfig, timer: Timer) -> None:
     """Train in a bare loop that replays one CUDA graph per step.
 
     No other loop over these kernels is faster. This one leaves out the KL warm-up and the smaller

@@ -225,7 +225,7 @@ def describe_machine() -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "absent"
-    model = next(
+    cpu_model = next(
         (
             line.partition(":")[2].strip()
             for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -233,11 +233,11 @@ def describe_machine() -> dict[str, Any]:
         ),
         platform.processor(),
     )
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    cpu_info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     return {
-        "cpu": model,
+        "cpu": cpu_model,
         "cores": len(os.sched_getaffinity(0)),
-        "bfloat16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags],
+        "bfloat16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in cpu_info],
         "python": platform.python_version(),
         "versions": versions,
     }
@@ -272,17 +272,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400, help="steps per run; a third are warm-up")
     parser.add_argument(
-        "--again", nargs="+", choices=sections, help="measure only these, keep the others"
+        "--sections", nargs="+", choices=sections, help="measure these, keep the results of others"
     )
     options = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {}
-    if options.again:
+    if options.sections:
         document = json.loads((ROOT / "docs/measured/bench.json").read_text(encoding="utf-8"))
         if document["machine"] != describe_machine():
-            raise SystemExit("docs/measured/bench.json is from another machine or other versions")
+            raise SystemExit(
+                "docs/measured/bench.json is from another machine or other versions: "
+                "run without --sections"
+            )
     document |= {"machine": describe_machine(), "rounds": document.get("rounds", options.rounds)}
-    for name in options.again or sections:
+    for name in options.sections or sections:
         document[name] = sections[name](options)
     add_ratios(document)
     text = json.dumps(document, indent=1) + "\n"

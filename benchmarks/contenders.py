@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bare_loops import bare, bare_graph, build_model
+from bare_loops import build_model, train_bare, train_bare_graph
 from clock import Timer
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -27,7 +27,7 @@ from harness.config.hydra_versions import INITIALIZE_OPTIONS
 CONF = str(paths.ROOT / "conf")
 
 
-def conventional(cfg: DictConfig, timer: Timer) -> None:
+def train_conventional(cfg: DictConfig, timer: Timer) -> None:
     """Train as most repositories do, and log every step.
 
     Uses torchvision's MNIST, ToTensor for every image, a DataLoader, and Lightning's defaults.
@@ -66,7 +66,7 @@ def conventional(cfg: DictConfig, timer: Timer) -> None:
     trainer.fit(Module(), loader)
 
 
-def pythae(cfg: DictConfig, timer: Timer) -> None:
+def train_pythae(cfg: DictConfig, timer: Timer) -> None:
     """Train pythae's VAE with our networks and its own trainer; it has no conditional VAE."""
     from pythae import models
     from pythae.data.datasets import DatasetOutput
@@ -137,10 +137,10 @@ def pythae(cfg: DictConfig, timer: Timer) -> None:
 
 
 CONTENDERS: dict[str, Callable[[DictConfig, Timer], None]] = {
-    "bare": bare,
-    "bare_graph": bare_graph,
-    "conventional": conventional,
-    "pythae": pythae,
+    "bare": train_bare,
+    "bare_graph": train_bare_graph,
+    "conventional": train_conventional,
+    "pythae": train_pythae,
 }
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def grey_negative_elbo(folder: Path) -> float:
 
 def main(names: list[str]) -> None:
     jobs_by_seed = zip(*map(make_jobs, select_names(names, EXPERIMENTS)), strict=True)
-    run_in_parallel([job for of_a_seed in jobs_by_seed for job in of_a_seed])
+    run_in_parallel([job for seed_jobs in jobs_by_seed for job in seed_jobs])
     settings = {name: settings_digest(make_jobs(name)[0].train[1:]) for name in EXPERIMENTS}
     rows = merge_rows(summarize_experiments(), OUTPUT, "experiments", settings)
     files.write_json(OUTPUT, {"experiments": rows})

@@ -51,7 +51,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def are_equal(one: Path, other: Path) -> bool:
+def have_equal_weights(one: Path, other: Path) -> bool:
     """Return whether the last weights of two runs are equal to the last bit."""
     weights, others = read_weights(one), read_weights(other)
     return weights.keys() == others.keys() and all(
@@ -127,7 +127,7 @@ def check_graph(options: Namespace) -> dict[str, Any]:
     eager = train(options, "eager", [*overrides, *graph_override(False)])
     one, other = read_losses(eager), read_losses(replayed)
     difference = relative_difference(one, other)
-    equal = are_equal(eager, replayed)
+    equal = have_equal_weights(eager, replayed)
     shown = f"largest relative difference {difference:.1e}, weights{'' if equal else ' not'} equal"
     return {
         **make_verdict(difference <= GRAPH_TOLERANCE, shown),
@@ -144,7 +144,7 @@ def check_resume(options: Namespace) -> dict[str, Any]:
     The two parts run in processes of their own, in the precision of the device.
     """
     overrides = ["test=false", "trainer.max_epochs=2", "trainer.limit_val_batches=1"]
-    uninterrupted = train(options, "whole", overrides)
+    uninterrupted = train(options, "uninterrupted", overrides)
     steps = int(load_checkpoint(uninterrupted / LAST)["global_step"])
     stop = 3 * steps // 4
     folder = new_folder(options, "stopped")
@@ -163,7 +163,7 @@ def check_resume(options: Namespace) -> dict[str, Any]:
         codes.append(completed.returncode)
         if completed.returncode not in (0, TERMINATED):
             raise RuntimeError(completed.stdout[-1000:] + completed.stderr[-1000:])
-    equal = are_equal(uninterrupted, folder)
+    equal = have_equal_weights(uninterrupted, folder)
     shown = f"stopped after {stop} of {steps} steps, weights{'' if equal else ' not'} equal"
     return {
         **make_verdict(codes == [TERMINATED, 0] and equal, shown),

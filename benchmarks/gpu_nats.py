@@ -19,12 +19,13 @@ from harness.run_folder import loading, reading
 
 SEEDS = (1, 2, 3)
 GOAL = 84.0  # nats per validation image, as in speedrun.py
-_ROWS, _DECODED = 1000, 200_000  # images, and evaluations of the decoder, in memory at a time
+_CHUNK_SIZE = 1000  # images at a time
+_MAX_ROWS = 200_000  # evaluations of the decoder in memory at a time
 _SCORES = ("val/elbo", "test/nll_k100")  # nats per image
 _SPEED = ("seconds", "train_seconds", "images_per_second", "steps", "precision", "device")
 
 
-def few_steps(options: Namespace) -> list[str]:
+def limit_steps(options: Namespace) -> list[str]:
     return [f"trainer.max_steps={options.steps}", "test_num_samples=10"] if options.cpu else []
 
 
@@ -42,7 +43,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
 def train_default(options: Namespace) -> dict[str, Any]:
     """Train the default once, as ``python src/train.py device=gpu`` does."""
-    return describe_run(train(options, "default", few_steps(options)))
+    return describe_run(train(options, "default", limit_steps(options)))
 
 
 def load_default(options: Namespace) -> Path:
@@ -77,7 +78,7 @@ def train_quick(options: Namespace, seed: int) -> dict[str, Any]:
     """Train experiment=quick in both precisions: nats per test image."""
     nats = []
     for precision in (FLOAT32, BFLOAT16):
-        overrides = ["experiment=quick", f"seed={seed}", precision, *few_steps(options)]
+        overrides = ["experiment=quick", f"seed={seed}", precision, *limit_steps(options)]
         folder = train(options, "quick", overrides)
         nats.append(reading.read_summary(folder)["metrics"][METRIC])
     return compare_precisions(*nats)
@@ -91,16 +92,16 @@ def validation_nll(folder: Path, options: Namespace, num_samples: int) -> float:
     if options.cpu:
         split = split.select(slice(100))
     device = model.output_bias.device
-    for index in torch.arange(len(split.labels)).split(_ROWS):
+    for index in torch.arange(len(split.labels)).split(_CHUNK_SIZE):
         x, y = split.inputs[index].to(device).float() / 255.0, split.labels[index].to(device)
-        nll = importance_weighted_nll(model, x, y, index.to(device), num_samples, _DECODED)
+        nll = importance_weighted_nll(model, x, y, index.to(device), num_samples, _MAX_ROWS)
         total += float(nll.double().sum())
     return total / len(split.labels)
 
 
 def train_speedrun(options: Namespace) -> dict[str, Any]:
     """Train experiment=speedrun once: seconds, and whether it reaches 84 validation nats."""
-    overrides = ["experiment=speedrun", "test=false", *few_steps(options)]
+    overrides = ["experiment=speedrun", "test=false", *limit_steps(options)]
     folder = train(options, "speedrun", overrides)
     nats = validation_nll(folder, options, 10 if options.cpu else NUM_SAMPLES)
     result = describe_run(folder)

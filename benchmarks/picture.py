@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "measured"
-OURS, OTHERS = "#1f5fa8", "#9a9a9a"
+OUR_COLOR, OTHER_COLOR = "#1f5fa8", "#9a9a9a"
 
 
 def draw(document: dict[str, Any]) -> Figure:
@@ -21,13 +21,13 @@ def draw(document: dict[str, Any]) -> Figure:
     bars.barh(
         names,
         [rates[name] for name in names],
-        color=[OURS if name.startswith("ours") else OTHERS for name in names],
+        color=[OUR_COLOR if name.startswith("ours") else OTHER_COLOR for name in names],
     )
-    for place, name in enumerate(names):
+    for row, name in enumerate(names):
         values = document["training"][name]["all"]
-        bars.plot([min(values), max(values)], [place, place], color="black", linewidth=1)
+        bars.plot([min(values), max(values)], [row, row], color="black", linewidth=1)
         ratio = rates[name] / rates["bare"]
-        bars.text(max(values), place, f"  {rates[name]:,.0f}  ({ratio:.2f})", va="center")
+        bars.text(max(values), row, f"  {rates[name]:,.0f}  ({ratio:.2f})", va="center")
     bars.set_xlim(0, 1.18 * max(max(result["all"]) for result in document["training"].values()))
     machine = document["machine"]
     bars.set_title(
@@ -37,18 +37,23 @@ def draw(document: dict[str, Any]) -> Figure:
         fontsize=8,
         loc="left",
     )
-    for place, (curve, points) in enumerate(document["curves"].items()):
-        axes = figure.add_subplot(grid[1, place])
+    for column, (curve, points) in enumerate(document["curves"].items()):
+        axes = figure.add_subplot(grid[1, column])
         axes.plot(
-            list(points), [point["median"] for point in points.values()], color=OURS, marker="."
+            list(points),
+            [point["median"] for point in points.values()],
+            color=OUR_COLOR,
+            marker=".",
         )
         axes.set_ylim(bottom=0)
         axes.set_xlabel(curve)
         axes.tick_params(axis="x", labelsize=6)
-        axes.set_ylabel("images/s" if place == 0 else "")
+        axes.set_ylabel("images/s" if column == 0 else "")
     axes = figure.add_subplot(grid[1, 3])
     rates = document["evaluation"]["decoded_rows_per_second"]
-    axes.plot(list(rates), [10_000 * int(k) / rate for k, rate in rates.items()], ".-", color=OURS)
+    axes.plot(
+        list(rates), [10_000 * int(k) / rate for k, rate in rates.items()], ".-", color=OUR_COLOR
+    )
     axes.set_yscale("log")
     axes.set_xlabel("importance samples K")
     axes.set_ylabel("s for 10,000 test images")

@@ -34,7 +34,7 @@ METRIC = "test/nll_k10"
 def train_in_both_precisions(seed: int, overrides: list[str]) -> list[Path]:
     """Train a seed in both precisions in parallel, unless done; return the two run folders."""
     processes, folders = [], []
-    setting = "-".join(["quick", *(re.sub(r"[^\w.=]", "_", word) for word in overrides)])
+    setting = "-".join(["quick", *(re.sub(r"[^\w.=]", "_", override) for override in overrides)])
     for precision in PRECISIONS:
         folder = ROOT / "logs" / "bench" / "precision" / setting / f"{precision}-s{seed}"
         folders.append(folder)

@@ -47,7 +47,7 @@ class Recipe(NamedTuple):
     overrides: tuple[str, ...]  # overrides of train.py
     num_samples: int  # K of the bound
 
-    def settings(self) -> str:
+    def digest(self) -> str:
         """Return a digest of the settings; a row with another digest is outdated."""
         return f"{settings_digest(self.overrides)} k{self.num_samples}"
 
@@ -80,7 +80,7 @@ def summarize_recipes() -> dict[str, Any]:
         minutes = [reading.read_summary(job.folder)["train_seconds"] / 60 for job in jobs]
         recipes[name] = {
             "overrides": list(recipe.overrides),
-            "settings": recipe.settings(),
+            "settings": recipe.digest(),
             "machine": describe_machine(),
             "n": len(jobs),
             "minutes": round(mean(minutes), 1),
@@ -124,9 +124,9 @@ def run_in_parallel(jobs: Sequence[Job]) -> None:
 
 def main(names: list[str]) -> None:
     jobs_by_seed = zip(*map(make_jobs, select_names(names, RECIPES)), strict=True)
-    jobs = [job for of_a_seed in jobs_by_seed for job in of_a_seed]
+    jobs = [job for seed_jobs in jobs_by_seed for job in seed_jobs]
     run_in_parallel(jobs)
-    settings = {name: recipe.settings() for name, recipe in RECIPES.items()}
+    settings = {name: recipe.digest() for name, recipe in RECIPES.items()}
     rows = merge_rows(summarize_recipes(), OUTPUT, "recipes", settings)
     files.write_json(OUTPUT, {"recipes": rows})
 

@@ -148,8 +148,8 @@ def test_runs_that_differ_in_one_weight_are_not_equal(tmp_path: Path) -> None:
             weights = {**weights, "model.a": torch.tensor([1.0, 1.0, 1.0 + 1e-7])}
         path = tmp_path / name / "checkpoints" / "last.ckpt"
         checkpoints.save({"state_dict": weights, "global_step": 1, "config": {}}, path)
-    assert gpu_checks.are_equal(tmp_path / "one", tmp_path / "same")
-    assert not gpu_checks.are_equal(tmp_path / "one", tmp_path / "other")
+    assert gpu_checks.have_equal_weights(tmp_path / "one", tmp_path / "same")
+    assert not gpu_checks.have_equal_weights(tmp_path / "one", tmp_path / "other")
 
 
 def test_the_table_names_the_gpu_and_what_failed() -> None:
