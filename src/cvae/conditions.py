@@ -211,7 +211,7 @@ class Attributes(nn.Module):
         super().__init__()
         if problems := list(column_problems(columns)):
             raise ValueError(f"columns{problems[0]}")
-        self.parts: Mapping[str, Part] = dict(_parts(columns))
+        self.parts: Mapping[str, Part] = dict(_make_parts(columns))
         self.size = self.embedding_size = sum(part.size for part in self.parts.values())
         # EMA averages the buffers with the weights, so they must be finite
         for name, value in (("shift", 0.0), ("scale", 1.0), ("low", 0.0), ("high", 0.0)):
@@ -221,11 +221,12 @@ class Attributes(nn.Module):
     def encode(self, y: Labels, rows: Tensor) -> Condition:
         if not isinstance(y, Mapping):
             if not isinstance(y, Tensor):
-                y = to_tensor(y, allowed=f"a value for each of {self._describe()}")
+                y = to_tensor(y, allowed=f"a value for each of {self._describe_parts()}")
             vectors = y.to(rows)
             if vectors.shape != (rows.shape[0], self.size):
                 raise ValueError(
-                    f"y has shape {tuple(vectors.shape)}: must be a mapping of {self._describe()}, "
+                    f"y has shape {tuple(vectors.shape)}: must be a mapping of "
+                    f"{self._describe_parts()}, "
                     f"or rows of shape {(rows.shape[0], self.size)} as in a batch"
                 )
             return vectors
@@ -276,7 +277,7 @@ class Attributes(nn.Module):
         start = self.parts[name].start
         return float(self.low[start]), float(self.high[start])
 
-    def _describe(self) -> str:
+    def _describe_parts(self) -> str:
         return ", ".join(f"{name} ({self.describe_range(name)})" for name in self.parts)
 
     def from_columns(self, columns: Mapping[str, Values]) -> Condition:
@@ -329,7 +330,7 @@ def _check_precision(name: str, values: Tensor, rounded: Tensor) -> None:
         )
 
 
-def _parts(columns: Mapping[str, Any]) -> Iterator[tuple[str, Part]]:
+def _make_parts(columns: Mapping[str, Any]) -> Iterator[tuple[str, Part]]:
     start = 0
     for name, classes in columns.items():
         part = Part("continuous", start, 1)

@@ -27,8 +27,8 @@ _MAX_PANELS = 10  # of the latent plane
 _PANEL_COLUMNS = 8  # digits across a panel; five panels are 1,280 pixels wide
 _PANEL_FONT_SIZE = 20  # readable where a page shows the figure at half its size
 _PLANE_EXTENT = 2.5  # standard deviations of the prior to either side
-_PLANE_POINTS = 13  # font size of the latent plane
-_SMALL_POINTS = 9  # font size of a legend of several columns
+_PLANE_FONT_SIZE = 13  # of the latent plane
+_SMALL_FONT_SIZE = 9  # of a legend of several columns
 _LEGEND_ROWS, _MAX_LEGEND = 12, 48  # rows of a column, and classes; more get a color bar
 
 
@@ -214,11 +214,11 @@ def latent_plane(
     shown_names = names if name_of_part == "label" else None
     texts = class_labels(classes, shown_names) if len(classes) <= _MAX_LEGEND else []
     columns = -(-len(texts) // _LEGEND_ROWS)
-    size = _PLANE_POINTS if columns <= 1 else _SMALL_POINTS
+    size = _PLANE_FONT_SIZE if columns <= 1 else _SMALL_FONT_SIZE
     # characters are 0.6 of the font size wide; a marker and its margins 0.55 inches
     legend_width = columns * (0.55 + 0.6 * size / 72 * max(map(len, texts), default=0))
     colors = "tab10" if texts and part.size <= 10 else "turbo" if classes else "viridis"
-    with mpl.rc_context({"font.size": _PLANE_POINTS}):
+    with mpl.rc_context({"font.size": _PLANE_FONT_SIZE}):
         figure = Figure(figsize=(5.3 + legend_width, 4.6), dpi=110, layout="constrained")
         axes = figure.add_subplot()
         points = axes.scatter(z[:, 0], z[:, 1], c=labels, s=7, cmap=colors)

@@ -126,7 +126,7 @@ class Autoencoder(nn.Module):
         with torch.no_grad():
             self.output_bias.copy_(start.flatten(0, 1))
 
-    def _encode_label(self, y: Labels | None, rows: Tensor) -> Condition | None:
+    def _encode_condition(self, y: Labels | None, rows: Tensor) -> Condition | None:
         """Return y as vectors, in the units of the data."""
         if self.conditional and y is None:
             raise ValueError(f"{type(self).__name__} is conditional: pass the labels y")
@@ -134,9 +134,9 @@ class Autoencoder(nn.Module):
             raise ValueError(f"{type(self).__name__} is unconditional: do not pass labels y")
         return None if y is None else self.condition.encode(y, rows)
 
-    def _condition(self, y: Labels | None, rows: Tensor) -> Condition | None:
+    def _embed_condition(self, y: Labels | None, rows: Tensor) -> Condition | None:
         """Return y as the vectors that networks and prior take."""
-        vectors = self._encode_label(y, rows)
+        vectors = self._encode_condition(y, rows)
         return None if vectors is None else self.condition(vectors)
 
     def _statistics(self, x: Image, c: Condition | None) -> Tensor:
@@ -164,7 +164,7 @@ class Autoencoder(nn.Module):
 
     def embed(self, x: Image, y: Labels | None = None) -> Latent:
         """Return one latent point per image: the code, or the posterior mean."""
-        return self._statistics(x, self._condition(y, x))
+        return self._statistics(x, self._embed_condition(y, x))
 
     def encode(self, x: Image, y: Labels | None = None) -> Latent | Distribution:
         """Return the code z of each image."""
@@ -175,7 +175,7 @@ class Autoencoder(nn.Module):
 
         With a prior other than N(0, I), the argument z is the base variable w.
         """
-        vectors = self._encode_label(y, z)
+        vectors = self._encode_condition(y, z)
         c = None if vectors is None else self.condition(vectors)
         parameters = self._pixel_parameters(self._to_z(z, c), c)
         if vectors is None or not isinstance(self.condition, Quadrants):
@@ -229,7 +229,7 @@ class Autoencoder(nn.Module):
 
     def terms(self, x: Image, y: Labels | None, eps: Latent) -> Terms:
         """Return the reconstruction term and a KL of 0, since the code is deterministic."""
-        c = self._condition(y, x)
+        c = self._embed_condition(y, x)
         parameters = self._pixel_parameters(self._statistics(x, c), c)
         reconstruction = self._log_prob(x, parameters)
         return Terms(reconstruction, torch.zeros_like(reconstruction))
@@ -318,14 +318,14 @@ class VAE(Autoencoder):
 
     def posterior(self, x: Image, y: Labels | None) -> tuple[Latent, Latent]:
         """Return mean and log standard deviation of q(z | x, y), in the space of z."""
-        return self._posterior(x, self._condition(y, x))
+        return self._posterior(x, self._embed_condition(y, x))
 
     def _posterior(self, x: Image, c: Condition | None) -> tuple[Latent, Latent]:
         mean, raw = self._statistics(x, c).chunk(2, dim=-1)
         return mean, _MAX_LOG_STD * torch.tanh(raw / _MAX_LOG_STD)
 
     def embed(self, x: Image, y: Labels | None = None) -> Latent:
-        c = self._condition(y, x)
+        c = self._embed_condition(y, x)
         return self._to_latent(self._posterior(x, c)[0], c)
 
     def encode(self, x: Image, y: Labels | None = None) -> Distribution:
@@ -335,7 +335,7 @@ class VAE(Autoencoder):
 
     def to_base(self, z: Latent, y: Labels | None = None) -> Latent:
         """Return the base variable w of z, which ``decode`` takes."""
-        return self._to_latent(z, self._condition(y, z))
+        return self._to_latent(z, self._embed_condition(y, z))
 
     def _to_z(self, latent: Latent, c: Condition | None) -> Latent:
         return self.prior.from_base(latent, c)
@@ -349,7 +349,7 @@ class VAE(Autoencoder):
         Args:
             eps: samples of N(0, I), one per image.
         """
-        c = self._condition(y, x)
+        c = self._embed_condition(y, x)
         mean, log_std = self._posterior(x, c)
         z = mean + log_std.exp() * eps
         w, log_det = self.prior.to_base(z, c)
@@ -379,7 +379,7 @@ class VAE(Autoencoder):
             eps: samples of N(0, I).
             posterior: the result of :meth:`posterior`, to compute it once for several calls.
         """
-        c = self._condition(y, x)
+        c = self._embed_condition(y, x)
         mean, log_std = self._posterior(x, c) if posterior is None else posterior
         z = mean[:, None] + log_std.exp()[:, None] * eps
         rows = None if c is None else c.repeat_interleave(eps.shape[1], dim=0)

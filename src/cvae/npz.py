@@ -63,25 +63,25 @@ def _add_channels(
     path: Path, split: str, images: NDArray[Any], labels: tuple[int, ...]
 ) -> NDArray[np.uint8]:
     """Return images as (N, channels, height, width)."""
-    name = f"{path}: {split}_images {images.dtype} {images.shape}"
+    prefix = f"{path}: {split}_images {images.dtype} {images.shape}"
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or labels != images.shape[:1]:
         raise DataError(
-            f"{name} with {split}_labels {labels}; must be unsigned bytes (N, height, width) "
+            f"{prefix} with {split}_labels {labels}; must be unsigned bytes (N, height, width) "
             "or (N, height, width, 3), and (N,)" + _suggest_fix(images)
         )
     if images.size and images.max() == 1:
-        raise DataError(f"{name} range from 0 to 1, but white is 255; multiply by 255")
+        raise DataError(f"{prefix} range from 0 to 1, but white is 255; multiply by 255")
     if images.ndim == 3:
         return images[:, None]
     is_first, is_last = (images.shape[axis] in (1, 3) for axis in (1, 3))
     if is_first and is_last:
         raise DataError(
-            f"{name}: axis 1 or axis 3 may be the channels; use images of more than 3 pixels per "
+            f"{prefix}: axis 1 or axis 3 may be the channels; use images of more than 3 pixels per "
             "side, and no channel axis for grey images"
         )
     if not is_first and not is_last:
         hint = "; drop the alpha channel" if 4 in (images.shape[1], images.shape[3]) else ""
-        raise DataError(f"{name}: must have 1 or 3 channels, as axis 1 or axis 3{hint}")
+        raise DataError(f"{prefix}: must have 1 or 3 channels, as axis 1 or axis 3{hint}")
     return images if is_first else np.moveaxis(images, 3, 1)
 
 

@@ -90,7 +90,7 @@ class _Part(NamedTuple):
     outputs: tuple[str, ...]
 
 
-def _parts(model: Autoencoder) -> dict[str, _Part]:
+def _list_parts(model: Autoencoder) -> dict[str, _Part]:
     y = ("y",) if model.conditional else ()
     parts = {DECODER: _Part(Decoder(model), ("latent", *y), ("mean", "parameters"))}
     if not isinstance(model, VAE):
@@ -102,7 +102,7 @@ def _parts(model: Autoencoder) -> dict[str, _Part]:
 
 def signatures(model: Autoencoder) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """Return the names of inputs and outputs of each file."""
-    return {name: (part.inputs, part.outputs) for name, part in _parts(model).items()}
+    return {name: (part.inputs, part.outputs) for name, part in _list_parts(model).items()}
 
 
 def example_inputs(model: Autoencoder, count: int) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def save_onnx(model: Autoencoder, folder: Path) -> dict[str, float]:
     model = model.eval()
     _check_passes(model)
     differences = {}
-    for name, part in _parts(model).items():
+    for name, part in _list_parts(model).items():
         _save_part(model, part, folder / name)
         rows = (1, CHECKED_ROWS)
         differences[name] = max(_max_difference(model, part, folder / name, n) for n in rows)
@@ -182,7 +182,7 @@ def trace(
 
 
 def _save_part(model: Autoencoder, part: _Part, path: Path) -> None:
-    arguments = _arguments(model, part, example_inputs(model, TRACED_ROWS))
+    arguments = _list_arguments(model, part, example_inputs(model, TRACED_ROWS))
     program = trace(part.module, arguments, path.stem)
     try:
         with ignore_warnings():
@@ -221,7 +221,7 @@ def _export_error(name: str, error: Exception) -> ConfigError:
     return ConfigError(f"the {name} cannot be exported ({reason})")
 
 
-def _arguments(
+def _list_arguments(
     model: Autoencoder, part: _Part, inputs: Mapping[str, Tensor]
 ) -> tuple[Tensor | None, ...]:
     """Return the positional arguments of a part, with None for y of an unconditional VAE."""
@@ -235,7 +235,7 @@ def _max_difference(model: Autoencoder, part: _Part, path: Path, count: int) -> 
     import onnxruntime
 
     inputs = example_inputs(model, count)
-    expected = part.module(*_arguments(model, part, inputs))
+    expected = part.module(*_list_arguments(model, part, inputs))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     # the exporter removes inputs that no output depends on
     used = [node.name for node in session.get_inputs()]

@@ -40,7 +40,7 @@ def open_map(
     settings: str,
     content: str,
     shape: tuple[int, ...],
-    rows: RowReader,
+    read_rows: RowReader,
     **metadata: Any,
 ) -> NDArray[np.uint8]:
     """Return the images as a copy-on-write memory map; write it first if there is no valid one.
@@ -51,7 +51,7 @@ def open_map(
         content: digest of the files that the images come from. Maps with the same settings and
             another content are removed.
         shape: (number of images, channels, height, width).
-        rows: function that returns all images and their positions; called if no map is valid.
+        read_rows: function that returns all images and their positions; called if no map is valid.
         metadata: further entries of the JSON file.
 
     Raises:
@@ -66,7 +66,7 @@ def open_map(
                     path for path in folder.glob(f".cache-{settings}-*") if path != map_folder
                 ]
                 _log_decoding(folder, problem, bool(outdated), shape[0])
-                _make_map(map_folder, shape, rows, metadata)
+                _make_map(map_folder, shape, read_rows, metadata)
                 for path in outdated:
                     shutil.rmtree(path, ignore_errors=True)
     return np.memmap(map_folder / _PIXELS, dtype=np.uint8, mode="c", shape=shape)
@@ -126,7 +126,7 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _make_map(
-    map_folder: Path, shape: tuple[int, ...], rows: RowReader, metadata: Mapping[str, Any]
+    map_folder: Path, shape: tuple[int, ...], read_rows: RowReader, metadata: Mapping[str, Any]
 ) -> None:
     """Write all images to a temporary folder, then rename it."""
     folder, size = map_folder.parent, math.prod(shape)
@@ -140,7 +140,7 @@ def _make_map(
         temporary.mkdir()
         with (temporary / _PIXELS).open("wb") as file:
             file.truncate(size)
-            for row, pixels in rows():
+            for row, pixels in read_rows():
                 file.seek(row * math.prod(shape[1:]))
                 file.write(pixels.tobytes())
             file.flush()

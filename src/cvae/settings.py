@@ -20,7 +20,7 @@ LESS_MEMORY = (  # settings to lower when memory runs out
 _DENSITIES = ("ContinuousBernoulli", "Gaussian")  # their nats are not those of probabilities
 _MODELS = ("cvae.models.Autoencoder", "cvae.models.VAE", "cvae.models.CVAE")
 MNIST_SETS = ("MNIST", "FashionMNIST", "KMNIST", "EMNIST")  # names in cvae.digits.SETS
-_DATA = (
+_DATA_MODULES = (
     "cvae.data.MNISTDataModule",
     "cvae.data.ImagesDataModule",
     "cvae.image_folder.ImageFolderDataModule",
@@ -83,7 +83,7 @@ def _is_from_library(likelihood: Any) -> bool:
 def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
     """Yield one line for each pair of settings that contradict each other."""
     data, model = cfg["data"], cfg["model"]
-    if _target(data) == _DATA[0] and data.get("name", "MNIST") not in MNIST_SETS:
+    if _target(data) == _DATA_MODULES[0] and data.get("name", "MNIST") not in MNIST_SETS:
         yield f"data.name={data['name']}: must be one of {', '.join(MNIST_SETS)}"
     prior = model.get("prior") or {}
     if _target(prior) == "cvae.priors.Flow" and model["latent_dim"] < 2:
@@ -175,10 +175,10 @@ def next_commands(cfg: Mapping[str, Any]) -> dict[str, str]:
 
 def has_data(data: Mapping[str, Any]) -> bool:
     """Return whether ``data_dir`` has the files of the data set."""
-    if _target(data) not in _DATA:  # your own class may need no files
+    if _target(data) not in _DATA_MODULES:  # your own class may need no files
         return True
     folder, name = Path(str(data.get("data_dir"))), str(data.get("name"))
-    name = "MNIST" if _target(data) in _DATA[3:] else name  # both are made from its files
+    name = "MNIST" if _target(data) in _DATA_MODULES[3:] else name  # both are made from its files
     has_folder = any((folder / name / part).is_dir() for part in ("raw", "train"))
     return has_folder or (folder / f"{name}.npz").is_file()
 

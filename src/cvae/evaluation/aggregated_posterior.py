@@ -70,7 +70,7 @@ def _label_by_source(posterior: Points, prior: Points) -> tuple[Points, Labels]:
 
 def active_units(posterior: Posterior) -> int:
     """Return the number of dimensions whose posterior mean has a variance above 0.01."""
-    return int((posterior.mean.var(dim=0) - posterior.mean_error > _ACTIVE).sum())
+    return int((posterior.mean.var(dim=0) - posterior.mean_variance > _ACTIVE).sum())
 
 
 class _KernelSums(NamedTuple):

@@ -65,7 +65,7 @@ def _refine_bounds(subject: Subject, num_samples: int, margin: float) -> LabelBo
     pairs = torch.arange(count * classes, device=subject.device)
     if subject.label_bounds:
         log_p, pairs = subject.label_bounds[-1]
-    bounds = _bounds(subject, pairs, num_samples)
+    bounds = _compute_bounds(subject, pairs, num_samples)
     log_p = log_p.flatten().index_put((pairs,), bounds).view(count, classes)
     is_close = log_p > log_p.max(dim=1, keepdim=True).values - margin
     is_close &= (is_close.sum(1) > 1)[:, None]
@@ -73,7 +73,7 @@ def _refine_bounds(subject: Subject, num_samples: int, margin: float) -> LabelBo
     return LabelBounds(log_p, pairs[is_close.flatten()[pairs]])
 
 
-def _bounds(subject: Subject, pairs: Int64[Tensor, " num_pairs"], num_samples: int) -> Nats:
+def _compute_bounds(subject: Subject, pairs: Int64[Tensor, " num_pairs"], num_samples: int) -> Nats:
     """Return the bound for pairs, numbered image * len(classes) + index of the label in classes."""
     model, classes = require_vae(subject), subject.classes
     parts = [torch.zeros(0, device=subject.device)]

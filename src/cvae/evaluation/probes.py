@@ -23,7 +23,7 @@ _SEED = 0
 Points = Float[Tensor, "_ latent_dim"]
 Labels = Int64[Tensor, " _"]
 Values = Float[Tensor, " _"]
-Draw = Callable[[int], tuple[Points, Labels]]  # returns the labelled points of an epoch
+TrainSampler = Callable[[int], tuple[Points, Labels]]  # returns the labelled points of an epoch
 
 
 def logistic_predictions(train: tuple[Points, Labels], points: Points) -> Labels:
@@ -35,7 +35,7 @@ def logistic_predictions(train: tuple[Points, Labels], points: Points) -> Labels
 
 @torch.enable_grad()
 def mlp_predictions(
-    draw: Draw,
+    sample_train: TrainSampler,
     validation: tuple[Points, Labels],
     points: Points,
     num_classes: int,
@@ -44,11 +44,11 @@ def mlp_predictions(
     """Predict the labels of points by a perceptron with two hidden layers of 256 units.
 
     Args:
-        draw: returns new training points for each epoch, so that none can be memorized.
+        sample_train: returns new training points for each epoch, so that none can be memorized.
         validation: points for early stopping; the epoch with the lowest loss is kept.
     """
     return _train_perceptron(
-        draw, validation, points, num_classes, F.cross_entropy, progress
+        sample_train, validation, points, num_classes, F.cross_entropy, progress
     ).argmax(1)
 
 
@@ -62,13 +62,13 @@ def ridge_values(train: tuple[Points, Values], points: Points) -> Values:
 
 @torch.enable_grad()
 def mlp_values(
-    draw: Callable[[int], tuple[Points, Values]],
+    sample_train: Callable[[int], tuple[Points, Values]],
     validation: tuple[Points, Values],
     points: Points,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Values:
     """Predict the values of points by the perceptron of :func:`mlp_predictions`."""
-    train_values = draw(0)[1]
+    train_values = sample_train(0)[1]
     varies = len(validation[1].unique()) > 1
     reference = validation[1] if varies else train_values  # one validation image may be too few
     mean, std = reference.mean(), reference.std().clamp_min(1e-6)
@@ -76,13 +76,12 @@ def mlp_values(
     def squared_error(outputs: Tensor, values: Values) -> Tensor:
         return F.mse_loss(outputs[:, 0], (values - mean) / std)
 
-    return (
-        _train_perceptron(draw, validation, points, 1, squared_error, progress)[:, 0] * std + mean
-    )
+    outputs = _train_perceptron(sample_train, validation, points, 1, squared_error, progress)
+    return outputs[:, 0] * std + mean
 
 
 def _train_perceptron(
-    draw: Callable[[int], tuple[Points, Tensor]],
+    sample_train: Callable[[int], tuple[Points, Tensor]],
     validation: tuple[Points, Tensor],
     points: Points,
     num_outputs: int,
@@ -91,7 +90,7 @@ def _train_perceptron(
 ) -> Float[Tensor, "_ num_outputs"]:
     """Train a perceptron and return its outputs for points."""
     generator = torch.Generator().manual_seed(_SEED)
-    z, _ = draw(0)
+    z, _ = sample_train(0)
     batch_size = max(16, min(_BATCH_SIZE, len(z) // _MIN_BATCHES))
     mean, std = z.mean(0), z.std(0).clamp_min(1e-6)
     with torch.random.fork_rng([]):
@@ -108,7 +107,7 @@ def _train_perceptron(
     lowest_loss, best_epoch, best_model = float("inf"), 0, model
     for epoch in range(_MAX_EPOCHS):
         progress(epoch / _MAX_EPOCHS)
-        z, labels = draw(epoch)
+        z, labels = sample_train(epoch)
         z = (z - mean) / std
         order = torch.randperm(len(z), generator=generator).to(z.device)
         for index in order.split(batch_size):

@@ -71,13 +71,13 @@ def fit_ridges(subject: SampledSubject) -> dict[str, FactorRidge]:
     train_y, test_y = subject.reference.labels.cpu().numpy(), subject.test.labels.cpu().numpy()
     fits = {}
     for name, factor in subject.factors.items():
-        in_train, in_test = ~np.isnan(factor.reference), ~np.isnan(factor.test)
-        x, v, y = train_z[in_train], factor.reference[in_train], train_y[in_train]
+        known_train, known_test = ~np.isnan(factor.reference), ~np.isnan(factor.test)
+        x, v, y = train_z[known_train], factor.reference[known_train], train_y[known_train]
         ridge = Ridge(alpha=1.0).fit(
             x - label_means(x, y, subject.num_classes)[y],
             v - label_means(v, y, subject.num_classes)[y],
         )
-        test_x, test_v, labels = test_z[in_test], factor.test[in_test], test_y[in_test]
+        test_x, test_v, labels = test_z[known_test], factor.test[known_test], test_y[known_test]
         centered = test_v - label_means(v, y, subject.num_classes)[labels]
         predicted = ridge.predict(test_x - label_means(x, y, subject.num_classes)[labels])
         direction = torch.from_numpy(ridge.coef_)[None].float().to(subject.device)

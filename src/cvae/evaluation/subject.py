@@ -34,7 +34,7 @@ class Posterior(NamedTuple):
     location: Latent  # mean of z
     std: Latent
     to_latent: Callable[[Latent], Latent]
-    mean_error: Float[Tensor, " latent_dim"] | float = 0.0  # variance of the estimated mean
+    mean_variance: Float[Tensor, " latent_dim"] | float = 0.0  # variance of the estimated mean
 
     def sample(self, epoch: int = 0) -> Latent:
         """Return one posterior sample of the latent per image, with new noise in every epoch."""
@@ -182,8 +182,8 @@ class Subject:
             _sample_posterior(location, std, to_latent, _MEAN_EPOCH + i) for i in range(_MEAN_DRAWS)
         ]
         w = torch.stack(draws)
-        mean_error = w.var(0).mean(0) / _MEAN_DRAWS
-        return Posterior(w.mean(0), location, std, to_latent, mean_error)
+        mean_variance = w.var(0).mean(0) / _MEAN_DRAWS
+        return Posterior(w.mean(0), location, std, to_latent, mean_variance)
 
     @cached_property
     def train_posterior(self) -> Posterior:
