@@ -7,6 +7,7 @@ comment before a block marks it: ``<!-- tiny -->`` shortens its runs, ``<!-- not
 skips it.
 """
 
+import functools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -37,11 +38,18 @@ TINY = (
     "trainer.limit_val_batches=1 trainer.limit_test_batches=1 test_num_samples=2 "
     "callbacks.figures=null"
 )
+# settings that a command may give itself
+SMALL = {
+    "data.batch_size": "data.batch_size=32",
+    "data.eval_batch_size": "data.eval_batch_size=64",
+    "data.validation_size": "data.validation_size=100",
+    "logger": "logger=csv",
+}
 TINY_TRAINER = """\
 import lightning
 class Trainer(lightning.Trainer):
     def __init__(self, **kwargs):
-        short = {f"limit_{split}_batches": 3 for split in ("train", "val", "test")}
+        short = {"limit_train_batches": 3, "limit_val_batches": 1, "limit_test_batches": 1}
         super().__init__(**{**kwargs, "max_epochs": 1, **short})
 lightning.Trainer = Trainer
 """
@@ -92,11 +100,6 @@ def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest.fixture
-def project(trained_project: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(trained_project, tmp_path / "a copy", symlinks=True)
-
-
 def run_command(command: list[str], project: Path) -> None:
     """Run a command in the project; scripts run in a process with imported libraries."""
     count = next(i for i, word in enumerate(command) if not re.match(r"[A-Z_]+=", word))
@@ -121,7 +124,8 @@ def shorten_command(line: str) -> str:
     command, _, comment = line.partition(" #")
     extra = ""
     if "src/train.py" in command:
-        extra = TINY
+        small = (override for key, override in SMALL.items() if key not in command)
+        extra = " ".join([TINY, *small])
     elif "src/evaluate.py" in command:
         extra = "num_samples=2" + ("" if "claims=" in command else " claims=bound")
     return f"{command} {extra} #{comment}"
@@ -146,8 +150,8 @@ def split_commands(text: str) -> Iterator[str]:
     yield from (line for line in text.replace("\\\n", " ").splitlines() if line.strip(" #"))
 
 
-@each_run_page
-def test_the_blocks_run_in_order(page: Path, project: Path) -> None:
+def run_blocks(page: Path, project: Path) -> None:
+    """Run the blocks of a page in order."""
     blocks = [b for b in read_blocks(page) if not b.tag.startswith("not run") and b.kind in KINDS]
     for is_script, group in groupby(blocks, lambda b: b.kind == "python" and b.file is None):
         if is_script:
@@ -170,6 +174,27 @@ def test_the_blocks_run_in_order(page: Path, project: Path) -> None:
                     )
                     if words:
                         run_command(words, project)
+
+
+@pytest.fixture(scope="session")
+def run_page(
+    trained_project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path], Path]:
+    """Return a function that runs a page once and returns the copy of the project it ran in."""
+
+    @functools.cache
+    def run(page: Path) -> Path:
+        project = tmp_path_factory.mktemp("page") / "a copy"
+        shutil.copytree(trained_project, project, symlinks=True)
+        run_blocks(page, project)
+        return project
+
+    return run
+
+
+@each_run_page
+def test_the_blocks_run_in_order(page: Path, run_page: Callable[[Path], Path]) -> None:
+    project = run_page(page)
     summaries = [json.loads(p.read_text()) for p in project.glob("logs/**/summary.json")]
     assert {s.get("status", "finished") for s in summaries} <= {"finished", "smoke"}
     assert (project / "logs" / "latest" / "summary.json").is_file()
@@ -177,17 +202,19 @@ def test_the_blocks_run_in_order(page: Path, project: Path) -> None:
         run_command([sys.executable, "-m", "ruff", *command, "--no-cache", "src"], project)
 
 
-def test_the_recipe_in_python_takes_the_steps_of_train(project: Path) -> None:
+@pytest.mark.xdist_group("docs/how-to/python.md")
+def test_the_recipe_in_python_takes_the_steps_of_train(
+    trained_project: Path, run_page: Callable[[Path], Path]
+) -> None:
     import torch
 
-    blocks = [b for b in read_blocks(ROOT / "docs" / "how-to" / "python.md") if b.kind == "python"]
-    last = next(i for i, block in enumerate(blocks) if "warmup_cosine" in block.text)
-    text = "\n".join([TINY_TRAINER, *(b.text for b in blocks[: last + 1])])
-    (project.parent / "block.py").write_text(text)
-    run_command(["python", str(project.parent / "block.py")], project)
+    page = ROOT / "docs" / "how-to" / "python.md"
+    recipes = [b.text for b in read_blocks(page) if "warmup_cosine" in b.text]
+    assert len(recipes) == 1
+    assert 'ModelCheckpoint("checkpoints", "best"' in recipes[0]
     ours, theirs = (
         torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-        for folder in (project, project / "logs" / "latest")
+        for folder in (run_page(page), trained_project / "logs" / "latest")
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
