@@ -252,7 +252,7 @@ def list_known_keys() -> set[str]:
     from omegaconf import OmegaConf
 
     from harness.config.keys import iterate_keys
-    from tests.project.test_conf import compose
+    from tests.project.test_conf import compose_option
 
     chosen: list[tuple[str, ...]] = [()]
     of_the_model = ("model/network", "model/likelihood", "model/prior", "model/penalty")
@@ -261,7 +261,7 @@ def list_known_keys() -> set[str]:
     for group in (*of_the_model, *of_the_data, *others):
         for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
             chosen.append((f"{group}={path.stem}",))
-    composed = [compose(*overrides) for overrides in chosen]
+    composed = [compose_option(*overrides) for overrides in chosen]
     leaves = {key for cfg in composed for key in iterate_keys(OmegaConf.to_container(cfg))}
     nodes = {key.rsplit(".", i)[0] for key in leaves for i in range(1, key.count("."))}
     return leaves | nodes

@@ -1,6 +1,7 @@
 """The configuration files compose, and each key is an argument of its class."""
 
 import ast
+import functools
 import inspect
 import re
 from importlib import import_module
@@ -59,8 +60,14 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     return container  # type: ignore[return-value]
 
 
+@functools.cache
+def compose_option(*overrides: str) -> DictConfig:
+    """Compose once for all tests, which do not change the config."""
+    return compose(*overrides)
+
+
 def find_problems(*overrides: str) -> list[str]:
-    return validate(composition.settings_to_validate(compose(*overrides)))
+    return validate(composition.settings_to_validate(compose_option(*overrides)))
 
 
 REQUIRED_OVERRIDES = {
@@ -81,7 +88,7 @@ def test_every_file_composes_into_a_valid_config(group: str, option: str) -> Non
     elsewhere = option in ("gpu", "gpus", "slurm", "cpu_pair", "mps")
     assert problems == [] or (elsewhere and "this machine" in problems[0])
     assert (
-        untrusted_targets(to_plain(compose(f"{group}={option}"))) == []
+        untrusted_targets(to_plain(compose_option(f"{group}={option}"))) == []
     )  # otherwise its run folder could not be loaded
 
 
@@ -98,7 +105,7 @@ def find_targets(node: Any) -> list[dict[str, Any]]:
 def test_every_key_is_an_argument_of_its_target(group: str, option: str) -> None:
     if group == "hydra/launcher" and option in EXTRAS:
         pytest.importorskip(f"hydra_plugins.hydra_{EXTRAS[option]}_launcher")
-    for node in find_targets(to_plain(compose(f"{group}={option}"))):
+    for node in find_targets(to_plain(compose_option(f"{group}={option}"))):
         parameters = inspect.signature(get_object(node["_target_"])).parameters
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             continue
