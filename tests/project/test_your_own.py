@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment, run_warm, write_digits
+from tests.conftest import ROOT, clean_environment, run_fork, run_warm, write_digits
 
 TINY = [
     "data.batch_size=32",
@@ -167,6 +167,17 @@ def run_module(project: Path, *command: str) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
+def run_pytest(project: Path, *arguments: str, before: str = "") -> None:
+    """Run statements and then pytest in the project, with libraries already imported."""
+    script = project / "logs" / "run_pytest.py"
+    script.write_text(f"import sys\nimport pytest\n{before}\nsys.exit(pytest.main(sys.argv[1:]))")
+    environment = {"PYTHONPATH": str(project / "src")}
+    # pytest cannot rewrite the assertions of a plugin that is imported already
+    options = ("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning")
+    done = run_fork(script, (*options, *arguments), environment, project, 600, first=project)
+    assert done.returncode == 0, f"{arguments}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
 @pytest.fixture(scope="module")
 def user_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a checkout with a network, prior, data, callback and script of a user."""
@@ -197,7 +208,7 @@ def test_your_own_code_passes_the_tests_of_all_files(user_project: Path) -> None
     each = "not every_file_composes and not every_key_is or linear or scaled or bars or mine"
     chosen = " and ".join([*(f"not {name}" for name in ours), f"({each})"])
     options = ["-q", "-p", "no:cacheprovider", "-k", chosen]
-    run_module(user_project, "pytest", *files, *options)
+    run_pytest(user_project, *files, *options)
 
 
 def test_your_own_code_trains_resumes_and_evaluates(user_project: Path) -> None:
@@ -244,11 +255,9 @@ def test_evaluation_and_benchmarks_can_be_deleted(tmp_path: Path) -> None:
         for path in sorted((project / "src").rglob("*.py"))
         if path.name not in ("__init__.py", "dashboard.py", "search.py", "optuna_sweeper.py")
     ]
-    script = f"import importlib\nfor name in {modules}: importlib.import_module(name)\n"
-    environment = {**clean_environment(), "PYTHONPATH": str(project / "src")}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     write_digits(project / "data" / "KMNIST" / "raw")
     done = run_project_script(project, "train", "data=kmnist", *TINY, "callbacks.figures=null")
     assert "src/generate.py run=" in done.stdout
     assert "evaluate" not in done.stdout
-    run_module(project, "pytest", "-q", "-p", "no:cacheprovider", "--co")
+    imports = "\n".join(f"import {name}" for name in modules)
+    run_pytest(project, "-q", "-p", "no:cacheprovider", "--co", before=imports)
