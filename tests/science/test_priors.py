@@ -55,13 +55,19 @@ def make_model_with_prior(name: str, latent_dim: int = 3) -> CVAE:
     return model.double()
 
 
-@pytest.mark.parametrize("name", PRIORS)
-def test_every_prior_is_an_invertible_map_with_a_log_determinant(name: str) -> None:
-    prior = make_model_with_prior(name).prior
-    z = torch.randn(12, 3, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("name", "latent_dim"), [*((name, 3) for name in PRIORS), ("flow", 2), ("flow", 6)]
+)
+def test_every_prior_is_an_invertible_map_with_a_log_determinant(
+    name: str, latent_dim: int
+) -> None:
+    prior = make_model_with_prior(name, latent_dim).prior
+    z = torch.randn(12, latent_dim, dtype=torch.float64)
     y = torch.eye(4, dtype=torch.float64)[torch.arange(12) % 4]
     w, log_det = prior.to_base(z, y)
-    torch.testing.assert_close(prior.from_base(w, y), z, atol=1e-6, rtol=1e-6)
+    tolerance = 1e-6 if name.startswith("zuko") else 1e-9  # zuko inverts by bisection
+    torch.testing.assert_close(prior.from_base(w, y), z, atol=tolerance, rtol=tolerance)
+    assert not torch.isclose(w, z).all(1).any()
     for i in range(4):
 
         def to_base(v: torch.Tensor, label: torch.Tensor = y[i : i + 1]) -> torch.Tensor:
@@ -79,8 +85,11 @@ def test_the_latent_of_every_prior_is_its_base_variable(name: str) -> None:
     w = torch.randn(16, 3, dtype=torch.float64)
     z = model.prior.from_base(w, torch.eye(4).double()[y])
     torch.testing.assert_close(model.to_base(z, y), w, atol=1e-6, rtol=1e-6)
+    decoded = model.decode(w, y).mean
     mean, _ = model.posterior(ALL_IMAGES.double(), y)
     torch.testing.assert_close(model.embed(ALL_IMAGES.double(), y), model.to_base(mean, y))
+    model.prior = StandardNormal(3, 0)
+    torch.testing.assert_close(model.decode(z, y).mean, decoded)
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -107,11 +116,11 @@ def test_the_bound_under_every_prior_converges_to_the_evidence(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", PRIORS)
-def test_a_gradient_reaches_every_parameter_of_every_prior(name: str) -> None:
+def test_with_every_prior_a_gradient_reaches_every_parameter(name: str) -> None:
     model = make_model_with_prior(name)
     terms = model.terms(ALL_IMAGES.double(), torch.arange(16) % 4, torch.randn(16, 3).double())
     model.loss(terms, 1000).sum().backward()
-    for key, parameter in model.prior.named_parameters():  # type: ignore[attr-defined]
+    for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert (parameter.grad != 0).any(), key
 
@@ -153,56 +162,40 @@ def test_a_new_flow_is_standard_normal() -> None:
     torch.testing.assert_close(log_det, torch.zeros(50))
 
 
-@pytest.mark.parametrize("latent_dim", [2, 5, 6])
-def test_from_base_undoes_to_base_with_the_log_determinant_of_its_jacobian(
-    latent_dim: int,
-) -> None:
-    prior = make_model_with_flow(latent_dim=latent_dim).double().prior
-    z = torch.randn(20, latent_dim, dtype=torch.float64)
-    w, log_det = prior.to_base(z, None)
-    assert not torch.isclose(w, z).all(1).any()
-    torch.testing.assert_close(prior.from_base(w, None), z)
-    for i in range(3):
-        jacobian = torch.autograd.functional.jacobian(
-            lambda v: prior.to_base(v[None], None)[0][0], z[i]
-        )
-        torch.testing.assert_close(log_det[i], torch.linalg.slogdet(jacobian)[1])
-
-
 def test_the_density_integrates_to_one() -> None:
     torch.manual_seed(0)
     prior = flow(latent_dim=2, condition_size=0).double()
     with torch.no_grad():
         for p in prior.parameters():
             p.add_(0.3 * torch.randn_like(p))
-    axis = torch.linspace(-25, 25, 1501, dtype=torch.float64)
+    axis = torch.linspace(-25, 25, 501, dtype=torch.float64)
     z = torch.cartesian_prod(axis, axis)
     w, log_det = prior.to_base(z, None)
     assert (w - z).abs().mean() > 0.5
     log_density = -0.5 * (w**2).sum(1) - math.log(2 * math.pi) + log_det
-    assert log_density.exp().sum().item() * (50 / 1500) ** 2 == pytest.approx(1, abs=1e-3)
+    assert log_density.exp().sum().item() * (50 / 500) ** 2 == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("model_class", [VAE, CVAE])
 def test_the_bounds_are_ordered(model_class: type[VAE]) -> None:
     """E[elbo] = E[bound at K = 1] <= E[bound at K = 30] <= log p(x | y), on a grid over w."""
     model = make_model_with_flow(model_class).double()
-    x, y = ALL_IMAGES.double(), make_labels_for(model, 16)
+    x, y = ALL_IMAGES[[0, 6, 9, 15]].double(), make_labels_for(model, 4)
     y = None if y is None else y.double()
     rounds = 2000
     rows, row_labels = x.repeat(rounds, 1, 1, 1), None if y is None else y.repeat(rounds, 1)
-    eps = torch.randn(16 * rounds, 2, dtype=torch.float64, generator=torch.manual_seed(0))
-    elbo = model.terms(rows, row_labels, eps).elbo.view(rounds, 16)
+    eps = torch.randn(4 * rounds, 2, dtype=torch.float64, generator=torch.manual_seed(0))
+    elbo = model.terms(rows, row_labels, eps).elbo.view(rounds, 4)
     one, many = (
-        -importance_weighted_nll(model, rows, row_labels, torch.arange(16 * rounds), k).view(
-            rounds, 16
+        -importance_weighted_nll(model, rows, row_labels, torch.arange(4 * rounds), k).view(
+            rounds, 4
         )
         for k in (1, 30)
     )
-    axis = torch.linspace(-7, 7, 281, dtype=torch.float64)
+    axis = torch.linspace(-7, 7, 141, dtype=torch.float64)
     w = torch.cartesian_prod(axis, axis)
-    log_prior = -0.5 * (w**2).sum(1) - math.log(2 * math.pi) + 2 * math.log(14 / 280)
-    for i in range(16):
+    log_prior = -0.5 * (w**2).sum(1) - math.log(2 * math.pi) + 2 * math.log(14 / 140)
+    for i in range(4):
         label = None if y is None else y[i : i + 1].expand(len(w), -1)
         evidence = (model.decode(w, label).log_prob(x[i : i + 1]) + log_prior).logsumexp(0)
         errors = [5 * (b[:, i].std() / math.sqrt(rounds)).item() for b in (elbo, one, many)]
@@ -215,26 +208,3 @@ def test_the_bounds_are_ordered(model_class: type[VAE]) -> None:
 def test_a_flow_rejects_a_one_dimensional_latent() -> None:
     with pytest.raises(ValueError, match="must be at least 2"):
         flow(latent_dim=1, condition_size=0)
-
-
-def test_a_gradient_reaches_every_parameter_of_a_flow() -> None:
-    model = make_model_with_flow()
-    model.loss(
-        model.terms(ALL_IMAGES, make_labels_for(model, 16), torch.randn(16, 2)), 9
-    ).sum().backward()
-    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert without == []
-
-
-def test_the_latent_is_the_base_variable() -> None:
-    model = make_model_with_flow()
-    y = make_labels_for(model, 16)
-    assert y is not None
-    w = torch.randn(16, 2)
-    z = model.prior.from_base(w, None)
-    torch.testing.assert_close(
-        model.prior.to_base(model.posterior(ALL_IMAGES, y)[0], None)[0], model.embed(ALL_IMAGES, y)
-    )
-    decoded = model.decode(w, y).mean
-    model.prior = StandardNormal(2, 0)
-    torch.testing.assert_close(model.decode(z, y).mean, decoded)

@@ -1,6 +1,7 @@
 """Tests of the oracle: its training and its cache."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,10 +32,22 @@ def test_the_oracle_is_cached_and_trained_again_if_damaged(
         again = Oracle(TRAIN, VALIDATION, 3, trained_oracle.folder).classifier
     torch.testing.assert_close(again.state_dict(), before)
     content = file.read_bytes()
-    for damage in (b"", b"<html>", content[: len(content) // 2]):
+    trained = []
+
+    def train_once(*arguments: Any) -> Classifier:
+        if not trained:
+            trained.append(train_classifier(*arguments))
+        calls.append(file.read_bytes())
+        return trained[0]
+
+    damages = [b"", b"<html>", content[: len(content) // 2]]
+    calls: list[bytes] = []
+    monkeypatch.setattr(oracle, "train_classifier", train_once)
+    for damage in damages:
         file.write_bytes(damage)
         rebuilt = Oracle(TRAIN, VALIDATION, 3, trained_oracle.folder).classifier
         torch.testing.assert_close(rebuilt.state_dict(), before)
+    assert calls == damages
     assert file.stat().st_size > len(content) // 2
     assert not list(trained_oracle.folder.glob(".*.tmp"))
 
