@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import run_script
+from tests.tally import Promise
 
 GENERAL = [
     "data=images",
@@ -220,3 +221,47 @@ def test_a_search_trains_its_trials(name: str, shapes_dir: Path, tmp_path: Path)
     )
     found = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
     assert [trial["status"] for trial in found] == ["finished", "finished"]
+
+
+def overrides_without_data(folder: Path) -> list[str]:
+    """Return the overrides of a run on mine.npz, which does not exist."""
+    return [
+        "data=images",
+        f"data.data_dir={folder}",
+        "data.name=mine",
+        "data.num_classes=3",
+        "data.validation_size=5",
+        "model.network.hidden_dim=16",
+        "trainer.max_epochs=1",
+        "test_num_samples=2",
+        "logger=csv",
+    ]
+
+
+@pytest.mark.fault(Promise.INPUT, "missing data")
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_without_data_leaves_no_folder(devices: int, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    overrides = [*overrides_without_data(tmp_path), f"trainer.devices={devices}", "device=cpu"]
+    run_dir.mkdir()
+    done = run_script("train", *overrides, f"hydra.run.dir={run_dir}")
+    assert done.returncode == 2
+    assert "mine.npz" in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    assert not run_dir.exists()
+
+
+def test_a_run_without_data_keeps_foreign_files_and_sweep_summaries(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    done = run_script(
+        "train", *overrides_without_data(tmp_path), f"hydra.run.dir={tmp_path / 'run'}"
+    )
+    assert done.returncode == 2
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    done = run_script(
+        "train", "-m", *overrides_without_data(tmp_path), f"hydra.sweep.dir={tmp_path / 's'}"
+    )
+    assert done.returncode == 1
+    (summary,) = (tmp_path / "s").rglob("summary.json")
+    assert json.loads(summary.read_text())["status"] == "failed"

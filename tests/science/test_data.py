@@ -1,7 +1,6 @@
 """Tests of the DataModules and their batches."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from cvae.data import ImagesDataModule, MNISTDataModule
 from cvae.image_set import ImageSet
 from harness.contract.errors import DataError
 from harness.contract.sampler import GlobalBatchSampler, Rows
-from tests.conftest import NUM_TRAIN, run_script
+from tests.conftest import NUM_TRAIN
 from tests.tally import Promise
 
 
@@ -320,44 +319,3 @@ def test_a_missing_or_damaged_image_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "mine.npz").write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"mine\.npz"):
         load_images(tmp_path)
-
-
-def make_overrides(folder: Path, **settings: object) -> list[str]:
-    """Return the overrides of a short run on mine.npz."""
-    return [
-        "data=images",
-        f"data.data_dir={folder}",
-        "data.name=mine",
-        "data.num_classes=3",
-        "data.validation_size=5",
-        "model.network.hidden_dim=16",
-        "trainer.max_epochs=1",
-        "test_num_samples=2",
-        "logger=csv",
-        *(f"{key}={value}" for key, value in settings.items()),
-    ]
-
-
-@pytest.mark.fault(Promise.INPUT, "missing data")
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_without_data_leaves_no_folder(devices: int, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    overrides = [*make_overrides(tmp_path), f"trainer.devices={devices}", "device=cpu"]
-    run_dir.mkdir()
-    done = run_script("train", *overrides, f"hydra.run.dir={run_dir}")
-    assert done.returncode == 2
-    assert "mine.npz" in done.stderr
-    assert len(done.stderr.splitlines()) <= 3
-    assert not run_dir.exists()
-
-
-def test_a_run_without_data_keeps_foreign_files_and_sweep_summaries(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    done = run_script("train", *make_overrides(tmp_path), f"hydra.run.dir={tmp_path / 'run'}")
-    assert done.returncode == 2
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
-    done = run_script("train", "-m", *make_overrides(tmp_path), f"hydra.sweep.dir={tmp_path / 's'}")
-    assert done.returncode == 1
-    (summary,) = (tmp_path / "s").rglob("summary.json")
-    assert json.loads(summary.read_text())["status"] == "failed"

@@ -3,14 +3,13 @@
 import gzip
 import hashlib
 import logging
-import multiprocessing
 import os
 import random
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from cvae import digits, settings
 from cvae.data import MNISTDataModule
 from cvae.digits import SETS, DigitSet, idx_bytes, load_digits, read_idx
 from harness.contract.errors import DataError
-from tests.conftest import NUM_TEST, NUM_TRAIN, write_digits
+from tests.conftest import NUM_TEST, NUM_TRAIN, clean_environment, write_digits
 from tests.tally import Promise, Survived
 
 DAMAGE = "files truncated, swapped, altered or emptied, or bits flipped"
@@ -313,13 +312,13 @@ def damage_file(file: Path, others: list[Path], rng: random.Random) -> str:
 def check_repairs(mnist_dir: Path, seed: int, rounds: int) -> None:
     rng = random.Random(seed)
     names = [mnist_dir / "MNIST" / "raw" / name for name in MNIST.digests]
-    expected = [hashlib.md5(file.read_bytes()).hexdigest() for file in names]
+    expected = [file.read_bytes() for file in names]
     for _ in range(rounds):
         kinds = [damage_file(file, names, rng) for file in rng.sample(names, rng.randint(1, 4))]
         arrays = load_digits(MNIST, mnist_dir)
-        found = [hashlib.md5(file.read_bytes()).hexdigest() for file in names]
-        assert found == expected, kinds
-        assert [hashlib.md5(idx_bytes(a)).hexdigest() for a in arrays] == expected, kinds
+        for file, array, content in zip(names, arrays, expected, strict=True):
+            is_equal = file.read_bytes() == content == idx_bytes(array)
+            assert is_equal, (file, kinds)  # pytest would show the bytes
 
 
 @pytest.mark.fault(Promise.DATA, DAMAGE)
@@ -397,32 +396,35 @@ def test_a_read_only_folder_is_read_but_not_written(read_only: Path, offline: No
         load_digits(MNIST, read_only)
 
 
-def send_pixel_sum(folder: Path, sender: Connection) -> None:
-    sender.send(int(load_digits(MNIST, folder)[2].sum()))
+LOAD = """
+import os
+import sys
+from pathlib import Path
+
+from cvae.digits import SETS, load_digits
+
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+reading, writing = os.pipe()
+for _ in range(count):
+    if os.fork() == 0:
+        os.close(writing)
+        os.read(reading, 1)  # returns when the parent has started all
+        os.write(1, f"{load_digits(SETS['MNIST'], folder)[2].sum()}\\n".encode())
+        os._exit(0)
+os.close(writing)
+sys.exit(any([os.wait()[1] for _ in range(count)]))
+"""
 
 
-def load_in_parallel(folder: Path, count: int, is_damaged: bool) -> list[int | None]:
+def load_in_parallel(folder: Path, count: int, is_damaged: bool) -> list[int]:
     """Load MNIST in several processes at once; return the sum of the test pixels of each."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.science.test_digits"])
     if is_damaged:
         write_digits(folder / "MNIST" / "raw")  # not the digits of MNIST
-    started = []
-    for _ in range(count):
-        receiver, sender = processes.Pipe(duplex=False)
-        process = processes.Process(target=send_pixel_sum, args=(folder, sender))
-        process.start()
-        sender.close()
-        started.append((process, receiver))
-    sums: list[int | None] = []
-    for process, receiver in started:
-        try:
-            sums.append(receiver.recv())
-        except EOFError:
-            sums.append(None)
-        process.join(timeout=60)
-        receiver.close()
-    return sums
+    command = [sys.executable, "-c", LOAD, str(folder), str(count)]
+    done = subprocess.run(
+        command, env=clean_environment(), stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    )
+    return [int(line) for line in done.stdout.splitlines()]
 
 
 MNIST_TEST_SUM = 264_923_200  # of all test pixels
@@ -449,31 +451,36 @@ def test_two_hundred_processes_that_start_at_once_load_the_same_digits(
         shutil.rmtree(folder)
 
 
+RESTORE = """
+import sys
+from pathlib import Path
+
+from cvae.digits import SETS, load_digits
+
+load_digits(SETS["MNIST"], Path(sys.argv[1]))
+"""
+
+
 def kill_while_restoring(folder: Path, rng: random.Random, kills: int) -> int:
     """Kill processes that write the files; return how many were killed before they finished."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.science.test_digits"])
+    command = [sys.executable, "-c", RESTORE, str(folder)]
     raw = folder / "MNIST" / "raw"
     num_interrupted, seconds = 0, 0.0
     for number in range(1 + kills):
         shutil.rmtree(raw, ignore_errors=True)
-        receiver, sender = processes.Pipe(duplex=False)
-        process = processes.Process(target=send_pixel_sum, args=(folder, sender))
-        process.start()
-        while process.is_alive() and not list(raw.glob(".making-*")):
+        process = subprocess.Popen(command, env=clean_environment())
+        while process.poll() is None and not list(raw.glob(".making-*")):
             time.sleep(0.002)
         start = time.monotonic()
         if number == 0:  # measure how long writing takes, without the start of the process
-            while process.is_alive() and list(raw.glob(".making-*")):
+            while process.poll() is None and list(raw.glob(".making-*")):
                 time.sleep(0.002)
             seconds = time.monotonic() - start
-            assert receiver.recv() == MNIST_TEST_SUM
+            assert process.wait(timeout=60) == 0
         else:
-            time.sleep(rng.uniform(0, seconds))
+            time.sleep(seconds * (number - rng.random()) / kills)  # spread over the writing
             process.kill()
-        process.join()
-        receiver.close()
-        sender.close()
+        process.wait()
         num_interrupted += bool(list(raw.glob(".making-*")))
         assert int(load_digits(MNIST, folder)[2].sum()) == MNIST_TEST_SUM
         assert not list(raw.glob(".making-*"))
