@@ -32,7 +32,8 @@ def test_the_oracle_is_cached_and_trained_again_if_damaged(
         again = Oracle(TRAIN, VALIDATION, 3, trained_oracle.folder).classifier
     torch.testing.assert_close(again.state_dict(), before)
     content = file.read_bytes()
-    trained = []
+    trained: list[Classifier] = []
+    calls: list[bytes] = []
 
     def train_once(*arguments: Any) -> Classifier:
         if not trained:
@@ -41,7 +42,6 @@ def test_the_oracle_is_cached_and_trained_again_if_damaged(
         return trained[0]
 
     damages = [b"", b"<html>", content[: len(content) // 2]]
-    calls: list[bytes] = []
     monkeypatch.setattr(oracle, "train_classifier", train_once)
     for damage in damages:
         file.write_bytes(damage)
