@@ -17,6 +17,7 @@ TENSOR_MODULES = (
 install_import_hook([f"{PACKAGE}.{name}" for name in TENSOR_MODULES], "tests.shapes.typechecker")
 
 import atexit  # noqa: E402
+import contextlib  # noqa: E402
 import functools  # noqa: E402
 import gc  # noqa: E402
 import json  # noqa: E402
@@ -25,6 +26,7 @@ import sys  # noqa: E402
 import tempfile  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -46,6 +48,14 @@ ROOT = Path(__file__).resolve().parents[1]
 NUM_TRAIN, NUM_TEST = 260, 33  # last batches are smaller, and 33 is odd for two ranks
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class ProcessEntry(NamedTuple):
+    """Process id of a process, of its parent and of its group."""
+
+    pid: int
+    parent: int
+    group: int
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -115,7 +125,15 @@ def clean_environment() -> dict[str, str]:
 
 
 # variables that neither the interpreter nor a large library reads on import
-READ_LATE = ("WANDB_", "RANK", "WORLD_SIZE", "COLUMNS", "FAULT", "HYDRA_", "PYTHONPATH")
+READ_LATE = (
+    *("WANDB_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"),
+    *("COLUMNS", "FAULT", "HYDRA_", "PYTHONPATH"),
+)
+LIGHT = (
+    *("filelock", "hydra", "importlib.metadata", "importlib.resources.readers", "zipfile"),
+    *("pydantic.functional_validators", "pydantic.main", "pydantic.type_adapter"),
+    *("rich.console", "rich.table"),
+)
 LARGE = (
     "hydra",
     "lightning",
@@ -170,9 +188,9 @@ def run_fresh(
 
 
 def run_light(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run an entry point in a process that has imported Hydra, but not torch or Lightning."""
+    """Run an entry point in a process that has imported Hydra and pydantic, but not torch or Lightning."""
     script = ROOT / "src" / f"{name}.py"
-    return run_fork(script, arguments, environment, libraries=("hydra",))
+    return run_fork(script, arguments, environment, libraries=LIGHT)
 
 
 def run_warm(
@@ -200,27 +218,86 @@ def run_fork(
         forks: whether jobs and ranks start as such forks too; else in fresh interpreters.
         first: first entry of sys.path; by default the folder of the script.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        request = _make_request(script, arguments, environment or {}, cwd, Path(folder))
+        request |= {"limit": timeout, "forks": forks and sys.platform == "linux"}
+        request |= {} if first is None else {"first": str(first)}
+        code = _ask_warm_server(libraries, request)
+        out, error = (Path(request[name]).read_text() for name in ("out", "error"))
+        return subprocess.CompletedProcess([str(script), *arguments], code, out, error)
+
+
+def _make_request(
+    script: Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    cwd: Path,
+    output_dir: Path,
+) -> dict[str, Any]:
+    return {
+        "script": str(script),
+        "arguments": list(arguments),
+        "cwd": str(cwd),
+        "environment": {**clean_environment(), **environment},
+        "out": str(output_dir / "out"),
+        "error": str(output_dir / "error"),
+        "first": str(script.parent),
+    }
+
+
+def _ask_warm_server(libraries: tuple[str, ...], request: Mapping[str, Any]) -> int:
     server = _warm_server(libraries)
     assert server.stdin is not None
     assert server.stdout is not None
-    with tempfile.TemporaryDirectory() as folder:
-        out, error = Path(folder) / "out", Path(folder) / "error"
-        request = {
-            "script": str(script),
-            "arguments": list(arguments),
-            "cwd": str(cwd),
-            "environment": {**clean_environment(), **(environment or {})},
-            "out": str(out),
-            "error": str(error),
-            "limit": timeout,
-            "forks": forks and sys.platform == "linux",
-            "first": str(first or script.parent),
-        }
-        print(json.dumps(request), file=server.stdin, flush=True)
-        code = int(server.stdout.readline())
-        return subprocess.CompletedProcess(
-            [str(script), *arguments], code, out.read_text(), error.read_text()
-        )
+    print(json.dumps(request), file=server.stdin, flush=True)
+    return int(server.stdout.readline())
+
+
+class StartedScript:
+    """An entry point that runs in a fork of its own session, for tests that signal it.
+
+    It has the methods of ``subprocess.Popen`` that these tests use.
+    """
+
+    def __init__(self, name: str, *arguments: str, **environment: str) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        script = ROOT / "src" / f"{name}.py"
+        request = _make_request(script, arguments, environment, ROOT, Path(self._folder.name))
+        self._outputs = {name: Path(request[name]) for name in ("out", "error")}
+        self._texts: dict[str, str] = {}
+        self.pid = _ask_warm_server(LARGE, {**request, "limit": None, "forks": True})
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float) -> int:
+        """Return the exit code, negative for a signal; kill the process after the timeout."""
+        if self.returncode is None:
+            self.returncode = _ask_warm_server(LARGE, {"wait_for": self.pid, "limit": timeout})
+            self._texts = {name: path.read_text() for name, path in self._outputs.items()}
+            self._folder.cleanup()
+        return self.returncode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait for the process, and return its output and its errors."""
+        self.wait(timeout)
+        return self._texts["out"], self._texts["error"]
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill the process unless it has ended."""
+        self.wait(0)
+
+    def list_processes(self) -> list[ProcessEntry]:
+        """Return the live processes of its session: the script, its children and theirs."""
+        entries = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # a process that has ended
+                state, *numbers = path.read_text().rpartition(")")[2].split()[:4]
+                parent, group, session = map(int, numbers)
+                if session == self.pid and state != "Z":
+                    entries.append(ProcessEntry(int(path.parent.name), parent, group))
+        return entries
 
 
 @functools.cache

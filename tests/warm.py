@@ -4,8 +4,9 @@ A fork starts several seconds sooner than an interpreter that imports the librar
 
 ``python tests/warm.py LIBRARY ...`` imports the libraries and reads one JSON request per line:
 script, arguments, working directory, environment, output files and time limit in seconds. It
-answers with the exit code. No module of this project is imported before the fork, so apart from
-the large libraries a script sees a fresh interpreter.
+answers with the exit code. A request without a limit is answered at once with the process id, and
+a later request waits for that process. No module of this project is imported before the fork, so
+apart from the large libraries a script sees a fresh interpreter.
 
 Jobs and ranks that a script starts are forks too. Their parent is a ``ForkServer``, which forks off
 before the script runs, so they have not imported the project either. They become children of the
@@ -123,6 +124,9 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
 
 def become(request: Mapping[str, Any]) -> None:
     """Run the requested script in this process."""
+    if request["limit"] is None:
+        os.setsid()  # by which the test finds this process and its children
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
     os.chdir(request["cwd"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, "out"), (2, "error")):
@@ -208,10 +212,14 @@ def main() -> None:
     gc.freeze()  # garbage collection in a fork would copy all pages with objects
     for line in sys.stdin:
         request = json.loads(line)
+        if "wait_for" in request:
+            print(wait(request["wait_for"], request["limit"]), flush=True)
+            continue
         child = os.fork()
         if child == 0:
             run_to_its_end(request)
-        print(wait(child, request["limit"]), flush=True)
+        is_started = request["limit"] is None
+        print(child if is_started else wait(child, request["limit"]), flush=True)
 
 
 if __name__ == "__main__":

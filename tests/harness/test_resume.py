@@ -31,7 +31,7 @@ from harness.run_folder.folder import RunFolder
 from harness.run_folder.metrics_file import MetricsFile
 from harness.training.outcome import raise_hidden_stop
 from harness.training.processes import check_shared_memory
-from tests.conftest import ROOT, clean_environment, run_fork, run_script, tiny
+from tests.conftest import ROOT, StartedScript, clean_environment, run_fork, run_script, tiny
 from tests.project.test_conf import compose
 from tests.tally import Promise, Survived
 
@@ -282,20 +282,6 @@ def test_randomly_killed_runs_match_an_uninterrupted_run(
 # stop signals
 
 
-def start_training(
-    *arguments: str, process_group: int | None = None, **environment: str
-) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "src/train.py"), *arguments],
-        env={**clean_environment(), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        process_group=process_group,
-    )
-
-
 def wait_for_rows(run_dir: Path, count: int) -> None:
     for _ in range(2400):
         if (run_dir / "metrics.csv").is_file() and len(read_metrics(run_dir)) > count:
@@ -304,19 +290,18 @@ def wait_for_rows(run_dir: Path, count: int) -> None:
     raise AssertionError("no rows")
 
 
-def find_ranks(run_dir: Path) -> list[int]:
-    """Return the process ids of the ranks of a run, in order."""
-    pgrep = subprocess.run(
-        ["pgrep", "-f", f"harness.training.launch --rank {run_dir}$"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    by_rank = {}
-    for pid in map(int, pgrep.stdout.split()):
-        content = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        by_rank[next(int(e[5:]) for e in content if e.startswith(b"RANK="))] = pid
-    return [by_rank[rank] for rank in sorted(by_rank)]
+def find_ranks(process: StartedScript) -> list[int]:
+    """Return the process ids of the ranks of a run: its children with a group of their own."""
+    entries = process.list_processes()
+    return sorted(e.pid for e in entries if e.parent == process.pid and e.group == e.pid)
+
+
+def assert_no_process_is_left(process: StartedScript) -> None:
+    for _ in range(100):
+        if not process.list_processes():
+            return
+        time.sleep(0.05)
+    raise AssertionError(process.list_processes())
 
 
 STOPS = [
@@ -335,17 +320,18 @@ def test_a_stop_signal_saves_the_run(
 ) -> None:
     overrides = [*FAST, "trainer.max_epochs=400", f"trainer.devices={devices}"]
     run_dir = tmp_path / "a run"
-    process = start_training(*tiny(data_dir), *overrides, f"hydra.run.dir={run_dir}")
+    process = StartedScript("train", *tiny(data_dir), *overrides, f"hydra.run.dir={run_dir}")
     try:
         wait_for_rows(run_dir, 20)
-        target = process.pid if recipient == "parent" else find_ranks(run_dir)[1]
+        target = process.pid if recipient == "parent" else find_ranks(process)[1]
         start = time.monotonic()
         os.kill(target, number)
-        output, _ = process.communicate(timeout=30)
+        output = "".join(process.communicate(timeout=30))
         seconds = time.monotonic() - start
     finally:
         process.kill()
     assert process.returncode == 128 + number, output
+    assert_no_process_is_left(process)
     assert seconds < 10  # on a busy machine
     assert read_summary(run_dir)["status"] == "interrupted"
     assert "resume=" in output
@@ -361,14 +347,16 @@ def test_a_signal_to_the_process_group_saves_the_run(
     """Ctrl-C in a terminal signals the group. Data workers ignore the signal; the run ends them."""
     run_dir = tmp_path / "run"
     overrides = [*FAST, "trainer.max_epochs=400", "data.num_workers=2", f"hydra.run.dir={run_dir}"]
-    process = start_training(*tiny(data_dir), *overrides, process_group=0)
+    process = StartedScript("train", *tiny(data_dir), *overrides)
     try:
         wait_for_rows(run_dir, 20)
+        assert len(process.list_processes()) > 2  # the run and its data workers
         os.killpg(process.pid, number)
-        output, _ = process.communicate(timeout=30)
+        output = "".join(process.communicate(timeout=30))
     finally:
         process.kill()
     assert process.returncode == 128 + number, output
+    assert_no_process_is_left(process)
     assert "Traceback" not in output
     assert read_summary(run_dir)["status"] == "interrupted"
     assert (run_dir / "checkpoints" / "last.ckpt").is_file()
@@ -419,11 +407,13 @@ def test_a_stop_signal_saves_a_run_that_gets_no_batches(
 ) -> None:
     run_dir = tmp_path / "run"
     overrides = [*FAST, *BUDGET, *STALLED, f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
-    process = start_training(*tiny(data_dir), *overrides, PYTHONPATH=stalling, FAULT="stall")
+    process = StartedScript(
+        "train", *tiny(data_dir), *overrides, PYTHONPATH=stalling, FAULT="stall"
+    )
     try:
         wait_for_rows(run_dir, 14)  # each of two workers returns 7 batches, then stalls
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=30)
+        output = "".join(process.communicate(timeout=30))
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM, output
@@ -467,11 +457,10 @@ raise SystemExit(7)
 
 
 @pytest.mark.fault(Promise.STOPS, "exit of a process with live data workers")
-def test_a_process_exits_without_waiting_for_its_data_workers() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LEFT_OVER], env=clean_environment(), timeout=60, check=False
-    )
-    assert done.returncode == 7
+def test_a_process_exits_without_waiting_for_its_data_workers(tmp_path: Path) -> None:
+    script = tmp_path / "left_over.py"
+    script.write_text(LEFT_OVER)
+    assert run_fork(script, [], timeout=60).returncode == 7
 
 
 @pytest.mark.fault(Promise.INPUT, "data workers whose batches do not fit into /dev/shm")
@@ -703,18 +692,18 @@ def test_a_run_fails_and_resumes_after_a_rank_dies_or_hangs(
         "trainer.devices=2",
         "callbacks.last.every_n_steps=5",
     ]
-    process = start_training(
-        *tiny(data_dir), *overrides, "rank_timeout=5", f"hydra.run.dir={run_dir}"
+    process = StartedScript(
+        "train", *tiny(data_dir), *overrides, "rank_timeout=5", f"hydra.run.dir={run_dir}"
     )
     try:
         wait_for_rows(run_dir, 20)
-        os.kill(find_ranks(run_dir)[1], fault)
-        output, _ = process.communicate(timeout=60)
+        os.kill(find_ranks(process)[1], fault)
+        output = "".join(process.communicate(timeout=60))
     finally:
         process.kill()
     assert process.returncode == 1, output
     assert output.splitlines()[-1].startswith("failed: ")
-    assert find_ranks(run_dir) == []
+    assert_no_process_is_left(process)
     done = run_script("train", f"resume={run_dir}", "rank_timeout=60")
     assert done.returncode == 0, done.stdout + done.stderr
     uninterrupted = archive_run(

@@ -503,37 +503,6 @@ def test_a_non_finite_loss_fails_the_run(data_dir: Path, tmp_path: Path) -> None
     assert read_summary(tmp_path / "run")["status"] == "failed"
 
 
-def test_an_interrupted_run_leaves_no_process(data_dir: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    overrides = ["trainer.max_epochs=100000", "logger=csv"]
-    command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *overrides]
-    process = subprocess.Popen(
-        command,
-        env=clean_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # background jobs of a shell ignore SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        for _ in range(300):
-            if (run_dir / "metrics.csv").is_file() and len(read_rows(run_dir, "val/")) > 1:
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 128 + signal.SIGINT
-    finally:
-        process.kill()
-        process.wait()
-    assert read_summary(run_dir)["status"] == "interrupted"
-    for _ in range(50):
-        found = subprocess.run(["pgrep", "-f", str(run_dir)], capture_output=True, check=False)
-        if not found.stdout:
-            break
-        time.sleep(0.1)
-    assert not found.stdout
-
-
 @pytest.mark.parametrize("debug", ["one_batch", "overfit", "profiler"])
 def test_every_debug_option_trains(debug: str, data_dir: Path, tmp_path: Path) -> None:
     overrides = ["trainer.max_epochs=2"] if debug == "overfit" else []
