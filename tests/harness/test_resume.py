@@ -442,12 +442,12 @@ def test_data_workers_that_stall_or_die_fail_a_run_with_one_line(
 
 LEFT_OVER = """
 import torch
-from harness.contract.data import _leave_signals_to_the_run
+from harness.contract.data import _ignore_stop_signals
 from harness.contract.workers import WatchedLoader
 
 loader = WatchedLoader(
     torch.zeros(64, 2), num_workers=2, persistent_workers=True,
-    worker_init_fn=_leave_signals_to_the_run,
+    worker_init_fn=_ignore_stop_signals,
 )
 batches = iter(loader)
 next(batches)
@@ -460,7 +460,7 @@ raise SystemExit(7)
 def test_a_process_exits_without_waiting_for_its_data_workers(tmp_path: Path) -> None:
     script = tmp_path / "left_over.py"
     script.write_text(LEFT_OVER)
-    assert run_fork(script, [], timeout=60).returncode == 7
+    assert run_fork(script, [], timeout=30).returncode == 7
 
 
 @pytest.mark.fault(Promise.INPUT, "data workers whose batches do not fit into /dev/shm")
