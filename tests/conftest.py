@@ -24,6 +24,7 @@ import json  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
+import time  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, NamedTuple  # noqa: E402
@@ -188,7 +189,7 @@ def run_fresh(
 
 
 def run_light(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run an entry point in a process that has imported Hydra and pydantic, but not torch or Lightning."""
+    """Run an entry point in a fork that has imported Hydra, but not torch or Lightning."""
     script = ROOT / "src" / f"{name}.py"
     return run_fork(script, arguments, environment, libraries=LIGHT)
 
@@ -298,6 +299,14 @@ class StartedScript:
                 if session == self.pid and state != "Z":
                     entries.append(ProcessEntry(int(path.parent.name), parent, group))
         return entries
+
+
+def wait_for_end(list_processes: Callable[[], list[Any]], timeout: float = 15) -> list[Any]:
+    """Wait until no process is listed; return those that remain after the timeout in seconds."""
+    deadline = time.monotonic() + timeout
+    while (processes := list_processes()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return processes
 
 
 @functools.cache

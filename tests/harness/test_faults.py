@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from harness.run_folder import checkpoints, reading
-from tests.conftest import ROOT, clean_environment, tiny
+from tests.conftest import ROOT, StartedScript, clean_environment, run_script, tiny
 from tests.tally import Promise
 
 # a full disk
@@ -79,26 +79,21 @@ def test_a_full_disk_fails_a_run_with_one_line(
         overrides += ["callbacks.last.every_n_epochs=1", f"trainer.devices={devices}"]
         if last_file == "checkpoint":
             overrides += ["callbacks.figures=null"]
-        command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir), *overrides]
-        with (tmp_path / "out").open("w") as out, (tmp_path / "error").open("w") as error:
-            process = subprocess.Popen(command, env=clean_environment(), stdout=out, stderr=error)
-            try:
-                for _ in range(600):
-                    if (run_dir / "checkpoints" / checkpoints.PREVIOUS).exists():
-                        break
-                    time.sleep(0.1)
-                if mounted:
-                    fill_disk(tmp_path / "disk", bytes_left)
-                else:
-                    limit = (1000, resource.RLIM_INFINITY)
-                    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
-                code = process.wait(timeout=60)
-            finally:
-                process.kill()
-                process.wait()
-        errors = (tmp_path / "error").read_text()
-        assert code == 1, errors
-        output = (tmp_path / "out").read_text()
+        process = StartedScript("train", *tiny(data_dir, run_dir), *overrides)
+        try:
+            for _ in range(1200):
+                if (run_dir / "checkpoints" / checkpoints.PREVIOUS).exists():
+                    break
+                time.sleep(0.05)
+            if mounted:
+                fill_disk(tmp_path / "disk", bytes_left)
+            else:
+                limit = (1000, resource.RLIM_INFINITY)
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == 1, errors
         assert "Traceback" not in errors + output, errors + output
         assert "Logging error" not in errors
         (line,) = errors.strip().splitlines()
@@ -207,19 +202,19 @@ def start_faulty_server(fault: str) -> Iterator[str]:
         client.close()
 
 
-def train_and_check(
-    run_dir: Path, data_dir: Path, seconds: float, environment: dict[str, str]
+def run_online(
+    address: str, run_dir: Path, data_dir: Path, timeout: float = 120, key: str = "0" * 40
 ) -> str:
-    """Train within this many seconds, check that all metrics are saved, and return the output."""
-    command = [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir)]
-    done = subprocess.run(
-        [*command, "logger.wandb.mode=online"] if "WANDB_API_KEY" in environment else command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
+    """Train with the W&B server at an address, check the run, and return the output."""
+    overrides = [*tiny(data_dir, run_dir), "logger.wandb.mode=online"]
+    account = {"WANDB_MODE": "online", "WANDB_API_KEY": key, "WANDB_BASE_URL": address}
+    done = run_script("train", *overrides, timeout=timeout, **account)
+    check_run(done, run_dir)
+    return done.stdout
+
+
+def check_run(done: subprocess.CompletedProcess[str], run_dir: Path) -> None:
+    """Check that a run has finished and that all its metrics are saved."""
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout
     assert not re.search(r"^\S+ \S+ (INFO|WARN|ERROR) ", done.stderr, re.MULTILINE)  # wandb-core
@@ -230,12 +225,6 @@ def train_and_check(
     assert [row["epoch"] for row in table if row["val/elbo"]] == ["0", "1"]
     assert len([row for row in table if row["test/elbo"]]) == 1
     assert list(run_dir.glob("wandb/*run-*/run-*.wandb"))  # for wandb sync
-    return done.stdout
-
-
-def make_online_environment(address: str) -> dict[str, str]:
-    kept = {k: v for k, v in clean_environment().items() if not k.startswith("WANDB")}
-    return {**kept, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": address}
 
 
 SERVER_FAULTS = ["refuses", "closes", "half an answer", "wrong key", "broken"]
@@ -251,7 +240,7 @@ def test_a_run_continues_without_the_wandb_server(
     fault: str, data_dir: Path, tmp_path: Path
 ) -> None:
     with start_faulty_server(fault) as address:
-        output = train_and_check(tmp_path / "run", data_dir, 120, make_online_environment(address))
+        output = run_online(address, tmp_path / "run", data_dir)
     assert "W&B does not answer" in output
     assert "wandb sync" in output
 
@@ -260,7 +249,7 @@ def test_a_run_continues_without_the_wandb_server(
 @pytest.mark.fault(Promise.NETWORK, "a server that disconnects during the run")
 def test_a_run_continues_after_the_server_disconnects(data_dir: Path, tmp_path: Path) -> None:
     with start_faulty_server("cut off in the middle") as address:
-        output = train_and_check(tmp_path / "run", data_dir, 180, make_online_environment(address))
+        output = run_online(address, tmp_path / "run", data_dir, timeout=180)
     assert "W&B" in output
 
 
@@ -268,12 +257,7 @@ def test_a_run_continues_after_the_server_disconnects(data_dir: Path, tmp_path: 
 @pytest.mark.fault(Promise.NETWORK, "an invalid API key")
 def test_a_run_continues_with_an_invalid_key(data_dir: Path, tmp_path: Path) -> None:
     with start_faulty_server("wrong key") as address:
-        train_and_check(
-            tmp_path / "run",
-            data_dir,
-            120,
-            {**make_online_environment(address), "WANDB_API_KEY": "short"},
-        )
+        run_online(address, tmp_path / "run", data_dir, key="short")
 
 
 @pytest.mark.fault(Promise.NETWORK, "no home or cache folder")
@@ -281,10 +265,17 @@ def test_a_run_continues_with_an_invalid_key(data_dir: Path, tmp_path: Path) -> 
 def test_a_run_needs_no_home_or_cache_folder(
     home: str | None, data_dir: Path, tmp_path: Path
 ) -> None:
+    run_dir = tmp_path / "run"
     nowhere = dict.fromkeys(("CACHE", "CONFIG", "DATA", "ARTIFACT"), "/dev/null/x")
     environment = {k: v for k, v in clean_environment().items() if k not in ("HOME", "WANDB_MODE")}
     environment |= {f"WANDB_{name}_DIR": folder for name, folder in nowhere.items()}
     environment |= {"XDG_CACHE_HOME": "/dev/null/x", "MPLCONFIGDIR": "/dev/null/x"}
-    train_and_check(
-        tmp_path / "run", data_dir, 120, {**environment, **({"HOME": home} if home else {})}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "src/train.py"), *tiny(data_dir, run_dir)],
+        env={**environment, **({"HOME": home} if home else {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
+    check_run(done, run_dir)

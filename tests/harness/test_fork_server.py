@@ -16,6 +16,7 @@ from harness.run_folder import reading
 from harness.sweeps import jobs
 from harness.sweeps.fork_server import ForkServer
 from tests.conftest import ROOT, clean_environment, run_fork, run_fresh, tiny
+from tests.harness.test_sweeps import wait_for_processes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks only on Linux")
 
@@ -67,18 +68,19 @@ class Probe(lightning.Callback):
 SHORT = ("trainer.max_steps=3", "callbacks.figures=null", "device=cpu", "logger=csv", "test=false")
 
 
-def archive_sweep(sweep: Path, data_dir: Path, *extra: str) -> list[Path]:
-    """Archive a sweep of two jobs with a probe, without training them."""
+def archive_sweep(sweep: Path, data_dir: Path, *seeds: int) -> list[Path]:
+    """Archive a sweep of jobs with a probe, without training them."""
     script = sweep.parent / "archives.py"
     script.write_text(ARCHIVE_SCRIPT)
     (sweep.parent / "probe.py").write_text(PROBE)
     probe = ["+callbacks.probe._target_=probe.Probe"]
     probe += ["+callbacks.probe.path=${run_dir}/probe.json", f"hydra.sweep.dir={sweep}"]
     paths = os.pathsep.join([str(ROOT / "src"), str(sweep.parent)])
-    overrides = ["-m", "seed=1,2", *tiny(data_dir), *SHORT, *probe, *extra]
+    sweeps = f"seed={','.join(map(str, seeds))}"
+    overrides = ["-m", sweeps, *tiny(data_dir), *SHORT, *probe]
     done = run_fork(script, overrides, {"PYTHONPATH": paths}, libraries=("hydra",))
     assert done.returncode == 0, done.stdout + done.stderr
-    return [sweep / "0", sweep / "1"]
+    return [sweep / str(number) for number in range(len(seeds))]
 
 
 @pytest.fixture
@@ -115,27 +117,40 @@ CASES = [
 @pytest.mark.usefixtures("command_environment")
 @pytest.mark.parametrize(("num_parallel", "environment"), CASES)
 def test_a_forked_job_equals_one_in_a_fresh_interpreter(
-    num_parallel: int, environment: Mapping[str, str], data_dir: Path, tmp_path: Path
+    num_parallel: int,
+    environment: Mapping[str, str],
+    data_dir: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """A job also survives its server, and the jobs after it start without the server."""
     if num_cpus() < 2:
         pytest.skip("needs two cores")
-    forked = archive_sweep(tmp_path / "forked", data_dir)
-    fresh = archive_sweep(tmp_path / "fresh", data_dir)
+    *forked, survivor = archive_sweep(tmp_path / "forked", data_dir, 1, 2, 3)
+    fresh = archive_sweep(tmp_path / "fresh", data_dir, 1, 2)[:num_parallel]
+    shares = divide_machine(num_parallel)
     server = ForkServer(tmp_path, num_parallel, environment)
     try:
         jobs.run_jobs(forked, num_parallel, environment, server)
-        assert server._socket is not None  # both jobs were forked
+        job = server.start(survivor, shares[0])
+        assert job is not None  # the server has forked all jobs
+        assert os.getpgid(job.pid) == job.pid
+        server._process.kill()
+        server._process.wait()
+        assert job.wait(60) == 0
+        assert reading.read_summary(survivor)["status"] == "finished"
+        assert "the fork server has ended" not in capfd.readouterr().err
+        jobs.run_jobs(fresh, num_parallel, environment, server)
+        assert "the fork server has ended" in capfd.readouterr().err
     finally:
         server.close()
-    jobs.run_jobs(fresh[:num_parallel], num_parallel, environment)
     expected = read_probe(fresh[0])
-    shares = divide_machine(num_parallel)
-    for job, run_dir in enumerate(forked):
-        share = shares[job % num_parallel]
+    for number, run_dir in enumerate(forked):
+        share = shares[number % num_parallel]
         cores = {"cores": share.cores} if num_parallel > 1 else {}
         assert read_probe(run_dir) == {**expected, **cores}
     assert expected["threads"][0] == (1 if environment else len(shares[0].cores))
-    for one, other in zip(forked, fresh[:num_parallel], strict=False):
+    for one, other in zip(forked, fresh, strict=False):
         assert read_metrics(one) == read_metrics(other)
         weights = [
             torch.load(folder / reading.LAST, weights_only=True)["state_dict"]
@@ -143,24 +158,6 @@ def test_a_forked_job_equals_one_in_a_fresh_interpreter(
         ]
         assert weights[0].keys() == weights[1].keys()
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-@pytest.mark.usefixtures("command_environment")
-def test_a_job_survives_its_server_and_the_next_starts_without_it(
-    data_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    first, second = archive_sweep(tmp_path / "sweep", data_dir)
-    server = ForkServer(tmp_path)
-    job = server.start(first, divide_machine(1)[0])
-    assert job is not None
-    assert os.getpgid(job.pid) == job.pid
-    server._process.kill()
-    server._process.wait()
-    assert job.wait(60) == 0
-    assert reading.read_summary(first)["status"] == "finished"
-    jobs.run_jobs([second], server=server)
-    assert reading.read_summary(second)["status"] == "finished"
-    assert "the fork server has ended" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.engines)])
@@ -179,6 +176,7 @@ def test_the_jobs_of_a_sweep_import_no_large_library(
     for library in ("torch", "lightning", "torch._dynamo", "wandb"):
         assert imported.count(library) == 1, library
     assert imported.count("cvae.models") == 2 * devices
+    assert wait_for_processes(tmp_path) == []
     left = {path.name for path in tmp_path.iterdir()} - {"torchinductor_root"}  # made by torch
     assert left == {"sweep"}
 
@@ -198,42 +196,38 @@ def test_bound_threads_and_other_systems_start_no_server(
     server.close()
 
 
-THREADED = """
-import threading, time
-from harness.training.forks import can_fork
+FORKS = """
+import os, sys, threading, time
+from harness.training.forks import Fork, can_fork, fork
+
+def run(code):
+    process = Fork(fork(lambda: exec(code)))
+    print(process.wait())
+    process.kill()
+
 print(can_fork())
+for code in sys.argv[1:]:
+    run(code)
 threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 print(can_fork())
 """
+EXIT_CODES = {
+    "pass": 0,
+    "sys.exit()": 0,
+    "sys.exit(3)": 3,
+    "sys.exit('text')": 1,
+    "1 / 0": 1,
+    "os.kill(os.getpid(), 9)": -9,
+}
 
 
-def test_a_process_with_threads_does_not_fork() -> None:
-    command = [sys.executable, "-c", THREADED]
+def test_a_fork_has_the_exit_code_of_an_interpreter() -> None:
+    """A process with a second thread does not fork."""
     done = subprocess.run(
-        command, env=clean_environment(), capture_output=True, text=True, check=False
-    )
-    assert done.stdout.split() == ["True", "False"], done.stderr
-
-
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        ("pass", 0),
-        ("sys.exit()", 0),
-        ("sys.exit(3)", 3),
-        ("sys.exit('text')", 1),
-        ("1 / 0", 1),
-        ("os.kill(os.getpid(), 9)", -9),
-    ],
-)
-def test_a_fork_has_the_exit_code_of_an_interpreter(code: str, expected: int) -> None:
-    script = f"import os, sys\nfrom harness.training.forks import *\ndef body(): {code}\n"
-    script += "process = Fork(fork(body))\nprint(process.wait())\nprocess.kill()"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", FORKS, *EXIT_CODES],
         env=clean_environment(),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout.split() == [str(expected)], done.stderr
+    assert done.stdout.split() == ["True", *map(str, EXIT_CODES.values()), "False"], done.stderr

@@ -31,7 +31,15 @@ from harness.run_folder.folder import RunFolder
 from harness.run_folder.metrics_file import MetricsFile
 from harness.training.outcome import raise_hidden_stop
 from harness.training.processes import check_shared_memory
-from tests.conftest import ROOT, StartedScript, clean_environment, run_fork, run_script, tiny
+from tests.conftest import (
+    ROOT,
+    StartedScript,
+    clean_environment,
+    run_fork,
+    run_script,
+    tiny,
+    wait_for_end,
+)
 from tests.project.test_conf import compose
 from tests.tally import Promise, Survived
 
@@ -296,14 +304,6 @@ def find_ranks(process: StartedScript) -> list[int]:
     return sorted(e.pid for e in entries if e.parent == process.pid and e.group == e.pid)
 
 
-def assert_no_process_is_left(process: StartedScript) -> None:
-    for _ in range(100):
-        if not process.list_processes():
-            return
-        time.sleep(0.05)
-    raise AssertionError(process.list_processes())
-
-
 STOPS = [
     (1, signal.SIGTERM, "parent"),
     pytest.param(1, signal.SIGUSR1, "parent", marks=pytest.mark.engines),
@@ -331,7 +331,7 @@ def test_a_stop_signal_saves_the_run(
     finally:
         process.kill()
     assert process.returncode == 128 + number, output
-    assert_no_process_is_left(process)
+    assert wait_for_end(process.list_processes) == []
     assert seconds < 10  # on a busy machine
     assert read_summary(run_dir)["status"] == "interrupted"
     assert "resume=" in output
@@ -356,7 +356,7 @@ def test_a_signal_to_the_process_group_saves_the_run(
     finally:
         process.kill()
     assert process.returncode == 128 + number, output
-    assert_no_process_is_left(process)
+    assert wait_for_end(process.list_processes) == []
     assert "Traceback" not in output
     assert read_summary(run_dir)["status"] == "interrupted"
     assert (run_dir / "checkpoints" / "last.ckpt").is_file()
@@ -703,7 +703,7 @@ def test_a_run_fails_and_resumes_after_a_rank_dies_or_hangs(
         process.kill()
     assert process.returncode == 1, output
     assert output.splitlines()[-1].startswith("failed: ")
-    assert_no_process_is_left(process)
+    assert wait_for_end(process.list_processes) == []
     done = run_script("train", f"resume={run_dir}", "rank_timeout=60")
     assert done.returncode == 0, done.stdout + done.stderr
     uninterrupted = archive_run(

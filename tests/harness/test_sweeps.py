@@ -4,8 +4,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from harness.contract import files
 from harness.run_folder import reading
 from harness.run_folder.folder import RunFolder
 from harness.sweeps import jobs
-from tests.conftest import ROOT, clean_environment, run_fork, run_script, tiny
+from tests.conftest import StartedScript, run_fork, run_light, run_script, tiny, wait_for_end
 from tests.tally import Promise
 
 FAST = ["callbacks.figures=null", "device=cpu"]
@@ -38,13 +38,9 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 def wait_for_processes(folder: Path) -> list[str]:
     """Wait for processes with this folder on their command line; return those that remain."""
-    for _ in range(150):
-        command = ["pgrep", "-f", str(folder)]
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-        if not found:
-            break
-        time.sleep(0.1)
-    return found
+    command = ["pgrep", "-f", str(folder)]
+    run = partial(subprocess.run, command, capture_output=True, text=True, check=False)
+    return wait_for_end(lambda: run().stdout.split())
 
 
 def list_folders(sweep: Path) -> list[str]:
@@ -55,8 +51,8 @@ def list_folders(sweep: Path) -> list[str]:
 def sweep_of_two(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a sweep of two jobs on two devices each."""
     sweep = tmp_path_factory.mktemp("sweeps") / "two by two"
-    overrides = ["model.latent_dim=2,4", "trainer.devices=2", f"hydra.sweep.dir={sweep}"]
-    done = run_script("train", "-m", *tiny(data_dir), *FAST, *overrides)
+    overrides = ["model=autoencoder,vae", "trainer.devices=2", f"hydra.sweep.dir={sweep}"]
+    done = run_script("train", "-m", *tiny(data_dir), "device=cpu", *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("val/elbo -") > 0
     return sweep
@@ -67,8 +63,16 @@ def test_two_jobs_on_two_devices_are_two_runs(sweep_of_two: Path) -> None:
     summaries = [read_summary(sweep_of_two / name) for name in list_folders(sweep_of_two)]
     assert [t["status"] for t in summaries] == ["finished"] * 2
     assert [t["devices"] for t in summaries] == [2, 2]
-    assert [t["swept"] for t in summaries] == [["model.latent_dim=2"], ["model.latent_dim=4"]]
+    assert [t["swept"] for t in summaries] == [["model=autoencoder"], ["model=vae"]]
+    assert [t["sweep"] for t in summaries] == [sweep_of_two.name] * 2
     assert len({t["run_id"] for t in summaries}) == 2
+
+
+def test_jobs_with_different_models_have_different_monitors(sweep_of_two: Path) -> None:
+    autoencoder, vae = (read_summary(sweep_of_two / name) for name in ("0", "1"))
+    assert (autoencoder["monitor"], vae["monitor"]) == ("val/reconstruction", "val/elbo")
+    assert autoencoder["metrics"].keys() == {"val/reconstruction", "test/reconstruction"}
+    assert (sweep_of_two / "0" / "figures" / "samples.png").is_file()
 
 
 def test_each_job_is_a_wandb_run_in_the_group_of_its_sweep(sweep_of_two: Path) -> None:
@@ -147,26 +151,19 @@ def test_a_stopped_sweep_leaves_no_process(
         f"hydra.sweep.dir={sweep}",
     ]
     overrides += [f"hydra.launcher.num_jobs={jobs}", f"trainer.devices={devices}"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "src/train.py"), "-m", *tiny(data_dir), *FAST, *overrides],
-        env=clean_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = StartedScript("train", "-m", *tiny(data_dir), *FAST, *overrides)
     try:
         wanted = [sweep / str(i) / "checkpoints" for i in range(jobs)]
-        for _ in range(600):
+        for _ in range(1200):
             if all(folder.is_dir() for folder in wanted):
                 break
-            time.sleep(0.1)
+            time.sleep(0.05)
         process.send_signal(number)
         code = process.wait(timeout=20)
     finally:
         process.kill()
-        process.wait()
     assert code == (-number if number == signal.SIGKILL else 128 + number)
-    assert wait_for_processes(sweep) == []
+    assert wait_for_end(process.list_processes) == []
     assert [read_summary(sweep / str(i))["status"] for i in range(3)] == [
         "interrupted" if i < jobs else "pending" for i in range(3)
     ]
@@ -185,7 +182,7 @@ INVALID_SWEEPS = [
 )
 def test_invalid_sweeps_are_rejected(overrides: list[str], message: str, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    done = run_script("train", "-m", "seed=1,2", *overrides, f"hydra.sweep.dir={sweep}")
+    done = run_light("train", "-m", "seed=1,2", *overrides, f"hydra.sweep.dir={sweep}")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert len(done.stderr.splitlines()) <= 3
@@ -194,31 +191,26 @@ def test_invalid_sweeps_are_rejected(overrides: list[str], message: str, tmp_pat
 
 def test_a_sweep_rejects_a_folder_with_runs(sweep_of_two: Path) -> None:
     before = (sweep_of_two / "0" / "config.yaml").read_bytes()
-    done = run_script("train", "-m", "seed=1,2", f"hydra.sweep.dir={sweep_of_two}")
+    done = run_light("train", "-m", "seed=1,2", f"hydra.sweep.dir={sweep_of_two}")
     assert done.returncode == 2
     assert "rerun=" in done.stderr
     assert (sweep_of_two / "0" / "config.yaml").read_bytes() == before
 
 
 def test_rerun_rejects_a_folder_without_runs(tmp_path: Path) -> None:
-    done = run_script("train", f"rerun={tmp_path}")
+    done = run_light("train", f"rerun={tmp_path}")
     assert done.returncode == 2
     assert "no runs" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "harness.training.launch", str(tmp_path)]
     parts = "data: {}\nmodel: {}\noptimizer: {}\n"
     files.write_text(tmp_path / reading.CONFIG, parts + "trainer: {accelerator: cpu, devices: 1}\n")
+    script = tmp_path / "launches.py"
+    script.write_text("import sys\nfrom harness.training.launch import *\nrun_process(sys.argv[1])")
     with RunFolder(tmp_path).lock():
-        done = subprocess.run(
-            command,
-            env={**clean_environment(), "PYTHONPATH": str(ROOT / "src")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_fork(script, [str(tmp_path)])
     assert done.returncode == 2
     assert "another process trains this run" in done.stderr
     with RunFolder(tmp_path).lock():  # the lock is released

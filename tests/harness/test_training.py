@@ -6,8 +6,6 @@ import logging
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -34,8 +32,7 @@ from harness.training.build import _native_precision
 from harness.training.resume import LastCheckpoint
 from harness.training.run import _check_provenance, train
 from tests import PACKAGE
-from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, clean_environment, run_script, tiny
-from tests.harness.test_sweeps import wait_for_processes
+from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, run_script, tiny
 from tests.science.test_networks import FlatBatchNorm
 from tests.tally import Promise
 
@@ -444,25 +441,6 @@ def test_two_devices_share_one_folder(pair_of_runs: dict[int, Path]) -> None:
         for d in (pair_of_runs[1], pair_of_runs[2])
     )
     assert one == two
-
-
-def test_a_sweep_gives_each_job_its_folder(data_dir: Path, tmp_path: Path) -> None:
-    sweep = tmp_path / "a sweep"
-    jobs = [
-        "model=autoencoder,vae",
-        "logger=csv",
-        "trainer.max_epochs=1",
-        f"hydra.sweep.dir={sweep}",
-    ]
-    done = run_script("train", "-m", *tiny(data_dir), *jobs, forks=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert wait_for_processes(sweep) == []
-    summaries = [read_summary(sweep / str(job)) for job in range(2)]
-    assert [t["status"] for t in summaries] == ["finished"] * 2
-    assert [t["monitor"] for t in summaries] == ["val/reconstruction", "val/elbo"]
-    assert [t["sweep"] for t in summaries] == ["a sweep"] * 2
-    assert summaries[0]["metrics"].keys() == {"val/reconstruction", "test/reconstruction"}
-    assert (sweep / "0" / "figures" / "samples.png").is_file()
 
 
 @pytest.mark.parametrize("devices", [1, 2])
