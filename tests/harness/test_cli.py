@@ -112,6 +112,7 @@ def test_help_takes_little_cpu_time(no_torch: str) -> None:
     assert min(seconds) < 1.5
 
 
+# run by test_bad_input.py
 BAD = [
     ("train", "model.latnet_dim=3", ["model.latnet_dim", "model.latent_dim?"]),
     ("train", "latent_dim=3", ["latent_dim=3", "model.latent_dim?"]),
@@ -164,24 +165,6 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "argument", "fragments"), BAD, ids=[f"{n} {t}" for n, t, _ in BAD]
-)
-def test_bad_input_fails_with_a_clear_message(
-    name: str, argument: str, fragments: list[str], no_torch: str, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    run_dir_override = [f"hydra.run.dir={run_dir}"] if name == "train" else []
-    done = run_light(name, argument, *run_dir_override, PYTHONPATH=no_torch)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert 1 <= len(lines) <= 3
-    assert lines[0].startswith("error: ")
-    assert all(part in done.stderr for part in fragments)
-    assert not run_dir.exists()
-
-
 @pytest.mark.parametrize("typed", ["name=12e4567", "data.condition=3"])
 def test_a_wrong_value_is_reported_once(typed: str, no_torch: str) -> None:
     """Interpolations such as logger.wandb.name take the value of another setting."""
@@ -204,7 +187,7 @@ def test_a_missing_launcher_names_its_extra(launcher: str, extra: str) -> None:
 
 
 def test_hydra_full_error_shows_the_traceback() -> None:
-    done = run_script("train", "latent", HYDRA_FULL_ERROR="1")
+    done = run_light("train", "latent", HYDRA_FULL_ERROR="1")
     assert "Traceback" in done.stderr
 
 
