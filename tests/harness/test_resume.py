@@ -497,36 +497,83 @@ def test_data_workers_without_shared_memory_are_rejected(
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.fault(Promise.STOPS, "SIGUSR1 to the SLURM batch script, which requeues its job")
-def test_the_batch_script_is_requeued_and_resumes(data_dir: Path, tmp_path: Path) -> None:
-    """A script that records its arguments replaces scontrol."""
-    run_dir = tmp_path / "run"
-    (tmp_path / "data").symlink_to(data_dir)
-    settings = " ".join([*tiny(tmp_path / "data"), *FAST, "trainer.max_epochs=60"])
+class BatchJob(NamedTuple):
+    """A SLURM job that was stopped by SIGUSR1 and submitted again."""
+
+    run_dir: Path
+    exit_codes: list[int]
+    requests: list[str]  # to scontrol
+    stopped_at: int  # step
+    imports: set[str]  # top-level packages that its processes imported
+
+
+@pytest.fixture(scope="module")
+def batch_job(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> BatchJob:
+    """Run the batch script of the docs twice; a script that records its arguments is scontrol.
+
+    The data workers of the first job deliver 14 batches and then no more until the signal.
+    """
+    folder = tmp_path_factory.mktemp("slurm")
+    run_dir = folder / "run"
+    (folder / "stalling.py").write_text(STALLING)
+    (folder / "data").symlink_to(data_dir)
+    settings = " ".join([*tiny(folder / "data"), *FAST, *STALLED])
     page = (ROOT / "docs" / "how-to" / "resume.md").read_text()
     block = re.search(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
     assert block is not None
     text = block[1].replace("logs/train/mine", str(run_dir))
     text = text.replace("hydra.run.dir=$DIR", f"hydra.run.dir=$DIR {settings}")
-    (tmp_path / "script").write_text(text)
-    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\n')
-    (tmp_path / "scontrol").chmod(0o755)
-    path = [str(Path(sys.executable).parent), str(tmp_path), os.environ["PATH"]]
-    environment = {**clean_environment(), "PATH": os.pathsep.join(path), "SLURM_JOB_ID": "7"}
+    text = text.replace("resume=$DIR", "resume=$DIR trust=stalling")
+    (folder / "script").write_text(text)
+    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> "{folder}/requests"\n')
+    (folder / "scontrol").chmod(0o755)
+    path = [str(Path(sys.executable).parent), str(folder), os.environ["PATH"]]
+    environment = {
+        **clean_environment(),
+        "PATH": os.pathsep.join(path),
+        "PYTHONPATH": str(folder),
+        "PYTHONPROFILEIMPORTTIME": "1",  # prints the modules that it imports
+        "SLURM_JOB_ID": "7",
+    }
 
-    def submit() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["bash", str(tmp_path / "script")], env=environment, cwd=ROOT)
+    def submit(**variables: str) -> subprocess.Popen[bytes]:
+        with (folder / "errors").open("ab") as errors:
+            return subprocess.Popen(
+                ["bash", str(folder / "script")],
+                env={**environment, **variables},
+                cwd=ROOT,
+                stderr=errors,
+            )
 
-    process = submit()
-    wait_for_rows(run_dir, 20)
+    process = submit(FAULT="stall")
+    wait_for_rows(run_dir, 14)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=60) == 128 + signal.SIGUSR1
-    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    exit_codes = [process.wait(timeout=60)]
     stopped_at = int(read_metrics(run_dir)[-1]["step"])
-    assert submit().wait(timeout=120) == 0
-    assert read_summary(run_dir)["status"] == "finished"
-    assert [entry["step"] for entry in read_summary(run_dir)["resumed"]] == [stopped_at]
-    assert len((tmp_path / "asked").read_text().splitlines()) == 1
+    exit_codes.append(submit().wait(timeout=120))
+    lines = (folder / "errors").read_text().splitlines()
+    imports = {
+        line.rpartition("|")[2].strip().partition(".")[0]
+        for line in lines
+        if line.startswith("import time:")
+    }
+    requests = (folder / "requests").read_text().splitlines()
+    return BatchJob(run_dir, exit_codes, requests, stopped_at, imports)
+
+
+@pytest.mark.fault(Promise.STOPS, "SIGUSR1 to the SLURM batch script, which requeues its job")
+def test_the_batch_script_is_requeued_and_resumes(batch_job: BatchJob) -> None:
+    assert batch_job.exit_codes == [128 + signal.SIGUSR1, 0]
+    assert batch_job.requests == ["requeue 7"]
+    summary = read_summary(batch_job.run_dir)
+    assert summary["status"] == "finished"
+    assert [entry["step"] for entry in summary["resumed"]] == [batch_job.stopped_at]
+
+
+def test_training_imports_no_optional_packages(batch_job: BatchJob) -> None:
+    unwanted = {"sklearn", "skimage", "tensorboard", "optuna", "ray", "submitit", "wandb", "pandas"}
+    assert {"torch", "lightning", "harness", "cvae"} <= batch_job.imports
+    assert not unwanted & batch_job.imports
 
 
 # resume
