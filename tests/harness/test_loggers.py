@@ -24,7 +24,7 @@ from harness.run_folder import reading
 from harness.run_folder.folder import RunFolder
 from harness.run_folder.metrics_file import MetricsFile
 from harness.tracking.wandb import Mode, _start_run, has_wandb_account, log_evaluation, wandb_mode
-from tests.conftest import ROOT, run_script, run_warm, tiny
+from tests.conftest import ROOT, run_light, run_script, run_warm, tiny
 from tests.project.test_conf import compose, to_plain
 from tests.tally import Promise
 
@@ -112,7 +112,6 @@ def test_the_offline_file_holds_config_metrics_and_pictures(finished_run: Path) 
 
 
 def test_a_failed_run_is_marked_failed(data_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("def explode(**_):\n    raise ZeroDivisionError\n")
     run_dir = tmp_path / "run"
     overrides = ["optimizer._target_=mine.explode", "optimizer._partial_=true"]
     overrides += [f"~optimizer.{key}" for key in ("betas", "weight_decay", "fused", "lr")]
@@ -392,8 +391,7 @@ def test_an_invalid_variable_is_named_in_the_message(
 def test_an_invalid_variable_is_rejected_before_a_folder_is_made(
     data_dir: Path, tmp_path: Path
 ) -> None:
-    arguments, script = tiny(data_dir, tmp_path / "run"), ROOT / "src" / "train.py"
-    done = run_warm(script, arguments, ROOT, 60, WANDB_PROJECT="a/b")
+    done = run_light("train", *tiny(data_dir, tmp_path / "run"), WANDB_PROJECT="a/b")
     assert done.returncode == 2
     assert done.stderr.startswith("error: WANDB_PROJECT: logger.wandb.project=a/b: must be ")
     assert not (tmp_path / "run").exists()
@@ -431,6 +429,7 @@ def test_a_run_is_tracked_offline_if_the_server_refuses(data_dir: Path, tmp_path
         "train",
         *tiny(data_dir, run_dir),
         "trainer.max_epochs=1",
+        "callbacks.figures=null",
         WANDB_MODE="online",
         WANDB_API_KEY="0" * 40,
         WANDB_BASE_URL="http://127.0.0.1:9",

@@ -8,9 +8,12 @@ import torch
 
 from harness.run_folder import loading
 from harness.run_folder.reading import BEST
-from tests.conftest import run_script, tiny
+from tests.conftest import run_light, run_script, tiny
 
-SHORT = ["trainer.max_epochs=1", "optimizer.lr=1e-12", "scheduler=constant", "callbacks.ema=null"]
+SHORT = [
+    *("trainer.max_epochs=1", "optimizer.lr=1e-12", "scheduler=constant", "callbacks.ema=null"),
+    *("callbacks.figures=null", "logger=csv", "test=false"),
+]
 
 
 def load_weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -53,7 +56,7 @@ def test_weights_that_do_not_fit_are_named_and_skipped_with_weights_partial(
 def test_missing_weights_are_rejected_before_a_folder_is_made(
     path: str, data_dir: Path, tmp_path: Path
 ) -> None:
-    done = run_script("train", *tiny(data_dir, tmp_path / "run"), f"weights={path}")
+    done = run_light("train", *tiny(data_dir, tmp_path / "run"), f"weights={path}")
     assert done.returncode == 2
     assert re.match(rf"error: weights=.*{path}: no ", done.stderr)
     assert not (tmp_path / "run").exists()
