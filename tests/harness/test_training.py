@@ -477,7 +477,8 @@ def test_a_run_needs_no_callbacks_logger_or_schedule(data_dir: Path, tmp_path: P
 
 @pytest.mark.parametrize("debug", ["one_batch", "profiler"])  # overfit is in test_selection.py
 def test_every_debug_option_trains(debug: str, data_dir: Path, tmp_path: Path) -> None:
-    done = run_script("train", *tiny(data_dir, tmp_path / "run"), f"debug={debug}")
+    overrides = [f"debug={debug}", "callbacks.figures=null"]
+    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("Profile" in done.stdout) == (debug == "profiler")
 
@@ -653,6 +654,7 @@ def test_resume_requires_the_same_data_and_precision() -> None:
 def test_every_experiment_trains(path: Path, data_dir: Path, tmp_path: Path) -> None:
     """This includes experiments that are meant for other hardware."""
     few = ["trainer.max_steps=2", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+    few += ["data.batch_size=32", "data.eval_batch_size=32"]
     of_tests = ["data.name=KMNIST", f"data.data_dir={data_dir}", "data.validation_size=45"]
     overrides = [f"experiment={path.stem}", *of_tests, *few, "test_num_samples=2", "logger=csv"]
     done = run_script(
