@@ -59,6 +59,11 @@ class ProcessEntry(NamedTuple):
     group: int
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order of the test files; xdist would start the one with most tests first."""
+    config.option.loadscopereorder = False
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the longest files first, so that two test processes end at about the same time.
@@ -68,6 +73,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+        if getattr(config.option, "loadgroup", False) and hasattr(item, "_id"):
+            # pytest 9.2 has no _nodeid, to which xdist 3.8 adds the group by which it schedules
+            (group,) = {mark.args[0] for mark in item.iter_markers("xdist_group")}
+            item._id = type(item._id).parse(f"{item.nodeid}@{group}")
     first = ("test_training", "test_resume", "test_blocks", "test_your_own", "test_sweeps")
     items.sort(key=lambda i: first.index(i.path.stem) if i.path.stem in first else len(first))
     shuffle(config, items)

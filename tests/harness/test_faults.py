@@ -207,8 +207,14 @@ def run_online(
 ) -> str:
     """Train with the W&B server at an address, check the run, and return the output."""
     overrides = [*tiny(data_dir, run_dir), "logger.wandb.mode=online"]
-    account = {"WANDB_MODE": "online", "WANDB_API_KEY": key, "WANDB_BASE_URL": address}
-    done = run_script("train", *overrides, timeout=timeout, **account)
+    done = run_script(
+        "train",
+        *overrides,
+        timeout=timeout,
+        WANDB_MODE="online",
+        WANDB_API_KEY=key,
+        WANDB_BASE_URL=address,
+    )
     check_run(done, run_dir)
     return done.stdout
 

@@ -468,8 +468,8 @@ def test_a_failed_run_reports_its_error(devices: int, data_dir: Path, tmp_path: 
 def test_a_run_needs_no_callbacks_logger_or_schedule(data_dir: Path, tmp_path: Path) -> None:
     """Some clusters set the variables of a single rank, which have no effect."""
     overrides = ["callbacks=null", "logger=null", "scheduler=null", "trainer.max_epochs=1"]
-    one_rank = {"RANK": "0", "WORLD_SIZE": "1"}
-    done = run_script("train", *tiny(data_dir, tmp_path / "run"), *overrides, **one_rank)
+    overrides = [*tiny(data_dir, tmp_path / "run"), *overrides]
+    done = run_script("train", *overrides, RANK="0", WORLD_SIZE="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert read_summary(tmp_path / "run")["status"] == "finished"
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
