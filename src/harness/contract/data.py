@@ -15,8 +15,9 @@ from harness.contract.workers import WatchedLoader
 class Split(Protocol):
     """One split of the data, read one batch at a time.
 
-    A split may also have ``to(device)``, which returns the same split on that device. On a GPU
-    without data workers, the loader calls it, and ``__getitem__`` then makes batches there.
+    A split may also have ``to(device)``, which returns the same split on that device. The loader
+    calls it with the GPU if there are no data workers, otherwise with the CPU; ``__getitem__`` then
+    makes batches there.
     """
 
     def __len__(self) -> int: ...
