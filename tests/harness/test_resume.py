@@ -527,6 +527,7 @@ def batch_job(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Batch
     (folder / "script").write_text(text)
     (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> "{folder}/requests"\n')
     (folder / "scontrol").chmod(0o755)
+    (folder / "requests").touch()
     path = [str(Path(sys.executable).parent), str(folder), os.environ["PATH"]]
     environment = {
         **clean_environment(),
@@ -543,12 +544,17 @@ def batch_job(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Batch
                 env={**environment, **variables},
                 cwd=ROOT,
                 stderr=errors,
+                process_group=0,
             )
 
     process = submit(FAULT="stall")
-    wait_for_rows(run_dir, 14)
-    process.send_signal(signal.SIGUSR1)
-    exit_codes = [process.wait(timeout=60)]
+    try:
+        wait_for_rows(run_dir, 14)
+        process.send_signal(signal.SIGUSR1)
+        exit_codes = [process.wait(timeout=60)]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     stopped_at = int(read_metrics(run_dir)[-1]["step"])
     exit_codes.append(submit().wait(timeout=120))
     lines = (folder / "errors").read_text().splitlines()
