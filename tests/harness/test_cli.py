@@ -342,6 +342,7 @@ def test_suggested_commands_are_quoted_for_the_shell(finished_run: Path) -> None
         f"pictures: {finished_run / 'figures'}" in RunFolder(finished_run).next_steps().splitlines()
     )
     lines = [line for line in RunFolder(finished_run).next_steps().splitlines() if "python" in line]
+    assert lines
     for line in lines:
         assert f"run={finished_run}" in shlex.split(line)
 

@@ -339,13 +339,6 @@ def test_the_log_of_a_finished_run_holds_progress_and_no_traceback(finished_run:
     assert max(len(line) for line in log.splitlines()) < 400
 
 
-def test_a_run_outside_logs_does_not_move_latest(finished_run: Path) -> None:
-    from harness.config import paths
-
-    latest = paths.ROOT / "logs" / "latest"
-    assert not latest.exists() or latest.resolve() != finished_run.resolve()
-
-
 @pytest.fixture(scope="session")
 def pair_of_runs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Return the same run of 14 steps on one device and on two."""
