@@ -122,7 +122,7 @@ def attempt(run_dir: Path, kill: Any, num_ranks: int = 1) -> list[int]:
         if deadline is not None and time.monotonic() > deadline:
             for child in set(children) - set(exit_codes):
                 os.kill(child, signal.SIGKILL)
-            raise TimeoutError(f"a rank did not leave within {LIMIT} s")
+            raise TimeoutError(f"a rank did not exit within {LIMIT} s")
         time.sleep(0.005)
     return [exit_codes[child] for child in children]
 

@@ -1,4 +1,4 @@
-"""Counts the faults that tests inject and how many were survived: docs/measured/faults.json.
+"""Counts the faults that tests inject, and those survived, for docs/measured/faults.json.
 
 A test marked ``fault(promise, "what was injected")`` counts as one fault, or as the number that it
 passes to the fixture ``survived``. A test that fails adds one fault that was not survived.

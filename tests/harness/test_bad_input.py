@@ -1,7 +1,7 @@
 """Hundreds of invalid overrides fail with at most three lines, before any file is made.
 
-A server imports everything once and forks for each case, which runs an entry point as if started
-from a shell. Random cases have a fixed seed, so that failures are reproducible.
+A server imports everything once. It forks for each case, and the fork runs an entry point as if
+started from a shell. Random cases have a fixed seed, so that failures are reproducible.
 """
 
 import json
@@ -53,7 +53,7 @@ class Result(NamedTuple):
 # without evaluate.py if the user has deleted it
 SCRIPTS = [s for s in ("train", "generate", "evaluate") if (ROOT / "src" / f"{s}.py").is_file()]
 
-# reads one line of JSON per case and writes one per answer; a process of its own, without torch
+# runs in its own process without torch; reads a line of JSON per case and writes one per result
 SERVER = r"""
 import contextlib, gc, importlib, io, json, os, sys, time, types
 from pathlib import Path

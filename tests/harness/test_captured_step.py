@@ -240,7 +240,7 @@ def test_a_step_is_recorded_again_after_the_model_changes(
 ) -> None:
     change = f"+callbacks.change._target_={__name__}.{name}"
     replayed = train_and_read_state(tmp_path / "replayed", data_dir, change)
-    assert len(graphs) == 2  # of full batches, before and after the change
+    assert len(graphs) == 2  # one for full batches before the change, and one after it
     assert all(graph.num_replays > 5 for graph in graphs)
     monkeypatch.setattr(captured_step, "_MAX_GRAPHS", 0)
     assert_equal(replayed, train_and_read_state(tmp_path / "eager", data_dir, change))
@@ -272,7 +272,7 @@ def test_a_step_that_cannot_be_replayed_stays_eager(
     assert len(warnings) == 1
     assert reason in warnings[0]
     assert graphs == []
-    # with the learning rate as a number; the first steps above had it in a float32 tensor
+    # here the learning rate is a float; above, it was a float32 tensor during the first steps
     monkeypatch.setattr(optimization, "can_record", lambda module: False)
     eager = train_and_read_state(tmp_path / "eager", data_dir, target)
     assert weights.keys() == eager.keys()

@@ -94,7 +94,7 @@ def command_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 def read_probe(run_dir: Path) -> dict[str, Any]:
     assert reading.read_summary(run_dir)["status"] == "finished", reading.read_summary(run_dir)
     state = dict(json.loads((run_dir / "probe.json").read_text()))
-    # the server sets these; Lightning sets the seed, in which the jobs differ
+    # the server sets these, and Lightning sets the seed, which differs between jobs
     added = ("TORCH_CPP_LOG_LEVEL", "WANDB_SILENT", "WANDB_ERROR_REPORTING", "PL_GLOBAL_SEED")
     for name in added:
         state["environment"].pop(name, None)

@@ -245,7 +245,7 @@ def test_an_error_in_a_hook_ends_the_command(
     config = OmegaConf.create({"hydra": hydra})  # without the keys that the hooks read
 
     def fail(*_: Any) -> None:
-        raise ZeroDivisionError("of a bug")
+        raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(hooks, "started_ranks", fail)
     monkeypatch.setattr("harness.sweeps.jobs.is_search", fail)
@@ -256,7 +256,7 @@ def test_an_error_in_a_hook_ends_the_command(
     with pytest.raises(SystemExit) as left:
         getattr(callbacks, name)(config=config)
     assert left.value.code == 1
-    assert capsys.readouterr().err.startswith("failed: ZeroDivisionError: of a bug")
+    assert capsys.readouterr().err.startswith("failed: ZeroDivisionError: a bug")
 
 
 FREES_TENSORS_WHILE_IT_EXITS = """
@@ -308,7 +308,7 @@ def test_the_exit_of_a_rank_is_not_aborted(tmp_path: Path) -> None:
 def test_the_error_file_of_a_rank_is_complete_or_absent(
     killed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The launcher reads it after the ranks have ended, even if one was killed while writing it."""
+    """The launcher reads the file at the end, even if a rank was killed while writing it."""
     error_file = tmp_path / "error.json"
     original_dump = json.dump
 
@@ -320,7 +320,7 @@ def test_the_error_file_of_a_rank_is_complete_or_absent(
         original_dump(data, file)
 
     def fail(run_dir: Path) -> None:
-        raise ValueError("of the run")
+        raise ValueError("in the run")
 
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(error_file))
     monkeypatch.setattr(json, "dump", dump)
@@ -329,22 +329,22 @@ def test_the_error_file_of_a_rank_is_complete_or_absent(
         launch._run_spawned_rank(RunFolder(tmp_path))
     assert error_file.exists() is not killed
     if not killed:
-        assert json.loads(error_file.read_text())["message"]["message"] == "ValueError: of the run"
+        assert json.loads(error_file.read_text())["message"]["message"] == "ValueError: in the run"
 
 
-@pytest.mark.parametrize("fields", [{"error": "ValueError: of rank 1", "rank": 1}, {}])
+@pytest.mark.parametrize("fields", [{"error": "ValueError: in rank 1", "rank": 1}, {}])
 def test_a_failure_is_reported_if_another_rank_is_interrupted_later(
     fields: dict[str, Any], tmp_path: Path
 ) -> None:
     """A rank that is stopped because of the failure may overwrite the summary of the failed one."""
     reading.update_summary(tmp_path, status="interrupted", **fields)
     error = launch.exception_for(
-        RunFolder(tmp_path), 1, message=f"RunFailed: {tmp_path}: ValueError: of rank 1"
+        RunFolder(tmp_path), 1, message=f"RunFailed: {tmp_path}: ValueError: in rank 1"
     )
-    assert str(error).endswith("ValueError: of rank 1")
+    assert str(error).endswith("ValueError: in rank 1")
     summary = reading.read_summary(tmp_path)
     assert summary["status"] == "failed"
-    assert summary["error"] == "ValueError: of rank 1"
+    assert summary["error"] == "ValueError: in rank 1"
 
 
 @pytest.mark.parametrize("reported", [True, False])
@@ -353,7 +353,7 @@ def test_an_error_is_reported_if_the_exit_of_its_rank_is_aborted(
 ) -> None:
     error_file = tmp_path / "error.json"
     if reported:
-        text = f"RunFailed: {tmp_path}: ValueError: of rank 1"
+        text = f"RunFailed: {tmp_path}: ValueError: in rank 1"
         error_file.write_text(
             json.dumps({"message": {"message": text, "extraInfo": {"timestamp": 1}}})
         )
@@ -364,13 +364,13 @@ def test_an_error_is_reported_if_the_exit_of_its_rank_is_aborted(
 
     monkeypatch.setattr(launch, "run_ranks", fail)
     reading.update_summary(tmp_path, status="running")
-    with pytest.raises(RunFailed, match="ValueError: of rank 1" if reported else "rank 1: killed"):
+    with pytest.raises(RunFailed, match="ValueError: in rank 1" if reported else "rank 1: killed"):
         launch._launch_ranks(RunFolder(tmp_path), 2)
     assert reading.read_summary(tmp_path)["status"] == "failed"
 
 
 def test_a_resume_on_several_nodes_needs_a_launcher(tmp_path: Path) -> None:
-    """Without one, the run would wait for the other nodes and could not be stopped."""
+    """Without a launcher, the run would wait for the other nodes and could not be stopped."""
     folder = RunFolder(tmp_path)
     trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 3}
     folder.config = OmegaConf.create({"trainer": trainer})

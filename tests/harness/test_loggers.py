@@ -443,10 +443,10 @@ def test_an_evaluation_does_not_fail_with_wandb(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def start() -> Any:
-        raise RuntimeError("the server is away")
+        raise RuntimeError("the server is unavailable")
 
     log_evaluation(start, {"test/nll_k50": {"value": 84.0}}, {}, ["value"])
-    assert "the server is away" in caplog.text
+    assert "the server is unavailable" in caplog.text
 
 
 @pytest.mark.parametrize(

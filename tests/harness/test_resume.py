@@ -114,7 +114,7 @@ def digest_state(run_dir: Path, name: str) -> dict[str, str]:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv without rates."""
+    """Return the rows of metrics.csv without the columns of throughput."""
     with (run_dir / "metrics.csv").open() as file:
         return [
             {k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)
@@ -190,7 +190,7 @@ class Setting(NamedTuple):
     """Settings of a run that is repeatedly stopped by signals."""
 
     override: str
-    num_ranks: int = 1  # started as torchrun does
+    num_ranks: int = 1  # started as torchrun starts them
     signals: tuple[str, ...] = ("SIGKILL",)
     # share of the uninterrupted duration within which the signal is sent
     signal_window: float = 0.6
@@ -222,12 +222,12 @@ def test_a_stop_that_a_later_error_hides_is_raised() -> None:
         try:
             raise Stopped(signal.SIGUSR1)
         finally:
-            raise RuntimeError("of a teardown")
+            raise RuntimeError("in a teardown")
 
     with pytest.raises(Stopped), raise_hidden_stop():
         stop_and_fail()
-    with pytest.raises(RuntimeError, match="of its own"), raise_hidden_stop():
-        raise RuntimeError("of its own")
+    with pytest.raises(RuntimeError, match="unrelated"), raise_hidden_stop():
+        raise RuntimeError("unrelated")
 
 
 @pytest.mark.parametrize(
@@ -509,7 +509,7 @@ class BatchJob(NamedTuple):
 
 @pytest.fixture(scope="module")
 def batch_job(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> BatchJob:
-    """Run the batch script of the docs twice; a script that records its arguments is scontrol.
+    """Run the batch script of the docs twice, with a stub of scontrol that records its arguments.
 
     The data workers of the first job deliver 14 batches and then no more until the signal.
     """

@@ -1,4 +1,4 @@
-"""A copy of the harness trains the classifier in second_science/ without the package of src/."""
+"""A copy of the harness trains the classifier in second_science/ without the science of src/."""
 
 import csv
 import inspect
@@ -106,7 +106,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def read_rows(run_dir: Path) -> list[dict[str, float]]:
-    """Return the rows of metrics.csv, without rates and empty cells."""
+    """Return the rows of metrics.csv, without columns of throughput and empty cells."""
     with (run_dir / "metrics.csv").open() as file:
         return [
             {k: float(v) for k, v in row.items() if v and "per_second" not in k}
@@ -120,7 +120,7 @@ def load_last(run_dir: Path) -> dict[str, Any]:
 
 
 def iterate_tensors(node: Any, key: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each tensor of a checkpoint with its key; keys hold the file names of paths."""
+    """Yield each tensor of a checkpoint with its key; paths in keys are cut to their file names."""
     if isinstance(node, torch.Tensor):
         yield key, node
     elif isinstance(node, dict | list | tuple):
@@ -176,7 +176,7 @@ def test_one_device_and_two_take_the_same_steps(
 
 
 def test_a_killed_run_resumes_exactly(project: Path, run: Run, one_device_run: Path) -> None:
-    """SIGKILL after a checkpoint at step 28 of 38 and a row of metrics at step 30."""
+    """Kill a run of 38 steps after a checkpoint at step 28 and a row of metrics at step 30."""
     killed = project / "logs" / "killed"
     saves = "callbacks.last.every_n_steps=4"
     assert run("killed", *SHORT, saves, f"hydra.run.dir={killed}").returncode == -signal.SIGKILL

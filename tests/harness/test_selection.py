@@ -48,7 +48,7 @@ OWN_METRIC_OVERRIDES = [
 
 @pytest.fixture(scope="module")
 def own_metric(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run selected by a user's metric, with a checkpoint for each new best epoch."""
+    """Return a run that keeps its three best epochs by a user's metric."""
     folder = tmp_path_factory.mktemp("selection")
     (folder / "own.py").write_text(DISTANCE)
     done = run_script(

@@ -59,7 +59,8 @@ QUADRANTS = [
 ]
 CASES = {"color": COLOR, "attributes": ATTRIBUTES, "quadrants": QUADRANTS}
 NUM_TEST = 20  # test images
-ONLY_WEIGHTS = ["callbacks.figures=null", "logger=csv"]  # for runs of which only these are compared
+# for runs of which only the weights are compared
+ONLY_WEIGHTS = ["callbacks.figures=null", "logger=csv"]
 
 REQUESTS = {"color": "label=all", "attributes": "condition={label: 2, size: [3,7,11]}"}
 
@@ -199,7 +200,7 @@ def test_compiled_terms_take_the_same_steps(
             f"hydra.run.dir={tmp_path}",
             "compile=default",
         ),
-        timeout=500,  # of a busy machine
+        timeout=500,  # long enough for a busy machine
     )
     one, two = load_weights(run_dir), load_weights(tmp_path)
     assert one.keys() == two.keys()

@@ -84,7 +84,7 @@ def test_the_figure_of_the_article_is_an_aligned_grid_with_readable_text() -> No
     left = above[above < 750]
     right = above[above > 750]
     assert len(left) == len(right) == 10 * 58 + 2
-    assert set(above) <= set(below)  # and the column of test images
+    assert set(above) <= set(below)  # the lower row also has the column of test images
     assert len(below) == len(above) + 60
 
 

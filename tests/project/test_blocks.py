@@ -1,6 +1,6 @@
-"""The code blocks of the README and of the how-to pages run, and what pages name exists.
+"""The code blocks of README and how-to pages run, and files and keys named in pages exist.
 
-Each page runs in a copy of the project of its own, which has one finished run. Its blocks run in
+Each page runs in its own copy of the project, which has one finished run. Its blocks run in
 order: ``bash`` line by line; ``python`` and ``yaml`` whose first line is a comment with a path are
 written to that file; other ``python`` blocks in a row are one script; ``diff`` changes a file. A
 comment before a block marks it: ``<!-- tiny -->`` shortens its runs, ``<!-- not run: REASON -->``
@@ -38,7 +38,7 @@ TINY = (
     "trainer.limit_val_batches=1 trainer.limit_test_batches=1 test_num_samples=2 "
     "callbacks.figures=null"
 )
-# settings that a command may give itself
+# added to a command unless it sets the key itself
 SMALL = {
     "data.batch_size": "data.batch_size=32",
     "data.eval_batch_size": "data.eval_batch_size=64",

@@ -94,7 +94,8 @@ def test_the_reference_lists_every_metric(
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("|")]
     names = re.findall(r"`((?:train|val|test|samples|latent|style|oracle)/\w+)`", "".join(rows))
-    names = [n for n in names if "NAME" not in n and "_density" not in n]  # of other settings
+    # without metrics of runs with other settings
+    names = [n for n in names if "NAME" not in n and "_density" not in n]
     columns = (run_dir / "metrics.csv").read_text().partition("\n")[0].strip().split(",")
     measured = {*columns, *json.loads((run_dir / "evaluation.json").read_text())["metrics"]}
     written = {re.sub(r"_k\d+$", "_kK", name) for name in measured if "/" in name}

@@ -32,7 +32,7 @@ FLAGS = (
 )
 THREE = [(0.3, 0.25), (0.5, 0.17), (0.68, 0.3), (0.48, 0.47)]  # shares of the drawing area
 THREE += [(0.7, 0.65), (0.5, 0.83), (0.28, 0.74)]
-WIDTHS = (360, 768, 1440)  # of a phone, a tablet and a computer
+WIDTHS = (360, 768, 1440)  # pixels: a phone, a tablet and a computer
 
 
 def skip_or_fail(reason: str) -> NoReturn:
@@ -219,7 +219,7 @@ def test_a_link_restores_the_drawing_and_the_style(
     read_state(tab)
     set_slider(tab.get_by_label("slant", exact=True), 1.5)
     before = read_state(tab)
-    tab.wait_for_timeout(600)  # ms; the address follows
+    tab.wait_for_timeout(600)  # ms; the page updates its address later
     other = visit(tab.url)
     after = read_state(other)
     for key in ("latent", "pixels", "guess", "bounds", "label", "images"):
@@ -233,7 +233,7 @@ def test_a_link_restores_the_chosen_label_of_an_example(
     tab.get_by_role("button", name="Held-out image").nth(1).click()
     tab.locator("#label").select_option(label="7")
     before = read_state(tab)
-    tab.wait_for_timeout(600)  # ms; the address follows
+    tab.wait_for_timeout(600)  # ms; the page updates its address later
     other = visit(tab.url)
     other.locator("#reset").click()  # to z of the example with this label
     after = read_state(other)
@@ -252,7 +252,7 @@ def test_a_link_that_does_not_fit_changes_nothing(
         const link = decodeState(location.hash.slice(1));
         location.hash = encodeState({{ ...link, ...{change} }});
     }}"""
-    tab.wait_for_timeout(600)  # ms; the address follows
+    tab.wait_for_timeout(600)  # ms; the page updates its address later
     tab.evaluate(broken)
     tab.locator("#message:has-text('does not match')").wait_for()
     assert read_state(tab) == before

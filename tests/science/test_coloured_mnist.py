@@ -16,7 +16,7 @@ from harness.contract.errors import DataError
 RNG = np.random.default_rng(0)
 TRAIN, TEST = (RNG.integers(0, 256, (n, 28, 28), dtype=np.uint8) for n in (60, 20))
 for digits in (TRAIN, TEST):
-    digits[:, 0, :2] = 0, 255  # one pixel of the ground and one of the digit
+    digits[:, 0, :2] = 0, 255  # one pixel of the background and one of the digit
 
 
 def make_data(monkeypatch: pytest.MonkeyPatch, seed: int = 1) -> ColouredMNISTDataModule:

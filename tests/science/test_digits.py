@@ -318,7 +318,7 @@ def check_repairs(mnist_dir: Path, seed: int, rounds: int) -> None:
         arrays = load_digits(MNIST, mnist_dir)
         for file, array, content in zip(names, arrays, expected, strict=True):
             is_equal = file.read_bytes() == content == idx_bytes(array)
-            assert is_equal, (file, kinds)  # pytest would show the bytes
+            assert is_equal, (file, kinds)  # a bare comparison would make pytest print the bytes
 
 
 @pytest.mark.fault(Promise.DATA, DAMAGE)
@@ -427,7 +427,7 @@ def load_in_parallel(folder: Path, count: int, is_damaged: bool) -> list[int]:
     return [int(line) for line in done.stdout.splitlines()]
 
 
-MNIST_TEST_SUM = 264_923_200  # of all test pixels
+MNIST_TEST_SUM = 264_923_200  # sum over all test pixels
 
 
 @pytest.mark.fault(Promise.DATA, PARALLEL_STARTS)

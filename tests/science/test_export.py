@@ -121,7 +121,7 @@ def test_an_export_does_not_write_through_links(
 def test_the_card_omits_metrics_of_other_weights(
     exported: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """It also omits metrics that are not finite."""
+    """The card also omits metrics that are not finite."""
     run_dir = exported[0]
     reading.update_evaluation(
         run_dir,

@@ -81,7 +81,7 @@ def test_probabilities_of_all_completions_sum_to_one(num_given: int) -> None:
 
 
 def test_the_bound_converges_to_the_evidence() -> None:
-    """Compared with a quadrature over w; the posterior is wide."""
+    """Compare with a quadrature over w; the posterior is wide."""
     model = make_model(2)
     set_posterior_to_prior(model)
     condition = model.condition
@@ -136,7 +136,7 @@ def test_every_parameter_gets_a_gradient() -> None:
     model.loss(model.terms(ALL_IMAGES, y, torch.randn(16, 3).double()), 1000).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        if name == "output_bias":  # those of given pixels are not used
+        if name == "output_bias":  # the biases of given pixels are not used
             used = parameter.grad.flatten().nonzero()[:, 0]
             assert isinstance(model.condition, Quadrants)
             assert torch.equal(used, model.condition.remaining_index)

@@ -76,7 +76,7 @@ def test_one_channel_is_the_luma_of_colors(tmp_path: Path) -> None:
 
 def test_the_orientation_in_the_exif_data_is_applied(tmp_path: Path) -> None:
     exif = PILImage.Exif()
-    exif[0x0112] = 6  # the camera was turned by a quarter
+    exif[0x0112] = 6  # the camera was rotated by 90 degrees
     path = save_image(tmp_path / "x.png", RGB, exif=exif)
     turned = np.rot90(RGB, -1)
     assert np.array_equal(decode(path, (3, 8, 6), "none"), np.moveaxis(turned, 2, 0))

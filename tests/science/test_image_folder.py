@@ -271,7 +271,7 @@ def test_images_are_decoded_once_per_settings_and_files(
     facts = json.loads((folder / "facts.json").read_text())
     assert (facts["count"], facts["class_names"], facts["shape"]) == (30, CLASSES, [30, 3, 6, 7])
     make_data(root.parent, image_shape=(3, 4, 4))
-    assert len(list(root.glob(".cache-*"))) == 2  # of two settings
+    assert len(list(root.glob(".cache-*"))) == 2  # one for each of the two settings
     shutil.copy(root / "train/cat/00.png", root / "train/cat/new.png")
     found = make_data(root.parent, validation_size=6)
     assert (
@@ -279,7 +279,7 @@ def test_images_are_decoded_once_per_settings_and_files(
         == f"{root}: the files have changed; decoding 31 images again"
     )
     assert len(list_images(found, "train")) == 19
-    assert not folder.exists()  # of the earlier files
+    assert not folder.exists()  # the cache of the earlier files
     assert list_images(before, "train") == list_images(again, "train")  # still mapped
 
 
@@ -372,7 +372,7 @@ def test_a_full_disk_is_reported_before_decoding(
 
 
 def measure_memory() -> float:
-    """Return the MiB of this process that no file backs, without freed memory."""
+    """Return the anonymous memory of this process in MiB, without freed memory."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()

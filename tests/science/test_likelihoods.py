@@ -1,4 +1,4 @@
-"""Likelihoods: mass, gradients, references, moments, and the bound against quadrature."""
+"""Likelihoods: total probability, agreement with torch, gradients, means, and the bound."""
 
 import math
 from collections.abc import Callable
@@ -220,7 +220,7 @@ def make_network(**kwargs: object) -> MLP:
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 def test_the_bound_converges_to_the_evidence(make: MakeLikelihood) -> None:
-    """Compared with a quadrature over a one-dimensional latent."""
+    """Compare with a quadrature over a one-dimensional latent."""
     model = randomize_weights(VAE(make_network, 1, image_shape=SHAPE, likelihood=make)).double()
     assert isinstance(model, VAE)
     x = make_images(model.likelihood, 6)

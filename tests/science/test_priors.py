@@ -94,7 +94,7 @@ def test_the_latent_of_every_prior_is_its_base_variable(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_the_bound_under_every_prior_converges_to_the_evidence(name: str) -> None:
-    """Compared with a quadrature over two base variables; the posterior is wide."""
+    """Compare with a quadrature over two base variables; the posterior is wide."""
     model, y = set_posterior_to_prior(make_model_with_prior(name, latent_dim=2)), torch.arange(3)
     assert isinstance(model, CVAE)
     with torch.no_grad():

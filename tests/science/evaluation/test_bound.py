@@ -14,7 +14,10 @@ from tests.science.evaluation.synthetic import TEST, make_subject
 
 @pytest.mark.parametrize("model_class", [VAE, CVAE])
 def test_the_bound_is_tight_if_the_decoder_ignores_z(model_class: type[VAE]) -> None:
-    """One sample then gives the bound of many; as templates differ, joint and marginal agree."""
+    """One sample then gives the same bound as many.
+
+    The templates differ so much that x determines y, so the joint and marginal bounds agree.
+    """
     values = {
         name: metric.value
         for name, metric in bound(make_subject(model_class, num_samples=60)).items()
