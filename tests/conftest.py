@@ -139,12 +139,12 @@ READ_LATE = (
     *("WANDB_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"),
     *("COLUMNS", "FAULT", "HYDRA_", "PYTHONPATH"),
 )
-LIGHT = (
+LIGHT_LIBRARIES = (
     *("filelock", "hydra", "importlib.metadata", "importlib.resources.readers", "zipfile"),
     *("pydantic.functional_validators", "pydantic.main", "pydantic.type_adapter"),
     *("rich.console", "rich.table"),
 )
-LARGE = (
+LARGE_LIBRARIES = (
     "hydra",
     "lightning",
     "matplotlib.pyplot",
@@ -200,7 +200,7 @@ def run_fresh(
 def run_light(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run an entry point in a fork that has imported Hydra, but not torch or Lightning."""
     script = ROOT / "src" / f"{name}.py"
-    return run_fork(script, arguments, environment, libraries=LIGHT)
+    return run_fork(script, arguments, environment, libraries=LIGHT_LIBRARIES)
 
 
 def run_warm(
@@ -216,7 +216,7 @@ def run_fork(
     environment: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
     timeout: float = 120,
-    libraries: tuple[str, ...] = LARGE,
+    libraries: tuple[str, ...] = LARGE_LIBRARIES,
     forks: bool = True,
     first: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
@@ -275,13 +275,15 @@ class StartedScript:
         request = _make_request(script, arguments, environment, ROOT, Path(self._folder.name))
         self._outputs = {name: Path(request[name]) for name in ("out", "error")}
         self._texts: dict[str, str] = {}
-        self.pid = _ask_warm_server(LARGE, {**request, "limit": None, "forks": True})
+        self.pid = _ask_warm_server(LARGE_LIBRARIES, {**request, "limit": None, "forks": True})
         self.returncode: int | None = None
 
     def wait(self, timeout: float) -> int:
         """Return the exit code, negative for a signal; kill the process after the timeout."""
         if self.returncode is None:
-            self.returncode = _ask_warm_server(LARGE, {"wait_for": self.pid, "limit": timeout})
+            self.returncode = _ask_warm_server(
+                LARGE_LIBRARIES, {"wait_for": self.pid, "limit": timeout}
+            )
             self._texts = {name: path.read_text() for name, path in self._outputs.items()}
             self._folder.cleanup()
         return self.returncode
@@ -356,11 +358,11 @@ def finished_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     run_dir = tmp_path_factory.mktemp("runs") / "a run, with=odd [letters] é"
     done = run_script("train", *tiny(data_dir, run_dir))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"run={_quoted(run_dir)}" in done.stdout
+    assert f"run={_quote_path(run_dir)}" in done.stdout
     return run_dir
 
 
-def _quoted(path: Path) -> str:
+def _quote_path(path: Path) -> str:
     import shlex
 
     return shlex.quote(str(path))

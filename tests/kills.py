@@ -97,7 +97,7 @@ def find_free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def attempt(run_dir: Path, kill: Any, num_ranks: int = 1) -> list[int]:
+def run_attempt(run_dir: Path, kill: Any, num_ranks: int = 1) -> list[int]:
     """Train in forked children; return their exit codes, negative for a signal."""
     port = {"MASTER_PORT": str(find_free_port())} if num_ranks > 1 else {}
     children = []
@@ -138,7 +138,7 @@ def main(run_dir: Path, plan: list[Any], num_ranks: int = 1) -> None:
         if kill == "leave":
             break
         start = time.monotonic()
-        exit_codes.append(attempt(run_dir, kill, num_ranks))
+        exit_codes.append(run_attempt(run_dir, kill, num_ranks))
         if not any(exit_codes[-1]):
             break
     print(json.dumps({"exit_codes": exit_codes, "seconds": time.monotonic() - start}))

@@ -88,9 +88,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if (marker := item.get_closest_marker("fault")) and call.when == "call" and not report.skipped:
         counts = item.stash.get(_counted, None)
-        good = sum(counts) if counts is not None else int(report.passed)
+        num_survived = sum(counts) if counts is not None else int(report.passed)
         report.user_properties.append(
-            ("fault", [*map(str, marker.args), good + report.failed, good])
+            ("fault", [*map(str, marker.args), num_survived + report.failed, num_survived])
         )
     return report
 
@@ -99,10 +99,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call":
         for name, value in report.user_properties:
             if name == "fault":
-                promise, fault, injected, good = cast(tuple[str, str, int, int], value)
+                promise, fault, injected, num_survived = cast(tuple[str, str, int, int], value)
                 total = _tally.setdefault((promise, fault), [0, 0])
                 total[0] += injected
-                total[1] += good
+                total[1] += num_survived
             elif name == "measured":
                 _measured.update(cast(dict[str, Any], value))
 
@@ -113,21 +113,21 @@ def pytest_terminal_summary(
     if not _tally or hasattr(config, "workerinput"):  # an xdist worker sends its counts
         return
     terminalreporter.section("faults injected and survived")
-    for (promise, fault), (injected, good) in _sorted():
-        terminalreporter.line(f"{injected:5d} {good:5d}  {promise}: {fault}")
-    injected, good = (sum(counts) for counts in zip(*_tally.values(), strict=True))
-    terminalreporter.line(f"{injected:5d} {good:5d}  in all")
+    for (promise, fault), (injected, num_survived) in _sort_tally():
+        terminalreporter.line(f"{injected:5d} {num_survived:5d}  {promise}: {fault}")
+    injected, num_survived = (sum(counts) for counts in zip(*_tally.values(), strict=True))
+    terminalreporter.line(f"{injected:5d} {num_survived:5d}  in all")
     if path := config.getoption("--faults"):
         before = json.loads(path.read_text()) if path.is_file() else {}
-        path.write_text(json.dumps(_document(before), indent=1, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(_make_document(before), indent=1, ensure_ascii=False) + "\n")
 
 
-def _sorted() -> list[tuple[tuple[str, str], list[int]]]:
+def _sort_tally() -> list[tuple[tuple[str, str], list[int]]]:
     order = [str(promise) for promise in Promise]
     return sorted(_tally.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
 
 
-def _document(before: dict[str, Any]) -> dict[str, Any]:
+def _make_document(before: dict[str, Any]) -> dict[str, Any]:
     """Return the counts of this session, and earlier counts of faults not injected in it."""
     for row in before.get("faults", []):
         _tally.setdefault((row["promise"], row["fault"]), [row["injected"], row["survived"]])
@@ -140,8 +140,8 @@ def _document(before: dict[str, Any]) -> dict[str, Any]:
             **{name: version(name) for name in ("torch", "lightning", "hydra-core", "wandb")},
         },
         "faults": [
-            {"promise": promise, "fault": fault, "injected": injected, "survived": good}
-            for (promise, fault), (injected, good) in _sorted()
+            {"promise": promise, "fault": fault, "injected": injected, "survived": num_survived}
+            for (promise, fault), (injected, num_survived) in _sort_tally()
         ],
         "measured": {**before.get("measured", {}), **_measured},
     }

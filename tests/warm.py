@@ -122,7 +122,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         self._child_created = True
 
 
-def become(request: Mapping[str, Any]) -> None:
+def run_requested_script(request: Mapping[str, Any]) -> None:
     """Run the requested script in this process."""
     if request["limit"] is None:
         os.setsid()  # by which the test finds this process and its children
@@ -163,7 +163,7 @@ def fork_jobs(fork_server: ForkServer) -> None:
     subprocess.Popen = Popen  # type: ignore[misc]
 
 
-def wait(child: int, limit: float) -> int:
+def wait_for_child(child: int, limit: float) -> int:
     """Return the exit code of a child, negative for a signal; kill it after the limit."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
@@ -175,7 +175,7 @@ def wait(child: int, limit: float) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def end(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Exit as an interpreter does, but without freeing all objects, which takes a second."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
@@ -185,11 +185,11 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def run_to_its_end(request: Mapping[str, Any]) -> NoReturn:
+def run_and_exit(request: Mapping[str, Any]) -> NoReturn:
     """Run the requested script in this process, and exit with its exit code."""
     code = 0
     try:
-        become(request)
+        run_requested_script(request)
     except SystemExit as error:
         if isinstance(error.code, int):
             code = error.code
@@ -202,7 +202,7 @@ def run_to_its_end(request: Mapping[str, Any]) -> NoReturn:
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
-    end(code)
+    exit_process(code)
 
 
 def main() -> None:
@@ -213,13 +213,13 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait_for" in request:
-            print(wait(request["wait_for"], request["limit"]), flush=True)
+            print(wait_for_child(request["wait_for"], request["limit"]), flush=True)
             continue
         child = os.fork()
         if child == 0:
-            run_to_its_end(request)
+            run_and_exit(request)
         is_started = request["limit"] is None
-        print(child if is_started else wait(child, request["limit"]), flush=True)
+        print(child if is_started else wait_for_child(child, request["limit"]), flush=True)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,20 @@ WRONG_BY_TYPE = {  # invalid values for every setting whose value in conf/ has t
     list: ["3", "[[],abc]", "{a:1}"],
     dict: ["3", "word", "[1]"],
 }
-OTHERS = ["null", "true", "false", "3", "1.5", "[]", "word", "nonsense:/", "-1", "-1e9", "0", "2"]
+CANDIDATE_VALUES = [
+    "null",
+    "true",
+    "false",
+    "3",
+    "1.5",
+    "[]",
+    "word",
+    "nonsense:/",
+    "-1",
+    "-1e9",
+    "0",
+    "2",
+]
 
 
 def list_wrong_values(
@@ -241,7 +254,7 @@ def list_wrong_values(
         )
         if bound in found
     ]
-    others = [v for v in (*bounds, *OTHERS) if not accepts(parse_value(v))]
+    others = [v for v in (*bounds, *CANDIDATE_VALUES) if not accepts(parse_value(v))]
     return list(dict.fromkeys([*certain, *others]))
 
 

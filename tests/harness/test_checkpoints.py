@@ -135,7 +135,7 @@ def test_damage_is_detected(number: int, intact: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.fault(Promise.CHECKPOINTS, DAMAGE)
-def test_a_thousand_damages_are_detected(
+def test_a_thousand_damaged_files_are_rejected(
     intact: Path, survived: Survived, faults_seed: int
 ) -> None:
     for number in range(1000):

@@ -384,11 +384,11 @@ def test_out_of_memory_is_reported_in_one_line(
     run_folder = RunFolder(tmp_path)
     for error in make_memory_errors():
         with (
-            pytest.raises(SystemExit) as left,
+            pytest.raises(SystemExit) as exited,
             report_errors("generate", less_memory="num_samples"),
         ):
             raise error
-        assert left.value.code == 1
+        assert exited.value.code == 1
         error_text = capsys.readouterr().err
         assert error_text.count("\n") == 1
         assert error_text.startswith("failed: out of memory")
@@ -485,8 +485,8 @@ exec(sys.argv[2])
     main = entry_point("train")(lambda cfg: None)
     with monkeypatch.context() as patched:
         patched.setattr(sys, "version_info", (3, 14, 0, "final", 0))
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exited:
             main()
-    assert left.value.code == 2
+    assert exited.value.code == 2
     message = "error: Python 3.14: this project needs Python 3.11 to 3.13\n"
     assert capsys.readouterr().err == message

@@ -181,7 +181,7 @@ def test_the_jobs_of_a_sweep_import_no_large_library(
     assert left == {"sweep"}
 
 
-def test_bound_threads_and_other_systems_start_no_server(
+def test_no_server_starts_with_pinned_threads_or_outside_linux(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:

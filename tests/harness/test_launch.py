@@ -219,9 +219,9 @@ def test_inconsistent_rank_variables_are_rejected(
         with monkeypatch.context() as patched:
             for name, value in parse_variables(text).items():
                 patched.setenv(name, value)
-            with pytest.raises(SystemExit) as left, report_errors():
+            with pytest.raises(SystemExit) as exited, report_errors():
                 started_ranks()
-            assert left.value.code == 2
+            assert exited.value.code == 2
             assert message in capsys.readouterr().err
         survived(1)
 
@@ -253,9 +253,9 @@ def test_an_error_in_a_hook_ends_the_command(
     OmegaConf.update(config, "hydra.sweeper", {"_target_": "x"}, force_add=True)
     callbacks = Callbacks()
     callbacks.callbacks = [TrainChecks()]
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exited:
         getattr(callbacks, name)(config=config)
-    assert left.value.code == 1
+    assert exited.value.code == 1
     assert capsys.readouterr().err.startswith("failed: ZeroDivisionError: a bug")
 
 

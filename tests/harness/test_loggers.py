@@ -122,7 +122,7 @@ def test_a_failed_run_is_marked_failed(data_dir: Path, tmp_path: Path) -> None:
     assert end["exit_code"] == 1
 
 
-KEY = "0" * 40
+API_KEY = "0" * 40
 OWN_URL = "https://wandb.example:8080"
 HOST = "{host}"  # the default server of W&B
 
@@ -156,14 +156,14 @@ def configure_wandb(home: Path, entries: Mapping[str, str]) -> None:
 
 
 def make_netrc(host: str) -> str:
-    return f"machine {host}\n  login user\n  password {KEY}\n"
+    return f"machine {host}\n  login user\n  password {API_KEY}\n"
 
 
 OWN_NETRC = make_netrc("wandb.example:8080")
 OWN_SERVER = f"[default]\nbase_url = {OWN_URL}\n"
 ACCOUNTS: dict[str, tuple[dict[str, str], bool]] = {
     "nothing": ({}, False),
-    "key": ({"WANDB_API_KEY": KEY}, True),
+    "key": ({"WANDB_API_KEY": API_KEY}, True),
     "malformed key": ({"WANDB_API_KEY": "0123"}, False),
     "netrc": ({".netrc": make_netrc(HOST)}, True),
     "_netrc": ({"_netrc": make_netrc(HOST)}, True),
@@ -192,17 +192,17 @@ ACCOUNTS: dict[str, tuple[dict[str, str], bool]] = {
         False,
     ),
     "broken settings": ({"wandb/settings": "nonsense", ".netrc": make_netrc(HOST)}, True),
-    "key in settings": ({"wandb/settings": f"[default]\napi_key = {KEY}\n"}, True),
+    "key in settings": ({"wandb/settings": f"[default]\napi_key = {API_KEY}\n"}, True),
     "identity token": ({"WANDB_IDENTITY_TOKEN_FILE": "{home}/token", "token": "a.b.c"}, True),
-    "key and token": ({"WANDB_API_KEY": KEY, "WANDB_IDENTITY_TOKEN_FILE": "{home}/t"}, False),
-    "offline": ({"WANDB_API_KEY": KEY, "wandb/settings": "[default]\nmode = offline\n"}, False),
+    "key and token": ({"WANDB_API_KEY": API_KEY, "WANDB_IDENTITY_TOKEN_FILE": "{home}/t"}, False),
+    "offline": ({"WANDB_API_KEY": API_KEY, "wandb/settings": "[default]\nmode = offline\n"}, False),
     "empty variables": (
         {"WANDB_API_KEY": "", "WANDB_BASE_URL": "", "WANDB_MODE": "", ".netrc": make_netrc(HOST)},
         True,
     ),
-    "invalid mode": ({"WANDB_MODE": "on", "WANDB_API_KEY": KEY}, False),
+    "invalid mode": ({"WANDB_MODE": "on", "WANDB_API_KEY": API_KEY}, False),
     "no home": ({"HOME": "/nowhere"}, False),
-    "no home, but a key": ({"HOME": "/nowhere", "WANDB_API_KEY": KEY}, True),
+    "no home, but a key": ({"HOME": "/nowhere", "WANDB_API_KEY": API_KEY}, True),
 }
 
 
@@ -225,7 +225,7 @@ def test_an_account_is_found_as_wandb_finds_it(
 
 def test_the_account_of_wandb_login_is_found(empty_home: Path) -> None:
     configure_wandb(empty_home, {"WANDB_SILENT": "true"})
-    wandb.login(key=KEY, verify=False)
+    wandb.login(key=API_KEY, verify=False)
     assert list(empty_home.glob("*netrc"))
     wandb.teardown()
     assert has_wandb_account()
@@ -235,21 +235,21 @@ def test_the_account_of_wandb_login_is_found(empty_home: Path) -> None:
     ("mode", "entries", "expected"),
     [
         ("auto", {}, "offline"),
-        ("auto", {"WANDB_API_KEY": KEY}, "online"),
+        ("auto", {"WANDB_API_KEY": API_KEY}, "online"),
         ("auto", {"WANDB_API_KEY": "0123"}, "offline"),
         ("auto", {"WANDB_MODE": "online"}, "offline"),
-        ("auto", {"WANDB_MODE": "dryrun", "WANDB_API_KEY": KEY}, "offline"),
-        ("auto", {"WANDB_MODE": "disabled", "WANDB_API_KEY": KEY}, "disabled"),
+        ("auto", {"WANDB_MODE": "dryrun", "WANDB_API_KEY": API_KEY}, "offline"),
+        ("auto", {"WANDB_MODE": "disabled", "WANDB_API_KEY": API_KEY}, "disabled"),
         (
             "auto",
-            {"wandb/settings": "[default]\nmode = offline\n", "WANDB_API_KEY": KEY},
+            {"wandb/settings": "[default]\nmode = offline\n", "WANDB_API_KEY": API_KEY},
             "offline",
         ),
         ("auto", {"wandb/settings": "[default]\nmode = disabled\n"}, "disabled"),
-        ("online", {"WANDB_MODE": "offline", "WANDB_API_KEY": KEY}, "online"),
+        ("online", {"WANDB_MODE": "offline", "WANDB_API_KEY": API_KEY}, "online"),
         ("online", {}, "offline"),
-        ("offline", {"WANDB_MODE": "online", "WANDB_API_KEY": KEY}, "offline"),
-        ("disabled", {"WANDB_MODE": "online", "WANDB_API_KEY": KEY}, "disabled"),
+        ("offline", {"WANDB_MODE": "online", "WANDB_API_KEY": API_KEY}, "offline"),
+        ("disabled", {"WANDB_MODE": "online", "WANDB_API_KEY": API_KEY}, "disabled"),
     ],
 )
 def test_the_mode_follows_override_then_environment_then_account(
@@ -273,7 +273,7 @@ def test_a_run_is_untracked_if_wandb_does_not_start(
             raise wandb.errors.Error("no process")
         return mode
 
-    configure_wandb(empty_home, {"WANDB_API_KEY": KEY})
+    configure_wandb(empty_home, {"WANDB_API_KEY": API_KEY})
     monkeypatch.setattr(wandb, "init", init)
     assert _start_run("auto", {"dir": str(empty_home)}) == "disabled"
     ours = [r.message for r in caplog.records if r.name == "harness.tracking.wandb"]
@@ -322,29 +322,29 @@ ENVIRONMENT = {
     "WANDB_TAGS": "a, b c",
     "WANDB_NOTES": "two words",
 }
-KEYS = ("project", "entity", "name", "group", "job_type", "tags", "notes")
+WANDB_KEYS = ("project", "entity", "name", "group", "job_type", "tags", "notes")
 
 
 def test_overrides_precede_the_environment_which_precedes_defaults(empty_home: Path) -> None:
-    def tracked(*overrides: str) -> list[Any]:
+    def compose_wandb_settings(*overrides: str) -> list[Any]:
         run = to_plain(compose(*overrides))["logger"]["wandb"]
-        return [run[key] for key in KEYS]
+        return [run[key] for key in WANDB_KEYS]
 
     default = ["conditional-vae", None, None, None, "train", None, None]
-    assert tracked() == default
+    assert compose_wandb_settings() == default
     typed_overrides = ["name=mine", "logger.wandb.notes=null", "logger.wandb.tags=[c]"]
     typed_overrides += [
         f"logger.wandb.{key}=mine" for key in ("project", "entity", "group", "job_type")
     ]
     mine = ["mine", "mine", "mine", "mine", "mine", ["c"], None]
-    assert tracked(*typed_overrides) == mine
+    assert compose_wandb_settings(*typed_overrides) == mine
     configure_wandb(empty_home, ENVIRONMENT)
-    assert tracked() == list(ENVIRONMENT.values())
-    assert tracked(*typed_overrides) == mine
+    assert compose_wandb_settings() == list(ENVIRONMENT.values())
+    assert compose_wandb_settings(*typed_overrides) == mine
     view = to_plain(compose(config="dashboard"))
     assert (view["project"], view["entity"]) == ("ours", "team")
     configure_wandb(empty_home, dict.fromkeys(ENVIRONMENT, ""))
-    assert tracked() == default
+    assert compose_wandb_settings() == default
 
 
 @pytest.mark.parametrize("group", [None, "together"])
@@ -439,7 +439,7 @@ def test_a_run_is_tracked_offline_if_the_server_refuses(data_dir: Path, tmp_path
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "finished"
 
 
-def test_an_evaluation_does_not_fail_with_wandb(
+def test_an_evaluation_does_not_fail_if_wandb_does(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def start() -> Any:

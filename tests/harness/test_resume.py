@@ -196,7 +196,7 @@ class Setting(NamedTuple):
     signal_window: float = 0.6
 
 
-def make_chain(fault: str, setting: Setting, count: int) -> list[Any]:
+def make_fault_params(fault: str, setting: Setting, count: int) -> list[Any]:
     marks = [pytest.mark.long, pytest.mark.fault(Promise.EXACT, fault)]
     return [pytest.param(setting, n, marks=marks, id=f"{fault}-{n}") for n in range(count)]
 
@@ -233,25 +233,27 @@ def test_a_stop_that_a_later_error_hides_is_raised() -> None:
 @pytest.mark.parametrize(
     ("setting", "number"),
     [
-        *make_chain("SIGKILL at random times", Setting("trainer.devices=1"), 14),
-        *make_chain("SIGKILL at random times with data workers", Setting("data.num_workers=2"), 3),
-        *make_chain(
+        *make_fault_params("SIGKILL at random times", Setting("trainer.devices=1"), 14),
+        *make_fault_params(
+            "SIGKILL at random times with data workers", Setting("data.num_workers=2"), 3
+        ),
+        *make_fault_params(
             "SIGKILL at random times with gradient accumulation",
             Setting("trainer.accumulate_grad_batches=2"),
             3,
         ),
-        *make_chain(
+        *make_fault_params(
             "SIGKILL at random times to one of two ranks", Setting("trainer.devices=2", 2), 8
         ),
-        *make_chain(
+        *make_fault_params(
             "SIGKILL at random times to the parent of two ranks", Setting("trainer.devices=2"), 2
         ),
-        *make_chain(
+        *make_fault_params(
             "SIGKILL, SIGTERM, SIGINT or SIGUSR1 at random times",
             Setting("trainer.devices=1", 1, ("SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1")),
             4,
         ),
-        *make_chain(
+        *make_fault_params(
             "SIGKILL or SIGTERM at random times to one of two ranks",
             Setting("trainer.devices=2", 2, ("SIGKILL", "SIGTERM")),
             3,

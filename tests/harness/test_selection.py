@@ -63,7 +63,7 @@ def own_metric(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "run"
 
 
-def test_a_users_metric_selects_the_run(own_metric: Path) -> None:
+def test_a_users_metric_selects_the_checkpoint(own_metric: Path) -> None:
     summary = read_summary(own_metric)
     assert (summary["monitor"], summary["mode"], summary["objective"]) == (
         "val/distance",

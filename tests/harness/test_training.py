@@ -191,7 +191,7 @@ def test_a_run_without_a_validation_saves_its_weights(data_dir: Path, tmp_path: 
 
 
 def test_the_seed_determines_the_weights(data_dir: Path, tmp_path: Path) -> None:
-    def weights(seed: int) -> torch.Tensor:
+    def train_weights(seed: int) -> torch.Tensor:
         torch.manual_seed(0)
         module, data, trainer = make_objects(
             data_dir, tmp_path / str(seed), callbacks=[], max_steps=5
@@ -200,10 +200,10 @@ def test_the_seed_determines_the_weights(data_dir: Path, tmp_path: Path) -> None
         trainer.fit(module, datamodule=data)
         return torch.cat([p.flatten() for p in module.parameters()])
 
-    one = weights(0)
+    one = train_weights(0)
     torch.rand(7)  # the global generator has no effect
-    assert torch.equal(one, weights(0))
-    assert not torch.equal(one, weights(1))
+    assert torch.equal(one, train_weights(0))
+    assert not torch.equal(one, train_weights(1))
 
 
 class Late(LastCheckpoint):

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import run_script
 from tests.tally import Promise
 
-GENERAL = [
+COMMON = [
     "data=images",
     "data.name=shapes",
     "data.batch_size=32",
@@ -30,14 +30,14 @@ GENERAL = [
     "trainer.devices=1",
 ]
 COLOR = [
-    *GENERAL,
+    *COMMON,
     "data.image_shape=[3,16,16]",
     "model/network=conv",
     "model.network.channels=[4,8]",
     "model.likelihood.num_components=2",
 ]
 ATTRIBUTES = [
-    *GENERAL,
+    *COMMON,
     "data.name=grey",
     "data.image_shape=[1,16,16]",
     "data/condition=attributes",
@@ -47,7 +47,7 @@ ATTRIBUTES = [
     "model.network.decoder_blocks=1",
 ]
 QUADRANTS = [
-    *GENERAL,
+    *COMMON,
     "data.name=grey",
     "data.image_shape=[1,16,16]",
     "data.binarization=dynamic",
@@ -60,7 +60,7 @@ QUADRANTS = [
 CASES = {"color": COLOR, "attributes": ATTRIBUTES, "quadrants": QUADRANTS}
 NUM_TEST = 20  # test images
 # for runs of which only the weights are compared
-ONLY_WEIGHTS = ["callbacks.figures=null", "logger=csv"]
+WITHOUT_FIGURES = ["callbacks.figures=null", "logger=csv"]
 
 REQUESTS = {"color": "label=all", "attributes": "condition={label: 2, size: [3,7,11]}"}
 
@@ -121,7 +121,7 @@ def test_two_devices_take_the_same_steps(
         f"data.data_dir={shapes_dir}",
         f"hydra.run.dir={tmp_path}",
         "device=cpu_pair",
-        *ONLY_WEIGHTS,
+        *WITHOUT_FIGURES,
     ]
     run("train", *(o for o in overrides if o not in ("device=cpu", "trainer.devices=1")))
     one, two = load_weights(run_dir), load_weights(tmp_path)
@@ -137,7 +137,7 @@ def test_a_resumed_run_takes_the_same_steps(
     run(
         "train",
         *(*CASES[name], f"data.data_dir={shapes_dir}"),
-        *(f"hydra.run.dir={tmp_path}", "trainer.max_epochs=1", "test=false", *ONLY_WEIGHTS),
+        *(f"hydra.run.dir={tmp_path}", "trainer.max_epochs=1", "test=false", *WITHOUT_FIGURES),
     )
     run("train", f"resume={tmp_path}", "trainer.max_epochs=2")
     one, two = load_weights(run_dir), load_weights(tmp_path)
@@ -226,7 +226,7 @@ def test_a_search_trains_its_trials(name: str, shapes_dir: Path, tmp_path: Path)
     assert [trial["status"] for trial in found] == ["finished", "finished"]
 
 
-def overrides_without_data(folder: Path) -> list[str]:
+def make_overrides_without_data(folder: Path) -> list[str]:
     """Return the overrides of a run on mine.npz, which does not exist."""
     return [
         "data=images",
@@ -245,7 +245,7 @@ def overrides_without_data(folder: Path) -> list[str]:
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_without_data_leaves_no_folder(devices: int, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    overrides = [*overrides_without_data(tmp_path), f"trainer.devices={devices}", "device=cpu"]
+    overrides = [*make_overrides_without_data(tmp_path), f"trainer.devices={devices}", "device=cpu"]
     run_dir.mkdir()
     done = run_script("train", *overrides, f"hydra.run.dir={run_dir}")
     assert done.returncode == 2
@@ -258,12 +258,12 @@ def test_a_run_without_data_keeps_foreign_files_and_sweep_summaries(tmp_path: Pa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     done = run_script(
-        "train", *overrides_without_data(tmp_path), f"hydra.run.dir={tmp_path / 'run'}"
+        "train", *make_overrides_without_data(tmp_path), f"hydra.run.dir={tmp_path / 'run'}"
     )
     assert done.returncode == 2
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
     done = run_script(
-        "train", "-m", *overrides_without_data(tmp_path), f"hydra.sweep.dir={tmp_path / 's'}"
+        "train", "-m", *make_overrides_without_data(tmp_path), f"hydra.sweep.dir={tmp_path / 's'}"
     )
     assert done.returncode == 1
     (summary,) = (tmp_path / "s").rglob("summary.json")

@@ -203,19 +203,19 @@ def test_no_module_has_a_catch_all_name() -> None:
 def test_the_locks_match_the_constraints() -> None:
     """Every package has a digest and the version of constraints.txt."""
 
-    def pinned(name: str) -> dict[str, str]:
+    def read_pins(name: str) -> dict[str, str]:
         lines = (ROOT / name).read_text().splitlines()
         pairs = [line.split(" ")[0].split("==") for line in lines if not line.startswith("#")]
         return {re.sub(r"[-_.]+", "-", package).lower(): pin for package, pin in pairs}
 
-    constraints = pinned("constraints.txt")
+    constraints = read_pins("constraints.txt")
     for name in ("linux-x86_64-cp311.txt", "linux-x86_64-cp311-build.txt"):
         lock = (ROOT / "locks" / name).read_text().splitlines()
         assert all(re.search(r" --hash=sha256:[0-9a-f]{64}$", line) for line in lock[1:])
-        assert pinned(f"locks/{name}").items() <= constraints.items()
+        assert read_pins(f"locks/{name}").items() <= constraints.items()
 
 
-WHERE = f"""
+CHECKOUT_TEST = f"""
 import subprocess, sys
 import {PACKAGE} as science
 from tests.conftest import ROOT, clean_environment
@@ -235,7 +235,7 @@ def test_tests_import_their_own_checkout(tmp_path: Path) -> None:
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
     for name in ("pyproject.toml", "Makefile"):
         shutil.copy(ROOT / name, copy / name)
-    (copy / "tests" / "test_where.py").write_text(WHERE)
+    (copy / "tests" / "test_where.py").write_text(CHECKOUT_TEST)
     environment = {**clean_environment(), "PYTHONPATH": ""}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "tests/test_where.py"],

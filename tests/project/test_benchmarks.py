@@ -267,18 +267,19 @@ def test_free_bits_drop_the_gradient_below_the_threshold(path: bool) -> None:
     eps = torch.randn(50, 2)
     head = model.network.encoder.head.weight  # rows: two means, two of the standard deviation
     mean, log_std = model.posterior(x, y)
-    spent = (0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std).mean(0)
-    model.min_nats = spent.mean().item()  # one dimension is above the threshold, the other below
-    above, below = int(spent.argmax()), int(spent.argmin())
+    kl_per_dimension = (0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std).mean(0)
+    # one dimension is above the threshold, the other below
+    model.min_nats = kl_per_dimension.mean().item()
+    above, below = int(kl_per_dimension.argmax()), int(kl_per_dimension.argmin())
     kl = model.terms(x, y, eps).kl.mean()
     (gradient,) = torch.autograd.grad(kl, head)
-    as_always = model.eval().terms(x, y, eps).kl.mean()
-    (plain,) = torch.autograd.grad(as_always, head)
+    usual_kl = model.eval().terms(x, y, eps).kl.mean()
+    (plain,) = torch.autograd.grad(usual_kl, head)
     torch.testing.assert_close(gradient[above::2], plain[above::2])
     assert gradient[below::2].norm() < 1e-4 * plain[below::2].norm()
-    assert as_always.item() == pytest.approx(spent.sum().item())
+    assert usual_kl.item() == pytest.approx(kl_per_dimension.sum().item())
     if not path:  # with path_gradient, the value is a one-sample estimate
-        assert kl.item() == pytest.approx(spent.max().item() + model.min_nats)
+        assert kl.item() == pytest.approx(kl_per_dimension.max().item() + model.min_nats)
 
 
 @pytest.mark.engines

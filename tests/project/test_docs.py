@@ -43,13 +43,13 @@ def find_files_named_in_conf() -> set[str]:
 
 def test_calls_in_the_page_match_the_imports() -> None:
     assert [int(number) for number, *_ in ROWS] == list(range(1, 16))
-    reached, of_conf = {"src/train.py"}, find_files_named_in_conf()
+    reached, named_in_conf = {"src/train.py"}, find_files_named_in_conf()
     for _, file, _, called in ROWS:
-        assert file in reached or file in of_conf, f"nothing before {file} calls it"
+        assert file in reached or file in named_in_conf, f"nothing before {file} calls it"
         calls = re.findall(r"`([^`]+)`", called)
         for other in calls:
             is_settings_lookup = file.endswith("science.py") and other.endswith("/settings.py")
-            assert other in find_imported_files(file) | of_conf or is_settings_lookup, (
+            assert other in find_imported_files(file) | named_in_conf or is_settings_lookup, (
                 f"{file} calls no {other}"
             )
         reached |= set(calls)

@@ -14,7 +14,7 @@ from tests.conftest import ROOT, run_script, run_warm
 RUN_OF_0_1 = ROOT / "tests" / "project" / "runs" / "0.1"
 
 # on 500 images, measured when the evaluation of all 10,000 agreed with runs/0.1/evaluation.json
-OF_FEW_IMAGES = {
+EXPECTED_METRICS = {
     "test/elbo": -197.96327,
     "test/reconstruction": -197.95951,
     "test/kl": 0.0037612,
@@ -62,7 +62,7 @@ def test_an_earlier_run_generates(earlier: Path) -> None:
 
 def test_the_evaluation_of_an_earlier_run_is_unchanged(earlier: Path, tmp_path: Path) -> None:
     before = json.loads((earlier / "evaluation.json").read_text())["metrics"]
-    assert before.keys() == OF_FEW_IMAGES.keys()
+    assert before.keys() == EXPECTED_METRICS.keys()
     (earlier / "evaluation.json").unlink()
     script = tmp_path / "evaluate_few.py"
     script.write_text(EVALUATE_FEW)
@@ -71,9 +71,9 @@ def test_the_evaluation_of_an_earlier_run_is_unchanged(earlier: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert "500 test images of MNIST" in done.stdout
     metrics = json.loads((earlier / "evaluation.json").read_text())["metrics"]
-    assert metrics.keys() == OF_FEW_IMAGES.keys()
+    assert metrics.keys() == EXPECTED_METRICS.keys()
     for name, metric in metrics.items():
-        assert metric["value"] == pytest.approx(OF_FEW_IMAGES[name], abs=1e-3), name
+        assert metric["value"] == pytest.approx(EXPECTED_METRICS[name], abs=1e-3), name
 
 
 def test_an_earlier_run_is_compared_with_a_new_one(

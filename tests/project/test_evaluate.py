@@ -16,7 +16,7 @@ from harness.run_folder import reading
 from tests.conftest import NUM_TEST, ROOT, run_script
 from tests.project.test_conf import compose, to_plain
 
-BAD = [
+BAD_OVERRIDES = [
     ("claims=buond", ["claims=buond", "bound"]),
     ("claims=[bound,x]", ["claims", "one of bound"]),
     ("accelerator=tpu", ["accelerator=tpu", "auto, cpu, gpu"]),
@@ -25,7 +25,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("override", "fragments"), BAD, ids=[override for override, _ in BAD])
+@pytest.mark.parametrize(
+    ("override", "fragments"), BAD_OVERRIDES, ids=[override for override, _ in BAD_OVERRIDES]
+)
 def test_bad_input_fails_with_one_clear_message(override: str, fragments: list[str]) -> None:
     done = run_script("evaluate", override)
     assert done.returncode == 2, done.stderr

@@ -286,7 +286,7 @@ def test_a_dataclass_without_a_constructor_takes_that_of_its_base(
 @pytest.mark.parametrize(
     ("annotation", "bad"), [("Literal[ACTS]", "tanh"), ("Literal[Color.RED]", None)]
 )
-def test_literals_of_constants(
+def test_literals_may_name_constants(
     read_signature: Callable[[str, str], Signature], annotation: str, bad: str | None
 ) -> None:
     text = f"""

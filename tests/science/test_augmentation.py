@@ -63,16 +63,18 @@ def test_warps_have_the_requested_size(axis: int) -> None:
     ramp = (6 * (along - along.min())).to(torch.uint8).expand(500, 1, height, width)
     inside = (x.abs() < 10) & (y.abs() < 5)
 
-    def moved(settings: dict[str, Any]) -> Tensor:
+    def measure_displacement(settings: dict[str, Any]) -> Tensor:
         grey = make_warp(share=1.0, **settings)(ramp, INDEX, 0)[:, 0, inside]
         return grey / 6 + along.min() - along[inside]
 
     design = torch.stack([x[inside], y[inside], torch.ones(int(inside.sum()))], dim=-1)
-    matrices = torch.linalg.lstsq(design, moved({"affine": 0.05, "elastic": 0.0}).T).solution
+    matrices = torch.linalg.lstsq(
+        design, measure_displacement({"affine": 0.05, "elastic": 0.0}).T
+    ).solution
     assert matrices[:2].std(dim=1).tolist() == pytest.approx([0.05, 0.05], rel=0.15)
     assert float(matrices[2].abs().max()) < 0.05  # the center does not move
     # interpolation averages the displacements of several control points
-    assert 0.3 < float(moved({"affine": 0.0, "elastic": 0.5}).std()) < 0.5
+    assert 0.3 < float(measure_displacement({"affine": 0.0, "elastic": 0.5}).std()) < 0.5
 
 
 @pytest.mark.parametrize("size", [(9, 14), (1, 1), (5, 40)])
@@ -100,14 +102,14 @@ def test_only_training_images_are_warped(data_dir: Path) -> None:
         module.setup()
         return module
 
-    def rows(images: ImageSet | None) -> Tensor:
+    def read_pixels(images: ImageSet | None) -> Tensor:
         assert images is not None
         return images[Rows(0, torch.arange(30), 30)].x
 
     plain = make_data(None)
     warped = make_data(lambda seed: make_warp(seed=seed, share=1.0))
-    assert not torch.equal(rows(plain.train), rows(warped.train))
-    assert torch.equal(rows(plain.validation), rows(warped.validation))
-    assert torch.equal(rows(plain.test), rows(warped.test))
+    assert not torch.equal(read_pixels(plain.train), read_pixels(warped.train))
+    assert torch.equal(read_pixels(plain.validation), read_pixels(warped.validation))
+    assert torch.equal(read_pixels(plain.test), read_pixels(warped.test))
     assert plain.mean_image.equal(warped.mean_image)
-    assert all(rows(warped.train).flatten(1).sum(1) > 0)
+    assert all(read_pixels(warped.train).flatten(1).sum(1) > 0)

@@ -53,7 +53,7 @@ def test_images_have_the_hues_of_their_attributes(monkeypatch: pytest.MonkeyPatc
     assert data.mean_image.shape == (3, 28, 28)
 
 
-def test_a_pixel_is_a_mixture_of_digit_and_ground() -> None:
+def test_a_pixel_is_a_mixture_of_digit_and_background() -> None:
     hues = random_hues(np.arange(60), is_test=False)
     found = color_digits(TRAIN, hues).astype(float)
     ground, digit = found[:, :, 0, 0, None, None], found[:, :, 0, 1, None, None]

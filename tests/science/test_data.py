@@ -44,12 +44,12 @@ def test_ranks_split_every_batch_without_loss_or_repetition(
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    def order(seed: int, epoch: int) -> list[list[int]]:
+    def list_order(seed: int, epoch: int) -> list[list[int]]:
         return list_batches(GlobalBatchSampler(100, 10, seed), epoch)
 
-    assert order(1, 5) == order(1, 5)
-    assert order(0, 5) != order(1, 5)
-    assert order(1, 4) != order(1, 5)
+    assert list_order(1, 5) == list_order(1, 5)
+    assert list_order(0, 5) != list_order(1, 5)
+    assert list_order(1, 4) != list_order(1, 5)
 
 
 def test_a_resumed_epoch_continues_at_its_next_batch() -> None:

@@ -329,7 +329,7 @@ def test_random_damage_is_repaired(mnist_dir: Path, offline: None, survived: Sur
 
 @pytest.mark.long
 @pytest.mark.fault(Promise.DATA, DAMAGE)
-def test_a_hundred_random_damages_are_repaired(
+def test_files_damaged_a_hundred_times_are_repaired(
     mnist_dir: Path, offline: None, survived: Survived, faults_seed: int
 ) -> None:
     check_repairs(mnist_dir, seed=2 + faults_seed, rounds=100)

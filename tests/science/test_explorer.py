@@ -46,7 +46,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def use_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Return a function that puts a script named npm on PATH, and returns the file of its log."""
 
-    def put(script: str) -> Path:
+    def install_npm(script: str) -> Path:
         programs, log = tmp_path / "programs", tmp_path / "npm.log"
         programs.mkdir(exist_ok=True)
         text = script.format(log=log, names=" ".join(runtime.FILES))
@@ -55,7 +55,7 @@ def use_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
         return log
 
-    return put
+    return install_npm
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_npm_installs_once(tmp_path: Path, cache: Path, use_npm: Callable[[str],
     assert line.startswith("ci --omit=dev --ignore-scripts")
 
 
-def test_a_failure_of_npm_is_one_line_and_leaves_nothing(
+def test_a_failure_of_npm_is_reported_in_one_line_and_leaves_nothing(
     tmp_path: Path, cache: Path, use_npm: Callable[[str], Path]
 ) -> None:
     broken = (
@@ -356,6 +356,6 @@ def test_a_folder_that_is_written_again_follows_no_links(tmp_path: Path) -> None
     assert written == {"model/old.txt", "model/new.txt", "runtime/new.txt"}
 
 
-def test_a_busy_port_is_one_line(port: int, tmp_path: Path) -> None:
+def test_a_busy_port_fails_with_one_line(port: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"^port={port}: in use; use port=0 for a free one$"):
         server.bind(tmp_path, port)

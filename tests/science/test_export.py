@@ -154,7 +154,7 @@ def test_a_damaged_or_hostile_folder_is_rejected(
         change(copy)
         write_digests(copy, ("config.json", "model.safetensors"))
 
-    def hostile(copy: Path) -> None:
+    def add_hostile_target(copy: Path) -> None:
         config = json.loads((copy / "config.json").read_text())
         config["model"]["network"] = {"_target_": "os.system", "command": "touch /tmp/owned"}
         (copy / "config.json").write_text(json.dumps(config))
@@ -168,7 +168,7 @@ def test_a_damaged_or_hostile_folder_is_rejected(
     assert "format" in load_error(
         lambda c: replace(c, lambda f: (f / "config.json").write_text("{}"))
     )
-    assert "os.system" in load_error(lambda c: replace(c, hostile))
+    assert "os.system" in load_error(lambda c: replace(c, add_hostile_target))
     other = {"output_bias": torch.zeros(3)}
     from safetensors.torch import save_file
 

@@ -112,7 +112,7 @@ def write_truncated(path: Path) -> None:
 
 
 Case = tuple[str, Callable[[Path], object], str]
-BAD: list[Case] = [
+UNSUITABLE_FILES: list[Case] = [
     ("x.png", lambda p: p.write_bytes(b"<html>"), "not a PNG, JPEG, WebP or BMP image; replace"),
     ("x.png", lambda p: save_image(p, RGB, "P", format="GIF"), "not a PNG"),
     ("x.png", write_truncated, "damaged or unreadable"),
@@ -138,7 +138,7 @@ BAD: list[Case] = [
 
 
 @pytest.mark.fault(Promise.DATA, "an image file that is damaged or of an unsuitable kind")
-@pytest.mark.parametrize(("name", "write", "message"), BAD)
+@pytest.mark.parametrize(("name", "write", "message"), UNSUITABLE_FILES)
 def test_unsuitable_files_are_rejected_by_name(
     name: str, write: Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:

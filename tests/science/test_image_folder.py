@@ -206,7 +206,7 @@ def test_images_of_a_folder_are_warped(root: Path) -> None:
 
 
 Damage = Callable[[Path], object]
-BAD: list[tuple[Damage, str, str]] = [
+UNSUITABLE_FOLDERS: list[tuple[Damage, str, str]] = [
     (shutil.rmtree, "train", "no such folder; put images into .*/train/CLASS/"),
     (lambda r: shutil.rmtree(r / "train"), "train", "no such folder"),
     (lambda r: any(map(shutil.rmtree, (r / "train").iterdir())), "train", "no class folders"),
@@ -223,7 +223,7 @@ BAD: list[tuple[Damage, str, str]] = [
 
 
 @pytest.mark.fault(Promise.DATA, "an image folder that is incomplete or holds other files")
-@pytest.mark.parametrize(("damage", "path", "message"), BAD)
+@pytest.mark.parametrize(("damage", "path", "message"), UNSUITABLE_FOLDERS)
 def test_unsuitable_folders_are_rejected(
     damage: Damage, path: str, message: str, root: Path
 ) -> None:

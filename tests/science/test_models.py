@@ -107,7 +107,7 @@ def test_the_path_gradient_is_unbiased(prior: PriorFactory) -> None:
         rows[:1].double().expand(len(eps), *rows.shape[1:]) for rows in (ALL_IMAGES, make_labels(1))
     )
 
-    def found(path_gradient: bool, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def compute_kl_and_gradients(path_gradient: bool, weight: Tensor) -> tuple[Tensor, Tensor]:
         model.path_gradient = path_gradient
         model.zero_grad()
         terms = model.terms(x, y, eps)
@@ -115,11 +115,16 @@ def test_the_path_gradient_is_unbiased(prior: PriorFactory) -> None:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         return terms.kl.detach(), torch.cat([g.flatten() for g in gradients])
 
-    (path_kl, path), (kl, total) = found(True, weight), found(False, weight)
+    (path_kl, path), (kl, total) = (
+        compute_kl_and_gradients(True, weight),
+        compute_kl_and_gradients(False, weight),
+    )
     torch.testing.assert_close(path_kl, kl)
     assert (path - total).norm() < 1e-4 * total.norm()
     one = torch.zeros_like(weight).index_fill(0, torch.tensor(1234), 1.0)
-    assert (found(True, one)[1] - found(False, one)[1]).norm() > 0.01 * total.norm()
+    assert (
+        compute_kl_and_gradients(True, one)[1] - compute_kl_and_gradients(False, one)[1]
+    ).norm() > 0.01 * total.norm()
 
 
 @pytest.mark.parametrize("path_gradient", [True, False])
@@ -477,11 +482,15 @@ def test_extreme_inputs_stay_finite_with_finite_gradients(
     )
     if isinstance(model, VAE):
         model.path_gradient = seed % 2 == 1
-    work = torch.float64 if dtype is torch.float64 else torch.float32
-    grey = torch.tensor([rng.random() for _ in range(batch * 4)], dtype=work).view(batch, *SHAPE)
+    compute_dtype = torch.float64 if dtype is torch.float64 else torch.float32
+    grey = torch.tensor([rng.random() for _ in range(batch * 4)], dtype=compute_dtype).view(
+        batch, *SHAPE
+    )
     for x in (grey, grey.round()):
         model.zero_grad()
-        terms = model.terms(x, make_labels_for(model, batch), torch.randn(batch, dim, dtype=work))
+        terms = model.terms(
+            x, make_labels_for(model, batch), torch.randn(batch, dim, dtype=compute_dtype)
+        )
         assert terms.reconstruction.isfinite().all()
         assert terms.kl.isfinite().all()
         assert (terms.kl >= 0).all()
@@ -491,7 +500,7 @@ def test_extreme_inputs_stay_finite_with_finite_gradients(
     if isinstance(model, VAE):
         x, y = grey.round(), make_labels_for(model, batch)
         model.zero_grad()
-        weights = model.log_weights(x, y, torch.randn(batch, 4, dim, dtype=work))
+        weights = model.log_weights(x, y, torch.randn(batch, 4, dim, dtype=compute_dtype))
         assert weights.isfinite().all()
         weights.logsumexp(dim=1).sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -62,10 +62,10 @@ def test_the_algorithm_value_clips_entries(data_dir: Path, tmp_path: Path) -> No
 
 def test_the_loss_is_the_mean_over_the_global_batch(data_dir: Path, tmp_path: Path) -> None:
     """The loss is the same for any split of the batch over ranks or accumulated batches."""
-    module, data, fit = make_objects(data_dir, tmp_path, callbacks=[], max_steps=1)
+    module, data, trainer = make_objects(data_dir, tmp_path, callbacks=[], max_steps=1)
     data.prepare_data()
     data.setup()
-    fit.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data)
     batch = next(iter(data.train_dataloader()))
     loss = module.training_step(batch, 0)
     halves = [
@@ -82,14 +82,14 @@ def test_the_loss_is_the_mean_over_the_global_batch(data_dir: Path, tmp_path: Pa
 
 def test_the_noise_differs_between_epochs(data_dir: Path, tmp_path: Path) -> None:
     """The same images with the same weights have another loss in the next epoch."""
-    module, data, fit = make_objects(data_dir, tmp_path, callbacks=[], max_steps=1)
+    module, data, trainer = make_objects(data_dir, tmp_path, callbacks=[], max_steps=1)
     data.prepare_data()
     data.setup()
-    fit.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data)
     batch = next(iter(data.train_dataloader()))
     losses = []
     for epoch in (0, 0, 1):
-        fit.fit_loop.epoch_progress.current.completed = epoch
+        trainer.fit_loop.epoch_progress.current.completed = epoch
         assert module.current_epoch == epoch
         losses.append(float(module.training_step(batch, 0).detach()))
     assert losses[0] == losses[1] != losses[2]
@@ -100,11 +100,11 @@ def test_validation_is_the_mean_over_images(data_dir: Path, tmp_path: Path) -> N
     metrics = []
     for eval_batch_size in (16, 45):
         torch.manual_seed(0)
-        module, _, fit = make_objects(data_dir, tmp_path, callbacks=[])
+        module, _, trainer = make_objects(data_dir, tmp_path, callbacks=[])
         data = MNISTDataModule(
             data_dir, "KMNIST", eval_batch_size=eval_batch_size, validation_size=45
         )
-        fit.validate(module, datamodule=data, verbose=False)
+        trainer.validate(module, datamodule=data, verbose=False)
         metrics.append(module.validation)
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-6)
 
@@ -154,12 +154,12 @@ def test_logged_values_are_means_over_the_steps_since_the_last_log(
     for every_n_steps in (1, 2):
         torch.manual_seed(0)
         given = [losses] if every_n_steps == 1 else []
-        module, data, fit = make_objects(
+        module, data, trainer = make_objects(
             data_dir, tmp_path, callbacks=given, max_steps=4, log_every_n_steps=every_n_steps
         )
         logger = Rows()
-        fit.loggers = [logger]
-        fit.fit(module, datamodule=data)
+        trainer.loggers = [logger]
+        trainer.fit(module, datamodule=data)
         logged[every_n_steps] = [row["train/loss"] for row in logger.rows]
     every_step = logged[1]
     assert every_step == pytest.approx(losses.values, rel=1e-6)

@@ -44,7 +44,7 @@ def test_a_target_within_the_error_is_neither_met_nor_missed() -> None:
     assert Metric(1.0, standard_error=0.1).status is None
 
 
-DEFAULT = {  # close to the values of the default CVAE
+DEFAULT_METRICS = {  # close to the values of the default CVAE
     "samples/label_agreement_drawn": Metric(0.9824, "%", 0.0039, 0.9927, at_least=0.98),
     "style/r2_thickness": Metric(0.822, "", 0.004, at_least=0.90),
     "latent/label_accuracy_logistic": Metric(0.113, "%", 0.003, 0.1135, at_most=0.2),
@@ -55,7 +55,7 @@ DEFAULT = {  # close to the values of the default CVAE
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_table_explains_its_marks_in_80_columns(encoding: str, width: int) -> None:
-    found = report.Report({"bound": DEFAULT}, {}, {})
+    found = report.Report({"bound": DEFAULT_METRICS}, {}, {})
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="harness.contract.terminal")
     report.print_table(found, "a [red] :smile: é", Console(file=stream, width=width))
     stream.seek(0)

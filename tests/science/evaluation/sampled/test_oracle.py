@@ -53,14 +53,14 @@ def test_the_oracle_is_cached_and_trained_again_if_damaged(
 
 
 def test_the_oracle_of_color_images_learns_and_is_cached(tmp_path: Path) -> None:
-    def in_color(split: Split) -> Split:
+    def convert_to_color(split: Split) -> Split:
         grey = split.grey.repeat(1, 3, 1, 1) // torch.tensor([1, 2, 3])[:, None, None]
         return Split(grey.to(torch.uint8), grey.to(torch.uint8), split.labels)
 
-    train, test = in_color(TRAIN), in_color(TEST)
-    found = Oracle(train, in_color(VALIDATION), 3, tmp_path)
+    train, test = convert_to_color(TRAIN), convert_to_color(TEST)
+    found = Oracle(train, convert_to_color(VALIDATION), 3, tmp_path)
     assert found.accuracy(test.grey.float() / 255, test.labels) > 0.95
-    again = Oracle(train, in_color(VALIDATION), 3, tmp_path).classifier
+    again = Oracle(train, convert_to_color(VALIDATION), 3, tmp_path).classifier
     torch.testing.assert_close(again.state_dict(), found.classifier.state_dict())
 
 
