@@ -156,7 +156,7 @@ def test_a_run_killed_ten_times_matches_an_uninterrupted_run(
 LAST = "harness.training.resume:LastCheckpoint"
 TRAINER = "lightning.pytorch.trainer.trainer:Trainer"
 STOP_POINTS = [  # from building the objects to the end of the test
-    ["harness.training.run:build", 1, "before"],
+    ["harness.training.run:build_parts", 1, "before"],
     [f"{TRAINER}._run_stage", 1, "before"],
     [f"{LAST}.on_train_start", 1, "after"],
     [f"{MODULE}.on_validation_epoch_end", 2, "before"],

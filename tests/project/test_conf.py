@@ -45,7 +45,6 @@ LIBRARY_TARGETS = [
 EXTRAS = {"slurm": "submitit", "slurm_rehearsal": "submitit", "ray_local": "ray"}  # by launcher
 OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml"))]
 DEVICE_KEYS = {"accelerator", "devices", "strategy", "precision", "num_nodes"}
-FILLED_IN = {"run_dir": "/nowhere", "run_id": "x", "sweep": "s", "name": "n", "monitor": "val/elbo"}
 
 
 def compose(*overrides: str, config: str = "train") -> DictConfig:
