@@ -71,8 +71,8 @@ export class View {
     const lead = `${(bounds[guess] - bounds[second]).toFixed(1)} nats`;
     $("guess-text").textContent =
       `Guess: ${conditions.tileTexts[guess]}. Its bound on log p(x|y) is ${lead} above that of ` +
-      `${conditions.tileTexts[second]}. The bars are the softmax of the bounds, each estimated ` +
-      "from one sample of z.";
+      `${conditions.tileTexts[second]}. The bars are the softmax of the bounds, each an estimate ` +
+      "from one stored sample of z.";
     $("label").options[0].textContent = `as guessed (${conditions.tileTexts[guess]})`;
   }
 
