@@ -54,7 +54,7 @@ class Stack(nn.Module):
 class PlainMLP(nn.Module):
     """Plain perceptrons with the depth and width of :class:`~cvae.networks.MLP`.
 
-    They have no residuals and norms. Only the first layer takes z and the label; ``latent_skips``
+    They have no residuals or norms. Only the first layer takes z and the label; ``latent_skips``
     is ignored.
     """
 
@@ -149,7 +149,7 @@ class ImportanceWeighted(CVAE):
 
     See Burda, Grosse and Salakhutdinov (2016) and Tucker et al. (2019, equation 8). It logs the
     bound of one sample. The sample weights require beta = 1 without warm-up. A penalty is rejected,
-    because the squared sample weights would increase its weight up to four times.
+    because the hook that rescales the gradient of z would rescale its gradient as well.
     """
 
     num_samples = 4
@@ -184,7 +184,7 @@ class ImportanceWeighted(CVAE):
 
 
 def _require_condition(y: Condition | None) -> Condition:
-    assert y is not None, "these models are conditional"
+    assert y is not None, "this model is conditional: pass the labels y"
     return y
 
 

@@ -1,7 +1,7 @@
 """Speed of the importance-weighted bound, compared with its roofline; prints a line of JSON.
 
-The roofline computes only the decoder and log p(x|z,y), on given latents and in batches of the same
-size. The bound adds noise, densities and bookkeeping.
+The roofline computes only the decoder and log p(x|z,y), on given latents and in batches of
+8,192. The bound adds noise, densities and bookkeeping.
 """
 
 import json

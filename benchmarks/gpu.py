@@ -31,7 +31,7 @@ MARGIN = 5.0  # seconds that a section keeps to write its last measurement
 
 def select_measurements(section: str, is_cpu: bool) -> dict[str, Callable[..., dict[str, Any]]]:
     """Return the measurements of a section by name, in order."""
-    # imported late: a process runs one section, and evaluation imports for seconds
+    # imported here: a process runs one section, and importing the evaluation takes seconds
     if section == "checks":
         from gpu_checks import CHECKS
 

@@ -1,4 +1,4 @@
-"""Section "checks" of the GPU benchmark: steps are correct, do not synchronize, resume exactly.
+"""Section "checks" of the GPU benchmark: steps are correct and a run resumes exactly.
 
 Each check returns whether it passed, and the numbers that it compared.
 """

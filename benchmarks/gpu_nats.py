@@ -129,7 +129,7 @@ def _evaluate_on(
 
 
 def time_bound(options: Namespace) -> dict[str, Any]:
-    """Return the bound with K = 5,000 of the default on all test images."""
+    """Return the seconds and the value of the default's bound, K = 5,000, on all test images."""
     num_samples = 2 if options.cpu else 5000
     result = _evaluate_on(options, "cpu" if options.cpu else "auto", num_samples, "bound")
     seconds, name = result["seconds_by_claim"]["bound"], f"test/nll_k{num_samples}"

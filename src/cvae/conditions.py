@@ -244,7 +244,7 @@ class Attributes(nn.Module):
         values = to_tensor(value, name, kind)
         if values.ndim > 1 or (values.ndim == 1 and len(values) != count):
             raise ValueError(
-                f"{name} has shape {tuple(values.shape)}: must be one value, or {count}"
+                f"{name} has shape {tuple(values.shape)}: must be one value or {count} values"
             )
         if part.kind == "categorical":
             if values.is_floating_point():

@@ -103,7 +103,7 @@ class Quadrants(nn.Module):
         return pixels.flatten(-2)[..., None, self.remaining_index]
 
     def complete(self, images: Tensor, y: Condition) -> Tensor:
-        """Return the images with the given pixels of y in their place."""
+        """Return the images with their given pixels replaced by those of y."""
         known = y.unflatten(1, (self.image_shape[0], -1))
         known = known.expand(*images.shape[:-2], known.shape[-1])
         return images.flatten(-2).index_copy(-1, self.given_index, known).view(images.shape)

@@ -20,7 +20,8 @@ Values = NDArray[np.float64]
 def thickness(images: Image) -> Values:
     """Return the stroke thickness in pixels of the image; nan without ink.
 
-    It is twice the mean distance to the background along the skeleton, at four times the size.
+    It is twice the mean distance to the background along the skeleton, measured on the image
+    enlarged four times.
     """
     fine = F.interpolate(images.float().cpu(), scale_factor=_SCALE, mode="bilinear")[:, 0]
     ink = F.pad(fine, [1, 1, 1, 1]).numpy() > _THRESHOLD

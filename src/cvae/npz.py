@@ -67,7 +67,7 @@ def _add_channels(
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or labels != images.shape[:1]:
         raise DataError(
             f"{prefix} with {split}_labels {labels}; must be unsigned bytes (N, height, width) "
-            "or (N, height, width, 3), and (N,)" + _suggest_fix(images)
+            "or (N, height, width, 3), and labels (N,)" + _suggest_fix(images)
         )
     if images.size and images.max() == 1:
         raise DataError(f"{prefix} range from 0 to 1, but white is 255; multiply by 255")

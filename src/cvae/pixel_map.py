@@ -48,8 +48,8 @@ def open_map(
     Args:
         folder: folder of the map.
         settings: digest of the settings that the images depend on.
-        content: digest of the files that the images come from. Maps with the same settings and
-            another content are removed.
+        content: digest of the files that the images come from. Maps with the same settings but
+            another digest are removed.
         shape: (number of images, channels, height, width).
         read_rows: function that returns all images and their positions; called if no map is valid.
         metadata: further entries of the JSON file.

@@ -34,7 +34,7 @@ def test_generate_writes_png_and_npy(finished_run: Path, tmp_path: Path) -> None
 
 
 def test_generate_names_pictures_by_their_settings(finished_run: Path) -> None:
-    """Each row equals the picture of its label alone, in the order of the labels."""
+    """The rows have the order of the labels, and the last checkpoint gives another picture."""
     images = {}
     for text, name in (
         ("label=7 num_samples=4", "label-7-seed-0-samples-4"),
@@ -58,7 +58,7 @@ def test_generate_names_pictures_by_their_settings(finished_run: Path) -> None:
     assert done.stderr == "error: label=12: must be from 0 to 9, a list of these, or all\n"
 
 
-def test_a_picture_of_one_label_has_rows_of_equal_length(tmp_path: Path) -> None:
+def test_samples_of_one_label_are_split_into_balanced_rows(tmp_path: Path) -> None:
     """The rest of the last row is white."""
     for count, rows, columns in ((7, 1, 7), (16, 2, 8), (11, 2, 6), (21, 3, 7)):
         (path,) = sampling.save(torch.ones(1, count, 1, 28, 28), tmp_path / "x.png", ["7"])
@@ -85,7 +85,7 @@ def test_generate_writes_into_the_run_folder(finished_run: Path) -> None:
     assert written.is_file()
 
 
-def test_a_folder_of_several_runs_is_rejected_with_an_example_to_name(tmp_path: Path) -> None:
+def test_a_folder_of_several_runs_is_rejected_and_one_run_is_suggested(tmp_path: Path) -> None:
     for name in ("0", "1"):
         (tmp_path / name).mkdir()
         (tmp_path / name / reading.CONFIG).touch()

@@ -1,4 +1,4 @@
-"""Cost of a training step in counts that do not depend on the machine: operators and imports."""
+"""Cost of a training step in counts that do not depend on the machine: operators and calls."""
 
 import re
 from collections import Counter

@@ -26,6 +26,8 @@ from tests import PACKAGE
 GROUPS = ["data", "model", "model/network", "optimizer", "scheduler", "trainer", "device", "logger"]
 GROUPS += [
     "data/augmentation",
+    "data/condition",
+    "model/likelihood",
     "model/prior",
     "model/penalty",
     "callbacks",

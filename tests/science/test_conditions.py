@@ -70,7 +70,7 @@ def test_networks_take_standardized_values() -> None:
         (
             make_attributes(),
             {"digit": 1, "angle": [0, 1]},
-            r"angle has shape \(2,\): must be one value, or 3",
+            r"angle has shape \(2,\): must be one value or 3 values",
         ),
         (
             make_attributes(),

@@ -103,7 +103,7 @@ def test_damaged_files_are_restored(
     assert not list(raw.glob(".making-*"))
 
 
-def test_the_error_without_any_source_names_files_and_reasons(
+def test_if_all_sources_fail_the_error_names_files_and_reasons(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remove_wheel(monkeypatch)

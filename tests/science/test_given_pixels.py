@@ -185,6 +185,6 @@ def test_figures_show_completions() -> None:
         requested_rows(model, 7)
 
 
-def test_a_model_without_condition_is_rejected() -> None:
+def test_quadrants_need_a_conditional_model() -> None:
     with pytest.raises(ValueError, match="must have a conditional model"):
         VAE(make_network, 1, SHAPE, condition=Quadrants(1, SHAPE))

@@ -15,8 +15,8 @@ def label_control(subject: SampledSubject) -> Metrics:
 
     ``label_agreement`` scores decoder means and ``label_agreement_drawn`` sampled pixels; their
     floors are the oracle's accuracy on test images and on the test inputs of the model.
-    ``label_agreement_worst`` is the agreement of the worst label with test images. ``rows_right``
-    is the share of rows of 10 samples without an error.
+    ``label_agreement_worst`` is the lowest agreement of a label that has test images.
+    ``rows_right`` is the share of rows of 10 samples without an error.
     """
     require_label(subject)
     samples, count = subject.samples, len(subject.classes)

@@ -23,7 +23,8 @@ class GlobalBatchSampler(Sampler[Rows]):
     """Splits an epoch into global batches and yields this process's rows of each.
 
     The order is a function of (seed, epoch). No row is dropped, padded or seen twice. Every process
-    gets the same number of batches. Its share of the last one may be one row smaller, or empty.
+    gets the same number of batches. Its share of a batch may be one row smaller than another's, and
+    empty in the last batch.
 
     Args:
         num_rows: rows in the split.

@@ -229,7 +229,7 @@ def format_target(metric: Mapping[str, Any]) -> str:
 
 
 def format_floor(metric: Mapping[str, Any]) -> str:
-    """Return the value of a metric on real data as text; empty if unknown."""
+    """Return a metric's value on real data, or at chance, as text; empty if unknown."""
     if (floor := metric.get("floor")) is None:
         return ""
     scale, sign = scale_of(metric.get("unit"))

@@ -83,7 +83,7 @@ def _best_checkpoint(run_dir: Path, typed_path: str | Path) -> Path | None:
 
 
 def find_run(path: str | Path) -> tuple[Path, Path]:
-    """Return the run folder and the checkpoint of a path to either of them.
+    """Return the run folder and the checkpoint; the path names either of them.
 
     A relative path starts at the current directory, or else at the project root. For an exported
     folder, such as pretrained/, return the folder for outputs, ``logs/NAME``, and the weights.

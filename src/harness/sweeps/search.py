@@ -209,7 +209,7 @@ def to_distribution(values: Any) -> BaseDistribution:
         assert values.start is not None
         assert values.stop is not None
         bounds = (values.start, values.stop, values.step)
-        # Hydra 1.4 also gives decimals
+        # Hydra 1.4 may give decimal.Decimal
         start, stop, step = (v if isinstance(v, int) else float(v) for v in bounds)
         count = math.ceil((stop - start) / step)
         last = start + step * (count - 1)  # a range excludes its stop

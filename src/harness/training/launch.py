@@ -221,7 +221,7 @@ def _become_rank(folder: RunFolder, environment: Mapping[str, str]) -> None:
     os.setpgid(0, 0)
     os.environ.update(environment)
     make_temporary_folders()
-    # Lightning reads the variable on import
+    # Lightning read RANK on import, before the fork
     rank_zero_only.rank = int(environment["RANK"])  # type: ignore[attr-defined]
     run_process(str(folder.path), is_rank=True)
 

@@ -90,7 +90,7 @@ export class Conditions {
   }
 
   /**
-   * Add a control for each part that has no tiles.
+   * Add a control for each part without tiles; without labels, the drawing gets one for every part.
    * @param role "encoderValues" or "decoderValues"
    * @param suffix text after the name of the part
    */

@@ -66,7 +66,7 @@ def build_cvae_of_attributes() -> Autoencoder:
 
 @pytest.fixture
 def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train classifiers and probes for a few steps; the results of two devices still differ."""
+    """Train classifiers and probes for a few steps, which is enough to compare two devices."""
     for module in (oracle, classification_accuracy):
         monkeypatch.setattr(module, "SHORT_EPOCHS", 1)
     monkeypatch.setattr(oracle, "_ORACLE_EPOCHS", 2)

@@ -78,7 +78,7 @@ def test_dimensions_whose_mean_varies_are_active() -> None:
 
 
 def test_dimensions_of_pure_noise_are_not_active() -> None:
-    """The mean of a base variable is estimated from a few samples, which vary."""
+    """With a flow prior, the posterior mean is estimated from a few samples, which vary."""
     draws = randn(0, 16, 2000, 3)
     draws[..., 0] += randn(1, 2000)
     error = draws.var(0).mean(0) / 16
