@@ -127,6 +127,7 @@ def connect_ranks(run_dir: Path, settings: str, timeout: float) -> Path:
     if different:
         with contextlib.suppress(RuntimeError):  # raised if other ranks have ended
             dist.barrier()  # so that all ranks get here before one ends
+        disconnect()
         raise ConfigError(
             f"rank {different[0]} has other settings than rank 0: start all with the same overrides"
         )
