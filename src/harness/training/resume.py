@@ -2,7 +2,8 @@
 
 A checkpoint holds the weights and their average, optimizer, schedule, loop counters, and the sums
 of the metrics that are not logged yet. It holds no random generators, because every random draw is
-a function of (seed, epoch, row). A resumed run takes the same steps as one that never stopped.
+a function of the seed and of its position: epoch and row, or epoch, batch and rank. A resumed run
+takes the same steps as one that never stopped.
 """
 
 import functools
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _LATENCY = 0.5  # seconds that ranks may take to agree to stop
 _STALLED = 3.0  # seconds without a batch after which the data workers count as stalled
-_TIMEOUT = 5.0  # seconds for all ranks to see a stop request; torch kills ranks after 10
+_TIMEOUT = 5.0  # seconds for all ranks to see a stop request; local_ranks.py kills ranks after 10
 
 
 def best_checkpoint(trainer: lightning.Trainer) -> Path | None:
@@ -48,7 +49,7 @@ class LastCheckpoint(Callback):
 
     Args:
         dirpath: folder of the checkpoint.
-        every_minutes: minutes of training between saves; None for never.
+        every_minutes: minutes between saves, with validation; None for never.
         every_n_epochs: epochs between saves; None for never.
         every_n_steps: optimizer steps between saves; None for never.
     """
