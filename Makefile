@@ -91,7 +91,7 @@ PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 # --no-deps: pyproject.toml excludes Hydra 1.4 until its release
 NEXT := hydra-core==1.4.0rc3 omegaconf==2.4.1rc1
-# the launcher of Ray, an extra, warns of its own resolver
+# the Ray launcher, an extra, calls this function, which OmegaConf 2.4 deprecates
 RAY_WARNING := register_new_resolver
 
 test-next: .venv-next/.installed ## run make test on release candidates: Hydra 1.4, OmegaConf 2.4

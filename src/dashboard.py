@@ -21,7 +21,7 @@ def main(
     along: Name,
     pictures: Names,
 ) -> None:
-    """Save the view on W&B if an account is configured; else write it to a JSON file."""
+    """Save the view on W&B if entity and an account are set; else write it to a JSON file."""
     from harness.reports.dashboard import comparison_view, to_json
     from harness.tracking.wandb import has_wandb_account
 

@@ -23,7 +23,7 @@ def main(run: Name, trust: Trust, output: Name | None) -> None:
     summary = reading.read_checkpoint_summary(run_dir, checkpoint)
     config = exported_folder.portable_config(reading.to_plain(archived), summary)
     summary = {**config["training"], "metrics": {}, **summary}
-    # the evaluation of an exported folder may be in it
+    # an exported folder may hold its own evaluation.json
     evaluation = reading.read_evaluation(run_dir) or reading.read_evaluation(checkpoint.parent)
     is_current = evaluation.get("checkpoint_digest") == file_digest(checkpoint)
     metrics = evaluation["metrics"] if is_current else {}

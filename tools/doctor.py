@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, INDENT = 80, 10  # columns
 GIB = 2**30
-TIMEOUT = float(os.environ.get("DOCTOR_TIMEOUT", 8))  # seconds; torch and W&B start at once
+TIMEOUT = float(os.environ.get("DOCTOR_TIMEOUT", 8))  # seconds for torch and W&B together
 # variables that hold no secrets, and prefixes of those that are listed without their values
 SHOWN_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WANDB_MODE")
 NAMED_PREFIXES = (
@@ -113,7 +113,7 @@ def normalize_name(name: str) -> str:
 def read_requirements() -> tuple[dict[str, object], dict[str, list[str]]]:
     """Return the project table of pyproject.toml, and its packages by extra ("": no extra)."""
     try:
-        import tomllib  # from Python 3.11 on, as the project
+        import tomllib  # needs Python 3.11, like the project
 
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     except (ImportError, OSError, ValueError, KeyError):

@@ -28,10 +28,10 @@ MAX_NAME = 30
 # patterns of paths; * matches slashes too
 TEMPLATE_ONLY = (
     *("tools/new*", "docs/how-to/new-project.md", "tests/project/test_new_project.py"),
-    *("docs/measured/*", "tests/project/test_measured.py"),  # its results
+    *("docs/measured/*", "tests/project/test_measured.py"),  # results of the template
     *("pretrained/*", "tests/project/test_pretrained.py"),
     *("CONTRIBUTING.md", ".github/ISSUE_TEMPLATE/*"),
-    # its earlier versions
+    # earlier versions of the template
     *("src/cvae/versions.py", "tests/project/test_earlier_versions.py", "tests/project/runs/*"),
 )
 NOT_IN_CORE = (

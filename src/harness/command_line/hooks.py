@@ -89,7 +89,10 @@ class TrainChecks(Callback):
         return None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Validate the jobs of a sweep, or sample jobs of a search, before the first one starts."""
+        """Validate all jobs of a sweep, or some possible jobs of a search, before the first starts.
+
+        The jobs of a sweep are also archived in their run folders.
+        """
         with _exit_on_error(config):
             if started_ranks() is not None:
                 raise ConfigError(
@@ -195,7 +198,7 @@ def _sweep_overrides(config: DictConfig) -> list[Override]:
 
 
 def _sample_jobs(overrides: list[Override]) -> list[list[str]]:
-    """Return sample jobs of a search: each combination of groups, one value of each other key."""
+    """Return possible jobs of a search: all choices of groups, one value of each other key."""
     choices: dict[str, list[str]] = {}
     for override in overrides:
         key, value = override.get_key_element(), override.value()
@@ -228,7 +231,7 @@ def _can_compose(config: DictConfig, job: list[str]) -> bool:
 
 
 def _task_overrides(config: DictConfig) -> list[str]:
-    """Return the overrides of the command line; none for a config that a script composed."""
+    """Return the overrides of a run or job; none for a config without Hydra's own node."""
     if "hydra" not in config:
         return []
     overrides = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)

@@ -114,9 +114,10 @@ def raise_problems(
 
 
 def _is_copy(config: Any, key: str, wrong_keys: Container[str]) -> bool:
-    """Return whether an interpolation gives a setting the value of a wrong key.
+    """Return whether a setting is a copy, so that its problem belongs to another key.
 
-    The node of the setting may be an interpolation too, as model.condition is.
+    It is a copy if it is an interpolation of a wrong key, or if a node above it is an
+    interpolation, as model.condition is.
     """
     node: Any = OmegaConf.to_container(config, resolve=False)
     names = key.split(".")
@@ -133,7 +134,7 @@ def _is_copy(config: Any, key: str, wrong_keys: Container[str]) -> bool:
 def _with_typed_value(problem: str, overrides: Sequence[str]) -> str:
     """Return a problem with the value as typed, or with the advice to remove the override.
 
-    The typed value can differ from the one that was read: YAML reads 12e4567 as infinity.
+    The typed value can differ from the one that was read: Hydra reads 12e4567 as infinity.
     """
     drop = re.search(r"; to drop it: ~(\S+)$", problem)
     if drop and any(a.startswith((f"+{drop[1]}=", f"++{drop[1]}=")) for a in overrides):
@@ -171,7 +172,7 @@ def exit_with_error(message: str) -> NoReturn:
 
 
 def _sanitize_line(line: str) -> str:
-    """Return the line with control characters escaped, shortened to fit a terminal."""
+    """Return the line with control characters escaped, and without its middle if it is long."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return (
         line

@@ -30,8 +30,9 @@ _NOT_PATHS = re.compile(r"^(latest|null|)$")
 def quote_paths(arguments: list[str], cwd: Path) -> list[str]:
     """Make the paths in overrides absolute and quote them for Hydra.
 
-    A relative path starts at ``cwd``. Spaces, commas, '=', brackets and letters of any alphabet are
-    kept. ``${...}`` stays an interpolation.
+    A relative path starts at ``cwd``. The path of a run starts at the project root if nothing is at
+    ``cwd``. Spaces, commas, '=', brackets and letters of any alphabet are kept. ``${...}`` stays an
+    interpolation.
     """
     return [_quote_path(argument, cwd) for argument in arguments]
 
@@ -68,7 +69,7 @@ def _quote(value: str) -> str:
 def _resolve_weights(argument: str, cwd: Path) -> str:
     """Resolve links such as logs/latest now, so that all jobs of a sweep read the same weights.
 
-    Several paths are separated by commas. An argument that names no file stays as it is.
+    Several paths are separated by commas. If a path does not exist, the argument stays as it is.
     """
     value = argument.removeprefix("weights=")
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
@@ -96,7 +97,13 @@ def bracket_lists(arguments: Sequence[str]) -> list[str]:
 
 
 def rewrite_for_hydra(arguments: list[str]) -> list[str]:
-    """Rewrite GROUP=null as ~GROUP and move -m to the front, as Hydra requires."""
+    """Rewrite GROUP=null as ~GROUP and move -m to the front, as Hydra requires.
+
+    For a group that is null by default, drop GROUP=null.
+
+    Raises:
+        ConfigError: the group must not be null.
+    """
     rewritten = [a for a in arguments if a in SWEEP_FLAGS]
     for argument in (a for a in arguments if a not in SWEEP_FLAGS):
         group, is_null, rest = argument.partition("=null")

@@ -176,7 +176,7 @@ def validate(cfg: Mapping[str, Any], script: str | None = None) -> list[str]:
 
 
 def _check_text(node: Any, key: str = "") -> Iterator[str]:
-    """Reject text with bytes of another encoding or terminal control characters."""
+    """Reject text with undecodable bytes, terminal control characters or ``${``."""
     if isinstance(node, Mapping):
         for name, child in node.items():
             yield from _check_text(str(name), key)
@@ -206,7 +206,7 @@ def _check_targets(cfg: Mapping[str, Any]) -> Iterator[str]:
         target = node.get("_target_") if isinstance(node, Mapping) else node
         if not (isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target)):
             yield f"{key}._target_={format_value(target)}: must be the dotted name of a class"
-        elif target.startswith("src."):  # src/ is on the path, but no package
+        elif target.startswith("src."):  # src/ is on the path and is not a package
             yield f"{key}._target_={target}: must be {target.removeprefix('src.')}, without src."
 
 

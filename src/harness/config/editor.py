@@ -150,7 +150,7 @@ def _group_schema(conf: Path, group: str, groups: Iterable[str]) -> dict[str, An
         del any_class["additionalProperties"]
     has_no_target = {"not": {"required": ["_target_"]}, "type": "object"}
     node = {
-        "type": ["object", "null", "string", "boolean"],  # false: left out
+        "type": ["object", "null", "string", "boolean"],  # false leaves the node out
         "pattern": _INTERPOLATION["pattern"],
         "properties": {**_HYDRA_KEYS, "_target_": {**_HYDRA_KEYS["_target_"], **target_schema}},
         "allOf": [*cases, {"if": has_no_target, "then": any_class}],

@@ -1,7 +1,8 @@
 """Calls whose form differs between Hydra 1.3 and 1.4, or between OmegaConf 2.3 and 2.4.
 
-Hydra 1.4 warns of ``version_base``, of resolvers registered the old way, and of objects that it
-instantiates without an allow-list; 1.3 knows neither the new resolvers nor the allow-list.
+Hydra 1.4 warns of ``version_base``, and of objects that it instantiates without an allow-list; 1.3
+has no allow-list. OmegaConf 2.4 warns of ``register_new_resolver``; in 2.3, ``register_resolver``
+is another function, which is deprecated.
 """
 
 from collections.abc import Callable, Mapping, Sequence

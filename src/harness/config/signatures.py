@@ -206,7 +206,8 @@ def _forwarded_arguments(
 ) -> Signature | None:
     """Return the arguments of the constructor that the body calls with its ``**kwargs``.
 
-    A body that uses ``kwargs`` elsewhere, as in ``kwargs.pop("key")``, may take other arguments.
+    Return None if the body uses ``kwargs`` elsewhere, as in ``kwargs.pop("key")``, because it may
+    take other arguments.
     """
     kwargs = node.args.kwarg
     names = [n for n in ast.walk(node) if isinstance(n, ast.Name) and kwargs and n.id == kwargs.arg]

@@ -216,7 +216,7 @@ def _imported_module(parsed: ParsedModule, statement: ast.ImportFrom) -> str:
 def missing_packages(name: str) -> list[str]:
     """Return the packages that a module of your own imports and that are not installed.
 
-    Imports under ``if`` and ``try`` do not count, and neither do the modules of libraries.
+    Imports under ``if`` and ``try`` do not count. The list is empty for a module of a library.
     """
     spec = _find_spec(name)
     origin = Path((spec and spec.origin) or "")

@@ -63,7 +63,9 @@ class NotFiniteError(FloatingPointError):
 
 
 class Stopped(BaseException):  # so that no library's "except Exception" catches it
-    """A signal stopped the run; if it was training with checkpoints, it has saved its state.
+    """A signal stopped the run.
+
+    A run that was training with checkpoints has saved its state, unless its data workers stalled.
 
     Args:
         number: number of the signal.

@@ -12,7 +12,8 @@ from typing import Any
 from harness.contract.files import write_json, write_text
 
 CONFIG, WEIGHTS, DIGESTS = "config.json", "model.safetensors", "SHA256SUMS"
-FORMAT = 2  # increase it when older code could misread the files; 1 had no digests and no data
+# increase it when older code could misread the files; 1 had no SHA256SUMS, only a model's settings
+FORMAT = 2
 
 
 def save(

@@ -73,7 +73,7 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
                 return False, None
 
     def _poll(self, timeout: float) -> tuple[bool, Any] | Exception | None:
-        """Return a batch, None if there is none yet, or the error of a worker that died."""
+        """Return (True, batch), None while there is no batch, or the error of a failed transfer."""
         self._polling_since = time.monotonic()
         try:
             has_batch, batch = super()._try_get_data(timeout)

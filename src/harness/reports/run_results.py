@@ -23,9 +23,9 @@ from harness.run_folder.reading import (
     read_summary,
 )
 
-# files of a run folder; evaluation.json can also be in an exported folder
+# what identifies a run folder; not evaluation.json, which an exported folder can hold too
 _MARKERS = (CONFIG, SUMMARY, METRICS, "checkpoints", ".hydra")
-# keys that do not affect results, in addition to the science's `free` keys
+# keys in which repeats of a setting may differ, in addition to the science's `free` keys
 _IGNORED_KEYS = re.compile(
     r"(seed|name|run_dir|run_id|sweep|mode|smoke|data\.data_dir|data\.num_workers"
     r"|data\.eval_batch_size|logger|logger\..*|callbacks\.progress\..*|trainer\.(enable_\w+"
@@ -54,7 +54,7 @@ class Excluded(NamedTuple):
 
 
 def split_pattern(path: str) -> tuple[Path, str]:
-    """Split a path into its longest existing part, brackets included, and the pattern below it."""
+    """Split a path into its longest part that exists and the pattern below that part."""
     parts = Path(path).parts
     for length in range(len(parts), 0, -1):
         folder = Path(*parts[:length])
@@ -64,7 +64,7 @@ def split_pattern(path: str) -> tuple[Path, str]:
 
 
 def default_output(path: str) -> Path:
-    """Return the path of the tables without suffix, in the compared folder or logs/."""
+    """Return the path of the tables without suffix: in the folder, or in logs/ for a pattern."""
     folder, pattern = split_pattern(path)
     return (ROOT / "logs" if pattern else folder) / "compare"
 

@@ -129,7 +129,7 @@ class NewestCheckpoint(NamedTuple):
 def find_newest(
     folder: Path, pattern: str = "*.ckpt", required_keys: Set[str] = frozenset()
 ) -> NewestCheckpoint:
-    """Return the checkpoint of a folder with the most steps that loads and has the needed keys.
+    """Return the newest checkpoint of a folder, by step, that loads and has the required keys.
 
     If two have the same step, ``last.ckpt`` is preferred. Skipped files are also logged.
 

@@ -1,7 +1,7 @@
 """Reads exported folders, such as ``pretrained/``, after checking their digests.
 
 Commands do not write into an exported folder. Their outputs go to ``logs/NAME``, where NAME is the
-name of the folder.
+name of the folder; for the folder ``export`` of a run, ``RUN-export``.
 """
 
 import json

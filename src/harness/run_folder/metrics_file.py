@@ -1,4 +1,4 @@
-"""Logger that writes metrics.csv, one row per logged step."""
+"""Logger that writes metrics.csv, one row each time that metrics are logged."""
 
 import csv
 import errno

@@ -82,7 +82,8 @@ def trust_override(cfg: DictConfig) -> str:
 def load_untrusted_config(run_dir: Path, trusted: trust.Trust = None) -> DictConfig:
     """Return the archived config of a run that will train, after checking that it is safe.
 
-    It names only known or trusted classes, and its paths are inside the current run folder.
+    It names only known or trusted classes, and its callbacks, loggers and trainer write only inside
+    the current run folder.
 
     Args:
         run_dir: the folder of the run.
@@ -168,7 +169,7 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def short_keys(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
-    """Return a config as a flat dict, each key as short as possible without a clash."""
+    """Return a config as a flat dict; a key is its last part if that is unique, else dotted."""
     flat: dict[tuple[str, ...], Any] = {}
 
     def walk(node: Any, path: tuple[str, ...]) -> None:
@@ -201,7 +202,7 @@ def update_evaluation(
 ) -> Path:
     """Add measurements to evaluation.json, atomically, and return its path.
 
-    Earlier measurements are dropped if they are of other weights or other data.
+    Earlier measurements are dropped if an entry of ``measured_on`` differs.
 
     Args:
         run_dir: the folder of the run.

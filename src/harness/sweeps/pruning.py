@@ -13,7 +13,7 @@ from harness.contract.errors import RunPruned
 class Pruning(Callback):
     """Callback that reports each validation to a study, and ends the run if the pruner says so.
 
-    Runs are compared by the number of validations, not of steps, which depend on the batch size.
+    Runs are compared at the same number of validations, because steps depend on the batch size.
 
     Args:
         journal: journal file of the study.

@@ -26,7 +26,7 @@ Outputs = dict[str, Any]  # the loss, and what else training_step returned
 Step = Callable[[Any, int | Tensor], Outputs]  # takes the arguments of training_step
 
 _NUM_EAGER = 2  # steps before a recording, in which libraries and the optimizer allocate memory
-_MAX_SHAPES = 20  # of batches
+_MAX_SHAPES = 20  # batch shapes; with more, all steps stay eager
 _MAX_GRAPHS = 2  # full batches, and the smaller last batch of an epoch
 DEVICE_TYPE = "cuda"  # type of the devices that have graphs
 
@@ -48,9 +48,10 @@ class CapturedStep:
     """Takes optimizer steps by replaying a CUDA graph.
 
     For each batch shape, two steps run eagerly. The third reads its counters as tensors, and a
-    synchronization is an error. The fourth is recorded, and it and all later ones are replayed. If
-    the third fails or changes Python values, all steps stay eager, because a graph would not repeat
-    what Python does.
+    synchronization is an error. The fourth is recorded, and it and all later ones are replayed. Two
+    shapes are recorded; steps of other shapes run eagerly. If the third step or the recording
+    fails, or the third changes Python values, all steps stay eager, because a graph would not
+    repeat what Python does.
 
     Args:
         step: takes one eager optimizer step with the arguments of ``training_step``.
@@ -177,7 +178,7 @@ def _part_key(leaf: Any, device: torch.device) -> Any:
 
 
 def is_recordable(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer keeps its step count on the device, or has none."""
+    """Return whether an optimizer can take a step with all its values on the device."""
     groups = optimizer.param_groups
     is_fused_sgd = type(optimizer) is torch.optim.SGD and all(g.get("fused") for g in groups)
     return is_fused_sgd or all("capturable" in g for g in groups)

@@ -44,7 +44,7 @@ def run_ranks(count: int, name: str, start: Callable[[Mapping[str, str]], Proces
             port = listener.getsockname()[1]
             for rank, error_file in enumerate(error_files):
                 ranks.append(start(_variables(rank, count, port, name, error_file)))
-            # after the ranks: it starts threads, and a process with threads must not fork
+            # after the ranks: the store starts threads, and a process with threads must not fork
             store = dist.TCPStore(
                 _HOST,
                 port,

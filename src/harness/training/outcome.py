@@ -38,6 +38,7 @@ def record_outcome(folder: RunFolder, rank: int) -> Iterator[None]:
     Raises:
         SystemExit: the run was stopped; it carries the exit code.
         ConfigError: a setting, a file or the machine is invalid.
+        InstantiationException: Hydra could not make an object of the config.
         RunFailed: any other error.
     """
     run_dir, cfg = folder.path, folder.config

@@ -35,8 +35,8 @@ def check_module(module: ExactModule, data: ExactDataModule, trainer: lightning.
     The model, its buffers and the random generators do not change.
 
     Raises:
-        ConfigError: the model cannot be copied, fails on a batch, returns a wrong shape, or has
-            parameters without a gradient on several devices.
+        ConfigError: the model cannot be copied for weight averaging, fails on a batch, returns a
+            wrong shape, or has parameters without a gradient on several devices.
     """
     model = module.model
     _check_sizes_are_known(model)
