@@ -52,7 +52,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class ProcessEntry(NamedTuple):
-    """Process id of a process, of its parent and of its group."""
+    """Ids of a process, of its parent and of its process group."""
 
     pid: int
     parent: int
@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.name))
         if getattr(config.option, "loadgroup", False) and hasattr(item, "_id"):
-            # pytest 9.2 has no _nodeid, to which xdist 3.8 adds the group by which it schedules
+            # xdist 3.8 appends the group to _nodeid and schedules by it; pytest 9.2 has _id
             (group,) = {mark.args[0] for mark in item.iter_markers("xdist_group")}
             item._id = type(item._id).parse(f"{item.nodeid}@{group}")
     first = ("test_training", "test_resume", "test_blocks", "test_your_own", "test_sweeps")
@@ -134,7 +134,7 @@ def clean_environment() -> dict[str, str]:
     }
 
 
-# variables that neither the interpreter nor a large library reads on import
+# variables that a fork can still set, after the large libraries are imported (tests/warm.py)
 READ_LATE = (
     *("WANDB_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"),
     *("COLUMNS", "FAULT", "HYDRA_", "PYTHONPATH"),

@@ -7,8 +7,8 @@ Run ``python tests/kills.py RUN_DIR PLAN [RANKS]``. PLAN is a JSON list with an 
 - ``{"after": 0.7, "signal": "SIGTERM", "rank": 1}``: the same, 0.7 seconds after the start
 - ``"leave"``: stop here and leave the run unfinished
 
-It prints the exit codes of each attempt. The libraries are imported once, before the forks, so a
-kill costs less than a second.
+It prints the exit codes of each attempt and the seconds of the last one. The libraries are imported
+once, before the forks, so a kill costs less than a second.
 """
 
 import gc

@@ -717,7 +717,7 @@ def test_all_unusual_input_is_accepted(
 
 
 def test_wrong_results_are_detected() -> None:
-    """Check that ``find_problem`` detects each kind of wrong result."""
+    """Check that ``find_problem`` detects wrong exit codes, messages, output and files."""
     good = Result(2, "", "error: seed=x: must be an integer", 0.1, [])
     case = Case("train", ["seed=x"], ["seed=x", "must be"])
     assert find_problem(case, good) is None

@@ -191,7 +191,7 @@ def test_replayed_steps_equal_eager_steps(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Compare six epochs with a warm-up of the KL weight, a schedule, and smaller last batches."""
+    """Compare runs of six epochs whose last batches are smaller than the others."""
     replayed = train_and_read_state(tmp_path / "replayed", data_dir, *overrides)
     assert len(graphs) == 2  # full batches and last ones
     assert graphs[0].num_replays > 20
@@ -306,7 +306,7 @@ def test_a_second_fit_steps_its_new_optimizer(
     assert trainer.global_step == 8 * 7
 
 
-def test_an_optimizer_that_counts_steps_on_the_cpu_is_not_captured(
+def test_an_optimizer_that_keeps_values_on_the_cpu_is_not_captured(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     weight = torch.nn.Parameter(torch.zeros(2))

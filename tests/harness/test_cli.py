@@ -75,7 +75,7 @@ def test_help_config_and_errors_need_no_torch(
 
 
 @pytest.mark.fault(Promise.UNUSUAL, "a terminal with another encoding")
-def test_scripts_print_in_any_encoding(no_torch: str, survived: Survived) -> None:
+def test_scripts_print_errors_in_ascii(no_torch: str, survived: Survived) -> None:
     typed = "name='±≥数"
     for name in ENTRY_POINTS:
         done = run_light(name, typed, PYTHONPATH=no_torch, PYTHONIOENCODING="ascii")
@@ -204,7 +204,7 @@ def test_a_sweep_is_checked_before_its_first_job(no_torch: str, tmp_path: Path) 
 def test_an_override_may_belong_to_a_swept_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hydra applies fixed overrides to the config without the swept group, which lacks the key."""
+    """Hydra applies fixed overrides without the swept group, where their key does not exist."""
     overrides = [
         "model=vae",
         "model/penalty=adversary,labelwise_adversary",
@@ -402,7 +402,7 @@ def test_out_of_memory_is_reported_in_one_line(
         raise RuntimeError("another")
 
 
-def test_training_runs_without_posix_modules(
+def test_the_peak_memory_is_unknown_without_posix_modules(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert (run._peak_memory() or 0) > 2**20

@@ -74,7 +74,9 @@ def test_the_wandb_sweep_file_composes() -> None:
     assert sweep["command"][-1] == "${args_no_hyphens}"
 
 
-def test_a_run_of_a_wandb_agent_has_the_id_of_the_agent(data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_wandb_agent_has_the_id_that_the_agent_gives(
+    data_dir: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     overrides = ["callbacks.figures=null", "device=cpu", "trainer.max_epochs=1"]
     done = run_script(

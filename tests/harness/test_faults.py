@@ -64,7 +64,7 @@ def fill_disk(folder: Path, bytes_left: int) -> None:
 def test_a_full_disk_fails_a_run_with_one_line(
     last_file: str, bytes_left: int, devices: int, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Fill the disk after the first save, or limit file sizes if no disk can be mounted."""
+    """Fill the disk after the second save, or limit file sizes if no disk can be mounted."""
     with mount_small_disk(tmp_path / "disk", 30_000_000) as mounted:
         if devices > 1 and not mounted:
             pytest.skip(

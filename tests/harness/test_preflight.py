@@ -100,7 +100,7 @@ def make_scalar_penalty(**kwargs: Any) -> Callable[..., Tensor]:
 
 
 def check_model(model: Autoencoder, data_dir: Path, folder: Path, **settings: Any) -> Any:
-    """Check a model before a run on small test data; return the trainer."""
+    """Run the check before training on a model and small test data; return the trainer."""
     _, data, trainer = make_objects(data_dir, folder, **settings.pop("trainer", {}))
     for name, value in settings.items():
         setattr(data, name, value)

@@ -394,7 +394,7 @@ class DataModule(MNISTDataModule):
 
 @pytest.fixture
 def stalling(tmp_path: Path) -> str:
-    """Return a PYTHONPATH with stalling.DataModule, whose workers stall or die after 7 batches."""
+    """Return a PYTHONPATH with stalling.DataModule, whose workers fail after 7 batches (FAULT)."""
     (tmp_path / "stalling.py").write_text(STALLING)
     return os.pathsep.join((clean_environment()["PYTHONPATH"], str(tmp_path)))
 
@@ -578,7 +578,7 @@ def test_the_batch_script_is_requeued_and_resumes(batch_job: BatchJob) -> None:
     assert [entry["step"] for entry in summary["resumed"]] == [batch_job.stopped_at]
 
 
-def test_training_imports_no_optional_packages(batch_job: BatchJob) -> None:
+def test_training_imports_no_packages_that_it_does_not_need(batch_job: BatchJob) -> None:
     unwanted = {"sklearn", "skimage", "tensorboard", "optuna", "ray", "submitit", "wandb", "pandas"}
     assert {"torch", "lightning", "harness", "cvae"} <= batch_job.imports
     assert not unwanted & batch_job.imports
@@ -589,7 +589,7 @@ def test_training_imports_no_optional_packages(batch_job: BatchJob) -> None:
 
 @pytest.fixture(scope="module")
 def killed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run that was killed before its second epoch."""
+    """Return a run that was killed in its second epoch, after a save at step 18."""
     run_dir = archive_run(data_dir, tmp_path_factory.mktemp("killed") / "run")
     assert train_with_kills(run_dir, [[SAVE, 6, "after"], "leave"]).exit_codes == [[-9]]
     return run_dir

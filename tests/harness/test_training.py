@@ -459,7 +459,7 @@ def test_a_failed_run_reports_its_error(devices: int, data_dir: Path, tmp_path: 
 
 
 def test_a_run_needs_no_callbacks_logger_or_schedule(data_dir: Path, tmp_path: Path) -> None:
-    """Some clusters set the variables of a single rank, which have no effect."""
+    """RANK=0 and WORLD_SIZE=1, which some clusters set for a single rank, have no effect."""
     overrides = ["callbacks=null", "logger=null", "scheduler=null", "trainer.max_epochs=1"]
     overrides = [*tiny(data_dir, tmp_path / "run"), *overrides]
     done = run_script("train", *overrides, RANK="0", WORLD_SIZE="1")

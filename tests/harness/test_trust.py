@@ -73,7 +73,7 @@ def set_key(dotted: str, value: Any) -> Change:
 
 
 def make_attacks(marker: str) -> dict[str, Any]:
-    """Return targets that would write or read a marker file if called."""
+    """Return targets to reject; most would write or read a marker file if called."""
     touch = f"touch '{marker}'"
     return {
         "os.system": {"_target_": "os.system", "_args_": [touch]},
@@ -144,7 +144,7 @@ PLACES = ("model.network", "model.extra", "data.extra", "data", "callbacks.extra
 @pytest.mark.fault(Promise.STRANGERS, TARGETS)
 @pytest.mark.parametrize("name", make_attacks(""))
 def test_targets_outside_the_trusted_list_are_rejected(name: str, tmp_path: Path) -> None:
-    """Test the check itself in every section of a config."""
+    """Test the check itself, with each target in several places of a config."""
     attack = make_attacks(str(tmp_path / "marker"))[name]
     for place in PLACES:
         config: dict[str, Any] = {"model": {"network": {}}, "data": {}, "callbacks": {}}

@@ -1,4 +1,4 @@
-"""Color images and several attributes through every command, on one device and two."""
+"""Color images, several attributes and given quadrants in most commands, on one device and two."""
 
 import importlib
 import json

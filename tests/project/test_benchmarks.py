@@ -265,7 +265,7 @@ def test_free_bits_drop_the_gradient_below_the_threshold(path: bool) -> None:
     model.path_gradient = path
     x, y = torch.bernoulli(torch.full((50, 1, 2, 2), 0.5)), torch.eye(2).repeat(25, 1)
     eps = torch.randn(50, 2)
-    head = model.network.encoder.head.weight  # rows: two means, two of the standard deviation
+    head = model.network.encoder.head.weight  # rows: two of the mean, two of the std
     mean, log_std = model.posterior(x, y)
     kl_per_dimension = (0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std).mean(0)
     # one dimension is above the threshold, the other below

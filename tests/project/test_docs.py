@@ -1,4 +1,4 @@
-"""The pages of docs/ match the code, link to what exists, and load nothing from another host."""
+"""The pages of docs/ match the code and link to what exists; check_site.py finds foreign files."""
 
 import ast
 import re

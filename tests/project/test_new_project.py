@@ -214,7 +214,9 @@ def test_all_tests_of_a_new_project_are_collected(run_module: Callable[..., None
 
 
 @pytest.mark.engines
-def test_a_new_project_passes_its_fast_tests(run_module: Callable[..., None]) -> None:
+def test_a_new_project_passes_the_fast_tests_of_its_science(
+    run_module: Callable[..., None],
+) -> None:
     run_module(
         "pytest", "-q", "-p", "no:cacheprovider", "-m", "not engines and not long", "tests/science"
     )

@@ -223,7 +223,7 @@ def test_labels_may_be_boolean(tmp_path: Path) -> None:
         (np.full(20, -1, np.int8), "range from -1 to -1"),
     ],
 )
-def test_labels_out_of_range_are_rejected(
+def test_labels_of_a_wrong_type_or_range_are_rejected(
     train_labels: np.ndarray,  # type: ignore[type-arg]
     message: str,
     tmp_path: Path,

@@ -198,7 +198,7 @@ def test_the_label_grid_has_a_row_for_each_label_and_a_column_for_each_z() -> No
     assert len(styles) == 4
 
 
-def test_style_transfer_shows_the_digit_and_its_z_with_ten_labels() -> None:
+def test_style_transfer_shows_each_digit_and_a_tile_for_each_label() -> None:
     model = LabelAndLatentBars(make_network, 3)
     images = make_batch()
     page = figures.style_transfer(model, images)

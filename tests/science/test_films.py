@@ -112,7 +112,9 @@ def test_models_without_labels_make_films_in_grey_and_color(
     assert is_grey == (channels == 1)
 
 
-def test_a_morph_is_a_strip_with_both_test_images(data: MNISTDataModule, tmp_path: Path) -> None:
+def test_the_strip_of_a_morph_ends_at_the_second_test_image(
+    data: MNISTDataModule, tmp_path: Path
+) -> None:
     model = randomize_weights(CVAE(make_network, latent_dim=4))
     request = Request([2, 4], None, 5, seed=0, morph=[0, 7]).for_model(model)
     assert request.file_name() == "label-2-4-morph-0-7-seed-0-samples-5.png"

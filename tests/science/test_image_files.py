@@ -56,7 +56,7 @@ def test_opaque_alpha_palette_grey_and_1_bit_images_convert_without_loss(tmp_pat
     expected = np.moveaxis(RGB, 2, 0)
     opaque = np.dstack([RGB, np.full((6, 8), 255, np.uint8)])
     assert np.array_equal(decode(save_image(tmp_path / "a.png", opaque), SHAPE, "none"), expected)
-    few = (RGB // 128) * 255  # eight colors, as many as a palette keeps
+    few = (RGB // 128) * 255  # eight colors, which the palette of Pillow has exactly
     palette = save_image(tmp_path / "p.png", few, "P")
     with PILImage.open(palette) as picture:
         assert picture.mode == "P"

@@ -156,7 +156,7 @@ def test_kl_vanishes_where_the_posterior_is_the_prior() -> None:
 
 
 @pytest.mark.parametrize("model_class", [VAE, CVAE])
-def test_the_bounds_are_ordered_and_reach_the_evidence(model_class: type[VAE]) -> None:
+def test_the_bounds_are_ordered_and_at_most_the_evidence(model_class: type[VAE]) -> None:
     """E[elbo] <= E[importance-weighted bound], rising with K, <= log p(x | y)."""
     model = make_model(model_class, latent_dim=1).double()
     x, y = ALL_IMAGES[[0, 6, 9, 15]].double(), make_labels_for(model, 4)
@@ -183,7 +183,7 @@ def test_the_bounds_are_ordered_and_reach_the_evidence(model_class: type[VAE]) -
 
 
 def test_the_bound_is_tight_for_many_samples() -> None:
-    """With q = N(0, I), the weights are bounded."""
+    """With q = N(0, I), the weights are p(x | z, y) <= 1, so their variance is small."""
     model = set_posterior_to_prior(make_model(CVAE, latent_dim=1).double())
     assert isinstance(model, VAE)
     y = make_labels_for(model, 16)

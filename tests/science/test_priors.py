@@ -65,7 +65,7 @@ def test_every_prior_is_an_invertible_map_with_a_log_determinant(
     z = torch.randn(12, latent_dim, dtype=torch.float64)
     y = torch.eye(4, dtype=torch.float64)[torch.arange(12) % 4]
     w, log_det = prior.to_base(z, y)
-    tolerance = 1e-6 if name.startswith("zuko") else 1e-9  # zuko inverts by bisection
+    tolerance = 1e-6 if name.startswith("zuko") else 1e-9  # room for the inverses of zuko
     torch.testing.assert_close(prior.from_base(w, y), z, atol=tolerance, rtol=tolerance)
     assert not torch.isclose(w, z).all(1).any()
     for i in range(4):
