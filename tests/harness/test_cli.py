@@ -456,7 +456,7 @@ def test_a_network_must_accept_the_arguments_of_its_model() -> None:
     assert re.match(r"model.network._target_=.*: must take .* image_shape", problem)
 
 
-def test_wrong_values_of_a_factory_are_reported_in_one_line() -> None:
+def test_wrong_values_of_a_factory_are_reported_with_its_target() -> None:
     node = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0, "nesterov": True}
     factory = build._build_factory("optimizer", node)
     assert "params" in signature(factory).parameters

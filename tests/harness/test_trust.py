@@ -160,7 +160,9 @@ def test_targets_outside_the_trusted_list_are_rejected(name: str, tmp_path: Path
     "target",
     ["harness.tracking.wandb.wandb_logger", "lightning.pytorch.loggers.TensorBoardLogger"],
 )
-def test_loggers_are_trusted_only_below_logger(target: str, place: str) -> None:
+def test_loggers_are_not_trusted_in_the_model_the_data_or_within_a_callback(
+    target: str, place: str
+) -> None:
     """A logger in place of a network could write into any folder that the config names."""
     config: dict[str, Any] = {"model": {"network": {}}, "data": {}, "callbacks": {"extra": {}}}
     set_key(place, {"_target_": target, "save_dir": "/", "name": "x"})(config)
@@ -330,7 +332,7 @@ def test_classes_of_your_own_files_need_no_trust() -> None:
     "target",
     ["my_own.Linear", "my_own.net", "my_own.os.system", "my_own.Net.forward", "my_script.Net"],
 )
-def test_imports_and_instances_in_your_files_are_not_trusted(target: str) -> None:
+def test_other_names_in_your_files_and_classes_of_scripts_are_not_trusted(target: str) -> None:
     with pytest.raises(ConfigError, match="not trusted"):
         check_target(target)
 

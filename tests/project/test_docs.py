@@ -55,7 +55,7 @@ def test_calls_in_the_page_match_the_imports() -> None:
         reached |= set(calls)
 
 
-def test_exit_codes_in_the_page_match_the_exceptions() -> None:
+def test_the_page_lists_the_exit_codes_of_the_exceptions() -> None:
     table = (DOCS / "reference" / "exit-codes.md").read_text()
     cells = re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE)
     documented = {int(code) for cell in cells for code in cell.split(", ")}

@@ -25,7 +25,7 @@ def make_batch(count: int = 10) -> Batch:
     return Batch(x, torch.eye(10)[torch.arange(count) % 10], torch.arange(count), count)
 
 
-def test_a_grid_separates_rows_and_columns() -> None:
+def test_a_grid_shows_each_tile_at_its_row_and_column() -> None:
     tiles = torch.zeros(2, 3, 1, 4, 4)
     tiles[1, 2] = 1.0
     page = np.array(figures.image_grid(tiles, scale=1))
