@@ -228,9 +228,12 @@ def test_shares_of_the_machine_are_disjoint(count: int, monkeypatch: pytest.Monk
     assert sorted(gpus) == ["4", "5", "6", "7", "8", "9"]
 
 
-def test_jobs_share_a_gpu_if_there_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_share_cores_and_gpus_if_there_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    assert [part.gpus for part in machine.divide_machine(2)] == [["7"], ["7"]]
+    parts = machine.divide_machine(3)
+    assert [part.gpus for part in parts] == [["7"]] * 3
+    assert [part.cores for part in parts] == [[3], [5], [3]]
 
 
 def test_swept_overrides_are_those_that_differ_between_jobs() -> None:

@@ -41,7 +41,7 @@ class Share(NamedTuple):
 
 
 def divide_machine(count: int) -> list[Share]:
-    """Divide this machine equally; jobs share no core, and no GPU if there are enough."""
+    """Divide this machine equally; jobs share no core and no GPU if there are enough."""
     if hasattr(os, "sched_getaffinity"):
         cores = sorted(os.sched_getaffinity(0))
     else:
@@ -52,7 +52,7 @@ def divide_machine(count: int) -> list[Share]:
     cores_each, gpus_each = max(1, len(cores) // count), max(1, len(gpus) // count)
     return [
         Share(
-            cores[i * cores_each : (i + 1) * cores_each],
+            [cores[(i * cores_each + j) % len(cores)] for j in range(cores_each)],
             [gpus[(i * gpus_each + j) % len(gpus)] for j in range(gpus_each)] if gpus else [],
         )
         for i in range(count)
