@@ -34,7 +34,7 @@ DESCRIPTION = (
 
 
 def draw_box(css_class: str, left: int, right: int, middle: int, height: int, *lines: str) -> str:
-    """Return a rounded box with one centered line of text, or a symbol and a word below it."""
+    """Return a rounded box with centered lines: words, or a formula or letter as a symbol."""
     rows = [
         f'<rect class="{css_class}" x="{left}" y="{middle - height // 2}" width="{right - left}" '
         f'height="{height}" rx="8"/>'

@@ -1,4 +1,4 @@
-"""Write docs/reference/settings.md from conf/ and the schemas of docs/schemas.
+"""Write docs/reference/settings.md from conf/ and its JSON Schemas.
 
 Run ``make schemas``; a test checks that the page is up to date.
 """
@@ -115,7 +115,7 @@ def _summarize_file(group: str, name: str) -> str:
     comment = re.match(r"(#.*\n)*", text)
     assert comment is not None
     lines = re.findall(r"# (?!@package|yaml-language-server|python src/)(.*)", comment[0])
-    if group == "experiment":  # its hardware, minutes and nats are in docs/measured/recipes.md
+    if group == "experiment":  # docs/measured has its hardware, minutes and nats
         return re.split("[;:(]", _format_cell(lines[0]))[0].strip()
     return _format_cell(" ".join(lines))
 
