@@ -1,5 +1,6 @@
 """Sweeps: each job has its folder and process and does not depend on the others."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 from harness.config import machine
 from harness.config.machine import num_cpus
 from harness.contract import files
+from harness.contract.errors import ConfigError
 from harness.run_folder import reading
 from harness.run_folder.folder import RunFolder
 from harness.sweeps import jobs
@@ -286,3 +288,17 @@ def test_each_job_of_a_sweep_is_composed_once(data_dir: Path, tmp_path: Path) ->
     done = run_fork(script, overrides, libraries=("hydra",))
     assert done.stdout.split() == ["2", "2"], done.stdout + done.stderr
     assert (tmp_path / "sweep" / "1" / ".hydra" / "overrides.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "has_gpu", "is_valid"),
+    [("cpu", True, False), ("auto", False, False), ("auto", True, True), ("gpu", True, True)],
+)
+def test_jobs_on_cpus_need_a_core_each(
+    accelerator: str, has_gpu: bool, is_valid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "num_cpus", lambda: 2)
+    monkeypatch.setattr(jobs, "has_no_gpu", lambda: not has_gpu)
+    cfg = {"trainer": {"accelerator": accelerator, "devices": 1}}
+    with contextlib.nullcontext() if is_valid else pytest.raises(ConfigError, match="num_jobs=3"):
+        jobs.check_num_parallel(cfg, 3)

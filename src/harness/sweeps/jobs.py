@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from harness.config.machine import Share, device_count, divide_machine, num_cpus
+from harness.config.machine import Share, device_count, divide_machine, has_no_gpu, num_cpus
 from harness.config.paths import display_path, python_command
 from harness.contract.errors import Busy, ConfigError, RunFailed
 from harness.run_folder.folder import RunFolder
@@ -73,8 +73,9 @@ def check_num_parallel(cfg: Mapping[str, Any], num_parallel: int) -> None:
         ConfigError: they need more cores.
     """
     accelerator, devices = cfg["trainer"]["accelerator"], cfg["trainer"]["devices"]
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and has_no_gpu())
     needed = num_parallel * (device_count(devices) or 1)
-    if needed > num_cpus() and num_parallel > 1 and accelerator in ("cpu", "auto"):
+    if on_cpu and num_parallel > 1 and needed > num_cpus():
         raise ConfigError(
             f"hydra.launcher.num_jobs={num_parallel}: {num_parallel} jobs at a time with "
             f"trainer.devices={devices} need {needed} cores; this machine has {num_cpus()}"
