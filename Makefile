@@ -63,19 +63,19 @@ doctor: ## print the facts that a bug report needs
 
 PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-test: .venv/.installed ## run the tests that need no extras; 9 min
+test: .venv/.installed ## run the tests that need no extras; 5 min
 	$(PYTEST) -m "not engines and not long" $(ARGS)
 
 test-fast: .venv/.installed ## test the science only, without whole runs; under a minute
 	$(PYTEST) -m "not engines and not long" $(ARGS) tests/science
 
-test-engines: .venv/.extras ## test launchers, search, export, explorer, benchmarks; 9 min
+test-engines: .venv/.extras ## test launchers, search, export, explorer, benchmarks; 6 min
 	$(PYTEST) -m "engines and not long" $(ARGS)
 
 LONG := $(RUN) -m pytest --numprocesses 2 --dist worksteal
 COMMIT_NUMBER = $(shell printf '%d' 0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0))
 
-test-faults: .venv/.extras ## inject random faults, different for each commit; 4 min
+test-faults: .venv/.extras ## inject random faults, different for each commit; 3 min
 	$(LONG) -m long --minutes 3 --faults-seed $(COMMIT_NUMBER) $(ARGS)
 
 PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
