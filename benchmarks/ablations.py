@@ -1,9 +1,9 @@
 """Ablations of the default recipe: ``python benchmarks/ablations.py [VARIANT ...]``.
 
-Trains the default and the variants, or those named, with three seeds: two runs at a time, on one
-core each (make ablations). Scores them on the validation images and on their samples, and saves the
-scores of every run in docs/measured/ablations.json. Runs in that file are skipped: repeat the
-command to resume after an interruption, also on another machine.
+Trains the default and all variants, or the default and those named, with three seeds: two runs at
+a time, on one core each (make ablations). Scores them on the validation images and on their
+samples, and saves the scores of every run in docs/measured/ablations.json. Runs in that file are
+skipped: repeat the command to resume after an interruption, also on another machine.
 """
 
 import json
@@ -48,7 +48,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "batch_256": ("data.batch_size=256", "optimizer.lr=2e-3", "callbacks.ema.decay=0.996"),
     "warp": ("data/augmentation=warp",),
     "mlp_plain": ("model.network._target_=alternatives.PlainMLP", "model/penalty=none"),
-    "mlp_shallow": (  # three layers per side
+    "mlp_shallow": (  # three hidden layers per side
         "model.network._target_=alternatives.PlainMLP",
         "model.network.encoder_blocks=1",
         "model.network.decoder_blocks=1",
@@ -80,7 +80,7 @@ def make_jobs(name: str) -> dict[int, Job]:
 
 
 def saved_rows(settings: dict[str, str]) -> dict[str, Any]:
-    """Return the rows of the output file; empty ones for variants whose settings have changed."""
+    """Return a row for each variant: the saved one, or an empty one if it is new or has changed."""
     saved = json.loads(OUTPUT.read_text(encoding="utf-8"))["variants"] if OUTPUT.exists() else {}
     return {
         name: saved[name]

@@ -13,13 +13,13 @@ from cvae.models import Autoencoder
 from cvae.types import Batch
 
 FONT_SIZE = 20  # screen pixels; readable where a page shows the figure at half its size
-_MARGIN = 8  # screen pixels, as those around a grid
+_MARGIN = 8  # screen pixels; cvae.image_grid leaves the same margin
 _TITLE_HEIGHT = FONT_SIZE + 12
 _GUTTER = 84  # between the two columns of blocks; holds the test images of the style transfer
 
 
 class Block(NamedTuple):
-    """A grid of images below its title, and images to its left."""
+    """A grid of images below its title, with an optional column of images to its left."""
 
     title: str
     tiles: Tiles
@@ -93,7 +93,7 @@ def _make_label_blocks(name: str, model: Autoencoder, examples: Batch) -> tuple[
 
 
 def _draw_blocks(blocks: Sequence[Block]) -> PILImage.Image:
-    """Draw blocks next to each other; the grids of two such rows align."""
+    """Draw blocks next to each other; the grids of all rows of blocks align."""
     font = ImageFont.load_default(FONT_SIZE)
     label_width = round(font.getlength("autoencoder")) + 12
     pictures = [

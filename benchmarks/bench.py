@@ -36,7 +36,7 @@ OTHERS = ("bare", "conventional", "pythae")
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return the environment of commands, which import this folder and src/."""
+    """Return the environment for commands, with this folder and src/ on PYTHONPATH."""
     paths = [str(HERE), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     path = os.pathsep.join(paths)
     return {**os.environ, "PYTHONPATH": path, "WANDB_MODE": "offline", **variables}
@@ -88,7 +88,7 @@ def images_per_second(times: dict[int, float], batch_size: int) -> float:
 
 def measure_contender(name: str, steps: int) -> float:
     """Return images per second of a contender."""
-    start = steps // 3  # by then torch.compile has seen the smaller last batch of an epoch
+    start = steps // 3  # with 400 steps of 512 images, after the smaller last batch of an epoch
     if name in OURS:
         batch = 512 if "batch 512" in name else DEFAULT_BATCH
         return images_per_second(train(OURS[name], steps, start), batch)
@@ -270,7 +270,9 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400, help="steps per run; a third are warm-up")
+    parser.add_argument(
+        "--steps", type=int, default=400, help="steps of a training run; a third are warm-up"
+    )
     parser.add_argument(
         "--sections", nargs="+", choices=sections, help="measure these, keep the results of others"
     )

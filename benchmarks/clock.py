@@ -67,7 +67,7 @@ class Clock(Callback):
 
 
 class Pauses(Callback):
-    """Save the seconds of checkpoints, of pictures and of the whole run as JSON.
+    """Save the seconds of checkpoints, of pictures, and of fit and test as JSON.
 
     Args:
         path: the file.
@@ -129,7 +129,7 @@ class StopAfterStep(Callback):
 
 
 class WatchSynchronizations(Callback):
-    """Warn of each synchronization with the GPU, and save where the batches are made as JSON.
+    """Warn of each synchronization with the GPU, and save the device type of new batches as JSON.
 
     Args:
         path: the file.

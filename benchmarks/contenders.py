@@ -1,9 +1,10 @@
 """Other ways to train the same network: bare loops, conventional Lightning code, and pythae.
 
 ``python benchmarks/contenders.py NAME STEPS START OVERRIDE...`` prints the times of the first step,
-of step START and of the last step as JSON. All train the model that the overrides describe, with
-the same batch size; each loads images as is usual for that kind of loop. All but pythae train on
-the device and in the precision of the overrides.
+of step START and of the last step as JSON. All have the networks and the batch size of the
+overrides; each loads images as is usual for that kind of loop. pythae trains an unconditional VAE
+on the CPU in float32. The others train the model of the overrides, on their device and in their
+precision.
 """
 
 import json
@@ -28,7 +29,7 @@ CONF = str(paths.ROOT / "conf")
 
 
 def train_conventional(cfg: DictConfig, timer: Timer) -> None:
-    """Train as most repositories do, and log every step.
+    """Train as most repositories do, and call ``self.log`` in every step.
 
     Uses torchvision's MNIST, ToTensor for every image, a DataLoader, and Lightning's defaults.
     """

@@ -96,7 +96,7 @@ def summarize_experiments() -> dict[str, Any]:
 
 
 def read_metric(folder: Path, metric: str) -> tuple[float, float | None]:
-    """Return a metric of a run and its floor, the value of real images or of chance."""
+    """Return a metric of a run, and its floor: the value on real images, or at chance."""
     if metric == GREY_ELBO:
         return grey_negative_elbo(folder), None
     if metric in (known := reading.read_summary(folder)["metrics"]):

@@ -56,7 +56,7 @@ def graph_override(is_on: bool) -> list[str]:
 
 
 def common_overrides(options: Namespace) -> list[str]:
-    """Return the overrides of every run: device, logger, and with --cpu a small data set."""
+    """Return the overrides of every run, with those of a small run for --cpu."""
     if options.cpu:
         return [*COMMON, "device=cpu", *SMALL_RUN, *options.train]
     return [*COMMON, "device=gpu", *options.train]
