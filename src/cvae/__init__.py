@@ -28,7 +28,7 @@ def load_run(path: str | Path, trusted: str | Sequence[str] | None = None) -> "A
     Raises:
         ConfigError: the path holds no model that can be loaded.
     """
-    from harness.run_folder import loading  # imported late: models do not need the harness
+    from harness.run_folder import loading  # imported here: models need only harness.contract
 
     return loading.load_run(path, trusted)
 
@@ -68,11 +68,11 @@ def train(
         trainer: the trainer.
 
     Returns:
-        The validation and test metrics by name, in nats per image.
+        The validation and test metrics of the best weights, by name.
 
     Raises:
         FloatingPointError: a metric is not finite.
     """
-    from harness.training import run  # imported late: models do not need the harness
+    from harness.training import run  # imported here: models need only harness.contract
 
     return run.train(module, datamodule, trainer)

@@ -16,7 +16,7 @@ _FILE = "file"  # the column of paths
 def read_attributes(path: Path, files: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return the values of each attribute, (N,), in the order of the files.
 
-    They are int64 if all values are whole numbers, else float64.
+    An attribute is int64 if all its values are whole numbers, else float64.
 
     The first line of the CSV file names the columns: ``file``, the path of an image relative to the
     folder of the CSV file, and one column for each attribute.
@@ -66,6 +66,6 @@ def _to_number(cell: str, location: str) -> float:
 
 
 def _to_int_if_whole(values: NDArray[np.float64]) -> NDArray[Any]:
-    """Return whole numbers as integers, which a categorical attribute must be."""
+    """Convert to int64 if all values are whole; categorical attributes must be integers."""
     is_whole = (np.abs(values) < 2**53).all() and (values == np.floor(values)).all()
     return values.astype(np.int64) if is_whole else values

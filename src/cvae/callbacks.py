@@ -87,7 +87,7 @@ class Figures(Callback):
 
     Args:
         folder: folder of the PNG files; new figures replace earlier ones.
-        every_n_epochs: epochs between figures during training; 0 for figures only at the end.
+        every_n_epochs: epochs between figures during training; 0 for figures only after the test.
         num_test_images: test images for the latent plane and the traversals.
     """
 

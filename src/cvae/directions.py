@@ -52,7 +52,7 @@ def traverse(
 
 @torch.no_grad()
 def embed(model: Autoencoder, batch: Batch) -> Latent:
-    """Return the latent of each image in a batch. An unconditional model ignores its y."""
+    """Return the latent of each image in a batch. An unconditional model ignores ``batch.y``."""
     return model.embed(batch.x, batch.y if model.conditional else None)
 
 
@@ -167,7 +167,7 @@ def display_range(model: Autoencoder, values: Float[Tensor, " batch"]) -> tuple[
     """Return the range of a coordinate of z to show: the mean ± three standard deviations.
 
     Args:
-        values: the coordinate of each image. A VAE ignores it: its range is that of N(0, I).
+        values: the coordinate of each image; ignored for a VAE, whose range is that of N(0, I).
     """
     if isinstance(model, VAE):
         return -EXTENT, EXTENT

@@ -38,7 +38,7 @@ def embed(model: Autoencoder, data: MNISTDataModule, split: str = "test") -> Lat
         float32 (for a plain autoencoder its code, and 0); ``w``, (N, D) float32, only with a prior
         other than N(0, I): the base variable at the mean of z, which ``decode`` takes; ``labels``,
         (N,) int64; ``conditions``, (N, condition_size) float32, y in the units of the data, only
-        with several attributes; ``indices``, (N,) int64, positions in ``data.splits()[split]``.
+        if y is not one label; ``indices``, (N,) int64, positions in ``data.splits()[split]``.
     """
     data.prepare_data()
     data.setup()

@@ -1,8 +1,8 @@
 """Export of a trained model for other tools (extra "export").
 
 ``model.safetensors`` and ``config.json`` hold the model and load without Lightning.
-``encoder.onnx``, ``decoder.onnx`` and ``likelihood.onnx`` hold its parts for other runtimes, and
-``decoder.pt2`` holds the decoder for torch.export.
+``encoder.onnx``, ``decoder.onnx`` and, for a VAE, ``likelihood.onnx`` hold its parts for other
+runtimes, and ``decoder.pt2`` holds the decoder for torch.export.
 ``README.md`` is a model card for the Hugging Face Hub.
 """
 

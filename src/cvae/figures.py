@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FIGURE_SEED = 0
-_MAX_PANELS = 10  # of the latent plane
-_PANEL_COLUMNS = 8  # digits across a panel; five panels are 1,280 pixels wide
+_MAX_PANELS = 10  # of the decoded latent plane, for conditions other than one label
+_PANEL_COLUMNS = 8  # digits across a panel; five panels are 1,290 pixels wide
 _PANEL_FONT_SIZE = 20  # readable where a page shows the figure at half its size
 _PLANE_EXTENT = 2.5  # standard deviations of the prior to either side
 _PLANE_FONT_SIZE = 13  # of the latent plane
@@ -193,10 +193,10 @@ def traversals(
 def latent_plane(
     model: Autoencoder, batch: Batch, name: str = "", names: Names = None
 ) -> PILImage.Image:
-    """Draw the latent points of test images, colored by label.
+    """Draw the latent points of test images, colored by the first part of y, such as the label.
 
     With more than two latent dimensions, the axes are the first two principal components. With one
-    dimension, the second axis is the label.
+    dimension, the second axis is that part of y.
 
     Args:
         name: name of the model, for the title.

@@ -23,7 +23,7 @@ class Request:
     """The settings of generate.py, as conf/generate.yaml describes them.
 
     Raises:
-        ConfigError: two settings contradict each other.
+        ConfigError: ``morph`` or ``num_samples`` is invalid, or two settings contradict each other.
     """
 
     label: Label

@@ -17,7 +17,7 @@ Shape = tuple[int, ...]  # (channels, height, width)
 
 # position of the bit depth in a PNG file; Pillow reads 16-bit colors as 8 bits without a warning
 _DEPTH_BYTE = 24
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # 8 bits a channel, grey or RGB
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # at most 8 bits a channel, grey or RGB
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 

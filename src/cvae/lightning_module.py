@@ -57,7 +57,7 @@ def as_batch(
             and integer or one-hot labels.
 
     Raises:
-        ValueError: the batch is neither, or is (x, y) although several processes share it.
+        ValueError: the batch is neither, or is (x, y) and several processes train.
     """
     if isinstance(batch, Batch):
         return batch

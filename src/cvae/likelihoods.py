@@ -2,8 +2,8 @@
 
 Pixels are independent given z and y, so log p(x | z, y) is a sum over channels and pixels, in nats.
 Likelihoods of pixels with a fixed number of levels give probabilities. The others give densities,
-whose nats depend on the unit of x and may have any sign. The names of their metrics end in
-``_density``.
+whose nats depend on the unit of x and may have any sign. Their metrics have names such as
+``elbo_density`` and ``nll_density_k100``.
 
 To add a likelihood, write a class with the attributes and methods of :class:`Likelihood` and name
 it in ``_target_`` of a YAML file in conf/model/likelihood/.

@@ -246,7 +246,7 @@ class Autoencoder(nn.Module):
         return math.prod(self.image_shape)
 
     def nats_name(self, quantity: str) -> str:
-        """Return the name of a metric in nats, which ends in _density for a density."""
+        """Return the name of a quantity in nats, with _density appended for a density."""
         return quantity if self.likelihood.num_levels else f"{quantity}_density"
 
     def loss(self, terms: Terms, step: int | Tensor) -> Nats:
@@ -265,7 +265,7 @@ class VAE(Autoencoder):
     .. math:: \log p(x) \ge E_{q(z|x)} \log p(x|z) - KL(q(z|x) \,\|\, p(z))
 
     in nats per image (Kingma and Welling 2014). The loss weights the KL term by beta (Higgins et
-    al. 2017); the logged elbo does not. The latent in arguments and results is the base variable
+    al. 2017); the logged elbo does not. ``embed`` returns and ``decode`` takes the base variable
     w ~ N(0, I) of the prior, which is z for the standard normal prior.
 
     Example::

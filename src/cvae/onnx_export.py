@@ -1,7 +1,8 @@
 """Export of the parts of a model as ONNX files, for onnxruntime in any language and in browsers.
 
-``encoder.onnx`` maps images to latents, and ``decoder.onnx`` maps latents to pixel means. Together
-with ``likelihood.onnx`` they give the bound on log p(x | y) from one sample z, in nats per image:
+``encoder.onnx`` maps images to latents, and ``decoder.onnx`` maps latents to pixel means and to
+parameters of the likelihood. For a VAE, these two files and ``likelihood.onnx`` give the bound on
+log p(x | y) from one sample z, in nats per image:
 
 .. math:: \\log p(x \\mid z, y) + \\log p(z \\mid y) - \\log q(z \\mid x, y), \\quad
     z = \\mu + \\sigma \\epsilon

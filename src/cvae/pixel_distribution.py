@@ -16,8 +16,8 @@ class PixelDistribution(Distribution):
     Args:
         likelihood: the likelihood.
         parameters: those of each image, (batch, num_parameters, channel, height, width).
-        complete: function that puts given pixels in their place in images; by default, it
-            returns the images unchanged.
+        complete: function that copies the given pixels of y into images; by default, it returns
+            the images unchanged.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Facts about this package that the harness reads without importing torch.
 
-:mod:`harness.config.science` lists the names that the harness reads. The constructors of this
+docs/design/harness.md lists the names that the harness reads. The constructors of this
 package define types and ranges of settings.
 """
 
@@ -56,7 +56,7 @@ def _nats_suffix(cfg: Mapping[str, Any]) -> str:
 
 
 def monitor(cfg: Mapping[str, Any]) -> str:
-    """Return val/elbo, or val/reconstruction for a plain autoencoder."""
+    """Return val/elbo, or val/reconstruction for a plain autoencoder; a density adds _density."""
     quantity = "reconstruction" if _target(cfg["model"]) == _MODELS[0] else "elbo"
     return f"val/{quantity}{_nats_suffix(cfg)}"
 
@@ -81,7 +81,7 @@ def _is_from_library(likelihood: Any) -> bool:
 
 
 def problems(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one line for each pair of settings that contradict each other."""
+    """Yield one line for each invalid setting and for each contradiction between settings."""
     data, model = cfg["data"], cfg["model"]
     if _target(data) == _DATA_MODULES[0] and data.get("name", "MNIST") not in MNIST_SETS:
         yield f"data.name={data['name']}: must be one of {', '.join(MNIST_SETS)}"

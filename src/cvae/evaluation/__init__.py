@@ -1,1 +1,1 @@
-"""Evaluation of a trained model: one file per claim. Imports models, not Lightning."""
+"""Evaluation of a trained model: one file per claim. Claims do not import Lightning."""

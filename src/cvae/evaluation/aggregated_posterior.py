@@ -122,7 +122,8 @@ def mmd_squared(a: Points, b: Points) -> tuple[float, float]:
 def mmd_null(subject: Subject, size: int) -> tuple[float, float]:
     """Return the 95 % quantile and the s.d. of :func:`mmd_squared` for two samples of N(0, I).
 
-    Both come from 200 pairs of at most 1,000 points. A degenerate U-statistic scales as 1/size.
+    Both come from 200 pairs of samples, each of at most 1,000 points. A degenerate U-statistic
+    scales as 1/size.
     """
     small = min(size, _NULL_SIZE)
     values = []

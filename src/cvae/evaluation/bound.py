@@ -12,7 +12,7 @@ from cvae.evaluation.subject import Subject
 from cvae.models import VAE
 from cvae.types import Nats
 
-_STANDARD_COUNTS = (1, 50)  # K that are always reported, in addition to num_samples
+_STANDARD_COUNTS = (1, 50)  # K to report in addition to a larger num_samples
 
 
 def bound(subject: Subject) -> Metrics:
@@ -21,9 +21,9 @@ def bound(subject: Subject) -> Metrics:
     ``nll_kK`` is an upper bound on -log p(x|y), tighter with a larger K. ``joint_nll_kK`` bounds
     -log p(x, y) = -log p(x|y) + log C: the C labels with training images are equally likely, others
     have no prior mass. ``marginal_nll_kK`` bounds -log p(x) = -log 1/C sum_y p(x|y), with K samples
-    for the image's label and fewer for the others (:mod:`cvae.evaluation.generative_classifier`).
-    Compare the last two with the nll of an unconditional model. With a density, all names in nats
-    end in ``_density``, and there are no bits per dimension.
+    for the image's label and 50 or 5 for the others (:mod:`cvae.evaluation.generative_classifier`).
+    Compare the last two with the nll of an unconditional model. A density has names such as
+    ``nll_density_kK`` and no bits per dimension.
     """
     parts: dict[str, list[Nats]] = {}
     images = torch.arange(len(subject.test.labels), device=subject.device)

@@ -34,7 +34,8 @@ def generative_classifier(subject: Subject) -> Metrics:
 def log_marginal(subject: Subject, nll: Nats) -> Nats:
     """Return a lower bound on log p(x), with equal mass on the labels that have training images.
 
-    Labels near the best have 50 samples, the others 5.
+    The bound of the image's own label is ``nll``. Of the other labels, those near the best have 50
+    samples, the rest 5.
 
     Args:
         nll: bound of every test image with its own label, at the largest K.
@@ -51,7 +52,7 @@ def label_bounds(subject: Subject, stage: int) -> LabelBounds:
     A label that an earlier stage dropped keeps the bound of fewer samples.
 
     Raises:
-        NotApplicable: the model takes no label.
+        NotApplicable: the model is a plain autoencoder, or its condition is not one label.
     """
     require_label(subject)
     for k, margin in _STAGES[len(subject.label_bounds) : stage + 1]:

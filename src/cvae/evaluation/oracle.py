@@ -150,7 +150,7 @@ def train_regressor(
     binarized_share: float,
     progress: Progress | None = None,
 ) -> Callable[[Image], Values]:
-    """Return a function that predicts a value per image, from the epoch of lowest error."""
+    """Train a regressor; return the predictor of the epoch with the lowest validation error."""
     mean, std = train[1].mean(), train[1].std().clamp_min(1e-12)
 
     def loss_function(outputs: Tensor, values: Values) -> Tensor:
@@ -215,9 +215,9 @@ def _fit(
 
 
 class Oracle:
-    """Classifier of real images, and a reference for the classifiers that train on samples.
+    """Classifier of real images, and references for the classifiers that train on samples.
 
-    Both train on first use and are cached in a folder, under a digest of this file, the version of
+    All train on first use and are cached in a folder, under a digest of this file, the version of
     torch and the digits. A missing, damaged or outdated file is trained again. They train on
     the device of the splits. An evaluation passes splits on the CPU, so that the classifiers are
     the same for every device.

@@ -11,7 +11,7 @@ from cvae.evaluation.claims import FIGURES, Subject
 from cvae.types import Batch
 from harness.contract.files import atomic_write
 
-_NUM_IMAGES = 2000  # test images for the latent plane
+_NUM_IMAGES = 2000  # test images for the latent plane and the traversals
 
 
 def save_pictures(

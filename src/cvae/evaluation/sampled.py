@@ -132,7 +132,7 @@ class SampledSubject(Subject):
 
     @property
     def binarized_share(self) -> float:
-        """Share of binarized images in the training of classifiers and regressors of samples."""
+        """Share of binarized images in the training of classifiers and regressors of attributes."""
         return 0.5 if self.is_grey else 0.0
 
     @property

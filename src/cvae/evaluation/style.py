@@ -32,7 +32,7 @@ def style(subject: SampledSubject) -> Metrics:
     between digits that are decoded from the same z, averaged over pairs of labels.
 
     Raises:
-        NotApplicable: the images have color.
+        NotApplicable: the images have color, or the condition is not one label.
     """
     reject_attributes(subject)
     metrics: Metrics = {}

@@ -104,7 +104,7 @@ def _measure_per_label(
 def within_label_std(
     values: NDArray[np.float64], labels: NDArray[np.int64], classes: Iterable[int]
 ) -> float:
-    """Return the root mean within-label variance over ``classes``, ignoring nan."""
+    """Return the root of the mean within-label variance over ``classes``, ignoring nan."""
     groups = [values[(labels == c) & ~np.isnan(values)] for c in classes]
     variances = [g.var(ddof=1) for g in groups if len(g) > 1]
     return float(np.sqrt(np.mean(variances))) if variances else 0.0

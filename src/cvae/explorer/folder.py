@@ -45,7 +45,7 @@ def write_folder(model: Autoencoder, data: MNISTDataModule, name: str, folder: P
         folder: folder to write. Files of the same names are replaced.
 
     Returns:
-        The size of the folder in bytes.
+        The total size of the written files in bytes.
 
     Raises:
         ConfigError: the page does not support the model, the model cannot be exported, packages

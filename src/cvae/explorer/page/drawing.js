@@ -12,7 +12,7 @@ export class Drawing {
   /**
    * @param canvas the drawing area
    * @param description contents of model.json
-   * @param onChange called after each change of the strokes or the paper
+   * @param onChange called after the user changes the strokes, or the paper under strokes
    */
   constructor(canvas, description, onChange) {
     const [channels, height, width] = description.image_shape;
