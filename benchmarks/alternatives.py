@@ -141,7 +141,7 @@ class FreeBits(CVAE):
             kl_per_dimension = 0.5 * (z**2 - ((z - mean) * torch.exp(-log_std)) ** 2) - log_std
         kl = torch.where(is_above_minimum, kl_per_dimension, self.min_nats).sum(-1)
         penalty = 0.0 if self.penalty is None else self.penalty(z, c, eps)
-        return Terms(self.likelihood.log_prob(x, self._pixel_parameters(z, c)), kl, penalty)
+        return Terms(self._log_prob(x, self._pixel_parameters(z, c)), kl, penalty)
 
 
 class ImportanceWeighted(CVAE):
@@ -174,7 +174,7 @@ class ImportanceWeighted(CVAE):
         kl = 0.5 * (w.view_as(z) ** 2 - eps_of_z**2).sum(-1) - log_std_q.sum(-1)
         kl = kl - log_det.view_as(kl)
         parameters = self._pixel_parameters(z.flatten(0, 1), rows).unflatten(0, kl.shape)
-        log_p = self.likelihood.log_prob(x, parameters)
+        log_p = self._log_prob(x, parameters)
         weights = (log_p - kl).detach().softmax(dim=1)
         # the weighted sums apply the weights once; the gradient of z needs them squared
         z.register_hook(lambda gradient: gradient * weights[:, :, None])
