@@ -71,7 +71,7 @@ def measure_parts() -> tuple[dict[str, float], int]:
 
 
 def time_all_reduce(rank: int, count: int, rendezvous: str, results: Any) -> None:
-    """Time one of two processes that sum their gradients, as DDP does in each step."""
+    """Time the all-reduce of gradients between two processes, as DDP does in each step."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     gradients, times = torch.ones(count), []

@@ -24,7 +24,7 @@ class Scores(NamedTuple):
     """Validation scores of the best checkpoint of a run."""
 
     nll: float  # nats per validation image, importance-weighted with K = 100
-    label_agreement: float  # share of 10,000 decoder means that the oracle assigns their label
+    label_agreement: float  # share of 10,000 decoder means with the oracle's label
 
 
 def validation_nll(run_dir: Path, trusted: Trust = None) -> float:
@@ -56,7 +56,7 @@ def _nll(subject: Subject) -> float:
 
 
 def main(run_dirs: list[str]) -> None:
-    """Print the scores of runs. The probe is selected and scored on the same images."""
+    """Print the scores of runs. The MLP probe is selected and scored on the same images."""
     if not run_dirs:
         raise SystemExit("no run given: python benchmarks/validation.py RUN ...")
     for run_dir in run_dirs:
@@ -70,7 +70,7 @@ def main(run_dirs: list[str]) -> None:
         means, drawn = (control[f"samples/label_agreement{end}"].value for end in ("", "_drawn"))
         print(
             f"{run_dir}: {_nll(subject):.2f} nats (validation, K = {NUM_SAMPLES}); label agreement "
-            f"{means:.2%}, of binary samples {drawn:.2%}; perceptron probe accuracy on z "
+            f"{means:.2%}, of binary samples {drawn:.2%}; MLP probe accuracy on z "
             f"{probes['latent/label_accuracy_mlp'].value:.1%}",
             flush=True,
         )

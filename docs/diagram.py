@@ -4,7 +4,7 @@ from pathlib import Path
 
 PATH = Path(__file__).resolve().parent / "images" / "cvae.svg"
 WIDTH, HEIGHT = 700, 292
-MIDDLE = 124  # of the row from x to p(x | z, y)
+MIDDLE = 124  # y of the row from x to π
 LABEL_ROW, TERM_ROW = 214, 36
 
 # pages embed the file as an image, so it has its own background, light or dark
@@ -34,7 +34,7 @@ DESCRIPTION = (
 
 
 def draw_box(css_class: str, left: int, right: int, middle: int, height: int, *lines: str) -> str:
-    """Return a rounded box with centered lines: words, or a formula or letter as a symbol."""
+    """Return a rounded box with centered lines; a formula or letter is a symbol."""
     rows = [
         f'<rect class="{css_class}" x="{left}" y="{middle - height // 2}" width="{right - left}" '
         f'height="{height}" rx="8"/>'
@@ -85,7 +85,7 @@ def draw_diagram() -> str:
         draw_text(16, TERM_ROW + 1, "loss: sum of both", "small loss", "start"),
         draw_text(16, TERM_ROW + 17, "terms, nats per image", "small loss", "start"),
     ]
-    # sampling takes the right half
+    # sampling uses only the decoder, the right half of the diagram
     parts += [
         draw_path("line", (318, 240), (318, 248), (684, 248), (684, 240)),
         draw_text(501, 270, "draw a 7: sample z ~ N(0, I), set y = 7, decode", "small"),

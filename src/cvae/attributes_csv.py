@@ -22,7 +22,8 @@ def read_attributes(path: Path, files: Sequence[str]) -> dict[str, NDArray[Any]]
     folder of the CSV file, and one column for each attribute.
 
     Raises:
-        DataError: the file is unreadable, lacks an image, or holds anything but numbers.
+        DataError: the file is unreadable, a column or row is missing or repeated, an attribute is
+            named label, or a value is not a number.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

@@ -71,7 +71,7 @@ def style_directions(model: Autoencoder, batch: Batch, factors: Factors) -> list
 
     This is the covariance of latents and factor, both centered per label: the direction in which z
     moves on average as the factor increases. The coefficients of a regression would be largest for
-    dimensions that hardly vary, and the decoder ignores these. The factor is measured on the
+    dimensions that hardly vary, which the decoder ignores. The factor is measured on the
     reconstructions of at most 500 images.
 
     Example::
@@ -164,7 +164,7 @@ def _make_direction(model: Autoencoder, name: str, vector: Values, latent: Laten
 
 
 def display_range(model: Autoencoder, values: Float[Tensor, " batch"]) -> tuple[float, float]:
-    """Return the range of a coordinate of z to show: the mean ± three standard deviations.
+    """Return the range in which to show a coordinate of z: its mean ± three standard deviations.
 
     Args:
         values: the coordinate of each image; ignored for a VAE, whose range is that of N(0, I).

@@ -15,7 +15,7 @@ from harness.contract.errors import DataError
 from harness.contract.sampler import Rows
 
 _BINARIZATION_SEED = 0  # of the binarized evaluation sets, the same in all runs
-_CHUNK_SIZE = 250  # images at a time in a digest
+_CHUNK_SIZE = 250  # images at a time
 NOT_BINARIZED = "color images are not binarized; set data.binarization=none"
 
 
@@ -74,7 +74,7 @@ class ImageSet(Dataset[Batch]):
         return Batch(x, y, rows.indices, rows.global_size)
 
     def known_conditions(self) -> Condition | None:
-        """Return y of all images, or None if one-hot; only for pixels that are not resampled."""
+        """Return y of all images, or None if one-hot. The pixels must not be resampled."""
         if not callable(self.conditions):
             return self.conditions
         parts = [self.conditions(rows.float() / 255.0) for rows in self.pixels.split(_CHUNK_SIZE)]

@@ -129,7 +129,7 @@ class ResidualMLP(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width, block_size) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, out_features)
-        # small outputs: training starts near q = N(0, I) and the output bias of the model
+        # small initial outputs: q starts near N(0, I), and the decoder near the model's output bias
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(width))
         nn.init.zeros_(self.head.bias)
 
@@ -211,7 +211,7 @@ class Conv(nn.Module):
 
     Every block takes the label, and every block of the decoder takes z as well. The first layer
     reads patches of the image. The encoder halves height and width of the feature maps between
-    stages and the decoder doubles them, so both must be multiples of
+    stages and the decoder doubles them, so the height and width of an image must be multiples of
     ``patch_size * 2 ** (len(channels) - 1)``.
 
     Example::

@@ -91,7 +91,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no digests": (lambda f: (f / exported.DIGESTS).unlink(), "SHA256SUMS is missing"),
     "no weights": (lambda f: (f / exported.WEIGHTS).unlink(), "no exported model .*is missing"),
     "no config": (lambda f: (f / exported.CONFIG).unlink(), "no exported model .*is missing"),
-    "not a format": (lambda f: change_config(f, format="2"), "not of format 2"),
+    "not a format": (
+        lambda f: change_config(f, format="2"),
+        "format must be an integer from 1 to 2",
+    ),
     "a newer format": (lambda f: change_config(f, format=3), "newer version"),
     "a link": (link_weights_out, "leads out of the folder"),
     "other code": (

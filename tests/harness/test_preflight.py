@@ -100,7 +100,7 @@ def make_scalar_penalty(**kwargs: Any) -> Callable[..., Tensor]:
 
 
 def check_model(model: Autoencoder, data_dir: Path, folder: Path, **settings: Any) -> Any:
-    """Run the check before training on a model and small test data; return the trainer."""
+    """Run the preflight check on a model with small test data; return the trainer."""
     _, data, trainer = make_objects(data_dir, folder, **settings.pop("trainer", {}))
     for name, value in settings.items():
         setattr(data, name, value)
@@ -164,7 +164,7 @@ def test_a_prior_without_an_inverse_is_rejected(
         (FlatStart, "FlatStart.initial_parameters"),
     ],
 )
-def test_a_likelihood_of_wrong_shapes_is_rejected(
+def test_a_likelihood_that_does_not_fit_is_rejected(
     likelihood: Any, message: str, data_dir: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -289,7 +289,7 @@ class Spare(MLP):
     "strategy",
     ["auto", pytest.param("ddp_find_unused_parameters_true", marks=pytest.mark.engines)],
 )
-def test_unused_parameters_on_two_devices_need_the_strategy(
+def test_unused_parameters_on_two_devices_need_ddp_find_unused_parameters(
     strategy: str, data_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(USER_NETWORK)

@@ -188,7 +188,7 @@ def test_the_model_is_exported(finished: tuple[str, Path]) -> None:
 
 
 @pytest.mark.engines
-def test_compiled_terms_take_the_same_steps(
+def test_a_compiled_model_takes_the_same_steps(
     finished: tuple[str, Path], shapes_dir: Path, tmp_path: Path
 ) -> None:
     name, run_dir = finished

@@ -17,9 +17,9 @@ from cvae.evaluation.subject import reject_attributes
 from cvae.morphology import FACTORS, Values
 from cvae.types import Latent
 
-_EXTENT, _STEPS = 2.5, 11  # standard deviations of the prior to either side, and points
+_EXTENT, _STEPS = 2.5, 11  # traversals: -2.5 to 2.5 standard deviations of the prior, in 11 steps
 _NUM_STYLES = 100  # z to traverse, at most
-_EPOCH = 2  # of the prior noise
+_EPOCH = 2  # epoch key of the prior noise; samples use 0, classification_accuracy uses 1
 
 
 def style(subject: SampledSubject) -> Metrics:

@@ -23,8 +23,8 @@ Labels = Int64[Tensor, " _"]
 def variety(subject: SampledSubject) -> Metrics:
     """Return recall, coverage, spread of style and distance to the nearest training image.
 
-    Recall (Kynkäänniemi et al. 2019) and coverage (Naeem et al. 2020) of test digits by decoder
-    means use the oracle's features, k = 5, and up to 1,000 images of each kind per label.
+    Recall (Kynkäänniemi et al. 2019) and coverage (Naeem et al. 2020) compare decoder means with
+    test digits in the oracle's features, with k = 5 and up to 1,000 of each per label.
     ``sd_*_ratio``, for grey images only, is the s.d. of thickness or slant within labels, divided
     by that of test digits.
     ``nearest_train_distance`` is the mean Euclidean distance to the nearest training image of the
@@ -86,7 +86,7 @@ def _measure_per_label(
     fake: Features,
     fake_labels: Labels,
 ) -> Float[Tensor, " num_measured"]:
-    """Measure every real point against the fake points of its label: 1 or 0."""
+    """Return 1 or 0 for up to 1,000 real points of each label, measured against its fake points."""
     measured = []
     for c in real_labels.unique():
         real_points = real[real_labels == c][:_MAX_PER_LABEL]

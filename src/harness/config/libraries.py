@@ -1,7 +1,7 @@
 """Ranges of library arguments that their annotations do not give.
 
-A key is the dotted name of a class, or of a module for all its classes. An argument that a class
-does not take is ignored, so one entry serves every optimizer.
+A key of RANGES is the dotted name of a class, or of a module for all its classes. An argument that
+a class does not take is ignored, so one entry serves every optimizer.
 """
 
 from typing import Annotated, Any, Literal

@@ -18,7 +18,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file to write, which replaces ``path`` once it is on disk.
 
     A reader finds the old content or the new, even after a power failure. The temporary file is in
-    the same folder: across file systems a rename is a copy, which a kill could interrupt.
+    the same folder: os.replace fails across file systems.
 
     Raises:
         OSError: the file cannot be written; the message has its path and the reason. The old

@@ -29,7 +29,7 @@ def comparison_view(
         project: the W&B project.
         name: title of the view.
         compared: metrics to plot against the setting; the first also orders the runs.
-        by: the setting.
+        by: dotted key of the setting on the x-axis of the metric plots.
         curves: metrics to plot over training.
         along: x-axis of the curves.
         pictures: names of pictures that the runs have logged as figures/NAME.

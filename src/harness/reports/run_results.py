@@ -41,7 +41,7 @@ class Run(NamedTuple):
     seed: int | None
     metrics: dict[str, float]
     units: dict[str, str]
-    minimized: str | None = None  # quantity that selected the run, if lower is better
+    minimized: str | None = None  # the monitored metric without its split, if lower is better
     started: str = ""  # ISO time
     test_digest: str = ""  # identifies the test set
 

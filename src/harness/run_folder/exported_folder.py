@@ -104,7 +104,7 @@ def _check_format(config: Any, folder: Path, has_digests: bool) -> None:
     path = folder / exported.CONFIG
     format_number = config.get("format") if isinstance(config, dict) else None
     if type(format_number) is not int or format_number < 1:
-        raise ConfigError(f"{path}: not of format {exported.FORMAT}")
+        raise ConfigError(f"{path}: format must be an integer from 1 to {exported.FORMAT}")
     if format_number > exported.FORMAT:
         raise ConfigError(
             f"{path}: written by a newer version (format {format_number}; this one reads up to "

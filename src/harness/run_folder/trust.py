@@ -102,7 +102,7 @@ def is_own_class(target: str) -> bool:
     """Return whether a dotted name is a class that a file in src/ of this checkout defines.
 
     The file is parsed and not imported. False for functions, for imported names, for the harness,
-    and for files that do more than define things on import.
+    and for files with loops, with, raise, del or bare expressions at module level.
     """
     module, _, name = target.rpartition(".")
     parts = module.split(".")

@@ -37,7 +37,7 @@ _BINDING_VARIABLES = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_A
 class ForkServer:
     """Starts jobs as forks of a process that has imported the large libraries.
 
-    That process imports them in the background, and ends with this one.
+    The server process imports the libraries in the background and ends when this process ends.
 
     Args:
         sweep_dir: the folder of the sweep; shown in the command line of the server and its forks.
@@ -133,7 +133,7 @@ def _start_orphan(job: functools.partial[None]) -> None:
 def _run_job(
     connection: socket.socket, request: Mapping[str, Any], fds: list[int], first_fork: int
 ) -> None:
-    """Become the job of a request, in a fork of the process ``first_fork``."""
+    """Run the job of a request, once the sweep has adopted this process from ``first_fork``."""
     os.setpgid(0, 0)
     while os.getppid() == first_fork:
         time.sleep(0.001)

@@ -1,7 +1,7 @@
 """Jobs of a sweep: run folders that are trained a few at a time, each in its own process.
 
 All jobs have a folder with status "pending" before the first one starts, so that an interrupted
-sweep can be finished from its folders alone.
+sweep can be finished from its folders alone. A search creates its jobs in batches.
 """
 
 import contextlib
@@ -103,8 +103,8 @@ def run_unfinished(sweep_dir: Path, num_parallel: int, trust: Any = None) -> Non
         trust: packages whose classes the configs may also name.
 
     Raises:
-        ConfigError: the folder holds no runs or a search, or a config names code that is not
-            trusted.
+        ConfigError: the folder holds no runs, or it holds a search, or a config names code that is
+            not trusted.
         RunFailed: some runs did not finish.
     """
     jobs = find_jobs(sweep_dir)

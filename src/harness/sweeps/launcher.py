@@ -65,7 +65,7 @@ class LocalLauncher(Launcher):
         return returns
 
     def _archive(self, overrides: list[str], number: int) -> JobReturn:
-        """Archive a job with Hydra's files and callbacks, and return its run folder."""
+        """Archive a job with Hydra's files and callbacks; the return value is its run folder."""
         config = jobs.composed_configs.pop(tuple(overrides), None)
         if config is None:  # jobs of a search are not composed in advance
             config = self.context.config_loader.load_sweep_config(self.config, overrides)

@@ -128,7 +128,7 @@ def _batch_sizes(data: ExactDataModule, trainer: lightning.Trainer) -> Iterator[
     num_trained = int(limit * num_batches) if isinstance(limit, float) else limit
     if trainer.max_steps != -1:
         num_trained = min(num_trained, trainer.max_steps * trainer.accumulate_grad_batches)
-    fewest = max(1, last // processes)  # of a process that has rows
+    fewest = max(1, last // processes)  # rows of the smallest non-empty part of the last batch
     if fewest < rows and num_trained >= num_batches:
         yield fewest, _larger_last_batch(data, processes)
 
@@ -170,7 +170,7 @@ def _check_gradients(trial: nn.Module, trainer: lightning.Trainer) -> None:
 def _check_sync_batchnorm(
     trial: nn.Module, data: ExactDataModule, trainer: lightning.Trainer
 ) -> None:
-    """Raise ConfigError if SyncBatchNorm would reduce over a process without rows."""
+    """Raise ConfigError for SyncBatchNorm on a CPU, or over a process without rows."""
     is_synced = getattr(trainer.strategy, "_layer_sync", None) and trainer.world_size > 1
     if not is_synced or not any(isinstance(m, _BatchNorm) for m in trial.modules()):
         return

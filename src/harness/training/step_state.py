@@ -98,7 +98,7 @@ class Snapshot:
             self._generators.append(torch.cuda.get_rng_state(module.device))
 
     def find_change(self) -> str | None:
-        """Return the name of a value that the step changed and a replay would not, or None."""
+        """Return the name of a value that the step changed and a replay would leave, or None."""
         numpy_state: Any = np.random.get_state()
         has_drawn = (
             random.getstate() != self._cpu_states[0]
