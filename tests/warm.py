@@ -125,7 +125,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
 def run_requested_script(request: Mapping[str, Any]) -> None:
     """Run the requested script in this process."""
     if request["limit"] is None:
-        os.setsid()  # by which the test finds this process and its children
+        os.setsid()  # so that the test finds this process and its children
         signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
     os.chdir(request["cwd"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -423,7 +423,7 @@ def test_a_resumed_run_keeps_the_environment_of_its_start(data_dir: Path, tmp_pa
 
 
 def test_a_run_is_tracked_offline_if_the_server_refuses(data_dir: Path, tmp_path: Path) -> None:
-    """With a key the run starts online; if the server refuses, it continues offline and says so."""
+    """With a key the run starts online; if the server rejects it, the run continues offline."""
     run_dir = tmp_path / "run"
     done = run_script(
         "train",

@@ -28,7 +28,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Distance(Callback):
-    '''Logs |epoch - 1|, by which the second epoch is the best.'''
+    '''Logs |epoch - 1|, so the second epoch is the best.'''
 
     def on_validation_epoch_end(self, trainer, pl_module):
         pl_module.log("val/distance", float(abs(trainer.current_epoch - 1)))

@@ -59,7 +59,7 @@ QUADRANTS = [
 ]
 CASES = {"color": COLOR, "attributes": ATTRIBUTES, "quadrants": QUADRANTS}
 NUM_TEST = 20  # test images
-# for runs of which only the weights are compared
+# for runs whose weights alone are compared
 WITHOUT_FIGURES = ["callbacks.figures=null", "logger=csv"]
 
 REQUESTS = {"color": "label=all", "attributes": "condition={label: 2, size: [3,7,11]}"}

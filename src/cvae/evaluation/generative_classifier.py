@@ -11,7 +11,7 @@ from cvae.evaluation.claim import Metric, Metrics
 from cvae.evaluation.subject import LabelBounds, Subject, require_label, require_vae
 from cvae.types import Nats
 
-# K, and the margin in nats by which a dropped label is behind the best one
+# K, and how many nats a dropped label is behind the best one
 _STAGES = ((5, 20.0), (50, 10.0), (500, 0.0))
 _MARGINAL_STAGE = 1  # its bounds are tight enough for log p(x)
 

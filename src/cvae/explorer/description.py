@@ -78,7 +78,7 @@ def has_centered_digits(data: MNISTDataModule) -> bool:
 
 
 def _digest(model: Autoencoder) -> str:
-    """Return a fingerprint of the weights, by which a link recognizes its model."""
+    """Return a fingerprint of the weights, with which a link names its model."""
     content = hashlib.sha256()
     for weights in model.state_dict().values():
         content.update(weights.numpy().tobytes())
