@@ -48,8 +48,6 @@ from tests.tally import (  # noqa: E402, F401 - hooks and fixtures
 ROOT = Path(__file__).resolve().parents[1]
 NUM_TRAIN, NUM_TEST = 260, 33  # last batches are smaller, and 33 is odd for two ranks
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
-
 
 class ProcessEntry(NamedTuple):
     """Ids of a process, of its parent and of its process group."""
@@ -57,11 +55,6 @@ class ProcessEntry(NamedTuple):
     pid: int
     parent: int
     group: int
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Keep the order of the test files; xdist would start the one with most tests first."""
-    config.option.loadscopereorder = False
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -147,6 +147,16 @@ BAD = [
     ("train", "~name", ["~name: name is null already"]),
     ("train", "+callbacks.ema._partial_=true", ["_partial_=true: must be false"]),
     ("train", "model._target_=src.cvae.models.CVAE", ["must be cvae.models.CVAE, without src."]),
+    (
+        "train",
+        "+callbacks.x={_target_:lightning.pytorch.callbacks.Timer,duration:1h}",
+        ["callbacks.x.duration=1h: must be text of the form DD:HH:MM:SS"],
+    ),
+    (
+        "train",
+        "+callbacks.x={_target_:lightning.pytorch.callbacks.StochasticWeightAveraging,swa_lrs:0}",
+        ["callbacks.x.swa_lrs=0: must be a number above 0"],
+    ),
     ("train", "data.image_shape=[32,32]", ["must be a list of 3, each an integer"]),
     ("train", "optimizer._target_=torch.nn.Relu", ["did you mean torch.nn.ReLU?"]),
     ("generate", "device=gpu", ["device=gpu: there is no key device; --help"]),

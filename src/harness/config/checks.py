@@ -22,7 +22,7 @@ from harness.config.signatures import REQUIRED, NotFoundError, Parameter, Signat
 _REQUIRED_NODES = ("data", "model", "optimizer", "trainer", "module")
 _SINGLE_NODES = ("data", "model", "module", "optimizer", "scheduler")
 _NODE_GROUPS = ("logger", "callbacks")
-_PACKAGED_GROUPS = ("experiment", "debug", "sweep", "device")  # their files set keys of any group
+PACKAGED_GROUPS = ("experiment", "debug", "sweep", "device")  # their files set keys of any group
 _ANY_VALUE = schemas.describe_valid_values({})
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
@@ -307,7 +307,7 @@ def _check_names(node: Mapping[str, Any], arguments: Arguments, prefix: str) -> 
     for name in unknown:
         if name in arguments.passed:
             yield f"{prefix}{name}: the code sets it; remove this key"
-        elif not prefix and name in _PACKAGED_GROUPS and (CONF / name).is_dir():
+        elif not prefix and name in PACKAGED_GROUPS and (CONF / name).is_dir():
             yield f"{name}: the file in conf/{name}/ must start with # @package _global_"
         elif near := nearest_key(name, known):
             setting = f"{prefix}{format_value(name)}={format_value(node[name])}"

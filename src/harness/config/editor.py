@@ -29,7 +29,7 @@ _HYDRA_KEYS: dict[str, Any] = {
     "_recursive_": {"type": "boolean"},
 }
 # groups whose files have another schema
-_GROUPS_WITHOUT_SCHEMA = ("hydra", "experiment", "debug", "sweep", "device")
+_GROUPS_WITHOUT_SCHEMA = ("hydra", *checks.PACKAGED_GROUPS)
 _NODE_GROUPS = ("callbacks", "logger")  # groups of nodes by name
 
 

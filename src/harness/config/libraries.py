@@ -92,6 +92,12 @@ RANGES: dict[str, dict[str, Any]] = {
         "patience": Natural,
         "mode": _Mode,
     },
+    "lightning.pytorch.callbacks.StochasticWeightAveraging": {
+        "swa_lrs": Positive | Annotated[list[Positive], MinLen(1)],
+    },
+    "lightning.pytorch.callbacks.Timer": {
+        "duration": Duration | dict[str, Any] | None,
+    },
     TRAINER: {
         "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"],
         "devices": OrUnlimited | str | Annotated[list[Natural], MinLen(1)],
@@ -147,8 +153,8 @@ def _public_names(target: str) -> list[str]:
     torch.optim.adam.Adam is torch.optim.Adam as well.
     """
     parts = target.split(".")
-    names = [".".join([*parts[:length], parts[-1]]) for length in range(len(parts) - 1, 0, -1)]
     if parts[0] not in _PACKAGES:
         return [target]
+    names = [".".join([*parts[:length], parts[-1]]) for length in range(len(parts) - 1, 0, -1)]
     definition = sources.find_definition(target)
     return [name for name in names if name == target or sources.find_definition(name) == definition]

@@ -177,6 +177,8 @@ def _signature_of_function(
     Args:
         later_bases: for a constructor, the classes that follow in the resolution order.
     """
+    if any(_changes_arguments(decorator, definition) for decorator in node.decorator_list):
+        return Signature(definition.name, {}, takes_any_name=True)
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
@@ -188,8 +190,6 @@ def _signature_of_function(
         {a.arg: _parameter(definition, a.annotation, default) for a, default in part}
         for part in (pairs[has_self:], named)
     )
-    if any(_changes_arguments(decorator, definition) for decorator in node.decorator_list):
-        return Signature(definition.name, {}, takes_any_name=True)
     inherited = _forwarded_arguments(definition, node, later_bases) if later_bases else None
     takes_any_name = arguments.kwarg is not None
     others: Mapping[str, Parameter] = {}
