@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from harness.config.hydra_versions import main_options
 from harness.config.paths import CONF
 from harness.contract.errors import ConfigError, RunFailed
 from harness.contract.terminal import accept_any_text
+from harness.training.forks import run_and_exit
+from harness.training.ranks import started_ranks
 
 _OLDEST_PYTHON, _NEWEST_PYTHON = (3, 11), (3, 13)  # Hydra's argument parser fails on 3.14
 register_resolvers()  # on import, so that the workers of a launcher have them too
@@ -91,6 +93,11 @@ def entry_point(
 
         @functools.wraps(task)
         def main() -> None:
+            if config_name == "train" and _is_one_of_several_ranks():
+                run_and_exit(compose_and_run)
+            compose_and_run()
+
+        def compose_and_run() -> None:
             accept_any_text()
             arguments = sys.argv[1:]
             with report_errors(config_name):
@@ -115,6 +122,17 @@ def entry_point(
         return main
 
     return decorate
+
+
+def _is_one_of_several_ranks() -> bool:
+    """Return whether torchrun or srun started this process as one of several ranks.
+
+    It exits without freeing its modules: threads of gloo outlive the process group, and would abort
+    one exit of some dozens (pytorch issue 190489).
+    """
+    with suppress(ConfigError):  # raised again where it is reported
+        return started_ranks() is not None
+    return False
 
 
 def _check_python() -> None:
